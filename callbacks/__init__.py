@@ -1,0 +1,8 @@
+"""Callbacks see a method's public interface only, and write into the run folder."""
+
+from callbacks.prompt_readout import PromptReadout
+from callbacks.result_files import ResultFiles
+from callbacks.sample_generations import SampleGenerations
+from callbacks.throughput import Throughput
+
+__all__ = ["PromptReadout", "ResultFiles", "SampleGenerations", "Throughput"]

@@ -1,0 +1,54 @@
+"""What ``test`` and ``predict`` leave in the run folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L  # noqa: N812 - Lightning's own convention
+
+from callbacks.files import write_json, write_jsonl
+from lightning_prompts.types import Batch
+
+
+class ResultFiles(L.Callback):
+    """Writes ``metrics.json`` and ``predictions.jsonl`` after a test, ``generations.jsonl`` after a prediction."""
+
+    def __init__(self) -> None:
+        """Start without rows."""
+        self.rows: list[dict[str, Any]] = []
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Forget earlier rows."""
+        self.rows = []
+
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Forget earlier rows."""
+        self.rows = []
+
+    def on_test_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:  # fmt: skip
+        """Collect the rows of a batch."""
+        self.rows.extend(outputs)
+
+    def on_predict_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:  # fmt: skip
+        """Collect the rows of a batch."""
+        self.rows.extend(outputs)
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the metrics and the rows they were computed from."""
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("test/")}
+        if "test/examples" in metrics:
+            metrics["test/examples"] = int(metrics["test/examples"])
+        folder = Path(trainer.default_root_dir)
+        write_jsonl(folder / "predictions.jsonl", self.rows)
+        write_json(folder / "metrics.json", metrics)
+
+    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the generations."""
+        write_jsonl(Path(trainer.default_root_dir) / "generations.jsonl", self.rows)

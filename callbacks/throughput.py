@@ -1,0 +1,54 @@
+"""How fast training goes."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import lightning as L  # noqa: N812 - Lightning's own convention
+
+from lightning_prompts.types import Batch
+
+if TYPE_CHECKING:
+    from lightning_prompts.methods import PromptMethod
+
+
+class Throughput(L.Callback):
+    """Logs seconds per step, and examples and LM tokens per second, averaged between two log steps.
+
+    Tokens are those that the LM really ran, so a prompt that is shared over the batch counts once. Validation is left
+    out of the time.
+    """
+
+    def __init__(self) -> None:
+        """Start at nothing."""
+        self._reset()
+
+    def _reset(self) -> None:
+        self._seconds = 0.0
+        self._examples = self._steps = self._tokens = 0
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: PromptMethod, batch: Batch, batch_idx: int  # type: ignore[override]
+    ) -> None:
+        """Start the clock."""
+        self._start = time.perf_counter()
+        self._tokens_before = pl_module.lm.tokens_forwarded
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: PromptMethod, outputs: Any, batch: Batch, batch_idx: int  # type: ignore[override]
+    ) -> None:
+        """Stop the clock, and log when it is time."""
+        self._seconds += time.perf_counter() - self._start
+        self._steps += 1
+        self._examples += len(batch)
+        self._tokens += pl_module.lm.tokens_forwarded - self._tokens_before
+        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            pl_module.log_dict(
+                {
+                    "throughput/seconds_per_step": self._seconds / self._steps,
+                    "throughput/examples_per_second": self._examples / self._seconds,
+                    "throughput/tokens_per_second": self._tokens / self._seconds,
+                }
+            )
+            self._reset()

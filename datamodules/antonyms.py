@@ -1,0 +1,75 @@
+"""Antonyms of single English words, from WordNet 3.0 (shipped; see ``data/LICENSE.wordnet``)."""
+
+from __future__ import annotations
+
+import csv
+import random
+from importlib.resources import files
+
+from datamodules.base import SourceRow, Split, TextDataModule, disjoint_components
+from lightning_prompts.errors import UserError
+
+
+class Antonyms(TextDataModule):
+    """Word -> antonym, both directions of each pair, no word of a test pair in training.
+
+    Args:
+        template: Text with ``{prompt}``, ``{question}`` (the word) and ``{answer}`` (its antonym).
+        stop: Regular expression; a generated answer ends where it first matches, here at a word's end.
+        chat: Render through the model's chat template.
+        system: The system turn of a chat.
+        min_count: Keep pairs whose rarer word occurs at least so often in WordNet's tagged texts; 0 keeps all 3,229.
+        val_fraction: Share of the pairs for validation.
+        test_fraction: Share of the pairs for testing.
+        batch_size: Examples per training step.
+        eval_batch_size: Examples per evaluation step.
+        max_train_examples: Keep only so many training examples, drawn by ``seed``.
+        seed: Seed of the split.
+    """
+
+    def __init__(
+        self,
+        template: str = "Here are two{prompt} {question} and {answer}",
+        stop: str = r"[^\w'-]",
+        chat: bool = False,
+        system: str | None = None,
+        min_count: int = 1,
+        val_fraction: float = 0.1,
+        test_fraction: float = 0.2,
+        batch_size: int = 32,
+        eval_batch_size: int = 64,
+        max_train_examples: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        """Check the fractions."""
+        super().__init__(template, stop, chat, system, batch_size, eval_batch_size, max_train_examples, seed)
+        if min(val_fraction, test_fraction) <= 0 or val_fraction + test_fraction >= 1:
+            raise UserError(
+                f"data.val_fraction ({val_fraction}) and data.test_fraction ({test_fraction}) must be above 0 "
+                "and leave something to train on"
+            )
+        self.min_count = min_count
+        self.val_fraction = val_fraction
+        self.test_fraction = test_fraction
+
+    def load_rows(self) -> dict[Split, list[SourceRow]]:
+        """Split whole components of the word graph, so that no word stands in two splits."""
+        text = (files("datamodules") / "data" / "antonyms.tsv").read_text(encoding="ascii")
+        table = [row for row in csv.DictReader(text.splitlines(), delimiter="\t") if int(row["count"]) >= self.min_count]
+        pairs = [(row["word"], row["antonym"]) for row in table]
+        groups = disjoint_components(pairs)
+        random.Random(self.seed).shuffle(groups)
+        targets: list[tuple[Split, float]] = [
+            ("test", self.test_fraction * len(pairs)),
+            ("val", self.val_fraction * len(pairs)),
+        ]
+        splits: dict[Split, list[SourceRow]] = {"test": [], "val": [], "train": []}
+        for group in groups:
+            if targets and len(splits[targets[0][0]]) >= 2 * targets[0][1]:
+                targets.pop(0)
+            split: Split = targets[0][0] if targets else "train"
+            for index in group:
+                for question, answer in (pairs[index], pairs[index][::-1]):
+                    row = {"question": question, "answer": answer, "part": table[index]["part"]}
+                    splits[split].append(SourceRow(row, f"antonyms.tsv {question}/{answer}"))
+        return splits

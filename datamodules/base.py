@@ -1,0 +1,203 @@
+"""What every datamodule shares: rows become examples, examples become batches. Text only, no tokenizer, no tensors."""
+
+from __future__ import annotations
+
+import random
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import lightning as L  # noqa: N812 - Lightning's own convention
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+from lightning_prompts.errors import UserError
+from lightning_prompts.template import Template
+from lightning_prompts.types import Batch, Example
+
+Split = Literal["train", "val", "test", "predict"]
+
+
+@dataclass(frozen=True)
+class SourceRow:
+    """A row and where it comes from.
+
+    Attributes:
+        fields: The fields by name, ``question`` and ``answer`` among them.
+        source: For error messages (``"train.jsonl row 12"``).
+    """
+
+    fields: Mapping[str, object]
+    source: str
+
+
+class TextDataModule(L.LightningDataModule):
+    """Question-answer rows, rendered through a template.
+
+    A subclass gives `load_rows`. Everything random follows ``seed``, except the order of training batches, which
+    follows the run's own seed.
+
+    Args:
+        template: Text with ``{prompt}``, ``{answer}`` and the rows' fields.
+        stop: Regular expression; a generated answer ends where it first matches.
+        chat: Render through the model's chat template.
+        system: The system turn of a chat.
+        batch_size: Examples per training step.
+        eval_batch_size: Examples per evaluation step.
+        max_train_examples: Keep only so many training examples, drawn by ``seed``; ``None`` keeps all.
+        seed: Seed of splits and of ``max_train_examples``.
+    """
+
+    def __init__(
+        self,
+        template: str,
+        stop: str,
+        chat: bool,
+        system: str | None,
+        batch_size: int,
+        eval_batch_size: int,
+        max_train_examples: int | None,
+        seed: int,
+    ) -> None:
+        """Check the settings; nothing is read before `examples` is called."""
+        super().__init__()
+        for name, value in (
+            ("batch_size", batch_size),
+            ("eval_batch_size", eval_batch_size),
+            ("max_train_examples", max_train_examples),
+        ):
+            if value is not None and value < 1:
+                raise UserError(f"data.{name} must be at least 1, got {value}")
+        self.template = Template(template, stop=stop, chat=chat, system=system)
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.max_train_examples = max_train_examples
+        self.seed = seed
+        self._examples: dict[Split, list[Example]] | None = None
+
+    @abstractmethod
+    def load_rows(self) -> dict[Split, list[SourceRow]]:
+        """The rows of each split; called once."""
+
+    def examples(self, split: Split) -> list[Example]:
+        """The examples of a split, in order.
+
+        Raises:
+            UserError: The split is empty, or see `load_rows`.
+        """
+        if self._examples is None:
+            rows = self.load_rows()
+            train = rows.get("train", [])
+            if self.max_train_examples is not None and self.max_train_examples < len(train):
+                kept = random.Random(self.seed).sample(range(len(train)), self.max_train_examples)
+                rows["train"] = [train[index] for index in sorted(kept)]
+            self._examples = {
+                name: [self.template.render(row.fields, row.source) for row in part] for name, part in rows.items()
+            }
+        if split == "predict" and not self._examples.get("predict"):
+            split = "test"
+        if not self._examples.get(split):
+            raise UserError(f"{type(self).__name__} has no {split} examples: the {split} split is empty")
+        return self._examples[split]
+
+    def setup(self, stage: str) -> None:
+        """Read the data, so that what is wrong with it is said before anything else starts."""
+        needed: dict[str, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
+        for split in needed.get(stage, ("predict",)):
+            self.examples(split)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Shuffled anew every epoch, the same way for the same seed."""
+        examples = self.examples("train")
+        return ResumableLoader(
+            examples,  # type: ignore[arg-type]
+            batch_size=self.batch_size,
+            sampler=EpochSampler(len(examples), torch.initial_seed() % 2**63),
+            collate_fn=Batch,
+        )
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """In order."""
+        return self._in_order("val")
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """In order."""
+        return self._in_order("test")
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """In order; the test split where there is none of its own."""
+        return self._in_order("predict")
+
+    def _in_order(self, split: Split) -> DataLoader[Any]:
+        return DataLoader(self.examples(split), batch_size=self.eval_batch_size, collate_fn=Batch)  # type: ignore[arg-type]
+
+
+class EpochSampler(Sampler[int]):
+    """A permutation that depends on the seed and the epoch alone, so that a resumed run sees the same order.
+
+    Args:
+        size: How many examples.
+        seed: The run's seed.
+    """
+
+    def __init__(self, size: int, seed: int) -> None:
+        """Start at epoch 0."""
+        self.size = size
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning at the start of each epoch."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        """The indices of one epoch."""
+        generator = torch.Generator().manual_seed((self.seed + self.epoch) % 2**63)
+        return iter(torch.randperm(self.size, generator=generator).tolist())
+
+    def __len__(self) -> int:
+        """How many examples."""
+        return self.size
+
+
+class ResumableLoader(DataLoader[Example]):
+    """A DataLoader whose place within the epoch goes into checkpoints (Lightning calls the two state methods)."""
+
+    _yielded = 0
+    _skip = 0
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        """The epoch's batches, from the place that was restored."""
+        skip, self._skip = self._skip, 0
+        self._yielded = 0
+        for batch in super().__iter__():
+            self._yielded += 1
+            if self._yielded > skip:
+                yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """How many batches of this epoch were handed out."""
+        return {"yielded": 0 if self._yielded >= len(self) else self._yielded}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Skip so many batches next time."""
+        self._skip = state["yielded"]
+
+
+def disjoint_components(pairs: Sequence[tuple[str, str]]) -> list[list[int]]:
+    """Groups of pair indices such that no word occurs in two groups (the connected components of the word graph)."""
+    parent: dict[str, str] = {}
+
+    def root(word: str) -> str:
+        while parent.setdefault(word, word) != word:
+            parent[word] = parent[parent[word]]
+            word = parent[word]
+        return word
+
+    for first, second in pairs:
+        parent[root(first)] = root(second)
+    groups: dict[str, list[int]] = {}
+    for index, (first, _) in enumerate(pairs):
+        groups.setdefault(root(first), []).append(index)
+    return list(groups.values())

@@ -1,0 +1,181 @@
+"""A user's own question-answer files: JSON, JSON Lines, CSV, TSV or Parquet."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+from datamodules.base import SourceRow, Split, TextDataModule
+from lightning_prompts.errors import UserError, nearest
+
+log = logging.getLogger(__name__)
+
+FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
+
+
+class QuestionAnswer(TextDataModule):
+    r"""Your own task: files with a question and an answer in each row.
+
+    Args:
+        train: Training file. Where ``val`` or ``test`` is not given, rows of this one are held out.
+        val: Validation file.
+        test: Test file.
+        predict: File of questions to answer; needs no answers.
+        question: Name of the field that holds the question.
+        answer: Name of the field that holds the answer.
+        template: Text with ``{prompt}``, ``{question}``, ``{answer}`` and any other field of the file.
+        stop: Regular expression; a generated answer ends where it first matches.
+        chat: Render through the model's chat template.
+        system: The system turn of a chat.
+        val_size: Held-out rows for validation: a share below 1, or a count.
+        test_size: Held-out rows for testing: a share below 1, or a count.
+        disjoint: What held-out and training rows must not share: nothing but the ``rows`` themselves, or no ``words``
+            (training rows with a word of a held-out row are dropped; for word lists).
+        batch_size: Examples per training step.
+        eval_batch_size: Examples per evaluation step.
+        max_train_examples: Keep only so many training examples, drawn by ``seed``.
+        seed: Seed of the split and of ``max_train_examples``.
+    """
+
+    def __init__(
+        self,
+        train: str | None = None,
+        val: str | None = None,
+        test: str | None = None,
+        predict: str | None = None,
+        question: str = "question",
+        answer: str = "answer",
+        template: str = "{prompt}\nQuestion: {question}\nAnswer: {answer}",
+        stop: str = r"\n",
+        chat: bool = False,
+        system: str | None = None,
+        val_size: float = 0.1,
+        test_size: float = 0.1,
+        disjoint: Literal["rows", "words"] = "rows",
+        batch_size: int = 32,
+        eval_batch_size: int = 64,
+        max_train_examples: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        """Keep the settings."""
+        super().__init__(template, stop, chat, system, batch_size, eval_batch_size, max_train_examples, seed)
+        self.files: dict[Split, str | None] = {"train": train, "val": val, "test": test, "predict": predict}
+        for name, size in (("val_size", val_size), ("test_size", test_size)):
+            if size <= 0:
+                raise UserError(f"data.{name} must be above 0, got {size}; give a share below 1 or a count")
+        if not any(self.files.values()):
+            raise UserError("QuestionAnswer needs a file: set data.train (or data.test, data.predict)")
+        self.question, self.answer = question, answer
+        self.sizes: dict[Split, float] = {"test": test_size, "val": val_size}
+        self.disjoint = disjoint
+
+    def load_rows(self) -> dict[Split, list[SourceRow]]:
+        """Read the files and hold out what they lack."""
+        splits = {
+            split: self._rows(Path(file), answers=split != "predict") for split, file in self.files.items() if file
+        }
+        if "train" in splits:
+            for split, size in self.sizes.items():
+                if split not in splits:
+                    splits[split] = self._hold_out(splits, split, size)
+        return splits
+
+    def _hold_out(self, splits: dict[Split, list[SourceRow]], split: Split, size: float) -> list[SourceRow]:
+        train = splits["train"]
+        count = round(size * len(train)) if size < 1 else int(size)
+        if not 0 < count < len(train):
+            raise UserError(
+                f"data.{split}_size {size} of the {len(train)} rows of {self.files['train']} leaves nothing to "
+                f"{'hold out' if count <= 0 else 'train on'}; change it or give data.{split} a file"
+            )
+        chosen = set(random.Random(f"{self.seed} {split}").sample(range(len(train)), count))
+        held_out = [row for index, row in enumerate(train) if index in chosen]
+        rest = [row for index, row in enumerate(train) if index not in chosen]
+        if self.disjoint == "words":
+            taken = {word for row in held_out for word in _words(row)}
+            kept = [row for row in rest if taken.isdisjoint(_words(row))]
+            log.info("%d of %d training rows dropped: they share words with the %s split",
+                     len(rest) - len(kept), len(rest), split)  # fmt: skip
+            rest = kept
+            if not rest:
+                raise UserError("data.disjoint: words leaves nothing to train on; every row shares a word with others")
+        splits["train"] = rest
+        return held_out
+
+    def _rows(self, path: Path, answers: bool) -> list[SourceRow]:
+        table = read_table(path)
+        if not table:
+            raise UserError(f"{path} has no rows")
+        names = list(table[0])
+        wanted = [("question", self.question), ("answer", self.answer)] if answers else [("question", self.question)]
+        for role, name in wanted:
+            if name not in names:
+                raise UserError(f"{path} has no field {name!r} (data.{role}); {nearest(name, names)}")
+        rows = []
+        for number, raw in enumerate(table, start=1):
+            for _, name in wanted:
+                if raw[name] is None or not str(raw[name]).strip():
+                    raise UserError(f"{path} row {number}: field {name!r} is missing or empty")
+                if isinstance(raw[name], list | dict):
+                    raise UserError(f"{path} row {number}: field {name!r} is a {type(raw[name]).__name__}, not a text")
+            fields = {**raw, "question": raw[self.question], "answer": raw.get(self.answer)}
+            rows.append(SourceRow(fields, f"{path} row {number}"))
+        return rows
+
+
+def read_table(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file, by its ending.
+
+    Raises:
+        UserError: The file is missing, of another kind, or not readable as its ending says.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} does not exist" if not path.exists() else f"{path} is not a file")
+    kind = FORMATS.get(path.suffix.lower())
+    if kind is None:
+        raise UserError(f"{path}: the ending must be one of {', '.join(FORMATS)}")
+    if path.stat().st_size == 0:
+        raise UserError(f"{path} is empty")
+    import datasets
+
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity_error()
+    options: dict[str, Any] = {}
+    if kind == "csv":  # every field as it stands: no number parsing, "NA" is a word
+        options = {"dtype": str, "keep_default_na": False, "sep": "\t" if path.suffix.lower() == ".tsv" else ","}
+    try:
+        loaded = datasets.load_dataset(kind, data_files=str(path), split="train", **options)
+    except Exception as error:  # noqa: BLE001 - the library raises whatever its readers raise
+        raise UserError(f"{path}: {_why_unreadable(path, error)}") from error
+    return list(loaded)
+
+
+def _why_unreadable(path: Path, error: Exception) -> str:
+    if FORMATS[path.suffix.lower()] == "json":
+        text = path.read_bytes().decode("utf-8", errors="replace")
+        if not text.lstrip().startswith("["):
+            for number, line in enumerate(text.splitlines(), start=1):
+                try:
+                    row = json.loads(line) if line.strip() else {}
+                except json.JSONDecodeError as wrong:
+                    return f"line {number} is not valid JSON ({wrong.msg})"
+                if not isinstance(row, dict):
+                    return f"line {number} is not a JSON object"
+        else:
+            try:
+                json.loads(text)
+            except json.JSONDecodeError as wrong:
+                return f"line {wrong.lineno} is not valid JSON ({wrong.msg})"
+        return "not a table: every row must be an object whose fields keep their type from row to row"
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    return f"not readable as {path.suffix.lower()[1:]}: {' '.join(str(cause).split())[:200]}"
+
+
+def _words(row: SourceRow) -> set[str]:
+    return set(re.findall(r"\w+", f"{row.fields['question']} {row.fields['answer']}".casefold()))

@@ -1,0 +1,255 @@
+"""The command line: LightningCLI, its defaults for prompt methods, and errors in one line."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+# A checkpoint is data: nothing in it is ever run, whoever calls torch.load.
+os.environ.setdefault("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")
+
+import lightning as L  # noqa: E402, N812 - Lightning's own convention
+import torch  # noqa: E402
+from jsonargparse import Namespace  # noqa: E402
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, RichProgressBar  # noqa: E402
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback  # noqa: E402
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger  # noqa: E402
+
+import callbacks  # noqa: E402 - imported so that short class names resolve, as are the next two
+import datamodules  # noqa: E402
+from lightning_prompts import methods  # noqa: E402
+from lightning_prompts.checkpoints import check_readable  # noqa: E402
+from lightning_prompts.config_errors import one_line  # noqa: E402
+from lightning_prompts.errors import UserError  # noqa: E402
+
+DEBUG = "LIGHTNING_PROMPTS_DEBUG"
+
+TRAINER_DEFAULTS: dict[str, Any] = {
+    "max_epochs": 10,
+    "gradient_clip_val": 1.0,
+    "log_every_n_steps": 5,
+    "num_sanity_val_steps": 0,
+}
+
+CALLBACK_DEFAULTS: list[dict[str, Any]] = [
+    {
+        "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
+        "init_args": {
+            "filename": "best",
+            "monitor": "val/nll",
+            "mode": "min",
+            "save_last": True,
+            "enable_version_counter": False,
+        },
+    },
+    {"class_path": "callbacks.PromptReadout"},
+    {"class_path": "callbacks.SampleGenerations"},
+    {"class_path": "callbacks.Throughput"},
+]
+
+
+class Parser(LightningArgumentParser):
+    """Says what is wrong in one line, with the nearest valid names."""
+
+    def error(self, message: str, ex: Exception | None = None) -> Any:  # noqa: ANN401 - it never returns
+        """Print one line and exit with code 2."""
+        if os.environ.get(DEBUG) and ex is not None:
+            raise ex
+        cause: BaseException | None = ex
+        while cause is not None:
+            if isinstance(cause, UserError):
+                message = str(cause)
+                break
+            cause = cause.__cause__ or cause.__context__
+        print(f"error: {one_line(message)}", file=sys.stderr)
+        sys.exit(2)
+
+
+class SaveConfig(SaveConfigCallback):
+    """Writes ``config.yaml``, the record of the run, once nothing can fail any more before the first step."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Not yet: the model and the checkpoint are still to be loaded."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write it into the run folder."""
+        if trainer.is_global_zero:
+            path = Path(trainer.default_root_dir) / self.config_filename
+            path.parent.mkdir(parents=True, exist_ok=True)
+            config = self.config.clone()
+            config.trainer.default_root_dir = str(trainer.default_root_dir)
+            config.ckpt_path = None
+            config.overwrite = False
+            callbacks.files.write_atomic(path, self.parser.dump(config, skip_none=False))
+
+
+class PromptCLI(LightningCLI):
+    """LightningCLI with this project's classes, defaults and run folder."""
+
+    def __init__(self, args: Sequence[str] | None = None) -> None:
+        """Parse, build, run."""
+        super().__init__(
+            methods.PromptMethod,
+            datamodules.TextDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            parser_class=Parser,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            save_config_callback=SaveConfig,
+            trainer_defaults={**TRAINER_DEFAULTS, "callbacks": [callbacks.ResultFiles()]},
+            load_from_checkpoint_support=False,
+            args=None if args is None else list(args),
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's, without a way to load checkpoints that run code."""
+        return {
+            name: {*skip, "weights_only", "verbose", "return_predictions"}
+            for name, skip in LightningCLI.subcommands().items()
+        }
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The callbacks that every run has unless its config says otherwise, and the run folder's switch."""
+        parser.set_defaults({"trainer.callbacks": CALLBACK_DEFAULTS})
+        parser.add_argument(
+            "--overwrite", type=bool, default=False, help="Replace the run that the run folder already holds."
+        )
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing of a checkpoint goes into the config: ``config.yaml`` is the record of the run."""
+
+    def before_instantiate_classes(self) -> None:
+        """Check the run folder and the checkpoint before anything is built."""
+        config = self.config[self.config.subcommand]
+        if config.trainer.default_root_dir is None:
+            name = f"{_class_name(config.model)}-{_class_name(config.data)}-{datetime.now():%Y%m%d-%H%M%S}"
+            config.trainer.default_root_dir = str(Path("runs") / name)
+        self.folder = Path(config.trainer.default_root_dir)
+        self.checkpoint = config.get("ckpt_path")
+        _check_writable(self.folder)
+        if self.checkpoint not in (None, "last", "best"):
+            check_readable(Path(self.checkpoint))
+        if self.config.subcommand == "fit" and self.checkpoint is None and (self.folder / "config.yaml").exists():
+            if not config.overwrite:
+                raise UserError(
+                    f"{self.folder} already holds a run; give another --trainer.default_root_dir, resume it with "
+                    "--ckpt_path last, or replace it with --overwrite true"
+                )
+            _clear(self.folder)
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:  # noqa: ANN401 - Trainer's own arguments
+        """A trainer whose files all land in the run folder."""
+        config = self.config[self.config.subcommand].trainer
+        if config.logger in (None, True):
+            version = _next_version(self.folder / "logs")
+            kwargs["logger"] = self.config.subcommand == "fit" and [
+                CSVLogger(self.folder, name="logs", version=version, flush_logs_every_n_steps=10),
+                TensorBoardLogger(self.folder, name="logs", version=version),
+            ]
+        trainer = super().instantiate_trainer(**kwargs)
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+                callback.dirpath = str((self.folder / "checkpoints").absolute())
+        if config.enable_progress_bar is not False and not any(isinstance(c, RichProgressBar) for c in trainer.callbacks):  # type: ignore[attr-defined]
+            trainer.callbacks = [c for c in trainer.callbacks if not isinstance(c, ProgressBar)]  # type: ignore[attr-defined]
+            trainer.callbacks.insert(0, RichProgressBar())  # type: ignore[attr-defined]
+        return trainer
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        kwargs: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)
+        kwargs["weights_only"] = True
+        if subcommand == "predict":
+            kwargs["return_predictions"] = False
+        return kwargs
+
+
+def run(args: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        args: The arguments, ``sys.argv``'s by default.
+
+    Returns:
+        The exit code: 0, or 1 after an error, which was told in one line. Errors in the arguments exit with 2.
+    """
+    _quiet()
+    try:
+        PromptCLI(args)
+    except UserError as error:
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:  # noqa: BLE001 - a person reads this; the traceback is one variable away
+        return _fail(f"{type(error).__name__}: {error}", unexpected=True)
+    return 0
+
+
+def _fail(message: str, unexpected: bool = False) -> int:
+    if os.environ.get(DEBUG):
+        raise  # noqa: PLE0704 - called while an exception is handled
+    line = " ".join(message.split())
+    print(f"error: {line}" + (f" (set {DEBUG}=1 to see where)" if unexpected else ""), file=sys.stderr)
+    return 1
+
+
+def _class_name(node: Namespace) -> str:
+    return str(node.class_path).rpartition(".")[2]
+
+
+def _next_version(logs: Path) -> int:
+    taken = [int(path.name.removeprefix("version_")) for path in logs.glob("version_*") if path.name[8:].isdigit()]
+    return max(taken, default=-1) + 1
+
+
+def _check_writable(folder: Path) -> None:
+    """Raise before hours of work, not after; nothing is left behind."""
+    existing = folder
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    if not existing.is_dir():
+        raise UserError(f"the run folder {folder} cannot be made: {existing} is a file")
+    probe = existing / f".writable-{os.getpid()}"
+    try:
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"the run folder {folder} is not writable: {error.strerror}") from error
+
+
+def _clear(folder: Path) -> None:
+    """Remove what an earlier run wrote, and nothing else."""
+    files = ["config.yaml", "metrics.json", "predictions.jsonl", "generations.jsonl", "prompt.jsonl", "samples.jsonl"]
+    paths = [folder / name for name in files]
+    paths += [*(folder / "checkpoints").glob("*.ckpt"), *(folder / "logs").glob("version_*/*")]
+    for path in paths:
+        path.unlink(missing_ok=True)
+    for path in (folder / "logs").glob("version_*"):
+        path.rmdir()
+
+
+def _quiet() -> None:
+    """Keep the screen for what a user can act on."""
+    for message in (
+        ".*does not have many workers.*",
+        ".*Checkpoint directory .* exists and is not empty.*",
+        ".*`LightningCLI`'s args parameter.*",
+        ".*LightningCLI's args parameter is intended.*",
+        ".*The number of training batches.*is smaller than the logging interval.*",
+        ".*isinstance.treespec, LeafSpec.*",
+        ".*have no logger configured.*",
+        ".*Starting from v1.9.0, `tensorboardX`.*",
+        ".*`trainer.predict.*",
+        ".*module\\(s\\) in eval mode at the start of training.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed", "httpx"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    torch.set_float32_matmul_precision("highest")

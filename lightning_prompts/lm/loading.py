@@ -1,0 +1,182 @@
+"""From an `LMConfig` to a transformers model and its tokenizer."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+from transformers.utils import logging as transformers_logging
+
+from lightning_prompts.errors import UserError, nearest
+from lightning_prompts.lm.attention import ATTENTION_NAME
+from lightning_prompts.lm.config import LMConfig
+from lightning_prompts.lm.embedded import EMBEDDED, embedded_folder
+
+log = logging.getLogger(__name__)
+
+RANDOM = "random:"
+
+
+def load_model(config: LMConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load weights and tokenizer, frozen and in eval mode.
+
+    Args:
+        config: What to load.
+
+    Returns:
+        The model, with this project's attention, and its tokenizer.
+
+    Raises:
+        UserError: The name is unknown, weights are missing, or the architecture cannot be packed.
+    """
+    dtype = fast_dtype() if config.dtype == "auto" else getattr(torch, config.dtype)
+    transformers_logging.disable_progress_bar()
+    if config.name.startswith(RANDOM):
+        model, tokenizer = _random_model(config, dtype)
+    else:
+        folder = str(embedded_folder(config.name)) if config.name in EMBEDDED else config.name
+        model, tokenizer = _pretrained(folder, config, dtype)
+    layer_types = set(getattr(model.config.get_text_config(), "layer_types", None) or ["full_attention"])
+    if unknown := layer_types - {"full_attention", "sliding_attention"}:
+        raise UserError(
+            f"model {config.name!r} has layers of type {', '.join(sorted(unknown))}, which packed scoring does not "
+            "support; use a model with full or sliding-window attention"
+        )
+    model.requires_grad_(False)
+    return model.eval(), tokenizer
+
+
+def _pretrained(
+    folder: str, config: LMConfig, dtype: torch.dtype
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            revision=config.revision,
+            attn_implementation=ATTENTION_NAME,
+            quantization_config=_quantization(config, dtype),
+            trust_remote_code=False,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folder, revision=config.revision, trust_remote_code=False)
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(_why_not(config, error)) from error
+    return model, tokenizer
+
+
+def _why_not(config: LMConfig, error: Exception) -> str:
+    reason = " ".join(str(error).split())
+    path = Path(config.name)
+    if path.is_dir():
+        return f"model folder {config.name!r} does not load: {reason}"
+    if path.is_absolute() or config.name.startswith("."):
+        return f"model folder {config.name!r} does not exist"
+    if isinstance(error, ValueError | ImportError):
+        return f"model {config.name!r} does not load: {reason}"
+    known = [*EMBEDDED, *(f"{RANDOM}TYPE" for _ in (0,))]
+    return (
+        f"model {config.name!r} is neither embedded, nor a local folder, nor to be had from the hub "
+        f"(no network, or no such id); {nearest(config.name, known)}"
+    )
+
+
+def _quantization(config: LMConfig, dtype: torch.dtype) -> BitsAndBytesConfig | None:
+    if config.quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    if config.quantization == "nf4":
+        return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+    return None
+
+
+def _random_model(config: LMConfig, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model with random weights, always the same ones, and a byte-level tokenizer where the shape has none."""
+    shape, *pairs = config.name.removeprefix(RANDOM).split(",")
+    tokenizer: PreTrainedTokenizerBase = byte_tokenizer()
+    try:
+        overrides = dict(pair.split("=", 1) for pair in pairs)
+        settings: dict[str, Any] = {key: _number(value) for key, value in overrides.items()}
+        if Path(shape).exists() or "/" in shape:
+            model_config = AutoConfig.from_pretrained(shape, trust_remote_code=False, **settings)
+            if Path(shape).is_dir() and (Path(shape) / "tokenizer.json").is_file():
+                tokenizer = AutoTokenizer.from_pretrained(shape, trust_remote_code=False)
+        else:
+            settings.setdefault("vocab_size", len(byte_tokenizer()))
+            for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+                settings.setdefault(key, byte_tokenizer().eos_token_id)
+            model_config = AutoConfig.for_model(shape, **settings)
+        if model_config.get_text_config().vocab_size < len(tokenizer):
+            raise ValueError(f"vocab_size must be at least {len(tokenizer)}, the tokenizer's")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = AutoModelForCausalLM.from_config(model_config, dtype=dtype, attn_implementation=ATTENTION_NAME)
+    except (OSError, ValueError, TypeError, ImportError) as error:
+        raise UserError(
+            f"model {config.name!r}: {' '.join(str(error).split())[:300]}; "
+            "write random:TYPE,key=value,... with a transformers model type, such as random:llama,hidden_size=64"
+        ) from error
+    if config.quantization is not None:  # bitsandbytes quantises while loading, so there must be something to load
+        with tempfile.TemporaryDirectory() as folder:
+            model.save_pretrained(folder)
+            model = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=dtype,
+                attn_implementation=ATTENTION_NAME,
+                quantization_config=_quantization(config, dtype),
+            )
+    return model, tokenizer
+
+
+def _number(text: str) -> int | float | bool | str:
+    if text in ("true", "false"):
+        return text == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer of the 256 bytes and an end token, for models without one of their own."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {symbol: index for index, symbol in enumerate(alphabet)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>")
+
+
+@lru_cache(maxsize=1)
+def fast_dtype() -> torch.dtype:
+    """bfloat16 where this machine multiplies matrices faster in it than in float32, measured once per process."""
+    if torch.cuda.is_available():
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        left, right = torch.randn(256, 1024).to(dtype), torch.randn(1024, 1024).to(dtype)
+        best = float("inf")
+        for _ in range(5):
+            start = time.perf_counter()
+            left @ right
+            best = min(best, time.perf_counter() - start)
+        seconds[dtype] = best
+    chosen = torch.bfloat16 if seconds[torch.bfloat16] < 0.8 * seconds[torch.float32] else torch.float32
+    log.info("dtype auto: %s (matmul %.2f ms in float32, %.2f ms in bfloat16)", chosen,
+             1e3 * seconds[torch.float32], 1e3 * seconds[torch.bfloat16])  # fmt: skip
+    return chosen

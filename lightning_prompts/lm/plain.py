@@ -1,0 +1,53 @@
+"""The usual way to score answers: every row padded and whole, logits at every position.
+
+It is the reference that the packed path is tested and measured against, with transformers' own masks and attention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lightning_prompts.lm.frozen import FrozenLM, Scores, answer_scores
+from lightning_prompts.types import Example
+
+
+def score_plain(
+    lm: FrozenLM, examples: Sequence[Example], prompt: Tensor, padding: Literal["left", "right"] = "right"
+) -> Scores:
+    """`FrozenLM.score` without packing or sharing.
+
+    Args:
+        lm: The model.
+        examples: ``B`` examples with answers.
+        prompt: ``[P, D]`` or ``[B, P, D]``.
+        padding: The side on which shorter rows are padded.
+    """
+    rows = lm.encode_answers(examples, prompt.shape[-2])
+    full = [row.context + row.answer for row in rows]
+    width = max(map(len, full))
+    starts = [width - len(ids) if padding == "left" else 0 for ids in full]
+    prompts = prompt if prompt.dim() == 3 else prompt.expand(len(rows), *prompt.shape)
+    embeddings = torch.zeros(len(rows), width, lm.width, dtype=lm.embed(torch.zeros(1, dtype=torch.long)).dtype)
+    mask = torch.zeros(len(rows), width, dtype=torch.long)
+    filled = []
+    for b, (ids, start) in enumerate(zip(full, starts, strict=True)):
+        index = torch.tensor(ids)
+        vectors = lm.embed(index.clamp(min=0))
+        soft = prompts[b][(-1 - index).clamp(min=0)] if prompts.shape[1] else vectors
+        vectors = torch.where((index < 0)[:, None], soft.to(vectors.dtype), vectors)
+        filled.append(torch.nn.functional.pad(vectors, (0, 0, start, width - start - len(ids))))
+        mask[b, start : start + len(ids)] = 1
+    embeddings = torch.stack(filled)
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    logits = lm.model(
+        inputs_embeds=embeddings, attention_mask=mask, position_ids=positions, use_cache=False
+    ).logits.float()
+    kept = [
+        logits[b, start + len(ids) - len(row.answer) - 1 : start + len(ids) - 1]
+        for b, (row, ids, start) in enumerate(zip(rows, full, starts, strict=True))
+    ]
+    return answer_scores(torch.cat(kept), rows)

@@ -1,0 +1,215 @@
+"""What every method shares: loading the LM, scoring, the metrics, checkpoints. A method adds its prompt."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar
+
+import lightning as L  # noqa: N812 - Lightning's own convention
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+
+from lightning_prompts.errors import UserError
+from lightning_prompts.lm import FrozenLM, LMConfig
+from lightning_prompts.types import Batch, Example
+
+META = "lightning_prompts"
+
+
+class PromptMethod(L.LightningModule):
+    """A way to find a prompt for a frozen language model.
+
+    A subclass says in three words what it is (`prompt_kind`, `crossing`, and its objective), builds its prompt in
+    `build_prompt`, and gives its vectors in `prompt_vectors`.
+
+    Args:
+        lm: The frozen language model.
+        max_new_tokens: How long a generated answer may get.
+        optimizer: Makes the optimiser of the prompt's parameters; ``None`` where nothing is trained by gradient.
+        scheduler: Makes a learning-rate scheduler that steps every training step.
+    """
+
+    prompt_kind: ClassVar[str]
+    crossing: ClassVar[str]
+
+    def __init__(
+        self,
+        lm: LMConfig,
+        max_new_tokens: int,
+        optimizer: OptimizerCallable | None = None,
+        scheduler: LRSchedulerCallable | None = None,
+    ) -> None:
+        """Keep the settings; weights are loaded in `configure_model`, so that configs parse without them."""
+        super().__init__()
+        if max_new_tokens < 1:
+            raise UserError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+        self.lm_config = lm
+        self.max_new_tokens = max_new_tokens
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.lm: FrozenLM
+
+    # --- what a method adds -----------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def build_prompt(self) -> None:
+        """Make the prompt's parameters; ``self.lm`` is loaded by now."""
+
+    @abstractmethod
+    def prompt_vectors(self) -> Tensor:
+        """The prompt as it goes into the LM, ``[P, D]``, differentiable in its parameters."""
+
+    def initial_vectors(self) -> Tensor | None:
+        """The prompt before training, ``[P, D]``, or ``None`` where that means nothing."""
+        return None
+
+    @property
+    @abstractmethod
+    def objective_name(self) -> str:
+        """The third word: what is good."""
+
+    # --- loading and checkpoints ------------------------------------------------------------------------------------
+
+    def configure_model(self) -> None:
+        """Load the LM and build the prompt, once."""
+        if not hasattr(self, "lm"):
+            if self._trainer is not None and str(self.trainer.precision).endswith("-true") and (
+                self.trainer.precision != "32-true"
+            ):  # fmt: skip
+                raise UserError(
+                    f"trainer.precision {self.trainer.precision!r} would put what is trained into half precision; "
+                    "set model.lm.dtype for the LM's precision, and leave trainer.precision at 32-true"
+                )
+            self.lm = FrozenLM.load(self.lm_config)
+            self.build_prompt()
+
+    def setup(self, stage: str) -> None:
+        """Nothing to do before the LM is there."""
+
+    def on_fit_start(self) -> None:
+        """Find examples that do not fit before training starts, not in the middle of it."""
+        if (data := getattr(self.trainer, "datamodule", None)) is not None:
+            for split in ("train", "val"):
+                self.lm.check_lengths(data.examples(split), self.prompt_length)
+
+    @property
+    def prompt_length(self) -> int:
+        """``P``."""
+        with torch.no_grad():
+            return self.prompt_vectors().shape[-2]
+
+    def checkpoint_meta(self) -> dict[str, str | int]:
+        """What a checkpoint must agree on with the run that loads it."""
+        return {"method": type(self).__name__, "model": self.lm.name, "width": self.lm.width,
+                "vocabulary": self.lm.vocabulary, "length": self.prompt_length}  # fmt: skip
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what identifies the prompt, and the state of the random numbers."""
+        checkpoint[META] = self.checkpoint_meta()
+        checkpoint["rng"] = torch.get_rng_state()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint that was not made by this method on this model.
+
+        Raises:
+            UserError: It is another method's, model's or length's, or no checkpoint of this project.
+        """
+        meta = checkpoint.get(META)
+        if not isinstance(meta, dict):
+            raise UserError("the checkpoint was not written by lightning-prompts; give one from a run's checkpoints/")
+        for key, mine in self.checkpoint_meta().items():
+            if meta.get(key) != mine:
+                raise UserError(
+                    f"the checkpoint is for another {key} ({meta.get(key)}) than this run's ({mine}); "
+                    "use it with the config.yaml of the run that wrote it"
+                )
+        if self._trainer is not None and self.trainer.training:
+            torch.set_rng_state(checkpoint["rng"].cpu())
+
+    # --- training ---------------------------------------------------------------------------------------------------
+
+    def trainable_parameters(self) -> list[torch.nn.Parameter]:
+        """The prompt's parameters; the LM has none."""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+    def configure_optimizers(self) -> Any:  # noqa: ANN401 - Lightning's own union of nine types
+        """The optimiser over the prompt's parameters, and the scheduler by step."""
+        if self.optimizer is None:
+            return None
+        optimizer = self.optimizer(_iterable(self.trainable_parameters()))
+        if self.scheduler is None:
+            return optimizer
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": self.scheduler(optimizer), "interval": "step"},
+        }
+
+    # --- evaluation -------------------------------------------------------------------------------------------------
+
+    def evaluate(self, examples: Sequence[Example], prompt: Tensor) -> list[dict[str, Any]]:
+        """Score and generate answers.
+
+        Args:
+            examples: ``B`` examples, with or without reference answers.
+            prompt: ``[P, D]`` or ``[B, P, D]``.
+
+        Returns:
+            One row per example: question, answer, generated, nll (nats per answer token), correct; the last two are
+            ``None`` without a reference.
+        """
+        with torch.no_grad():
+            generated = self.lm.generate(examples, prompt, self.max_new_tokens)
+            answered = [index for index, example in enumerate(examples) if example.answer is not None]
+            nll: dict[int, float] = {}
+            if answered:
+                own = prompt if prompt.dim() == 2 else prompt[answered]
+                scores = self.lm.score([examples[index] for index in answered], own)
+                nll = dict(zip(answered, scores.nll.tolist(), strict=True))
+        return [
+            {
+                "question": example.question,
+                "answer": example.reference,
+                "generated": text,
+                "nll": nll.get(index),
+                "correct": None if example.reference is None else text == example.reference,
+            }
+            for index, (example, text) in enumerate(zip(examples, generated, strict=True))
+        ]
+
+    def _log_rows(self, split: str, rows: list[dict[str, Any]]) -> None:
+        count = len(rows)
+        for name, values in (
+            ("nll", [row["nll"] for row in rows]),
+            ("exact_match", [float(row["correct"]) for row in rows]),
+        ):
+            self.log(f"{split}/{name}", sum(values) / count, batch_size=count, on_epoch=True, on_step=False,
+                     sync_dist=True, prog_bar=split == "val")  # fmt: skip
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
+        """NLL and exact match on the validation split."""
+        del batch_idx
+        rows = self.evaluate(batch.examples, self.prompt_vectors())
+        self._log_rows("val", rows)
+        return rows
+
+    def test_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
+        """NLL, exact match and count on the test split; the rows go to ``predictions.jsonl``."""
+        del batch_idx
+        rows = self.evaluate(batch.examples, self.prompt_vectors())
+        self._log_rows("test", rows)
+        self.log("test/examples", float(len(rows)), reduce_fx="sum", on_epoch=True, on_step=False, sync_dist=True)
+        return rows
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
+        """Generations, for questions without answers too."""
+        del batch_idx
+        return self.evaluate(batch.examples, self.prompt_vectors())
+
+
+def _iterable(parameters: list[torch.nn.Parameter]) -> Iterable[torch.nn.Parameter]:
+    """The parameters, checked: an optimiser without any would fail with less clear words."""
+    if not parameters:
+        raise UserError("there is nothing to train in this method; use test instead of fit")
+    return parameters

@@ -1,0 +1,51 @@
+"""A text prompt, nothing trained: the baseline of every comparison, on the same code path.
+
+Prompt: text. Crossing: nothing to cross. Objective: none.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightning_prompts.errors import UserError
+from lightning_prompts.lm import LMConfig
+from lightning_prompts.methods.base import PromptMethod
+
+
+class FixedPrompt(PromptMethod):
+    """Puts a text into the prompt slot and scores it.
+
+    Args:
+        text: The prompt; may be empty. Mind its leading space.
+        lm: The frozen language model.
+        max_new_tokens: How long a generated answer may get.
+    """
+
+    prompt_kind = "text"
+    crossing = "nothing to cross"
+    objective_name = "none"
+
+    def __init__(self, text: str = "", lm: LMConfig = LMConfig(), max_new_tokens: int = 16) -> None:  # noqa: B008
+        """Keep the text."""
+        super().__init__(lm, max_new_tokens)
+        self.text = text
+
+    def build_prompt(self) -> None:
+        """Tokenise the text."""
+        self.ids = torch.tensor(self.lm.encoder.tokens(self.text), dtype=torch.long, device=self.lm.device)
+
+    def prompt_vectors(self) -> Tensor:
+        """The embeddings of the text, ``[P, D]``."""
+        return self.lm.embed(self.ids.to(self.lm.device)).float()
+
+    def training_step(self) -> None:
+        """There is none.
+
+        Raises:
+            UserError: Always, through `on_fit_start`.
+        """
+
+    def on_fit_start(self) -> None:
+        """Say what to do instead of fitting."""
+        raise UserError("FixedPrompt trains nothing; evaluate it with: lightning-prompts test -c CONFIG")

@@ -1,0 +1,77 @@
+"""Prompt tuning (Lester et al. 2021); as an infill, "Can we backpropagate a prompt?".
+
+Prompt: soft embeddings ``[P, D]``. Crossing: nothing to cross. Objective: answer likelihood.
+"""
+
+from __future__ import annotations
+
+import torch
+from jsonargparse import lazy_instance
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+
+from lightning_prompts.errors import UserError
+from lightning_prompts.lm import LMConfig
+from lightning_prompts.methods.base import PromptMethod
+from lightning_prompts.objectives import Likelihood
+from lightning_prompts.prompts.initializers import Initializer, RandomTokens
+from lightning_prompts.prompts.soft import ResidualMLP, SoftPrompt
+from lightning_prompts.types import Batch
+
+
+class SoftPromptTuning(PromptMethod):
+    """Trains ``P`` vectors in the template's prompt slot, before the text or inside it.
+
+    Args:
+        length: ``P``, how many vectors.
+        init: Where they start.
+        reparametrization: A network between the parameters and the prompt, folded away on export; ``None`` for none.
+        objective: What is good.
+        lm: The frozen language model.
+        optimizer: Makes the optimiser of the prompt's parameters.
+        scheduler: Makes a learning-rate scheduler that steps every training step.
+        max_new_tokens: How long a generated answer may get.
+    """
+
+    prompt_kind = "soft embeddings [P, D]"
+    crossing = "nothing to cross"
+    objective_name = "answer likelihood"
+
+    def __init__(
+        self,
+        length: int = 20,
+        init: Initializer = lazy_instance(RandomTokens),  # noqa: B008
+        reparametrization: ResidualMLP | None = None,
+        objective: Likelihood = lazy_instance(Likelihood),  # noqa: B008
+        lm: LMConfig = LMConfig(),  # noqa: B008
+        optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=3e-2, weight_decay=0.0),
+        scheduler: LRSchedulerCallable | None = None,
+        max_new_tokens: int = 16,
+    ) -> None:
+        """Check the length; the prompt is made once the LM is loaded."""
+        super().__init__(lm, max_new_tokens, optimizer, scheduler)
+        if length < 1:
+            raise UserError(f"length must be at least 1, got {length}")
+        self.length = length
+        self.init = init
+        self.reparametrization = reparametrization
+        self.objective = objective
+
+    def build_prompt(self) -> None:
+        """Start the prompt where the initialiser says."""
+        self.prompt = SoftPrompt(self.init(self.lm, self.length), self.reparametrization)
+
+    def prompt_vectors(self) -> Tensor:
+        """The prompt, ``[P, D]``."""
+        return self.prompt()  # type: ignore[no-any-return]
+
+    def initial_vectors(self) -> Tensor:
+        """The prompt before training, ``[P, D]``."""
+        return self.prompt.initial
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Loss of one batch."""
+        del batch_idx
+        loss = self.objective(self.lm.score(batch.examples, self.prompt_vectors()))
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
+        return loss

@@ -1,0 +1,111 @@
+"""How a soft prompt starts. Initialisation and learning rate dominate the quality of prompt tuning.
+
+Each initialiser is a class, so that its settings are typed and documented where they are used:
+``--model.init FromText --model.init.text " antonyms"``. A new one is a subclass of `Initializer` anywhere in Python.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from lightning_prompts.errors import UserError
+from lightning_prompts.lm import FrozenLM
+
+
+class Initializer(ABC):
+    """Makes the vectors that a soft prompt starts from."""
+
+    @abstractmethod
+    def __call__(self, lm: FrozenLM, length: int) -> Tensor:
+        """The initial prompt.
+
+        Args:
+            lm: The frozen language model.
+            length: ``P``.
+
+        Returns:
+            ``[P, D]`` float32.
+        """
+
+
+class VocabNormal(Initializer):
+    """Normal with the mean and standard deviation that E has in each dimension."""
+
+    def __call__(self, lm: FrozenLM, length: int) -> Tensor:
+        """See `Initializer`."""
+        matrix = lm.embedding_matrix().float()
+        noise = torch.randn(length, lm.width, generator=_generator()).to(matrix.device)
+        return matrix.mean(0) + noise * matrix.std(0)
+
+
+class RandomTokens(Initializer):
+    """Rows of E drawn at random (Lester et al. 2021, section 3.2, "sampled vocabulary")."""
+
+    def __call__(self, lm: FrozenLM, length: int) -> Tensor:
+        """See `Initializer`."""
+        special = set(lm.tokenizer.all_special_ids)
+        usable = torch.tensor([token for token in range(min(len(lm.tokenizer), lm.vocabulary)) if token not in special])
+        chosen = usable[torch.randint(len(usable), (length,), generator=_generator())]
+        return lm.embed(chosen.to(lm.device)).detach().float()
+
+
+class FromText(Initializer):
+    """The embeddings of a phrase, repeated or cut to the prompt's length.
+
+    Args:
+        text: The phrase; mind its leading space.
+    """
+
+    def __init__(self, text: str) -> None:
+        """Keep the phrase."""
+        self.text = text
+
+    def __call__(self, lm: FrozenLM, length: int) -> Tensor:
+        """See `Initializer`."""
+        ids = text_ids(lm, self.text)
+        return lm.embed(ids.repeat(-(-length // len(ids)))[:length]).detach().float()
+
+
+class Hybrid(Initializer):
+    """The embeddings of a phrase first, `VocabNormal` vectors after them.
+
+    Args:
+        text: The phrase; mind its leading space.
+    """
+
+    def __init__(self, text: str) -> None:
+        """Keep the phrase."""
+        self.text = text
+
+    def __call__(self, lm: FrozenLM, length: int) -> Tensor:
+        """See `Initializer`."""
+        start = lm.embed(text_ids(lm, self.text)[:length]).detach().float()
+        return torch.cat([start, VocabNormal()(lm, length)[len(start) :]])
+
+
+class Zeros(Initializer):
+    """All zeros."""
+
+    def __call__(self, lm: FrozenLM, length: int) -> Tensor:
+        """See `Initializer`."""
+        return torch.zeros(length, lm.width, device=lm.device)
+
+
+def text_ids(lm: FrozenLM, text: str) -> Tensor:
+    """Token ids ``[P]`` of a phrase that stands inside a text.
+
+    Raises:
+        UserError: The phrase has no tokens.
+    """
+    ids = lm.encoder.tokens(text)
+    if not ids:
+        raise UserError("the initial text is empty; give it at least one word, for example ' antonyms'")
+    return torch.tensor(ids, device=lm.device)
+
+
+def _generator() -> torch.Generator:
+    """Randomness from the run's seed alone, however much of it loading the model has used up."""
+    return torch.Generator().manual_seed(torch.initial_seed() % 2**63)

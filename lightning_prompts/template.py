@@ -1,0 +1,130 @@
+"""A task's text, with its ``{prompt}`` slot: fields in, text before / text after / answer out."""
+
+from __future__ import annotations
+
+import re
+import string
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from lightning_prompts.errors import UserError, nearest
+from lightning_prompts.types import Example
+
+PROMPT, ANSWER = "prompt", "answer"
+
+
+@dataclass(frozen=True)
+class Template:
+    r"""How the fields of a row become text.
+
+    ``"Here are two{prompt} {question} and {answer}"`` gives the text before the slot, the text after it, and the
+    answer. White space ahead of ``{answer}`` belongs to the answer, because tokenizers write ``" cold"`` as one token;
+    anything after ``{answer}`` is scored as part of it, which teaches a prompt where to end.
+
+    Attributes:
+        text: The template; ``{{`` and ``}}`` stand for braces.
+        stop: Regular expression that ends a generation, searched after the leading white space.
+        chat: Render through the tokenizer's chat template, the text before ``{answer}`` being the user's turn.
+        system: The system turn of a chat.
+
+    Raises:
+        UserError: A slot is missing, stands twice or in the wrong order; ``stop`` is no regular expression.
+    """
+
+    text: str
+    stop: str = r"\n"
+    chat: bool = False
+    system: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check the slots and the stop pattern."""
+        try:
+            parts = list(string.Formatter().parse(self.text))
+        except ValueError as error:
+            raise UserError(f"template {self.text!r}: {error}; write {{{{ and }}}} for plain braces") from error
+        names = [name for _, name, _, _ in parts if name is not None]
+        for slot in (PROMPT, ANSWER):
+            if names.count(slot) != 1:
+                count = "no" if slot not in names else "more than one"
+                raise UserError(
+                    f"template {self.text!r} has {count} {{{slot}}}: write it once, "
+                    "for example 'Question: {question}\\nAnswer:{prompt} {answer}'"
+                )
+        if names[-1] != ANSWER:
+            raise UserError(f"template {self.text!r}: {{answer}} must be the last field")
+        for _, name, spec, conversion in parts:
+            if spec or conversion or (name is not None and not name.isidentifier()):
+                raise UserError(f"template {self.text!r}: {{{name}}} must be a plain field name, without formatting")
+        try:
+            re.compile(self.stop)
+        except re.error as error:
+            raise UserError(f"stop {self.stop!r} is not a regular expression: {error}") from error
+
+    @property
+    def fields(self) -> list[str]:
+        """The names of the fields that a row must have, without ``prompt`` and ``answer``."""
+        names = [name for _, name, _, _ in string.Formatter().parse(self.text) if name is not None]
+        return list(dict.fromkeys(name for name in names if name not in (PROMPT, ANSWER)))
+
+    def render(self, fields: Mapping[str, object], source: str = "") -> Example:
+        """Put a row's fields into the text.
+
+        Args:
+            fields: The row; ``answer`` may be missing or ``None`` when only a generation is wanted.
+            source: Where the row comes from, for error messages.
+
+        Returns:
+            The example; values are inserted as they are, braces in them have no meaning.
+
+        Raises:
+            UserError: The template names a field that the row lacks.
+        """
+        pieces: dict[str, list[str]] = {"before": [], "after": [], "answer": []}
+        part = "before"
+        for literal, name, _, _ in string.Formatter().parse(self.text):
+            pieces[part].append(literal)
+            if name == PROMPT:
+                part = "after"
+            elif name == ANSWER:
+                part = "answer"
+            elif name is not None:
+                if name not in fields:
+                    where = f"{source}: " if source else ""
+                    raise UserError(f"{where}template field {{{name}}} is unknown; {nearest(name, map(str, fields))}")
+                pieces[part].append(str(fields[name]))
+        before, after, tail = ("".join(pieces[key]) for key in ("before", "after", "answer"))
+        lead = ""
+        if not self.chat:  # the space between text and answer is written with the answer
+            holder = after if after.strip() else ""
+            if holder:
+                after, lead = holder.rstrip(), holder[len(holder.rstrip()) :]
+            else:
+                after, lead = "", after
+        answer = fields.get(ANSWER)
+        reference = None if answer is None else str(answer).strip()
+        return Example(
+            before=before,
+            after=after.rstrip() if self.chat else after,
+            answer=None if reference is None else f"{lead}{reference}{tail}",
+            reference=reference,
+            fields=fields,
+            source=source,
+            stop=self.stop,
+            chat=self.chat,
+            system=self.system,
+        )
+
+
+def cut(text: str, stop: str) -> str:
+    """The part of a generation that counts as its answer.
+
+    Args:
+        text: What the LM wrote.
+        stop: Regular expression; the text ends at its first match past the leading white space.
+
+    Returns:
+        The text up to the stop, stripped.
+    """
+    text = text.lstrip()
+    match = re.search(stop, text)
+    return (text[: match.start()] if match else text).strip()

@@ -1,0 +1,74 @@
+"""The data that travels between datamodules, language models and methods: text, never tensors.
+
+Shape legend, used in every docstring of the project:
+
+====== ==========================================================
+``B``  batch: examples scored together
+``P``  prompt tokens
+``T``  text tokens of one row
+``A``  answer tokens
+``M``  tokens of one packed forward pass, over all rows
+``D``  model width
+``V``  vocabulary
+``L``  layers
+``H``  attention heads (``Hkv`` key/value heads, ``Dh`` width of a head)
+``S``  tokens of the prefix that all rows share
+``C``  candidates
+``K``  samples
+====== ==========================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One task item as text: ``before`` {prompt} ``after`` -> ``answer``.
+
+    Attributes:
+        before: Text ahead of the prompt slot.
+        after: Text between the prompt slot and the answer.
+        answer: The text that is scored, with its leading space; ``None`` when there is no reference.
+        reference: The answer as the data gives it, which generations are compared with.
+        fields: The raw fields (question, answer, choices, ...).
+        source: Where the example comes from, for error messages (``"train.jsonl row 12"``).
+        stop: Regular expression; a generation ends where it first matches.
+        chat: Whether the text is a user turn, to be rendered through the tokenizer's chat template.
+        system: The system turn of a chat, or ``None`` for the chat template's own.
+    """
+
+    before: str
+    after: str
+    answer: str | None
+    reference: str | None = None
+    fields: Mapping[str, object] = field(default_factory=dict)
+    source: str = ""
+    stop: str = r"\n"
+    chat: bool = False
+    system: str | None = None
+
+    @property
+    def question(self) -> str:
+        """What a reader would call the question: the field of that name, or else the text around the slot."""
+        return str(self.fields.get("question", f"{self.before}{self.after}"))
+
+
+class Batch:
+    """The examples of one step.
+
+    Deliberately no sequence: Lightning would take it apart, looking for tensors to move, and there are none.
+
+    Attributes:
+        examples: The examples in order.
+    """
+
+    def __init__(self, examples: Sequence[Example]) -> None:
+        """Keep ``examples`` in the order given."""
+        self.examples = tuple(examples)
+
+    def __len__(self) -> int:
+        """How many examples there are."""
+        return len(self.examples)
