@@ -27,13 +27,13 @@ class SampleGenerations(L.Callback):
         self.rows: list[dict[str, Any]] = []
 
     def on_validation_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch,
+        batch_idx: int, dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
         """Keep the head of the first batch."""
         if batch_idx or dataloader_idx or trainer.sanity_checking or trainer.state.fn != "fit" or not outputs:
             return
-        samples = [{"step": trainer.global_step, **row} for row in outputs[: self.count]]
+        samples = [{"step": trainer.global_step, **row} for row in outputs["rows"][: self.count]]
         self.rows.extend(samples)
         if not trainer.is_global_zero:
             return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import lightning as L  # noqa: N812 - Lightning's own convention
 
@@ -29,20 +29,29 @@ class Throughput(L.Callback):
         self._examples = self._steps = self._tokens = 0
 
     def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: PromptMethod, batch: Batch, batch_idx: int  # type: ignore[override]
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        batch: Batch,
+        batch_idx: int,
     ) -> None:
         """Start the clock."""
         self._start = time.perf_counter()
-        self._tokens_before = pl_module.lm.tokens_forwarded
+        self._tokens_before = cast("PromptMethod", pl_module).lm.tokens_forwarded
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: PromptMethod, outputs: Any, batch: Batch, batch_idx: int  # type: ignore[override]
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
     ) -> None:
         """Stop the clock, and log when it is time."""
         self._seconds += time.perf_counter() - self._start
         self._steps += 1
         self._examples += len(batch)
-        self._tokens += pl_module.lm.tokens_forwarded - self._tokens_before
+        self._tokens += cast("PromptMethod", pl_module).lm.tokens_forwarded - self._tokens_before
         if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             pl_module.log_dict(
                 {

@@ -55,7 +55,9 @@ class Antonyms(TextDataModule):
     def load_rows(self) -> dict[Split, list[SourceRow]]:
         """Split whole components of the word graph, so that no word stands in two splits."""
         text = (files("datamodules") / "data" / "antonyms.tsv").read_text(encoding="ascii")
-        table = [row for row in csv.DictReader(text.splitlines(), delimiter="\t") if int(row["count"]) >= self.min_count]
+        table = [
+            row for row in csv.DictReader(text.splitlines(), delimiter="\t") if int(row["count"]) >= self.min_count
+        ]
         pairs = [(row["word"], row["antonym"]) for row in table]
         groups = disjoint_components(pairs)
         random.Random(self.seed).shuffle(groups)

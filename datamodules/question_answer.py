@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import logging
 import random
@@ -146,10 +147,14 @@ def read_table(path: Path) -> list[dict[str, Any]]:
     datasets.logging.set_verbosity_error()
     options: dict[str, Any] = {}
     if kind == "csv":  # every field as it stands: no number parsing, "NA" is a word
-        options = {"dtype": str, "keep_default_na": False, "sep": "\t" if path.suffix.lower() == ".tsv" else ","}
+        mark = "\t" if path.suffix.lower() == ".tsv" else ","
+        with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+            names = next(csv.reader(file, delimiter=mark), [])
+        features = datasets.Features({name: datasets.Value("string") for name in names})
+        options = {"features": features, "keep_default_na": False, "sep": mark, "encoding": "utf-8-sig"}
     try:
         loaded = datasets.load_dataset(kind, data_files=str(path), split="train", **options)
-    except Exception as error:  # noqa: BLE001 - the library raises whatever its readers raise
+    except Exception as error:
         raise UserError(f"{path}: {_why_unreadable(path, error)}") from error
     return list(loaded)
 

@@ -14,19 +14,20 @@ from typing import Any
 # A checkpoint is data: nothing in it is ever run, whoever calls torch.load.
 os.environ.setdefault("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")
 
-import lightning as L  # noqa: E402, N812 - Lightning's own convention
-import torch  # noqa: E402
-from jsonargparse import Namespace  # noqa: E402
-from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, RichProgressBar  # noqa: E402
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback  # noqa: E402
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger  # noqa: E402
+import lightning as L  # noqa: N812 - Lightning's own convention
+import torch
+from jsonargparse import Namespace
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, RichProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-import callbacks  # noqa: E402 - imported so that short class names resolve, as are the next two
-import datamodules  # noqa: E402
-from lightning_prompts import methods  # noqa: E402
-from lightning_prompts.checkpoints import check_readable  # noqa: E402
-from lightning_prompts.config_errors import one_line  # noqa: E402
-from lightning_prompts.errors import UserError  # noqa: E402
+import callbacks
+import datamodules
+from lightning_prompts import methods
+from lightning_prompts.checkpoints import check_readable
+from lightning_prompts.config_errors import one_line, user_error
+from lightning_prompts.errors import UserError
+from lightning_prompts.prompts.initializers import Initializer
 
 DEBUG = "LIGHTNING_PROMPTS_DEBUG"
 
@@ -54,6 +55,9 @@ CALLBACK_DEFAULTS: list[dict[str, Any]] = [
 ]
 
 
+CONFIGURABLE = (methods.PromptMethod, datamodules.TextDataModule, Initializer, L.Callback)
+
+
 class Parser(LightningArgumentParser):
     """Says what is wrong in one line, with the nearest valid names."""
 
@@ -61,13 +65,9 @@ class Parser(LightningArgumentParser):
         """Print one line and exit with code 2."""
         if os.environ.get(DEBUG) and ex is not None:
             raise ex
-        cause: BaseException | None = ex
-        while cause is not None:
-            if isinstance(cause, UserError):
-                message = str(cause)
-                break
-            cause = cause.__cause__ or cause.__context__
-        print(f"error: {one_line(message)}", file=sys.stderr)
+        wrapped = user_error(ex)
+        line = str(wrapped) if wrapped else one_line(message, CONFIGURABLE)
+        print(f"error: {line}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -100,6 +100,7 @@ class PromptCLI(LightningCLI):
             subclass_mode_model=True,
             subclass_mode_data=True,
             parser_class=Parser,
+            parser_kwargs={"allow_abbrev": False, **{name: {"allow_abbrev": False} for name in self.subcommands()}},
             seed_everything_default=0,
             auto_configure_optimizers=False,
             save_config_callback=SaveConfig,
@@ -112,8 +113,7 @@ class PromptCLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         """Lightning's, without a way to load checkpoints that run code."""
         return {
-            name: {*skip, "weights_only", "verbose", "return_predictions"}
-            for name, skip in LightningCLI.subcommands().items()
+            name: {*skip, "weights_only", "return_predictions"} for name, skip in LightningCLI.subcommands().items()
         }
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -158,9 +158,8 @@ class PromptCLI(LightningCLI):
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str((self.folder / "checkpoints").absolute())
-        if config.enable_progress_bar is not False and not any(isinstance(c, RichProgressBar) for c in trainer.callbacks):  # type: ignore[attr-defined]
-            trainer.callbacks = [c for c in trainer.callbacks if not isinstance(c, ProgressBar)]  # type: ignore[attr-defined]
-            trainer.callbacks.insert(0, RichProgressBar())  # type: ignore[attr-defined]
+        if config.enable_progress_bar is not False:
+            _use_rich_progress_bar(trainer)
         return trainer
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
@@ -188,13 +187,15 @@ def run(args: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except Exception as error:  # noqa: BLE001 - a person reads this; the traceback is one variable away
+        if wrapped := user_error(error):
+            return _fail(str(wrapped))
         return _fail(f"{type(error).__name__}: {error}", unexpected=True)
     return 0
 
 
 def _fail(message: str, unexpected: bool = False) -> int:
     if os.environ.get(DEBUG):
-        raise  # noqa: PLE0704 - called while an exception is handled
+        raise
     line = " ".join(message.split())
     print(f"error: {line}" + (f" (set {DEBUG}=1 to see where)" if unexpected else ""), file=sys.stderr)
     return 1
@@ -207,6 +208,14 @@ def _class_name(node: Namespace) -> str:
 def _next_version(logs: Path) -> int:
     taken = [int(path.name.removeprefix("version_")) for path in logs.glob("version_*") if path.name[8:].isdigit()]
     return max(taken, default=-1) + 1
+
+
+def _use_rich_progress_bar(trainer: L.Trainer) -> None:
+    """In place of Lightning's default; not a callback of the config, so that ``enable_progress_bar`` can say no."""
+    installed: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    if not any(isinstance(callback, RichProgressBar) for callback in installed):
+        installed[:] = [callback for callback in installed if not isinstance(callback, ProgressBar)]
+        installed.insert(0, RichProgressBar())
 
 
 def _check_writable(folder: Path) -> None:
@@ -252,4 +261,5 @@ def _quiet() -> None:
         warnings.filterwarnings("ignore", message=message)
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed", "httpx"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)  # one warning per layer and step
     torch.set_float32_matmul_precision("highest")

@@ -1,8 +1,113 @@
-"""The parser's errors, which span many lines, as one."""
+"""The argument parser's errors, which span many lines and name its own types, as one line for a person."""
 
 from __future__ import annotations
 
+import inspect
+import re
+from collections.abc import Iterable, Iterator
 
-def one_line(message: str) -> str:
-    """Placeholder."""
-    return " ".join(message.split())
+import lightning as L  # noqa: N812 - Lightning's own convention
+import torch
+
+from lightning_prompts.errors import UserError, nearest
+from lightning_prompts.lm import LMConfig
+
+UNKNOWN_CLASS = re.compile(r"(?:Parser key \"([\w.]+)\")?.*Expected a dot import path string: (\S+)")
+WRONG_MODULE = re.compile(r"Parser key \"([\w.]+)\".*(?:[Ii]mport.*?:? |Problem with given class_path )'?([\w.]+)'?")
+NOT_ACCEPTED = re.compile(r"(?:Option|option|Key|key) '([\w.\-]+)' is not (?:accepted|expected)|"
+                          r"does not accept (?:nested key|option) '([\w.\-]+)'|Unrecognized arguments?:? (.+)|"
+                          r"unrecognized arguments?: (.+)")  # fmt: skip
+WRONG_VALUE = re.compile(r"Parser key \"([\w.]+)\": Expected an? <class '(?:\w+\.)*(\w+)'>\.? ?(?:Got value: (.*))?$")
+NOT_A_CHOICE = re.compile(
+    r"Parser key \"([\w.]+)\".*?Expected a typing\.Literal\[(.+?)\].*?(?:Got value|Given value): (\S+)"
+)
+SUBCOMMAND = re.compile(r"invalid choice: '(.+?)' \(choose from (.+)\)")
+REQUIRED = re.compile(r"the following arguments are required: (.+)|Key \"(.+?)\" is required")
+
+
+def one_line(message: str, classes: Iterable[type], path_prefixes: tuple[str, ...] = ("fit.", "test.")) -> str:
+    """What is wrong and what to do, in one line.
+
+    Args:
+        message: The parser's message.
+        classes: The base classes whose subclasses can be named in a config.
+        path_prefixes: Beginnings of keys that mean nothing to the user.
+
+    Returns:
+        One line, with the nearest valid names where a name is wrong.
+    """
+    text = " ".join(message.split())
+    classes = list(classes)
+    if match := UNKNOWN_CLASS.search(text):
+        key, name = match.groups()
+        return f"{key + ': ' if key else ''}unknown class {name!r}; {nearest(name, _class_names(classes, key))}"
+    if match := NOT_A_CHOICE.search(text):
+        key, choices, value = match.groups()
+        return f"{key}: {value.strip(chr(39))!r} is not one of {choices.replace(chr(39), '')}"
+    if match := WRONG_VALUE.search(text):
+        key, kind, value = match.groups()
+        return f"{key}: expected {_article(kind)}, got {value!r}" if value else f"{key}: expected {_article(kind)}"
+    if match := NOT_ACCEPTED.search(text):
+        name = next(group for group in match.groups() if group)
+        option = name.split()[0].lstrip("-").split("=")[0]
+        parts = [part for part in option.split(".") if part not in ("class_path", "init_args")]
+        known = _setting_names(classes)
+        wrong = next((part for part in parts if part not in known), parts[-1])
+        return f"unknown setting {'.'.join(parts)!r}; {nearest(wrong, known)}"
+    if match := SUBCOMMAND.search(text):
+        name, choices = match.groups()
+        commands = re.findall(r"[\w-]+", choices)
+        return f"unknown command {name!r}; {nearest(name, commands)}"
+    if match := REQUIRED.search(text):
+        name = next(group for group in match.groups() if group)
+        for prefix in path_prefixes:
+            name = name.removeprefix(prefix)
+        if name in ("model", "data"):
+            return f"no --{name} given; {nearest('', _class_names(classes, name))}, or a config file with -c"
+        return f"{name} is required"
+    return re.sub(r"Parser key \"([\w.]+)\": ", r"\1: ", text)[:400]
+
+
+def user_error(error: BaseException | None) -> UserError | None:
+    """The `UserError` that other errors were wrapped around, if there is one."""
+    seen: set[int] = set()
+    pending = [error]
+    while pending:
+        current = pending.pop()
+        if current is None or id(current) in seen:
+            continue
+        if isinstance(current, UserError):
+            return current
+        seen.add(id(current))
+        pending += [current.__context__, current.__cause__]
+    return None
+
+
+def _article(kind: str) -> str:
+    return {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text"}.get(kind, kind)
+
+
+def _subclasses(base: type) -> Iterator[type]:
+    child: type
+    for child in base.__subclasses__():
+        if not inspect.isabstract(child) and not child.__name__.startswith("_"):
+            yield child
+        yield from _subclasses(child)
+
+
+def _class_names(bases: list[type], key: str | None) -> list[str]:
+    """The names of the classes that a key may hold; of all of them when the key says nothing."""
+    wanted = {"model": "PromptMethod", "data": "TextDataModule", "init": "Initializer"}.get((key or "").split(".")[-1])
+    if key and key.split(".")[-1] == "optimizer":
+        return [name for name in dir(torch.optim) if inspect.isclass(getattr(torch.optim, name))]
+    chosen = [base for base in bases if wanted in (None, base.__name__)]
+    return sorted({child.__name__ for base in chosen for child in _subclasses(base)})
+
+
+def _setting_names(bases: list[type]) -> list[str]:
+    """Every name that a setting of a method, datamodule, callback, language model or trainer has."""
+    owners = [child for base in bases for child in _subclasses(base)] + [L.Trainer, LMConfig]
+    names = {"model", "data", "trainer", "seed_everything", "ckpt_path", "config", "overwrite"}
+    for owner in owners:
+        names.update(name for name in inspect.signature(owner).parameters if name != "self")
+    return sorted(names)

@@ -82,6 +82,7 @@ class Layout:
         self.memory_index = (
             (torch.arange(rows)[:, None] * keys + query_columns)[inside].to(device) if memory else self.unpad_index
         )
+        self.followed = False  # set once a layer has attended by this layout
         self._masks: dict[tuple[str, int | None], Tensor] = {}
 
     def pad(self, packed: Tensor) -> Tensor:
@@ -159,6 +160,7 @@ def packed_attention(
     Returns:
         ``[M, H, Dh]``.
     """
+    layout.followed = True
     dtype = query.dtype
     if query.device.type == "cpu" and dtype != torch.float32:
         # The CPU's half-precision attention backward is many times slower than float32's, and less exact.
@@ -229,7 +231,9 @@ def _attend(
         scores = torch.cat([shared.view(hkv, b, g, t, s), scores], -1)
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
-    weights = torch.softmax(scores.float() + mask, -1).to(query.dtype)  # mask [B, 1, T, .] stands against [., B, g, T, .]
+    weights = torch.softmax(scores.float() + mask, -1).to(
+        query.dtype
+    )  # mask [B, 1, T, .] stands against [., B, g, T, .]
     out = weights[..., s:].reshape(hkv, b, g * t, -1) @ value.permute(2, 0, 1, 3)
     out = out.view(hkv, b, g, t, -1)
     if s:

@@ -16,7 +16,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_prompts.errors import UserError
-from lightning_prompts.lm.attention import Layout, RowMemory
+from lightning_prompts.lm.attention import ATTENTION_NAME, Layout, RowMemory
 from lightning_prompts.lm.config import LMConfig
 from lightning_prompts.lm.encoding import Encoder, Row, shared_prefix
 from lightning_prompts.lm.loading import load_model
@@ -61,13 +61,13 @@ class FrozenLM(nn.Module):
         text_config = model.config.get_text_config()
         self.width = int(text_config.hidden_size)
         self.context = int(getattr(text_config, "max_position_embeddings", None) or 1 << 30)
-        self.vocabulary = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[union-attr, arg-type]
+        self.vocabulary = len(self._embedding_weight())
         self._head_rows: Tensor | None = None
         head = model.get_output_embeddings()
         if head is None:
             raise UserError(f"model {name!r} has no language-model head")
         head.register_forward_pre_hook(self._keep_head_rows)
-        self.register_load_state_dict_post_hook(_nothing_missing)
+        self.register_load_state_dict_post_hook(_nothing_missing)  # type: ignore[no-untyped-call]
         self.train(False)
 
     @classmethod
@@ -79,17 +79,22 @@ class FrozenLM(nn.Module):
         """
         return cls(*load_model(config), name=config.name)
 
+    def _embedding_weight(self) -> Tensor:
+        weight = self.model.get_input_embeddings().weight
+        assert isinstance(weight, Tensor)
+        return weight
+
     @property
     def device(self) -> torch.device:
         """Where the model runs."""
-        return self.model.get_input_embeddings().weight.device  # type: ignore[union-attr, return-value]
+        return self._embedding_weight().device
 
     def train(self, mode: bool = True) -> FrozenLM:
         """Stay in eval mode: dropout in a frozen model would only add noise."""
         del mode
         return super().train(False)
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # noqa: ANN401 - nn.Module's own signature
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]  # noqa: ANN401 - nn.Module's own signature
         """Nothing: the weights are named by the run's config, so a checkpoint stays small."""
         return kwargs.get("destination") or (args[0] if args else {})
 
@@ -97,7 +102,7 @@ class FrozenLM(nn.Module):
 
     def embed(self, ids: Tensor) -> Tensor:
         """Embeddings of token ids, ``[...]`` -> ``[..., D]``, as the model's own embedding layer scales them."""
-        return self.model.get_input_embeddings()(ids)  # type: ignore[misc, no-any-return]
+        return self.model.get_input_embeddings()(ids)  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def embedding_matrix(self) -> Tensor:
@@ -118,9 +123,9 @@ class FrozenLM(nn.Module):
         similarity, ids = (functional.normalize(vectors.float(), dim=-1) @ matrix.T).max(-1)
         return ids, similarity
 
-    def text(self, ids: Tensor | Sequence[int]) -> str:
-        """Token ids as text, special tokens included."""
-        return str(self.tokenizer.decode(ids, skip_special_tokens=False))
+    def text(self, ids: Tensor | list[int], special: bool = True) -> str:
+        """Token ids as text, special tokens included unless told otherwise."""
+        return str(self.tokenizer.decode(ids, skip_special_tokens=not special))
 
     # --- encoding ---------------------------------------------------------------------------------------------------
 
@@ -173,6 +178,8 @@ class FrozenLM(nn.Module):
             )
         finally:
             self._head_rows = None
+        if not layout.followed:
+            raise RuntimeError(f"{self.name} does not run with the attention implementation {ATTENTION_NAME!r}")
         return output.logits.float()  # type: ignore[no-any-return]
 
     def _embed_packed(self, ids: list[int], rows: Tensor | None, prompt: Tensor) -> Tensor:
@@ -218,7 +225,10 @@ class FrozenLM(nn.Module):
         Raises:
             UserError: An example has no answer, or see `encode`.
         """
-        rows = self.encode_answers(examples, prompt.shape[-2])
+        return self.score_rows(self.encode_answers(examples, prompt.shape[-2]), prompt)
+
+    def score_rows(self, rows: Sequence[Row], prompt: Tensor) -> Scores:
+        """`score` for rows that are token ids already, each with an answer."""
         feeds = [row.context + row.answer[:-1] for row in rows]  # nothing follows the last token, so it is not fed
         embeddings, layout = self._pack(rows, feeds, prompt)
         counts = [len(row.answer) for row in rows]
@@ -250,10 +260,7 @@ class FrozenLM(nn.Module):
         rows = self.encode(examples, length)
         room = self.context - max(len(row.context) for row in rows)
         tokens = self.generate_tokens(rows, prompt, min(max_new_tokens, room), [example.stop for example in examples])
-        return [
-            cut(self.tokenizer.decode(ids, skip_special_tokens=True), example.stop)
-            for ids, example in zip(tokens, examples, strict=True)
-        ]
+        return [cut(self.text(ids, special=False), example.stop) for ids, example in zip(tokens, examples, strict=True)]
 
     @torch.no_grad()
     def generate_tokens(
@@ -277,7 +284,7 @@ class FrozenLM(nn.Module):
                     continue
                 generated[b].append(token)
                 if stops is not None:
-                    text = self.tokenizer.decode(generated[b], skip_special_tokens=True).lstrip()
+                    text = self.text(generated[b], special=False).lstrip()
                     done[b] = re.search(stops[b], text) is not None
             if all(done) or step + 1 == max_new_tokens:
                 break

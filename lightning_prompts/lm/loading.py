@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoConfig,
@@ -61,9 +62,7 @@ def load_model(config: LMConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
     return model.eval(), tokenizer
 
 
-def _pretrained(
-    folder: str, config: LMConfig, dtype: torch.dtype
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _pretrained(folder: str, config: LMConfig, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     try:
         model = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -124,7 +123,7 @@ def _random_model(config: LMConfig, dtype: torch.dtype) -> tuple[PreTrainedModel
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             model = AutoModelForCausalLM.from_config(model_config, dtype=dtype, attn_implementation=ATTENTION_NAME)
-    except (OSError, ValueError, TypeError, ImportError) as error:
+    except (OSError, ValueError, TypeError, ImportError, StrictDataclassError) as error:
         raise UserError(
             f"model {config.name!r}: {' '.join(str(error).split())[:300]}; "
             "write random:TYPE,key=value,... with a transformers model type, such as random:llama,hidden_size=64"

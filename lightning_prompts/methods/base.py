@@ -75,23 +75,22 @@ class PromptMethod(L.LightningModule):
     def configure_model(self) -> None:
         """Load the LM and build the prompt, once."""
         if not hasattr(self, "lm"):
-            if self._trainer is not None and str(self.trainer.precision).endswith("-true") and (
-                self.trainer.precision != "32-true"
-            ):  # fmt: skip
+            if self._trainer is not None and self.trainer.precision in ("16-true", "bf16-true", "64-true"):
                 raise UserError(
-                    f"trainer.precision {self.trainer.precision!r} would put what is trained into half precision; "
-                    "set model.lm.dtype for the LM's precision, and leave trainer.precision at 32-true"
+                    f"trainer.precision {self.trainer.precision!r} would change the precision of what is trained, "
+                    "which is float32; set model.lm.dtype for the LM's, and leave trainer.precision at 32-true"
                 )
             self.lm = FrozenLM.load(self.lm_config)
             self.build_prompt()
+        if self._trainer is not None:
+            self._check_lengths()
 
-    def setup(self, stage: str) -> None:
-        """Nothing to do before the LM is there."""
-
-    def on_fit_start(self) -> None:
-        """Find examples that do not fit before training starts, not in the middle of it."""
-        if (data := getattr(self.trainer, "datamodule", None)) is not None:
-            for split in ("train", "val"):
+    def _check_lengths(self) -> None:
+        """Find examples that do not fit the context window before anything starts, not in the middle of it."""
+        data = getattr(self.trainer, "datamodule", None)
+        splits = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
+        if data is not None and self.trainer.state.fn is not None:
+            for split in splits[self.trainer.state.fn.value]:
                 self.lm.check_lengths(data.examples(split), self.prompt_length)
 
     @property
@@ -187,25 +186,25 @@ class PromptMethod(L.LightningModule):
             self.log(f"{split}/{name}", sum(values) / count, batch_size=count, on_epoch=True, on_step=False,
                      sync_dist=True, prog_bar=split == "val")  # fmt: skip
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, list[dict[str, Any]]]:
         """NLL and exact match on the validation split."""
         del batch_idx
         rows = self.evaluate(batch.examples, self.prompt_vectors())
         self._log_rows("val", rows)
-        return rows
+        return {"rows": rows}
 
-    def test_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, list[dict[str, Any]]]:
         """NLL, exact match and count on the test split; the rows go to ``predictions.jsonl``."""
         del batch_idx
         rows = self.evaluate(batch.examples, self.prompt_vectors())
         self._log_rows("test", rows)
         self.log("test/examples", float(len(rows)), reduce_fx="sum", on_epoch=True, on_step=False, sync_dist=True)
-        return rows
+        return {"rows": rows}
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, list[dict[str, Any]]]:
         """Generations, for questions without answers too."""
         del batch_idx
-        return self.evaluate(batch.examples, self.prompt_vectors())
+        return {"rows": self.evaluate(batch.examples, self.prompt_vectors())}
 
 
 def _iterable(parameters: list[torch.nn.Parameter]) -> Iterable[torch.nn.Parameter]:

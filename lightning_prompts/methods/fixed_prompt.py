@@ -39,13 +39,11 @@ class FixedPrompt(PromptMethod):
         """The embeddings of the text, ``[P, D]``."""
         return self.lm.embed(self.ids.to(self.lm.device)).float()
 
-    def training_step(self) -> None:
-        """There is none.
+    def setup(self, stage: str) -> None:
+        """Say at once that there is nothing to fit.
 
         Raises:
-            UserError: Always, through `on_fit_start`.
+            UserError: The stage is ``fit``.
         """
-
-    def on_fit_start(self) -> None:
-        """Say what to do instead of fitting."""
-        raise UserError("FixedPrompt trains nothing; evaluate it with: lightning-prompts test -c CONFIG")
+        if stage == "fit":
+            raise UserError("FixedPrompt trains nothing; evaluate it with test instead of fit")

@@ -6,7 +6,7 @@ Prompt: soft embeddings ``[P, D]``. Crossing: nothing to cross. Objective: answe
 from __future__ import annotations
 
 import torch
-from jsonargparse import lazy_instance
+from jsonargparse import lazy_instance  # type: ignore[attr-defined]
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 

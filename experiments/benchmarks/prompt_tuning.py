@@ -1,0 +1,227 @@
+"""Step time of prompt tuning: this project against PEFT, in one process, step by step in turn.
+
+    python experiments/benchmarks/prompt_tuning.py [--steps 10] [--device cpu]
+
+Both train the same prompt on the same frozen weights with the same batches, the same loss (mean over answer tokens)
+and the same optimiser. PEFT repeats the prompt in every row and computes logits at every position; here the shared
+prefix runs once, rows are packed without padding, and logits exist at answer positions only.
+
+Two kinds of batches: real antonyms (`Here are two hot and` -> ` cold`, whose first words are shared too), and texts of
+10 random tokens (8 of context, 2 of answer), which share nothing but the prompt.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PromptTuningConfig, TaskType, get_peft_model
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from datamodules import Antonyms
+from lightning_prompts.lm import FrozenLM, LMConfig
+from lightning_prompts.lm.embedded import embedded_folder
+from lightning_prompts.lm.encoding import Row
+
+BATCH = 32
+NAME = "smollm2-135m-instruct"
+Batches = list[list[Row]]
+
+
+def antonym_batches(lm: FrozenLM, length: int, count: int) -> Batches:
+    """Batches of the project's own antonyms, prompt first."""
+    data = Antonyms(template="{prompt}Here are two {question} and {answer}")
+    examples = data.examples("train")
+    order = random.Random(0).choices(range(len(examples)), k=count * BATCH)
+    rows = lm.encode([examples[index] for index in order], length)
+    return [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
+
+
+def random_batches(lm: FrozenLM, length: int, count: int) -> Batches:
+    """Batches of 10 random tokens per row."""
+    draw = random.Random(0)
+    slot = [-1 - p for p in range(length)]
+    tokens = range(100, lm.vocabulary)
+    return [
+        [Row(slot + draw.choices(tokens, k=8), draw.choices(tokens, k=2)) for _ in range(BATCH)] for _ in range(count)
+    ]
+
+
+class Ours:
+    """One training step of this project."""
+
+    def __init__(self, lm: FrozenLM, initial: Tensor) -> None:
+        """Start from ``initial``."""
+        self.lm = lm
+        self.prompt = torch.nn.Parameter(initial.clone())
+        self.optimizer = torch.optim.AdamW([self.prompt], lr=1e-2, weight_decay=0.0)
+
+    def step(self, rows: list[Row]) -> tuple[float, Tensor]:
+        """Loss and gradient; the optimiser has stepped."""
+        self.optimizer.zero_grad()
+        scores = self.lm.score_rows(rows, self.prompt)
+        loss = (scores.nll * scores.tokens).sum() / scores.tokens.sum()
+        loss.backward()
+        self.optimizer.step()
+        return loss.item(), self.prompt.grad.clone()
+
+    def flops(self, rows: list[Row]) -> float:
+        """Of the linear layers, forward and backward towards the inputs."""
+        before = self.lm.tokens_forwarded
+        with torch.no_grad():
+            self.lm.score_rows(rows, self.prompt)
+        return flops(self.lm, self.lm.tokens_forwarded - before, sum(len(row.answer) for row in rows))
+
+
+class Peft:
+    """One training step of PEFT's prompt tuning, as its documentation shows it."""
+
+    def __init__(self, lm: FrozenLM, initial: Tensor, dtype: torch.dtype) -> None:
+        """Start from ``initial``."""
+        self.lm, self.length = lm, len(initial)
+        model = AutoModelForCausalLM.from_pretrained(embedded_folder(NAME), dtype=dtype)
+        config = PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=self.length)
+        self.model = get_peft_model(model, config).to(lm.device).eval()
+        self.prompt = self.model.prompt_encoder.default.embedding.weight
+        with torch.no_grad():
+            self.prompt.copy_(initial)
+        self.optimizer = torch.optim.AdamW([self.prompt], lr=1e-2, weight_decay=0.0)
+
+    def step(self, rows: list[Row]) -> tuple[float, Tensor]:
+        """Loss and gradient; the optimiser has stepped."""
+        self.optimizer.zero_grad()
+        full = [row.context[self.length :] + row.answer for row in rows]
+        width = max(map(len, full))
+        ids = torch.tensor([row + [0] * (width - len(row)) for row in full], device=self.lm.device)
+        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in full], device=self.lm.device)
+        labels = torch.full_like(ids, -100)
+        for b, row in enumerate(rows):
+            start = len(full[b]) - len(row.answer)
+            labels[b, start : len(full[b])] = torch.tensor(row.answer)
+        loss = self.model(input_ids=ids, attention_mask=mask, labels=labels).loss
+        loss.backward()
+        self.optimizer.step()
+        return loss.item(), self.prompt.grad.float().clone()
+
+    def flops(self, rows: list[Row]) -> float:
+        """Of the linear layers, forward and backward towards the inputs."""
+        width = max(len(row.context) + len(row.answer) for row in rows)
+        return flops(self.lm, len(rows) * width, len(rows) * width)
+
+
+def flops(lm: FrozenLM, tokens: int, logits: int) -> float:
+    """Two per weight and token forward, two backward: no gradient of a frozen weight is computed."""
+    head = lm.vocabulary * lm.width
+    layers = sum(module.weight.numel() for module in lm.model.modules() if isinstance(module, torch.nn.Linear)) - head
+    return 4.0 * (layers * tokens + head * logits)
+
+
+def matmul_peak(dtype: torch.dtype, device: torch.device) -> float:
+    """Floating-point operations per second of a large square product, the best of several."""
+    size = 2048 if device.type == "cpu" else 8192
+    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    best = min(timed(lambda: left @ right, device) for _ in range(8))
+    return 2 * size**3 / best
+
+
+def timed(work: Callable[[], Any], device: torch.device) -> float:
+    """Seconds, the device's queue drained before and after."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def compare(lm: FrozenLM, length: int, kind: str, steps: int, dtype: torch.dtype) -> dict[str, Any]:
+    """Alternate steps of both on the same batches; medians."""
+    make = {"antonyms": antonym_batches, "10 tokens": random_batches}[kind]
+    batches = make(lm, length, steps + 2)
+    matrix = lm.embedding_matrix().float()
+    initial = matrix[torch.randint(100, lm.vocabulary, (length,), generator=torch.Generator().manual_seed(0))]
+    ours, peft = Ours(lm, initial), Peft(lm, initial, dtype)
+    seconds: dict[str, list[float]] = {"ours": [], "peft": []}
+    results: dict[str, list[tuple[float, Tensor]]] = {"ours": [], "peft": []}
+    label = f"{kind}, P = {length}, {str(dtype).removeprefix('torch.')}"
+    for batch in track(batches, description=label, console=Console(stderr=True)):
+        for name, method in (("ours", ours), ("peft", peft)):
+            seconds[name].append(timed(lambda m=method, n=name, b=batch: results[n].append(m.step(b)), lm.device))
+    our_gradient, peft_gradient = results["ours"][0][1], results["peft"][0][1]
+    medians = {name: statistics.median(values[2:]) for name, values in seconds.items()}  # two to warm up
+    peak = matmul_peak(dtype, lm.device)
+    work = {name: statistics.median(m.flops(batch) for batch in batches[2:])
+            for name, m in (("ours", ours), ("peft", peft))}  # fmt: skip
+    tokens = statistics.median(sum(len(row.context) + len(row.answer) for row in batch) for batch in batches)
+    return {
+        "batch": kind,
+        "P": length,
+        "dtype": str(dtype).removeprefix("torch."),
+        "peft_seconds": medians["peft"],
+        "our_seconds": medians["ours"],
+        "ratio": medians["peft"] / medians["ours"],
+        "first_loss_peft": results["peft"][0][0],
+        "first_loss_ours": results["ours"][0][0],
+        "gradient_difference": float((our_gradient - peft_gradient).norm() / peft_gradient.norm()),
+        "tokens_per_second_peft": tokens / medians["peft"],
+        "tokens_per_second_ours": tokens / medians["ours"],
+        "peak_share_peft": work["peft"] / medians["peft"] / peak,
+        "peak_share_ours": work["ours"] / medians["ours"] / peak,
+        "matmul_gflops": peak / 1e9,
+    }
+
+
+def show(rows: Sequence[dict[str, Any]]) -> None:
+    """The table, for a terminal and, as Markdown, for RESULTS.md."""
+    table = Table(title="One training step, batch 32: PEFT against this project")
+    heads = ("batch", "P", "dtype", "PEFT s", "ours s", "ratio", "loss PEFT / ours", "gradients differ by",
+             "tokens/s PEFT / ours", "share of matmul peak PEFT / ours")  # fmt: skip
+    for head in heads:
+        table.add_column(head, justify="right")
+    lines = []
+    for row in rows:
+        cells = (
+            row["batch"], str(row["P"]), row["dtype"], f"{row['peft_seconds']:.2f}", f"{row['our_seconds']:.3f}",
+            f"{row['ratio']:.1f}x", f"{row['first_loss_peft']:.4f} / {row['first_loss_ours']:.4f}",
+            f"{row['gradient_difference']:.1e}",
+            f"{row['tokens_per_second_peft']:.0f} / {row['tokens_per_second_ours']:.0f}",
+            f"{row['peak_share_peft']:.0%} / {row['peak_share_ours']:.0%}",
+        )  # fmt: skip
+        table.add_row(*cells)
+        lines.append("| " + " | ".join(cells) + " |")
+    Console(width=160).print(table)
+    print("\n| " + " | ".join(heads) + " |\n|" + "---|" * len(heads) + "\n" + "\n".join(lines))
+
+
+def main() -> None:
+    """Measure every combination."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=10, help="timed steps of each")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/prompt_tuning.json"))
+    arguments = parser.parse_args()
+    rows = []
+    for dtype in ("float32", "bfloat16"):
+        lm = FrozenLM.load(LMConfig(NAME, dtype=dtype)).to(arguments.device)
+        for kind in ("antonyms", "10 tokens"):
+            for length in (20, 100):
+                rows.append(compare(lm, length, kind, arguments.steps, getattr(torch, dtype)))
+    show(rows)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

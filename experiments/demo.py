@@ -1,0 +1,95 @@
+"""The main job from start to end: train a soft prompt on antonyms, test its checkpoint, compare.
+
+    python experiments/demo.py [--folder runs/demo]
+
+It does nothing that the command line does not do; the commands it runs are printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from lightning_prompts.cli import run
+
+HERE = Path(__file__).parent
+console = Console()
+
+
+def command(*words: str) -> None:
+    """Run one command of the command line, and stop the demo if it fails."""
+    console.print(f"\n[bold]$ lightning-prompts {shlex.join(words)}[/bold]", highlight=False, soft_wrap=True)
+    if code := run(words):
+        sys.exit(code)
+
+
+def metrics(folder: Path) -> dict[str, float]:
+    """What ``test`` has written."""
+    return dict(json.loads((folder / "metrics.json").read_text(encoding="utf-8")))
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSON Lines file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def main() -> None:
+    """Train, test, compare."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path, default=Path("runs/demo"), help="run folder, replaced")
+    folder = parser.parse_args().folder
+    study = HERE / "antonyms"
+    config, root = str(folder / "config.yaml"), "--trainer.default_root_dir"
+
+    start = time.monotonic()
+    command("fit", "-c", str(study / "soft_prompt.yaml"), root, str(folder), "--overwrite", "true")
+    seconds = time.monotonic() - start
+    command("test", "-c", str(study / "static.yaml"), root, str(folder / "static"), "--verbose", "false")
+    command("test", "-c", config, root, str(folder / "untrained"), "--verbose", "false")
+    command("test", "-c", config, "--ckpt_path", str(folder / "checkpoints" / "best.ckpt"), "--verbose", "false")
+
+    table = Table(title=f"\nAntonyms, {metrics(folder)['test/examples']:,} test questions, no word seen in training")
+    for name in ("prompt", "NLL (nats per answer token)", "exact match"):
+        table.add_column(name, justify="left" if name == "prompt" else "right")
+    for name, place in (
+        ("static text ' antonyms'", folder / "static"),
+        ("untrained soft prompt", folder / "untrained"),
+        ("trained soft prompt", folder),
+    ):
+        result = metrics(place)
+        table.add_row(name, f"{result['test/nll']:.2f}", f"{result['test/exact_match']:.1%}")
+    console.print(table)
+
+    samples = Table(title="\nFive of them: what the frozen model writes after 'Here are two... QUESTION and'")
+    for name in ("question", "answer", "static", "trained"):
+        samples.add_column(name)
+    static, trained = rows(folder / "static" / "predictions.jsonl"), rows(folder / "predictions.jsonl")
+    for index in range(0, len(trained), max(1, len(trained) // 5)):
+        if len(samples.rows) < 5:
+            row = trained[index]
+            samples.add_row(row["question"], row["answer"], static[index]["generated"], row["generated"])
+    console.print(samples)
+
+    readout = rows(folder / "prompt.jsonl")[-1]
+    nearest = ", ".join(
+        f"{token!r} ({cosine:.2f})" for token, cosine in zip(readout["tokens"], readout["cosine"], strict=True)
+    )
+    console.print(f"\nNearest vocabulary tokens (cosine): {nearest}", highlight=False, soft_wrap=True)
+    console.print(
+        f"Those four tokens as words: NLL {readout['nll_as_words']:.2f} on validation - a soft prompt is no sentence.",
+        highlight=False,
+        soft_wrap=True,
+    )
+    console.print(f"Training took {seconds:.0f} s. Everything is in {folder}/", highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()

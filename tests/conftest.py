@@ -1,0 +1,74 @@
+"""Tiny random models of each architecture for speed, and the embedded 135M model for truth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lightning_prompts.lm import FrozenLM, LMConfig
+from lightning_prompts.template import Template
+from lightning_prompts.types import Example
+
+SMALL = "hidden_size=32,intermediate_size=48,num_hidden_layers=3,num_attention_heads=4,num_key_value_heads=2"
+SHAPES = {
+    "llama": f"random:llama,{SMALL},max_position_embeddings=256",
+    "gpt2": "random:gpt2,n_embd=32,n_layer=3,n_head=4,n_positions=256",
+    "qwen2": f"random:qwen2,{SMALL},max_position_embeddings=256",
+    "qwen3": f"random:qwen3,{SMALL},head_dim=8,max_position_embeddings=256",
+    # A window of 6 is shorter than prompt and text, so what lies outside of it matters.
+    "gemma3": f"random:gemma3_text,{SMALL},head_dim=8,sliding_window=6,sliding_window_pattern=2,"
+    "max_position_embeddings=256",
+    "gemma2": f"random:gemma2,{SMALL},head_dim=8,sliding_window=6,max_position_embeddings=256",
+    "mistral": f"random:mistral,{SMALL},sliding_window=6,max_position_embeddings=256",
+}
+TINY = SHAPES["llama"]
+
+
+@pytest.fixture(scope="session")
+def shapes() -> Callable[[str], FrozenLM]:
+    """A tiny model by the name of its architecture."""
+    loaded: dict[str, FrozenLM] = {}
+
+    def get(name: str) -> FrozenLM:
+        if name not in loaded:
+            loaded[name] = FrozenLM.load(LMConfig(SHAPES[name]))
+        return loaded[name]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def tiny(shapes: Callable[[str], FrozenLM]) -> FrozenLM:
+    return shapes("llama")
+
+
+@pytest.fixture(scope="session")
+def real() -> FrozenLM:
+    """The embedded 135M model."""
+    return FrozenLM.load(LMConfig())
+
+
+@pytest.fixture(scope="session")
+def antonyms() -> list[Example]:
+    """Rows of different lengths, prompt inside the text."""
+    template = Template("Here are two{prompt} {question} and {answer}", stop=r"[^\w'-]")
+    pairs = ["hot cold", "unquestionably questionably", "in out", "able unable", "overt covert", "a b", "day night"]
+    return [template.render(dict(zip(("question", "answer"), pair.split(), strict=True)), pair) for pair in pairs]
+
+
+@pytest.fixture(scope="session")
+def prompt_first() -> list[Example]:
+    """Rows that share nothing but the prompt, which comes first."""
+    template = Template("{prompt}{question}: {answer}")
+    pairs = [("What is two and two?", "four"), ("Why?", "because it must be so"), ("Which one?", "x")]
+    return [template.render({"question": question, "answer": answer}) for question, answer in pairs]
+
+
+@pytest.fixture
+def pairs_file(tmp_path: Path) -> Path:
+    """A user's own file."""
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(f'{{"question": "q{n} is?", "answer": "{n % 7}"}}\n' for n in range(40)))
+    return path

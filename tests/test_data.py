@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from datamodules import Antonyms, QuestionAnswer
+from datamodules.base import EpochSampler, ResumableLoader, disjoint_components
+from datamodules.question_answer import read_table
+from lightning_prompts.errors import UserError
+from lightning_prompts.types import Batch
+
+PAIRS = [{"question": f"q{n}", "answer": f"a{n}"} for n in range(20)]
+
+
+def words(examples: list) -> set[str]:
+    return {word for example in examples for word in (example.question, example.reference)}
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_antonyms_share_no_word_between_splits(seed: int) -> None:
+    data = Antonyms(seed=seed)
+    train, val, test = (data.examples(split) for split in ("train", "val", "test"))
+    assert not words(train) & words(test)
+    assert not words(train) & words(val)
+    assert not words(val) & words(test)
+    assert len(train) + len(val) + len(test) == 2 * 990
+    assert 0.18 < len(test) / 1980 < 0.22
+    assert 0.08 < len(val) / 1980 < 0.12
+
+
+def test_antonyms_go_both_ways_and_depend_on_the_seed() -> None:
+    pairs = {(example.question, example.reference) for example in Antonyms().examples("train")}
+    assert pairs == {(b, a) for a, b in pairs}
+    assert words(Antonyms(seed=1).examples("test")) != words(Antonyms().examples("test"))
+    assert sum(len(Antonyms(min_count=0).examples(split)) for split in ("train", "val", "test")) == 2 * 3229
+
+
+def test_max_train_examples_is_a_seeded_subset() -> None:
+    some = [example.question for example in Antonyms(max_train_examples=100).examples("train")]
+    assert len(some) == 100
+    assert some == [example.question for example in Antonyms(max_train_examples=100).examples("train")]
+    assert set(some) < {example.question for example in Antonyms().examples("train")}
+    assert len(Antonyms(max_train_examples=100).examples("test")) == len(Antonyms().examples("test"))
+
+
+def test_components() -> None:
+    pairs = [("a", "b"), ("c", "d"), ("b", "e"), ("f", "d")]
+    assert sorted(map(sorted, disjoint_components(pairs))) == [[0, 2], [1, 3]]
+
+
+@pytest.mark.parametrize("ending", [".json", ".jsonl", ".csv", ".tsv", ".parquet"])
+def test_every_format_gives_the_same_rows(ending: str, tmp_path: Path) -> None:
+    import datasets
+
+    path = tmp_path / f"rows{ending}"
+    if ending == ".json":
+        path.write_text(json.dumps(PAIRS))
+    elif ending == ".jsonl":
+        path.write_text("\n".join(map(json.dumps, PAIRS)))
+    elif ending == ".parquet":
+        datasets.Dataset.from_list(PAIRS).to_parquet(path)
+    else:
+        mark = "," if ending == ".csv" else "\t"
+        path.write_text("\n".join([f"question{mark}answer", *(mark.join(row.values()) for row in PAIRS)]))
+    assert read_table(path) == PAIRS
+
+
+def test_csv_keeps_what_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text('question,answer\n007,NA\n"a, b",1.50\n')
+    assert read_table(path) == [{"question": "007", "answer": "NA"}, {"question": "a, b", "answer": "1.50"}]
+
+
+def test_fields_by_name_and_other_fields_in_the_template(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"in": n, "out": n + 1, "unit": "m"}) + "\n" for n in range(30)))
+    data = QuestionAnswer(str(path), question="in", answer="out", template="{prompt}{question} {unit} ->{answer}")
+    example = data.examples("train")[0]
+    assert example.after.endswith(" m ->")
+    assert int(example.reference) == int(example.question) + 1
+
+
+def test_hold_out_sizes(pairs_file: Path) -> None:
+    data = QuestionAnswer(str(pairs_file), val_size=5, test_size=0.25)
+    train, val, test = (data.examples(split) for split in ("train", "val", "test"))
+    assert (len(train), len(val), len(test)) == (26, 4 + 1, 10) or (len(train), len(val), len(test)) == (25, 5, 10)
+    assert len({example.question for example in train + val + test}) == 40
+
+
+def test_disjoint_words(tmp_path: Path) -> None:
+    path = tmp_path / "words.jsonl"
+    rows = [{"question": f"w{n}", "answer": f"w{n + 1}"} for n in range(60)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    data = QuestionAnswer(str(path), disjoint="words", test_size=10, val_size=5)
+    train, test, val = (data.examples(split) for split in ("train", "test", "val"))
+    assert len(test) == 10
+    assert not words(train) & words(test)
+    assert not words(train) & words(val)
+
+
+def test_predict_needs_no_answers(tmp_path: Path) -> None:
+    path = tmp_path / "questions.jsonl"
+    path.write_text('{"question": "why?"}\n{"question": "how?"}\n')
+    examples = QuestionAnswer(predict=str(path)).examples("predict")
+    assert [example.answer for example in examples] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("a.jsonl", "", "a.jsonl is empty"),
+        ("a.csv", "question,answer\n", "has no rows"),
+        ("a.txt", "x", "the ending must be one of"),
+        ("a.jsonl", '{"question": "x", "answr": "y"}', "has no field 'answer' .data.answer.; did you mean answr"),
+        ("a.jsonl", '{"question": "x", "answer": "y"}\n{"question": "x", "answer": " "}', "row 2: field 'answer' is"),
+        ("a.jsonl", '{"question": "x", "answer": "y"}\n{"question": "x"}', "row 2: field 'answer' is missing"),
+        ("a.jsonl", '{"question": "x", "answer": "y"}\n{"question": ', "line 2 is not valid JSON"),
+        ("a.json", '[{"question": "x", "answer": "y"},', "is not valid JSON"),
+        ("a.jsonl", '{"question": "x", "answer": ["y"]}', "row 1: field 'answer' is a list, not a text"),
+        ("a.parquet", "no parquet", "not readable as parquet"),
+        ("a.csv", 'question,answer\n1,2\n"', "a.csv"),
+    ],
+)
+def test_bad_files(name: str, text: str, words: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_text(text)
+    with pytest.raises(UserError, match=words) as raised:
+        QuestionAnswer(str(path)).examples("train")
+    assert "\n" not in str(raised.value)
+
+
+def test_splits_that_leave_nothing(pairs_file: Path) -> None:
+    with pytest.raises(UserError, match=r"data.test_size 50 of the 40 rows .* leaves nothing to train on"):
+        QuestionAnswer(str(pairs_file), test_size=50).examples("train")
+    with pytest.raises(UserError, match="the train split is empty"):
+        QuestionAnswer(test=str(pairs_file)).examples("train")
+    with pytest.raises(UserError, match="needs a file"):
+        QuestionAnswer()
+
+
+def test_the_order_depends_on_seed_and_epoch_alone() -> None:
+    sampler = EpochSampler(50, seed=3)
+    first = list(sampler)
+    assert sorted(first) == list(range(50))
+    assert list(sampler) == first
+    sampler.set_epoch(1)
+    assert list(sampler) != first
+    assert list(EpochSampler(50, seed=4)) != first
+
+
+def test_a_loader_goes_on_where_its_state_says() -> None:
+    def loader() -> ResumableLoader:
+        return ResumableLoader(list(range(10)), batch_size=3, sampler=EpochSampler(10, 0), collate_fn=Batch)
+
+    whole = [batch.examples for batch in loader()]
+    half = loader()
+    iterator = iter(half)
+    next(iterator)
+    next(iterator)
+    resumed = loader()
+    resumed.load_state_dict(half.state_dict())
+    assert [batch.examples for batch in resumed] == whole[2:]
+    assert [batch.examples for batch in resumed] == whole, "the next epoch is whole again"
+    assert resumed.state_dict() == {"yielded": 0}

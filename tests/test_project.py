@@ -1,0 +1,74 @@
+"""The project's own rules: every YAML works, imports run one way."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import callbacks
+from lightning_prompts.cli import PromptCLI
+
+ROOT = Path(callbacks.__file__).parent.parent
+CONFIGS = sorted(path for path in (ROOT / "experiments").rglob("*.yaml"))
+
+# Who may import whom, top to bottom: a package may import those above it in its own list, and itself.
+ALLOWED = {
+    "lightning_prompts.types": set(),
+    "lightning_prompts.errors": set(),
+    "lightning_prompts.template": {"types", "errors"},
+    "lightning_prompts.checkpoints": {"errors"},
+    "lightning_prompts.lm": {"types", "errors", "template"},
+    "lightning_prompts.prompts": {"types", "errors", "template", "lm"},
+    "lightning_prompts.objectives": {"types", "errors", "template", "lm"},
+    "lightning_prompts.methods": {"types", "errors", "template", "lm", "prompts", "objectives"},
+    "datamodules": {"types", "errors", "template"},
+    "callbacks": {"types", "errors", "methods"},
+}
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_yaml_parses_and_instantiates(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built = []
+    for name in ("fit", "test"):  # what the command line would run with these classes
+        monkeypatch.setattr(PromptCLI, name, lambda cli, **kwargs: built.append(kwargs["model"]), raising=False)
+        PromptCLI([name, "-c", str(config), "--trainer.default_root_dir", str(tmp_path)])
+    assert len(built) == 2
+    text = config.read_text()
+    for axis in ("prompt:", "crossing:", "objective:"):
+        assert axis in text, f"a YAML opens with its triple; {axis} is missing"
+
+
+def modules() -> list[tuple[str, Path]]:
+    files = [
+        path for package in ("lightning_prompts", "datamodules", "callbacks") for path in (ROOT / package).rglob("*.py")
+    ]
+    return [(".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"), path) for path in files]
+
+
+def test_imports_run_one_way() -> None:
+    checked = 0
+    for name, path in modules():
+        home = next((home for home in ALLOWED if name == home or name.startswith(home + ".")), None)
+        if home is None:
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = []
+            if isinstance(node, ast.ImportFrom) and node.module:
+                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            elif isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            for imported in names:
+                root, _, rest = imported.partition(".")
+                if root in ("lightning_prompts", "datamodules", "callbacks") and not imported.startswith(home):
+                    assert root == "lightning_prompts", f"{name} imports {imported}"
+                    checked += 1
+                    assert not rest or rest.split(".")[0] in ALLOWED[home], f"{name} imports {imported}"
+    assert checked > 40
+
+
+def test_no_file_is_large() -> None:
+    for folder in ("lightning_prompts", "datamodules", "callbacks", "experiments", "tests"):
+        for path in (ROOT / folder).rglob("*"):
+            assert not path.is_file() or path.stat().st_size < 250_000, path

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import pytest
+
+from lightning_prompts.errors import UserError
+from lightning_prompts.template import Template, cut
+
+ROW = {"question": "hot", "answer": "cold"}
+
+
+def test_infill() -> None:
+    example = Template("Here are two{prompt} {question} and {answer}").render(ROW)
+    assert (example.before, example.after, example.answer) == ("Here are two", " hot and", " cold")
+    assert example.reference == "cold"
+
+
+def test_prompt_first_and_last() -> None:
+    first = Template("{prompt}\nQuestion: {question}\nAnswer: {answer}").render(ROW)
+    assert (first.before, first.after, first.answer) == ("", "\nQuestion: hot\nAnswer:", " cold")
+    last = Template("{question}{prompt} {answer}").render(ROW)
+    assert (last.before, last.after, last.answer) == ("hot", "", " cold")
+
+
+def test_text_after_the_answer_is_scored_with_it_but_not_compared() -> None:
+    example = Template("{prompt} {question} = {answer};").render(ROW)
+    assert example.answer == " cold;"
+    assert example.reference == "cold"
+
+
+def test_braces_in_values_mean_nothing() -> None:
+    example = Template("{prompt} {{{question}}} {answer}").render({"question": "{x} {prompt}", "answer": "{y}"})
+    assert example.after == " {{x} {prompt}}"
+    assert example.answer == " {y}"
+
+
+def test_chat_keeps_the_answer_without_leading_space() -> None:
+    example = Template("{prompt} {question}\n{answer}", chat=True).render(ROW)
+    assert (example.after, example.answer) == (" hot", "cold")
+
+
+def test_no_reference() -> None:
+    assert Template("{prompt} {question} {answer}").render({"question": "hot"}).answer is None
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{question} {answer}", "no {prompt}"),
+        ("{prompt} {question}", "no {answer}"),
+        ("{prompt}{prompt} {answer}", "more than one {prompt}"),
+        ("{answer} {prompt}", "must be the last"),
+        ("{prompt} {answer", "braces"),
+        ("{prompt} {question!r} {answer}", "plain field name"),
+        ("{prompt} {question.__class__} {answer}", "plain field name"),
+    ],
+)
+def test_bad_templates(text: str, words: str) -> None:
+    with pytest.raises(UserError, match=words.replace("{", r"\{").replace("}", r"\}")):
+        Template(text)
+
+
+def test_unknown_field_names_the_nearest() -> None:
+    with pytest.raises(UserError, match=r"row 3: template field \{quesion\} is unknown; did you mean question\?"):
+        Template("{prompt} {quesion} {answer}").render(ROW, "row 3")
+
+
+def test_bad_stop() -> None:
+    with pytest.raises(UserError, match="not a regular expression"):
+        Template("{prompt} {answer}", stop="[")
+
+
+@pytest.mark.parametrize(
+    ("text", "stop", "expected"),
+    [(" cold, warm", r"[^\w'-]", "cold"), ("\n four\nQuestion", r"\n", "four"), ("x", r"\n", "x"), ("", r"\n", "")],
+)
+def test_cut(text: str, stop: str, expected: str) -> None:
+    assert cut(text, stop) == expected
