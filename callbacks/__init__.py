@@ -4,5 +4,6 @@ from callbacks.prompt_readout import PromptReadout
 from callbacks.result_files import ResultFiles
 from callbacks.sample_generations import SampleGenerations
 from callbacks.throughput import Throughput
+from callbacks.validate_at_end import ValidateAtEnd
 
-__all__ = ["PromptReadout", "ResultFiles", "SampleGenerations", "Throughput"]
+__all__ = ["PromptReadout", "ResultFiles", "SampleGenerations", "Throughput", "ValidateAtEnd"]

@@ -29,7 +29,7 @@ class Antonyms(TextDataModule):
 
     def __init__(
         self,
-        template: str = "Here are two{prompt} {question} and {answer}",
+        template: str = "Here are two{prompt} {question} and {answer}.",
         stop: str = r"[^\w'-]",
         chat: bool = False,
         system: str | None = None,

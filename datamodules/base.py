@@ -165,24 +165,28 @@ class ResumableLoader(DataLoader[Example]):
     """A DataLoader whose place within the epoch goes into checkpoints (Lightning calls the two state methods)."""
 
     _yielded = 0
-    _skip = 0
+    _resume = (0, 0)  # an epoch, and how many of its batches not to hand out again
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         """The epoch's batches, from the place that was restored."""
-        skip, self._skip = self._skip, 0
+        epoch, skip = self._resume
         self._yielded = 0
         for batch in super().__iter__():
             self._yielded += 1
-            if self._yielded > skip:
+            if self._yielded > skip or self._epoch != epoch:
                 yield batch
 
+    @property
+    def _epoch(self) -> int:
+        return int(getattr(self.sampler, "epoch", 0))
+
     def state_dict(self) -> dict[str, int]:
-        """How many batches of this epoch were handed out."""
-        return {"yielded": 0 if self._yielded >= len(self) else self._yielded}
+        """The epoch, and how many of its batches were handed out."""
+        return {"epoch": self._epoch, "yielded": 0 if self._yielded >= len(self) else self._yielded}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Skip so many batches next time."""
-        self._skip = state["yielded"]
+        """Skip so many batches when that epoch is begun."""
+        self._resume = (state["epoch"], state["yielded"])
 
 
 def disjoint_components(pairs: Sequence[tuple[str, str]]) -> list[list[int]]:

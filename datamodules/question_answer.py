@@ -50,7 +50,7 @@ class QuestionAnswer(TextDataModule):
         predict: str | None = None,
         question: str = "question",
         answer: str = "answer",
-        template: str = "{prompt}\nQuestion: {question}\nAnswer: {answer}",
+        template: str = "{prompt}\nQuestion: {question}\nAnswer: {answer}\n",
         stop: str = r"\n",
         chat: bool = False,
         system: str | None = None,
@@ -152,6 +152,8 @@ def read_table(path: Path) -> list[dict[str, Any]]:
             names = next(csv.reader(file, delimiter=mark), [])
         features = datasets.Features({name: datasets.Value("string") for name in names})
         options = {"features": features, "keep_default_na": False, "sep": mark, "encoding": "utf-8-sig"}
+        if not features or path.read_text(encoding="utf-8-sig", errors="replace").strip().count("\n") == 0:
+            return []
     try:
         loaded = datasets.load_dataset(kind, data_files=str(path), split="train", **options)
     except Exception as error:

@@ -13,6 +13,8 @@ from typing import Any
 
 # A checkpoint is data: nothing in it is ever run, whoever calls torch.load.
 os.environ.setdefault("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")
+# Lightning 2.6 itself calls what newer parsers deprecate.
+os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
 import lightning as L  # noqa: N812 - Lightning's own convention
 import torch
@@ -25,7 +27,7 @@ import callbacks
 import datamodules
 from lightning_prompts import methods
 from lightning_prompts.checkpoints import check_readable
-from lightning_prompts.config_errors import one_line, user_error
+from lightning_prompts.config_errors import check_yaml, one_line, user_error
 from lightning_prompts.errors import UserError
 from lightning_prompts.prompts.initializers import Initializer
 
@@ -71,14 +73,28 @@ class Parser(LightningArgumentParser):
         sys.exit(2)
 
 
-class SaveConfig(SaveConfigCallback):
-    """Writes ``config.yaml``, the record of the run, once nothing can fail any more before the first step."""
+class RunFolder(SaveConfigCallback):
+    """Begins to write into the run folder once nothing can fail any more before the first step.
+
+    By then the model and the checkpoint are loaded and every example was found to fit; a run that fails earlier leaves
+    nothing behind. ``config.yaml`` is the record of the run.
+    """
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Not yet: the model and the checkpoint are still to be loaded."""
+        """Not yet."""
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Make the loggers: metrics.csv and TensorBoard, one folder for each start of the run."""
+        if self.config.trainer.logger in (None, True):
+            folder = Path(trainer.default_root_dir)
+            version = trainer.strategy.broadcast(_next_version(folder / "logs"))
+            trainer.loggers = [
+                CSVLogger(folder, name="logs", version=version, flush_logs_every_n_steps=10),
+                TensorBoardLogger(folder, name="logs", version=version),
+            ]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write it into the run folder."""
+        """Write ``config.yaml``."""
         if trainer.is_global_zero:
             path = Path(trainer.default_root_dir) / self.config_filename
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -103,8 +119,8 @@ class PromptCLI(LightningCLI):
             parser_kwargs={"allow_abbrev": False, **{name: {"allow_abbrev": False} for name in self.subcommands()}},
             seed_everything_default=0,
             auto_configure_optimizers=False,
-            save_config_callback=SaveConfig,
-            trainer_defaults={**TRAINER_DEFAULTS, "callbacks": [callbacks.ResultFiles()]},
+            save_config_callback=RunFolder,
+            trainer_defaults={**TRAINER_DEFAULTS, "callbacks": [callbacks.ResultFiles(), callbacks.ValidateAtEnd()]},
             load_from_checkpoint_support=False,
             args=None if args is None else list(args),
         )
@@ -149,11 +165,7 @@ class PromptCLI(LightningCLI):
         """A trainer whose files all land in the run folder."""
         config = self.config[self.config.subcommand].trainer
         if config.logger in (None, True):
-            version = _next_version(self.folder / "logs")
-            kwargs["logger"] = self.config.subcommand == "fit" and [
-                CSVLogger(self.folder, name="logs", version=version, flush_logs_every_n_steps=10),
-                TensorBoardLogger(self.folder, name="logs", version=version),
-            ]
+            kwargs["logger"] = False  # see RunFolder
         trainer = super().instantiate_trainer(**kwargs)
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
@@ -181,6 +193,7 @@ def run(args: Sequence[str] | None = None) -> int:
     """
     _quiet()
     try:
+        check_yaml(sys.argv[1:] if args is None else args)
         PromptCLI(args)
     except UserError as error:
         return _fail(str(error))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 import lightning as L  # noqa: N812 - Lightning's own convention
 import torch
+import yaml
 
 from lightning_prompts.errors import UserError, nearest
 from lightning_prompts.lm import LMConfig
@@ -66,6 +68,26 @@ def one_line(message: str, classes: Iterable[type], path_prefixes: tuple[str, ..
             return f"no --{name} given; {nearest('', _class_names(classes, name))}, or a config file with -c"
         return f"{name} is required"
     return re.sub(r"Parser key \"([\w.]+)\": ", r"\1: ", text)[:400]
+
+
+def check_yaml(args: Sequence[str]) -> None:
+    """Name the file and line of a config that is no YAML, which the parser does not.
+
+    Args:
+        args: The command line's words.
+
+    Raises:
+        UserError: A file after ``-c`` or ``--config`` is no YAML.
+    """
+    for flag, following in zip(args, [*args[1:], ""], strict=False):
+        path = Path(following if flag in ("-c", "--config") else flag.removeprefix("--config="))
+        if (flag in ("-c", "--config") or flag.startswith("--config=")) and path.is_file():
+            try:
+                yaml.safe_load(path.read_text(encoding="utf-8"))
+            except (yaml.MarkedYAMLError, UnicodeDecodeError) as error:
+                mark = getattr(error, "problem_mark", None)
+                where = f" line {mark.line + 1}" if mark else ""
+                raise UserError(f"{path}{where} is not valid YAML: {getattr(error, 'problem', error)}") from error
 
 
 def user_error(error: BaseException | None) -> UserError | None:

@@ -18,8 +18,9 @@ class Template:
     r"""How the fields of a row become text.
 
     ``"Here are two{prompt} {question} and {answer}"`` gives the text before the slot, the text after it, and the
-    answer. White space ahead of ``{answer}`` belongs to the answer, because tokenizers write ``" cold"`` as one token;
-    anything after ``{answer}`` is scored as part of it, which teaches a prompt where to end.
+    answer. White space ahead of ``{answer}`` belongs to the answer, because tokenizers write ``" cold"`` as one token.
+    Text after ``{answer}`` is how an answer ends: training teaches it, or else generations would run on, and the
+    reported NLL and exact match leave it out. In a chat without such text it is the end of the model's turn.
 
     Attributes:
         text: The template; ``{{`` and ``}}`` stand for braces.
@@ -105,7 +106,8 @@ class Template:
         return Example(
             before=before,
             after=after.rstrip() if self.chat else after,
-            answer=None if reference is None else f"{lead}{reference}{tail}",
+            answer=None if reference is None else f"{lead}{reference}",
+            end=None if self.chat and not tail else tail,
             reference=reference,
             fields=fields,
             source=source,

@@ -32,6 +32,7 @@ class Example:
         before: Text ahead of the prompt slot.
         after: Text between the prompt slot and the answer.
         answer: The text that is scored, with its leading space; ``None`` when there is no reference.
+        end: What follows the answer, which training teaches and metrics leave out; ``None`` for the end of a chat turn.
         reference: The answer as the data gives it, which generations are compared with.
         fields: The raw fields (question, answer, choices, ...).
         source: Where the example comes from, for error messages (``"train.jsonl row 12"``).
@@ -43,6 +44,7 @@ class Example:
     before: str
     after: str
     answer: str | None
+    end: str | None = ""
     reference: str | None = None
     fields: Mapping[str, object] = field(default_factory=dict)
     source: str = ""

@@ -12,7 +12,7 @@ import torch
 from conftest import TINY
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from callbacks import PromptReadout, SampleGenerations, Throughput
+from callbacks import PromptReadout, SampleGenerations, Throughput, ValidateAtEnd
 from datamodules import Antonyms, QuestionAnswer
 from lightning_prompts.cli import PromptCLI
 from lightning_prompts.errors import UserError
@@ -35,7 +35,7 @@ def data() -> Antonyms:
 
 def trainer(folder: Path, **settings: Any) -> L.Trainer:
     return L.Trainer(
-        default_root_dir=folder, accelerator="cpu", logger=False, enable_progress_bar=False,
+        default_root_dir=folder, log_every_n_steps=1, accelerator="cpu", logger=False, enable_progress_bar=False,
         enable_model_summary=False, **{"max_steps": 2, "enable_checkpointing": False, **settings},
     )  # fmt: skip
 
@@ -47,8 +47,8 @@ def trainer(folder: Path, **settings: Any) -> L.Trainer:
         (
             {"reparametrization": ResidualMLP(8), "objective": Likelihood("tokens")},
             {f"prompt.{name}" for name in (
-                "embeddings", "reparametrization.up.weight", "reparametrization.up.bias",
-                "reparametrization.down.weight", "reparametrization.down.bias",
+                "embeddings", "network.up.weight", "network.up.bias",
+                "network.down.weight", "network.down.bias",
             )},
         ),
     ],
@@ -170,20 +170,34 @@ def resumable(folder: Path, **settings: Any) -> L.Trainer:
 @pytest.mark.parametrize("step", [1, 3, 5, 7])
 def test_resuming_anywhere_ends_in_the_same_prompt(step: int, tmp_path: Path) -> None:
     """Epochs have five steps here, so one of the checkpoints is at an epoch's end and three are inside one."""
-
-    def build() -> SoftPromptTuning:
-        return method(scheduler=lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 10))
-
     L.seed_everything(1)
-    whole = build()
+    whole = method()
     resumable(tmp_path / "whole").fit(whole, datamodule=data())
     L.seed_everything(1)
-    rest = build()
+    rest = method()
     last = resumable(tmp_path / "rest")
     checkpoint = tmp_path / "whole" / "checkpoints" / f"step={step}.ckpt"
     last.fit(rest, datamodule=data(), ckpt_path=checkpoint, weights_only=True)
     assert last.global_step == 10
     assert torch.equal(rest.prompt_vectors(), whole.prompt_vectors())
+
+
+def test_the_learning_rate_falls_to_zero_over_the_run(tmp_path: Path) -> None:
+    rates = []
+
+    class Watch(L.Callback):
+        def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    trainer(tmp_path, max_steps=4, callbacks=[Watch()]).fit(method(), datamodule=data())
+    assert rates == pytest.approx([0.01, 0.0075, 0.005, 0.0025])
+
+
+def test_the_last_step_is_validated(tmp_path: Path) -> None:
+    fit = trainer(tmp_path, max_steps=3, callbacks=[ValidateAtEnd()])  # an epoch has five steps
+    fit.fit(method(), datamodule=data())
+    assert fit.global_step == 3
+    assert "val/nll" in fit.callback_metrics
 
 
 def test_callbacks_tell_what_happened(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm import FrozenLM, LMConfig, attention
 from lightning_prompts.lm.plain import score_plain
+from lightning_prompts.objectives import Likelihood
 from lightning_prompts.template import Template
 from lightning_prompts.types import Example
 
@@ -169,11 +170,43 @@ def test_half_precision_scores_are_close(dtype: str, real: FrozenLM, antonyms: l
 
 
 @pytest.mark.parametrize("quantization", ["int8", "nf4"])
-def test_gradients_flow_through_a_quantised_lm(quantization: str, real: FrozenLM, antonyms: list[Example]) -> None:
+def test_gradients_flow_through_a_quantised_lm(quantization: str, antonyms: list[Example]) -> None:
     lm = FrozenLM.load(LMConfig(quantization=quantization))  # type: ignore[arg-type]
-    prompt = real.embed(torch.tensor(real.encoder.tokens(" antonyms"))).requires_grad_()
-    quantised, full = lm.score(antonyms[:3], prompt).nll, real.score(antonyms[:3], prompt).nll
-    ours, theirs = gradient(quantised, prompt), gradient(full, prompt)
+    prompt = lm.embed(torch.tensor(lm.encoder.tokens(" antonyms"))).detach().requires_grad_()
+    packed, plain = lm.score(antonyms, prompt).nll, score_plain(lm, antonyms, prompt).nll
+    ours, theirs = gradient(packed, prompt), gradient(plain, prompt)
     assert torch.isfinite(ours).all()
-    assert (quantised - full).abs().mean() < {"int8": 0.3, "nf4": 1.5}[quantization]
-    assert torch.cosine_similarity(ours.flatten(), theirs.flatten(), dim=0) > {"int8": 0.9, "nf4": 0.3}[quantization]
+    assert ours.norm() > 0
+    # int8 rounds activations, so a difference in the last bit of the attention can become one in the first of a token.
+    torch.testing.assert_close(packed, plain, atol=0.05, rtol=0)
+    assert torch.cosine_similarity(ours.flatten(), theirs.flatten(), dim=0) > 0.98
+
+
+def test_the_end_of_answers_is_scored_apart(tiny: FrozenLM) -> None:
+    rows = [("hot", "cold"), ("a", "b"), ("over", "under")]
+    with_end, without = (
+        [Template("{prompt} {q} and {answer}" + end).render({"q": q, "answer": a}) for q, a in rows]
+        for end in ("!?", "")
+    )
+    whole = [Template("{prompt} {q} and {answer}").render({"q": q, "answer": f"{a}!?"}) for q, a in rows]
+    prompt = make_prompt(tiny, 3)
+    scores, plain, joint = (
+        tiny.score(with_end, prompt, with_end=True),
+        tiny.score(without, prompt),
+        tiny.score(whole, prompt),
+    )
+    torch.testing.assert_close(scores.nll, plain.nll, atol=1e-5, rtol=0)
+    torch.testing.assert_close(tiny.score(with_end, prompt).nll, plain.nll)
+    assert torch.equal(scores.tokens, plain.tokens)
+    torch.testing.assert_close(
+        scores.nll * scores.tokens + 2 * scores.end_nll, joint.nll * joint.tokens, atol=1e-4, rtol=0
+    )
+    assert torch.equal(tiny.score(with_end, prompt).end_nll, torch.zeros(3))
+    torch.testing.assert_close(Likelihood(end_weight=0.5)(scores), plain.nll.mean() + 0.5 * scores.end_nll.mean())
+    tokens = Likelihood("tokens", end_weight=0)(scores)
+    torch.testing.assert_close(tokens, (plain.nll * plain.tokens).sum() / plain.tokens.sum())
+
+
+def test_a_chat_answer_ends_with_the_turn(real: FrozenLM) -> None:
+    example = Template("{prompt} {question}? {answer}", chat=True).render({"question": "hot", "answer": "cold"})
+    assert real.encoder.row(example, 1, with_end=True).end == [real.tokenizer.eos_token_id]

@@ -21,10 +21,10 @@ def test_prompt_first_and_last() -> None:
     assert (last.before, last.after, last.answer) == ("hot", "", " cold")
 
 
-def test_text_after_the_answer_is_scored_with_it_but_not_compared() -> None:
+def test_text_after_the_answer_is_its_end() -> None:
     example = Template("{prompt} {question} = {answer};").render(ROW)
-    assert example.answer == " cold;"
-    assert example.reference == "cold"
+    assert (example.answer, example.reference, example.end) == (" cold", "cold", ";")
+    assert Template("{prompt} {answer}", chat=True).render(ROW).end is None, "the end of the turn"
 
 
 def test_braces_in_values_mean_nothing() -> None:

@@ -8,7 +8,7 @@ compared on the same tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from transformers import PreTrainedTokenizerBase
 
@@ -25,10 +25,12 @@ class Row:
     Attributes:
         context: What the LM is conditioned on, prompt positions as ``-1 - p``.
         answer: The answer's token ids, empty when there is no reference.
+        end: Token ids of what follows the answer, where they are to be scored too.
     """
 
     context: list[int]
     answer: list[int]
+    end: list[int] = field(default_factory=list)
 
 
 class Encoder:
@@ -62,8 +64,8 @@ class Encoder:
         mark = self.tokenizer.encode("\n", add_special_tokens=False)
         return list(self.tokenizer.encode("\n" + text, add_special_tokens=False))[len(mark) :]
 
-    def row(self, example: Example, length: int) -> Row:
-        """Encode one example around a prompt of ``length`` tokens.
+    def row(self, example: Example, length: int, with_end: bool = False) -> Row:
+        """Encode one example around a prompt of ``length`` tokens, with what follows its answer if asked.
 
         Raises:
             UserError: Nothing precedes the answer, the answer has no tokens, or the tokenizer has no chat template.
@@ -80,7 +82,12 @@ class Encoder:
         tokens = self.tokens(answer)
         if not tokens:
             raise UserError(f"{where}the answer is empty")
-        return Row(context, tokens)
+        return Row(context, tokens, self._end(example) if with_end else [])
+
+    def _end(self, example: Example) -> list[int]:
+        if example.end is not None:
+            return self.tokens(example.end)
+        return [] if self.tokenizer.eos_token_id is None else [int(self.tokenizer.eos_token_id)]
 
     def _texts(self, example: Example) -> tuple[str, str, str | None]:
         if not example.chat:

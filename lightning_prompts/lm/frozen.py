@@ -32,11 +32,13 @@ class Scores:
         nll: Mean negative log-likelihood of each example's answer tokens, in nats, ``[B]`` float32.
         tokens: Answer tokens of each example, ``[B]``.
         greedy: Whether every answer token is the LM's first choice, ``[B]`` bool.
+        end_nll: Mean negative log-likelihood of what follows the answer, in nats, ``[B]``; 0 where not asked for.
     """
 
     nll: Tensor
     tokens: Tensor
     greedy: Tensor
+    end_nll: Tensor
 
 
 class FrozenLM(nn.Module):
@@ -129,15 +131,15 @@ class FrozenLM(nn.Module):
 
     # --- encoding ---------------------------------------------------------------------------------------------------
 
-    def encode(self, examples: Sequence[Example], length: int) -> list[Row]:
+    def encode(self, examples: Sequence[Example], length: int, with_end: bool = False) -> list[Row]:
         """Token ids of examples around a prompt of ``length`` tokens.
 
         Raises:
             UserError: See `Encoder.row`; or a row is longer than the context window.
         """
-        rows = [self.encoder.row(example, length) for example in examples]
+        rows = [self.encoder.row(example, length, with_end) for example in examples]
         for example, row in zip(examples, rows, strict=True):
-            if (total := len(row.context) + len(row.answer)) > self.context:
+            if (total := len(row.context) + len(row.answer) + len(row.end)) > self.context:
                 raise UserError(
                     f"{example.source or 'example'}: prompt ({length}), text and answer are {total} tokens, more than "
                     f"the context window of {self.name} ({self.context}); shorten the prompt or drop the row"
@@ -148,7 +150,7 @@ class FrozenLM(nn.Module):
         """Raise a `UserError` if an example does not fit the context window, tokenising only those that might not."""
         for example in examples:
             if example.chat or length + 64 + _bytes(example) > self.context:
-                self.encode([example], length)
+                self.encode([example], length, with_end=True)
 
     # --- running the model ------------------------------------------------------------------------------------------
 
@@ -211,13 +213,14 @@ class FrozenLM(nn.Module):
         ids = feeds[0][:s] + [token for tail in tails for token in tail]
         return self._embed_packed(ids, owner, prompt), layout
 
-    def score(self, examples: Sequence[Example], prompt: Tensor) -> Scores:
+    def score(self, examples: Sequence[Example], prompt: Tensor, with_end: bool = False) -> Scores:
         """Teacher-forced log-likelihood of the reference answers, differentiable in the prompt.
 
         Args:
             examples: ``B`` examples with answers.
             prompt: Vectors in the prompt slot, ``[P, D]`` for all examples or ``[B, P, D]`` for each its own; ``P``
                 may be 0. Gradients are those of repeating the prompt in every row.
+            with_end: Score what follows the answers, too.
 
         Returns:
             The scores, on the LM's device.
@@ -225,24 +228,26 @@ class FrozenLM(nn.Module):
         Raises:
             UserError: An example has no answer, or see `encode`.
         """
-        return self.score_rows(self.encode_answers(examples, prompt.shape[-2]), prompt)
+        return self.score_rows(self.encode_answers(examples, prompt.shape[-2], with_end), prompt)
 
     def score_rows(self, rows: Sequence[Row], prompt: Tensor) -> Scores:
         """`score` for rows that are token ids already, each with an answer."""
-        feeds = [row.context + row.answer[:-1] for row in rows]  # nothing follows the last token, so it is not fed
+        targets = [row.answer + row.end for row in rows]
+        # Nothing follows the last token, so it is not fed.
+        feeds = [row.context + target[:-1] for row, target in zip(rows, targets, strict=True)]
         embeddings, layout = self._pack(rows, feeds, prompt)
-        counts = [len(row.answer) for row in rows]
+        counts = [len(target) for target in targets]
         last = layout.last.tolist()
         spots = [end - count + 1 + i for end, count in zip(last, counts, strict=True) for i in range(count)]
         logits = self._logits(embeddings, layout, torch.tensor(spots, device=self.device))
         return answer_scores(logits, rows)
 
-    def encode_answers(self, examples: Sequence[Example], length: int) -> list[Row]:
+    def encode_answers(self, examples: Sequence[Example], length: int, with_end: bool = False) -> list[Row]:
         """`encode` for scoring: every example must have an answer."""
         for example in examples:
             if example.answer is None:
                 raise UserError(f"{example.source or 'example'} has no answer to score; use predict for it")
-        return self.encode(examples, length)
+        return self.encode(examples, length, with_end)
 
     @torch.no_grad()
     def generate(self, examples: Sequence[Example], prompt: Tensor, max_new_tokens: int) -> list[str]:
@@ -301,20 +306,25 @@ class FrozenLM(nn.Module):
 
 
 def answer_scores(logits: Tensor, rows: Sequence[Row]) -> Scores:
-    """Scores from the logits that predict the answers' tokens.
+    """Scores from the logits that predict the answers' tokens, and those that follow.
 
     Args:
-        logits: ``[N, V]`` float32, the rows' answer tokens one after another.
-        rows: ``B`` rows with ``N`` answer tokens in all.
+        logits: ``[N, V]`` float32, the rows' answer and end tokens one after another.
+        rows: ``B`` rows with ``N`` answer and end tokens in all.
     """
-    device = logits.device
-    targets = torch.tensor([token for row in rows for token in row.answer], device=device)
-    counts = torch.tensor([len(row.answer) for row in rows], device=device)
-    owner = torch.arange(len(rows), device=device).repeat_interleave(counts)
+    device, size = logits.device, len(rows)
+    targets = torch.tensor([token for row in rows for token in row.answer + row.end], device=device)
+    answer, end = (torch.tensor([len(part) for part in parts], device=device) for parts in
+                   (([row.answer for row in rows]), ([row.end for row in rows])))  # fmt: skip
+    # Slot b collects the tokens of row b's answer, slot B + b those of its end.
+    slot = torch.arange(2 * size, device=device).view(2, size).T.flatten()
+    slot = slot.repeat_interleave(torch.stack([answer, end], 1).flatten())
     token_nll = functional.cross_entropy(logits, targets, reduction="none")
-    nll = torch.zeros(len(rows), device=device).index_add(0, owner, token_nll) / counts
-    misses = torch.zeros(len(rows), device=device).index_add(0, owner, (logits.argmax(-1) != targets).float())
-    return Scores(nll=nll, tokens=counts, greedy=misses == 0)
+    sums = torch.zeros(2 * size, device=device).index_add(0, slot, token_nll)
+    misses = torch.zeros(2 * size, device=device).index_add(0, slot, (logits.argmax(-1) != targets).float())
+    return Scores(
+        nll=sums[:size] / answer, tokens=answer, greedy=misses[:size] == 0, end_nll=sums[size:] / end.clamp(min=1)
+    )
 
 
 def _nothing_missing(module: nn.Module, incompatible: Any) -> None:  # noqa: ANN401 - torch's private named tuple
@@ -327,4 +337,4 @@ def _nothing_missing(module: nn.Module, incompatible: Any) -> None:  # noqa: ANN
 
 def _bytes(example: Example) -> int:
     """An upper bound on a byte-level tokenizer's tokens."""
-    return len(f"{example.before}{example.after}{example.answer or ''}".encode())
+    return len(f"{example.before}{example.after}{example.answer or ''}{example.end or ''}".encode())

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import HfApi, try_to_load_from_cache
 from huggingface_hub.errors import StrictDataclassError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
@@ -63,6 +64,8 @@ def load_model(config: LMConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
 
 
 def _pretrained(folder: str, config: LMConfig, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    if not Path(folder).is_dir():
+        _check_hub(folder, config)
     try:
         model = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -80,18 +83,22 @@ def _pretrained(folder: str, config: LMConfig, dtype: torch.dtype) -> tuple[PreT
 
 def _why_not(config: LMConfig, error: Exception) -> str:
     reason = " ".join(str(error).split())
-    path = Path(config.name)
-    if path.is_dir():
-        return f"model folder {config.name!r} does not load: {reason}"
-    if path.is_absolute() or config.name.startswith("."):
-        return f"model folder {config.name!r} does not exist"
-    if isinstance(error, ValueError | ImportError):
-        return f"model {config.name!r} does not load: {reason}"
-    known = [*EMBEDDED, *(f"{RANDOM}TYPE" for _ in (0,))]
-    return (
-        f"model {config.name!r} is neither embedded, nor a local folder, nor to be had from the hub "
-        f"(no network, or no such id); {nearest(config.name, known)}"
-    )
+    return f"model {config.name!r} does not load: {reason[:400]}"
+
+
+def _check_hub(name: str, config: LMConfig) -> None:
+    """Say quickly that a hub id is not to be had; without this, every file would be asked for again and again."""
+    if Path(name).is_absolute() or name.startswith("."):
+        raise UserError(f"model folder {name!r} does not exist")
+    if isinstance(try_to_load_from_cache(name, "config.json", revision=config.revision), str):
+        return
+    try:
+        HfApi().model_info(name, revision=config.revision, timeout=10)
+    except Exception as error:
+        raise UserError(
+            f"model {name!r} is neither embedded, nor a local folder, nor to be had from the hub "
+            f"(no such id, or no network: {type(error).__name__}); {nearest(name, [*EMBEDDED, RANDOM + 'TYPE'])}"
+        ) from error
 
 
 def _quantization(config: LMConfig, dtype: torch.dtype) -> BitsAndBytesConfig | None:

@@ -27,7 +27,7 @@ def score_plain(
         padding: The side on which shorter rows are padded.
     """
     rows = lm.encode_answers(examples, prompt.shape[-2])
-    full = [row.context + row.answer for row in rows]
+    full = [row.context + row.answer for row in rows]  # without what follows the answer
     width = max(map(len, full))
     starts = [width - len(ids) if padding == "left" else 0 for ids in full]
     prompts = prompt if prompt.dim() == 3 else prompt.expand(len(rows), *prompt.shape)

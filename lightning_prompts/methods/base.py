@@ -10,6 +10,8 @@ import lightning as L  # noqa: N812 - Lightning's own convention
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm import FrozenLM, LMConfig
@@ -28,7 +30,8 @@ class PromptMethod(L.LightningModule):
         lm: The frozen language model.
         max_new_tokens: How long a generated answer may get.
         optimizer: Makes the optimiser of the prompt's parameters; ``None`` where nothing is trained by gradient.
-        scheduler: Makes a learning-rate scheduler that steps every training step.
+        scheduler: Makes a learning-rate scheduler that steps every training step; ``None`` for a linear decay to zero
+            over the whole run.
     """
 
     prompt_kind: ClassVar[str]
@@ -138,12 +141,18 @@ class PromptMethod(L.LightningModule):
         if self.optimizer is None:
             return None
         optimizer = self.optimizer(_iterable(self.trainable_parameters()))
-        if self.scheduler is None:
-            return optimizer
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": self.scheduler(optimizer), "interval": "step"},
-        }
+        scheduler = (self.scheduler or self._linear_decay)(optimizer)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _linear_decay(self, optimizer: Optimizer) -> LRScheduler:
+        """From the full learning rate to zero over the run; constant for a run without an end."""
+
+        def factor(step: int) -> float:
+            # Asked for as late as this because Lightning builds the dataloader to answer, and one that is built before
+            # a checkpoint is restored would start its epoch anew.
+            return max(0.0, 1 - step / self.trainer.estimated_stepping_batches) if step else 1.0
+
+        return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
     # --- evaluation -------------------------------------------------------------------------------------------------
 

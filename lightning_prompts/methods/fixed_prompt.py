@@ -39,6 +39,9 @@ class FixedPrompt(PromptMethod):
         """The embeddings of the text, ``[P, D]``."""
         return self.lm.embed(self.ids.to(self.lm.device)).float()
 
+    def training_step(self, *args: object) -> None:
+        """There is none; Lightning asks for the method before it calls `setup`."""
+
     def setup(self, stage: str) -> None:
         """Say at once that there is nothing to fit.
 

@@ -6,7 +6,6 @@ Prompt: soft embeddings ``[P, D]``. Crossing: nothing to cross. Objective: answe
 from __future__ import annotations
 
 import torch
-from jsonargparse import lazy_instance  # type: ignore[attr-defined]
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
@@ -15,7 +14,7 @@ from lightning_prompts.lm import LMConfig
 from lightning_prompts.methods.base import PromptMethod
 from lightning_prompts.objectives import Likelihood
 from lightning_prompts.prompts.initializers import Initializer, RandomTokens
-from lightning_prompts.prompts.soft import ResidualMLP, SoftPrompt
+from lightning_prompts.prompts.soft import Reparametrization, SoftPrompt
 from lightning_prompts.types import Batch
 
 
@@ -29,7 +28,8 @@ class SoftPromptTuning(PromptMethod):
         objective: What is good.
         lm: The frozen language model.
         optimizer: Makes the optimiser of the prompt's parameters.
-        scheduler: Makes a learning-rate scheduler that steps every training step.
+        scheduler: Makes a learning-rate scheduler that steps every training step; ``None`` for a linear decay to zero
+            over the whole run.
         max_new_tokens: How long a generated answer may get.
     """
 
@@ -40,11 +40,11 @@ class SoftPromptTuning(PromptMethod):
     def __init__(
         self,
         length: int = 20,
-        init: Initializer = lazy_instance(RandomTokens),  # noqa: B008
-        reparametrization: ResidualMLP | None = None,
-        objective: Likelihood = lazy_instance(Likelihood),  # noqa: B008
+        init: Initializer = RandomTokens(),  # noqa: B008
+        reparametrization: Reparametrization | None = None,
+        objective: Likelihood = Likelihood(),  # noqa: B008
         lm: LMConfig = LMConfig(),  # noqa: B008
-        optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=3e-2, weight_decay=0.0),
+        optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1e-2, weight_decay=0.0),
         scheduler: LRSchedulerCallable | None = None,
         max_new_tokens: int = 16,
     ) -> None:
@@ -72,6 +72,7 @@ class SoftPromptTuning(PromptMethod):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch."""
         del batch_idx
-        loss = self.objective(self.lm.score(batch.examples, self.prompt_vectors()))
+        scores = self.lm.score(batch.examples, self.prompt_vectors(), with_end=self.objective.with_end)
+        loss = self.objective(scores)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
         return loss

@@ -2,27 +2,42 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor
 
+from lightning_prompts.errors import UserError
 from lightning_prompts.lm import Scores
 
 
+@dataclass(frozen=True)
 class Likelihood:
-    """Mean negative log-likelihood of the reference answers' tokens.
+    """Mean negative log-likelihood of the reference answers' tokens, and of how the answers end.
 
-    Args:
+    Attributes:
         mean_over: ``examples`` weighs every example alike, as the reported NLL does; ``tokens`` weighs every answer
             token alike, so that long answers count more.
+        end_weight: Weight of the text after ``{answer}`` in the template, which is no part of the reported NLL. With 0
+            a prompt learns what to answer and not where to stop.
     """
 
-    def __init__(self, mean_over: Literal["examples", "tokens"] = "examples") -> None:
-        """Keep the weighting."""
-        self.mean_over = mean_over
+    mean_over: Literal["examples", "tokens"] = "examples"
+    end_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check the weight."""
+        if self.end_weight < 0:
+            raise UserError(f"objective.end_weight must not be negative, got {self.end_weight}")
+
+    @property
+    def with_end(self) -> bool:
+        """Whether the ends of answers are to be scored."""
+        return self.end_weight > 0
 
     def __call__(self, scores: Scores) -> Tensor:
         """The loss, a scalar in nats."""
+        end = self.end_weight * scores.end_nll.mean()
         if self.mean_over == "tokens":
-            return (scores.nll * scores.tokens).sum() / scores.tokens.sum()
-        return scores.nll.mean()
+            return (scores.nll * scores.tokens).sum() / scores.tokens.sum() + end
+        return scores.nll.mean() + end

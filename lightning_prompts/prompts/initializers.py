@@ -7,6 +7,7 @@ Each initialiser is a class, so that its settings are typed and documented where
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -31,6 +32,7 @@ class Initializer(ABC):
         """
 
 
+@dataclass(frozen=True)
 class VocabNormal(Initializer):
     """Normal with the mean and standard deviation that E has in each dimension."""
 
@@ -41,6 +43,7 @@ class VocabNormal(Initializer):
         return matrix.mean(0) + noise * matrix.std(0)
 
 
+@dataclass(frozen=True)
 class RandomTokens(Initializer):
     """Rows of E drawn at random (Lester et al. 2021, section 3.2, "sampled vocabulary")."""
 
@@ -52,16 +55,15 @@ class RandomTokens(Initializer):
         return lm.embed(chosen.to(lm.device)).detach().float()
 
 
+@dataclass(frozen=True)
 class FromText(Initializer):
     """The embeddings of a phrase, repeated or cut to the prompt's length.
 
-    Args:
+    Attributes:
         text: The phrase; mind its leading space.
     """
 
-    def __init__(self, text: str) -> None:
-        """Keep the phrase."""
-        self.text = text
+    text: str
 
     def __call__(self, lm: FrozenLM, length: int) -> Tensor:
         """See `Initializer`."""
@@ -69,16 +71,15 @@ class FromText(Initializer):
         return lm.embed(ids.repeat(-(-length // len(ids)))[:length]).detach().float()
 
 
+@dataclass(frozen=True)
 class Hybrid(Initializer):
     """The embeddings of a phrase first, `VocabNormal` vectors after them.
 
-    Args:
+    Attributes:
         text: The phrase; mind its leading space.
     """
 
-    def __init__(self, text: str) -> None:
-        """Keep the phrase."""
-        self.text = text
+    text: str
 
     def __call__(self, lm: FrozenLM, length: int) -> Tensor:
         """See `Initializer`."""
@@ -86,6 +87,7 @@ class Hybrid(Initializer):
         return torch.cat([start, VocabNormal()(lm, length)[len(start) :]])
 
 
+@dataclass(frozen=True)
 class Zeros(Initializer):
     """All zeros."""
 

@@ -2,34 +2,49 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
 
-class ResidualMLP(nn.Module):
-    """Reparametrisation of a prompt through a small network with a skip connection.
+class Reparametrization(ABC):
+    """A network between a prompt's parameters and the prompt, folded away when training is over."""
 
-    ``x + W2 relu(W1 x)``, shared by all positions. ``W2`` starts at zero, so that the prompt starts where its
-    initialiser put it. After training the result is a plain prompt again: the network is folded away on export.
+    @abstractmethod
+    def build(self, width: int) -> nn.Module:
+        """A module that maps ``[P, D]`` to ``[P, D]``, with ``D = width``."""
 
-    Args:
+
+@dataclass(frozen=True)
+class ResidualMLP(Reparametrization):
+    """``x + W2 relu(W1 x)``, shared by all positions.
+
+    ``W2`` starts at zero, so that the prompt starts where its initialiser put it.
+
+    Attributes:
         hidden: Width of the network.
     """
 
-    def __init__(self, hidden: int = 256) -> None:
-        """Weights are made when the model's width is known, see `build`."""
-        super().__init__()
-        self.hidden = hidden
+    hidden: int = 256
 
-    def build(self, width: int) -> None:
-        """Make the weights for vectors of ``width`` entries."""
-        self.up = nn.Linear(width, self.hidden)
-        self.down = nn.Linear(self.hidden, width)
+    def build(self, width: int) -> nn.Module:
+        """See `Reparametrization`."""
+        with torch.random.fork_rng(devices=[]):  # from the run's seed alone, however much of it was used up
+            torch.manual_seed(torch.initial_seed())
+            return _Residual(width, self.hidden)
+
+
+class _Residual(nn.Module):
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(width, hidden)
+        self.down = nn.Linear(hidden, width)
         nn.init.zeros_(self.down.weight)
         nn.init.zeros_(self.down.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[P, D]`` -> ``[P, D]``."""
         return x + self.down(torch.relu(self.up(x)))  # type: ignore[no-any-return]
 
 
@@ -43,15 +58,13 @@ class SoftPrompt(nn.Module):
 
     initial: Tensor
 
-    def __init__(self, initial: Tensor, reparametrization: ResidualMLP | None = None) -> None:
+    def __init__(self, initial: Tensor, reparametrization: Reparametrization | None = None) -> None:
         """Start at ``initial``."""
         super().__init__()
         self.register_buffer("initial", initial.detach().float().clone())
         self.embeddings = nn.Parameter(self.initial.clone())
-        self.reparametrization = reparametrization
-        if reparametrization is not None:
-            reparametrization.build(initial.shape[-1])
+        self.network = None if reparametrization is None else reparametrization.build(initial.shape[-1])
 
     def forward(self) -> Tensor:
         """The prompt, ``[P, D]``."""
-        return self.embeddings if self.reparametrization is None else self.reparametrization(self.embeddings)
+        return self.embeddings if self.network is None else self.network(self.embeddings)
