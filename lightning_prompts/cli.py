@@ -38,6 +38,7 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "gradient_clip_val": 1.0,
     "log_every_n_steps": 5,
     "num_sanity_val_steps": 0,
+    "enable_model_summary": False,  # RunFolder says it in two lines
 }
 
 CALLBACK_DEFAULTS: list[dict[str, Any]] = [
@@ -84,7 +85,10 @@ class RunFolder(SaveConfigCallback):
         """Not yet."""
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Make the loggers: metrics.csv and TensorBoard, one folder for each start of the run."""
+        """Say what is trained, and make the loggers: metrics.csv and TensorBoard, one folder for each start."""
+        assert isinstance(pl_module, methods.PromptMethod)
+        if trainer.is_global_zero:
+            print(pl_module.describe())
         if self.config.trainer.logger in (None, True):
             folder = Path(trainer.default_root_dir)
             version = trainer.strategy.broadcast(_next_version(folder / "logs"))
@@ -223,12 +227,21 @@ def _next_version(logs: Path) -> int:
     return max(taken, default=-1) + 1
 
 
+class _Bar(RichProgressBar):
+    """Without the logger's version number."""
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        """What stands beside the bar."""
+        items: dict[str, Any] = super().get_metrics(trainer, pl_module)
+        return {name: value for name, value in items.items() if name != "v_num"}
+
+
 def _use_rich_progress_bar(trainer: L.Trainer) -> None:
     """In place of Lightning's default; not a callback of the config, so that ``enable_progress_bar`` can say no."""
     installed: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
     if not any(isinstance(callback, RichProgressBar) for callback in installed):
         installed[:] = [callback for callback in installed if not isinstance(callback, ProgressBar)]
-        installed.insert(0, RichProgressBar())
+        installed.insert(0, _Bar())
 
 
 def _check_writable(folder: Path) -> None:

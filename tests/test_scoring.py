@@ -177,9 +177,11 @@ def test_gradients_flow_through_a_quantised_lm(quantization: str, antonyms: list
     ours, theirs = gradient(packed, prompt), gradient(plain, prompt)
     assert torch.isfinite(ours).all()
     assert ours.norm() > 0
-    # int8 rounds activations, so a difference in the last bit of the attention can become one in the first of a token.
-    torch.testing.assert_close(packed, plain, atol=0.05, rtol=0)
-    assert torch.cosine_similarity(ours.flatten(), theirs.flatten(), dim=0) > 0.98
+    # LLM.int8 keeps those columns in half precision in which any token of the pass is large, so that its results depend
+    # on what else is in the batch; nf4 quantises weights only.
+    similarity = torch.cosine_similarity(ours.flatten(), theirs.flatten(), dim=0)
+    assert similarity > {"int8": 0.8, "nf4": 0.999}[quantization]
+    torch.testing.assert_close(packed, plain, atol={"int8": 1.0, "nf4": 1e-3}[quantization], rtol=0)
 
 
 def test_the_end_of_answers_is_scored_apart(tiny: FrozenLM) -> None:

@@ -18,7 +18,8 @@ class LMConfig:
             ``random:TYPE[,key=value...]`` / ``random:FOLDER`` for a model of that shape with random weights.
         dtype: Precision of the LM's weights and activations, never of what is trained, which stays float32. ``auto``
             takes bfloat16 where a short measurement shows that the hardware is faster at it, else float32.
-        quantization: ``int8`` or ``nf4`` weights through bitsandbytes.
+        quantization: ``int8`` or ``nf4`` weights through bitsandbytes. With ``int8`` (LLM.int8) a score depends on the
+            batch that it was computed in, since the outliers of all its tokens decide what is kept in half precision.
         revision: Commit, tag or branch of a hub model.
     """
 

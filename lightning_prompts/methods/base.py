@@ -73,6 +73,15 @@ class PromptMethod(L.LightningModule):
     def objective_name(self) -> str:
         """The third word: what is good."""
 
+    def describe(self) -> str:
+        """The method in words: its triple, its model, and how much of it is trained."""
+        trained = sum(parameter.numel() for parameter in self.trainable_parameters())
+        frozen = sum(parameter.numel() for parameter in self.lm.parameters())
+        return (
+            f"{type(self).__name__}: {self.prompt_kind} x {self.crossing} x {self.objective_name}\n"
+            f"{self.lm.name}, frozen: {frozen:,} parameters; trained: {trained:,}"
+        )
+
     # --- loading and checkpoints ------------------------------------------------------------------------------------
 
     def configure_model(self) -> None:
