@@ -11,7 +11,7 @@ help: ## list the targets
 # torch goes first and alone: an installer that resolves it together with the rest may pick another build.
 .venv/.installed: setup.cfg pyproject.toml constraints.txt Makefile
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed, this is " + sys.version.split()[0] if sys.version_info < (3, 10) else 0)'
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	test -x $(BIN)/pip || $(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
 	@echo "Installing into .venv; a few minutes on the first run ..."
 	$(PIP) --constraint constraints.txt torch
 	$(PIP) --constraint constraints.txt --editable '.[dev,quantization,benchmarks]'

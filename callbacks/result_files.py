@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L  # noqa: N812 - Lightning's own convention
+import torch
 
 from callbacks.files import write_json, write_jsonl
 from lightning_prompts.types import Batch
@@ -46,9 +47,21 @@ class ResultFiles(L.Callback):
         if "test/examples" in metrics:
             metrics["test/examples"] = int(metrics["test/examples"])
         folder = Path(trainer.default_root_dir)
-        write_jsonl(folder / "predictions.jsonl", self.rows)
-        write_json(folder / "metrics.json", metrics)
+        rows = self._gathered(trainer)
+        if trainer.is_global_zero:
+            write_jsonl(folder / "predictions.jsonl", rows)
+            write_json(folder / "metrics.json", metrics)
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the generations."""
-        write_jsonl(Path(trainer.default_root_dir) / "generations.jsonl", self.rows)
+        rows = self._gathered(trainer)
+        if trainer.is_global_zero:
+            write_jsonl(Path(trainer.default_root_dir) / "generations.jsonl", rows)
+
+    def _gathered(self, trainer: L.Trainer) -> list[dict[str, Any]]:
+        """The rows of all processes, one process after another."""
+        if trainer.world_size == 1:
+            return self.rows
+        parts: list[list[dict[str, Any]]] = [[] for _ in range(trainer.world_size)]
+        torch.distributed.all_gather_object(parts, self.rows)
+        return [row for part in parts for row in part]

@@ -34,8 +34,8 @@ class QuestionAnswer(TextDataModule):
         system: The system turn of a chat.
         val_size: Held-out rows for validation: a share below 1, or a count.
         test_size: Held-out rows for testing: a share below 1, or a count.
-        disjoint: What held-out and training rows must not share: nothing but the ``rows`` themselves, or no ``words``
-            (training rows with a word of a held-out row are dropped; for word lists).
+        disjoint: What training must not share with validation and test: no question (``rows``), or no word of question
+            or answer (``words``, for word lists). Training rows that do are dropped.
         batch_size: Examples per training step.
         eval_batch_size: Examples per evaluation step.
         max_train_examples: Keep only so many training examples, drawn by ``seed``.
@@ -75,43 +75,45 @@ class QuestionAnswer(TextDataModule):
         self.disjoint = disjoint
 
     def load_rows(self) -> dict[Split, list[SourceRow]]:
-        """Read the files and hold out what they lack."""
+        """Read the files, hold out what they lack, and keep what is held out from training."""
         splits = {
             split: self._rows(Path(file), answers=split != "predict") for split, file in self.files.items() if file
         }
         if "train" in splits:
             for split, size in self.sizes.items():
                 if split not in splits:
-                    splits[split] = self._hold_out(splits, split, size)
+                    splits[split], splits["train"] = self._hold_out(splits["train"], split, size)
+                splits["train"] = self._without(splits["train"], splits[split], split)
         return splits
 
-    def _hold_out(self, splits: dict[Split, list[SourceRow]], split: Split, size: float) -> list[SourceRow]:
-        train = splits["train"]
-        count = round(size * len(train)) if size < 1 else int(size)
-        if not 0 < count < len(train):
+    def _hold_out(self, rows: list[SourceRow], split: Split, size: float) -> tuple[list[SourceRow], list[SourceRow]]:
+        count = round(size * len(rows)) if size < 1 else int(size)
+        if not 0 < count < len(rows):
             raise UserError(
-                f"data.{split}_size {size} of the {len(train)} rows of {self.files['train']} leaves nothing to "
+                f"data.{split}_size {size} of the {len(rows)} rows of {self.files['train']} leaves nothing to "
                 f"{'hold out' if count <= 0 else 'train on'}; change it or give data.{split} a file"
             )
-        chosen = set(random.Random(f"{self.seed} {split}").sample(range(len(train)), count))
-        held_out = [row for index, row in enumerate(train) if index in chosen]
-        rest = [row for index, row in enumerate(train) if index not in chosen]
-        if self.disjoint == "words":
-            taken = {word for row in held_out for word in _words(row)}
-            kept = [row for row in rest if taken.isdisjoint(_words(row))]
-            log.info("%d of %d training rows dropped: they share words with the %s split",
-                     len(rest) - len(kept), len(rest), split)  # fmt: skip
-            rest = kept
-            if not rest:
-                raise UserError("data.disjoint: words leaves nothing to train on; every row shares a word with others")
-        splits["train"] = rest
-        return held_out
+        chosen = set(random.Random(f"{self.seed} {split}").sample(range(len(rows)), count))
+        held_out = [row for index, row in enumerate(rows) if index in chosen]
+        return held_out, [row for index, row in enumerate(rows) if index not in chosen]
+
+    def _without(self, train: list[SourceRow], held_out: list[SourceRow], split: Split) -> list[SourceRow]:
+        """The training rows that share no question, or no word, with held-out rows."""
+        key = _words if self.disjoint == "words" else _question
+        taken = {item for row in held_out for item in key(row)}
+        kept = [row for row in train if taken.isdisjoint(key(row))]
+        if len(kept) < len(train):
+            log.info("%d of %d training rows dropped: they share %s with the %s split", len(train) - len(kept),
+                     len(train), "words" if self.disjoint == "words" else "questions", split)  # fmt: skip
+        if not kept:
+            raise UserError(f"data.disjoint: {self.disjoint} leaves nothing to train on beside the {split} split")
+        return kept
 
     def _rows(self, path: Path, answers: bool) -> list[SourceRow]:
         table = read_table(path)
         if not table:
             raise UserError(f"{path} has no rows")
-        names = list(table[0])
+        names = list(dict.fromkeys(name for raw in table for name in raw))
         wanted = [("question", self.question), ("answer", self.answer)] if answers else [("question", self.question)]
         for role, name in wanted:
             if name not in names:
@@ -119,11 +121,12 @@ class QuestionAnswer(TextDataModule):
         rows = []
         for number, raw in enumerate(table, start=1):
             for _, name in wanted:
-                if raw[name] is None or not str(raw[name]).strip():
+                if _blank(raw.get(name)):
                     raise UserError(f"{path} row {number}: field {name!r} is missing or empty")
                 if isinstance(raw[name], list | dict):
                     raise UserError(f"{path} row {number}: field {name!r} is a {type(raw[name]).__name__}, not a text")
-            fields = {**raw, "question": raw[self.question], "answer": raw.get(self.answer)}
+            answer = raw.get(self.answer)
+            fields = {**raw, "question": raw[self.question], "answer": None if _blank(answer) else answer}
             rows.append(SourceRow(fields, f"{path} row {number}"))
         return rows
 
@@ -141,6 +144,36 @@ def read_table(path: Path) -> list[dict[str, Any]]:
         raise UserError(f"{path}: the ending must be one of {', '.join(FORMATS)}")
     if path.stat().st_size == 0:
         raise UserError(f"{path} is empty")
+    return _read_json(path) if kind == "json" else _read_with_datasets(path, kind)
+
+
+def _read_json(path: Path) -> list[dict[str, Any]]:
+    """JSON by the standard library, which leaves every value as it stands; table readers turn dates into timestamps."""
+    text = path.read_bytes().decode("utf-8-sig", errors="replace")
+    rows: Any = None
+    if path.suffix.lower() == ".json":
+        try:
+            rows = json.loads(text)
+        except json.JSONDecodeError as error:
+            if text.lstrip().startswith("["):
+                raise UserError(f"{path}: line {error.lineno} is not valid JSON ({error.msg})") from error
+        if isinstance(rows, dict):  # {"examples": [...]}, as benchmarks have it; or one row
+            rows = next((value for value in rows.values() if isinstance(value, list)), [rows])
+    if rows is None:
+        rows = []
+        for number, line in enumerate(text.splitlines(), start=1):
+            if line.strip():
+                try:
+                    rows.append(json.loads(line))
+                except json.JSONDecodeError as error:
+                    raise UserError(f"{path}: line {number} is not valid JSON ({error.msg})") from error
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, dict):
+            raise UserError(f"{path} row {number} is a {type(row).__name__}, not an object with fields")
+    return list(rows)
+
+
+def _read_with_datasets(path: Path, kind: str) -> list[dict[str, Any]]:
     import datasets
 
     datasets.disable_progress_bars()
@@ -149,39 +182,27 @@ def read_table(path: Path) -> list[dict[str, Any]]:
     if kind == "csv":  # every field as it stands: no number parsing, "NA" is a word
         mark = "\t" if path.suffix.lower() == ".tsv" else ","
         with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-            names = next(csv.reader(file, delimiter=mark), [])
+            reader = csv.reader(file, delimiter=mark)
+            names = next(reader, [])
+            if next(reader, None) is None:
+                return []
         features = datasets.Features({name: datasets.Value("string") for name in names})
         options = {"features": features, "keep_default_na": False, "sep": mark, "encoding": "utf-8-sig"}
-        if not features or path.read_text(encoding="utf-8-sig", errors="replace").strip().count("\n") == 0:
-            return []
     try:
-        loaded = datasets.load_dataset(kind, data_files=str(path), split="train", **options)
+        return list(datasets.load_dataset(kind, data_files=str(path), split="train", **options))
     except Exception as error:
-        raise UserError(f"{path}: {_why_unreadable(path, error)}") from error
-    return list(loaded)
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        raise UserError(f"{path} is not readable as {kind}: {' '.join(str(cause).split())[:200]}") from error
 
 
-def _why_unreadable(path: Path, error: Exception) -> str:
-    if FORMATS[path.suffix.lower()] == "json":
-        text = path.read_bytes().decode("utf-8", errors="replace")
-        if not text.lstrip().startswith("["):
-            for number, line in enumerate(text.splitlines(), start=1):
-                try:
-                    row = json.loads(line) if line.strip() else {}
-                except json.JSONDecodeError as wrong:
-                    return f"line {number} is not valid JSON ({wrong.msg})"
-                if not isinstance(row, dict):
-                    return f"line {number} is not a JSON object"
-        else:
-            try:
-                json.loads(text)
-            except json.JSONDecodeError as wrong:
-                return f"line {wrong.lineno} is not valid JSON ({wrong.msg})"
-        return "not a table: every row must be an object whose fields keep their type from row to row"
-    cause: BaseException = error
-    while cause.__cause__ is not None:
-        cause = cause.__cause__
-    return f"not readable as {path.suffix.lower()[1:]}: {' '.join(str(cause).split())[:200]}"
+def _blank(value: object) -> bool:
+    return value is None or not str(value).strip()
+
+
+def _question(row: SourceRow) -> set[str]:
+    return {str(row.fields["question"])}
 
 
 def _words(row: SourceRow) -> set[str]:

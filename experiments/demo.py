@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -78,7 +79,8 @@ def main() -> None:
             samples.add_row(row["question"], row["answer"], static[index]["generated"], row["generated"])
     console.print(samples)
 
-    readout = rows(folder / "prompt.jsonl")[-1]
+    best = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)["global_step"]
+    readout = next(row for row in rows(folder / "prompt.jsonl") if row["step"] == best)
     nearest = ", ".join(
         f"{token!r} ({cosine:.2f})" for token, cosine in zip(readout["tokens"], readout["cosine"], strict=True)
     )

@@ -37,19 +37,30 @@ def measure(config: Path, seed: int, folder: Path, trained: bool) -> dict[str, f
     if not done.is_file():
         seeds = ["--seed_everything", str(seed), "--data.seed", str(seed)]
         root = ["--trainer.default_root_dir", str(folder)]
-        fits = yaml.safe_load(config.read_text(encoding="utf-8"))["model"]["class_path"] != "FixedPrompt"
         seconds = 0.0
-        if fits and trained:
+        if trained and trains(config):
             start = time.monotonic()
             execute(["fit", "-c", str(config), *seeds, *root, "--overwrite", "true"])
             seconds = time.monotonic() - start
+            keep(folder, seconds)
             execute(["test", "-c", str(folder / "config.yaml"), "--verbose", "false",
                      "--ckpt_path", str(folder / "checkpoints" / "best.ckpt")])  # fmt: skip
         else:
+            keep(folder, seconds)
             execute(["test", "-c", str(config), *seeds, *root, "--verbose", "false"])
-        (folder / "seconds.json").write_text(json.dumps({"seconds": seconds}), encoding="utf-8")
     metrics = json.loads(done.read_text(encoding="utf-8"))
     return {**metrics, **json.loads((folder / "seconds.json").read_text(encoding="utf-8"))}
+
+
+def keep(folder: Path, seconds: float) -> None:
+    """Note the training time, before there are metrics that say that the run is done."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "seconds.json").write_text(json.dumps({"seconds": seconds}), encoding="utf-8")
+
+
+def trains(config: Path) -> bool:
+    """Whether there is something to fit."""
+    return bool(yaml.safe_load(config.read_text(encoding="utf-8"))["model"]["class_path"] != "FixedPrompt")
 
 
 def cell(values: list[float], digits: int) -> str:
@@ -71,7 +82,7 @@ def main() -> None:
         "|---|---|---|---|---|",
     ]
     for config in arguments.configs:
-        for trained in (False, True) if arguments.untrained else (True,):
+        for trained in (False, True) if arguments.untrained and trains(config) else (True,):
             name = config.stem if trained else f"{config.stem}-untrained"
             results = [
                 measure(config, seed, arguments.folder / name / f"seed-{seed}", trained) for seed in arguments.seeds

@@ -34,6 +34,7 @@ from lightning_prompts.prompts.initializers import Initializer
 DEBUG = "LIGHTNING_PROMPTS_DEBUG"
 
 TRAINER_DEFAULTS: dict[str, Any] = {
+    "devices": 1,
     "max_epochs": 10,
     "gradient_clip_val": 1.0,
     "log_every_n_steps": 5,
@@ -88,6 +89,8 @@ class RunFolder(SaveConfigCallback):
         """Say what is trained, and make the loggers: metrics.csv and TensorBoard, one folder for each start."""
         assert isinstance(pl_module, methods.PromptMethod)
         if trainer.is_global_zero:
+            if self.config.overwrite and self.config.ckpt_path is None:
+                _clear(Path(trainer.default_root_dir))
             print(pl_module.describe())
         if self.config.trainer.logger in (None, True):
             folder = Path(trainer.default_root_dir)
@@ -153,17 +156,27 @@ class PromptCLI(LightningCLI):
             name = f"{_class_name(config.model)}-{_class_name(config.data)}-{datetime.now():%Y%m%d-%H%M%S}"
             config.trainer.default_root_dir = str(Path("runs") / name)
         self.folder = Path(config.trainer.default_root_dir)
-        self.checkpoint = config.get("ckpt_path")
         _check_writable(self.folder)
-        if self.checkpoint not in (None, "last", "best"):
-            check_readable(Path(self.checkpoint))
-        if self.config.subcommand == "fit" and self.checkpoint is None and (self.folder / "config.yaml").exists():
-            if not config.overwrite:
-                raise UserError(
-                    f"{self.folder} already holds a run; give another --trainer.default_root_dir, resume it with "
-                    "--ckpt_path last, or replace it with --overwrite true"
-                )
-            _clear(self.folder)
+        self._check_checkpoint(config)
+        fresh = self.config.subcommand == "fit" and config.ckpt_path is None
+        if fresh and not config.overwrite and (self.folder / "config.yaml").exists():
+            raise UserError(
+                f"{self.folder} already holds a run; give another --trainer.default_root_dir, resume it with "
+                "--ckpt_path last, or replace it with --overwrite true"
+            )
+
+    def _check_checkpoint(self, config: Namespace) -> None:
+        """Resolve ``last`` and ``best`` to files of the run folder, and make sure that the file is whole."""
+        saved = self.folder / "checkpoints"
+        if config.ckpt_path in ("last", "best"):
+            config.ckpt_path = str(saved / f"{config.ckpt_path}.ckpt")
+        if config.ckpt_path is not None:
+            check_readable(Path(config.ckpt_path))
+        elif self.config.subcommand != "fit" and (saved / "best.ckpt").exists():
+            raise UserError(
+                f"{self.folder} holds a trained prompt: give --ckpt_path {saved / 'best.ckpt'}, or another "
+                "--trainer.default_root_dir to measure the untrained one"
+            )
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:  # noqa: ANN401 - Trainer's own arguments
         """A trainer whose files all land in the run folder."""

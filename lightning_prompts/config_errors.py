@@ -14,6 +14,9 @@ import yaml
 from lightning_prompts.errors import UserError, nearest
 from lightning_prompts.lm import LMConfig
 
+AMBIGUOUS = re.compile(
+    r"Multiple subclasses with name (\w+)\. Give the full class path to avoid ambiguity: ([\w., ]+?)\.?(?: |$)"
+)
 UNKNOWN_CLASS = re.compile(r"(?:Parser key \"([\w.]+)\")?.*Expected a dot import path string: (\S+)")
 WRONG_MODULE = re.compile(r"Parser key \"([\w.]+)\".*(?:[Ii]mport.*?:? |Problem with given class_path )'?([\w.]+)'?")
 NOT_ACCEPTED = re.compile(r"(?:Option|option|Key|key) '([\w.\-]+)' is not (?:accepted|expected)|"
@@ -40,6 +43,8 @@ def one_line(message: str, classes: Iterable[type], path_prefixes: tuple[str, ..
     """
     text = " ".join(message.split())
     classes = list(classes)
+    if match := AMBIGUOUS.search(text):
+        return f"several classes are called {match[1]}; write the full path of one: {match[2]}"
     if match := UNKNOWN_CLASS.search(text):
         key, name = match.groups()
         return f"{key + ': ' if key else ''}unknown class {name!r}; {nearest(name, _class_names(classes, key))}"

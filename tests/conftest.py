@@ -20,7 +20,8 @@ SHAPES = {
     # A window of 6 is shorter than prompt and text, so what lies outside of it matters.
     "gemma3": f"random:gemma3_text,{SMALL},head_dim=8,sliding_window=6,sliding_window_pattern=2,"
     "max_position_embeddings=256",
-    "gemma2": f"random:gemma2,{SMALL},head_dim=8,sliding_window=6,max_position_embeddings=256",
+    "gemma2": f"random:gemma2,{SMALL},head_dim=8,sliding_window=6,attn_logit_softcapping=0.05,"
+    "max_position_embeddings=256",
     "mistral": f"random:mistral,{SMALL},sliding_window=6,max_position_embeddings=256",
 }
 TINY = SHAPES["llama"]

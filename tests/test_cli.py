@@ -92,6 +92,26 @@ def test_a_run_is_not_replaced_by_accident(finished: Path, capsys: pytest.Captur
     assert [path.name for path in (finished / "logs").iterdir()] == ["version_0"]
 
 
+def test_a_failed_replacement_leaves_the_old_run(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+    bad = [*MODEL, "--data", "QuestionAnswer", "--data.train", "typo.jsonl"]
+    expect_error([*bad, "--overwrite", "true", "--trainer.default_root_dir", str(finished)], "typo.jsonl", capsys)
+    assert before == {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+
+
+def test_no_untrained_prompt_is_measured_by_accident(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = ["-c", str(finished / "config.yaml")]
+    expect_error(["test", *config], "holds a trained prompt: give --ckpt_path", capsys)
+    assert code("test", *config, "--ckpt_path", "best") == 0
+    trained = json.loads((finished / "metrics.json").read_text())
+    elsewhere = finished.parent / "elsewhere"
+    assert code("test", *config, "--trainer.default_root_dir", str(elsewhere)) == 0
+    assert json.loads((elsewhere / "metrics.json").read_text())["test/nll"] != trained["test/nll"]
+    for subcommand in ("fit", "test"):
+        expect_error([subcommand, *config, "--ckpt_path", "last", "--trainer.default_root_dir", str(elsewhere)],
+                     "last.ckpt does not exist", capsys)  # fmt: skip
+
+
 def test_resuming_goes_on_from_last(finished: Path) -> None:
     assert code("fit", "-c", str(finished / "config.yaml"), "--ckpt_path", "last", "--trainer.max_steps", "6") == 0
     assert torch.load(finished / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 6
@@ -201,7 +221,11 @@ def test_data_without_rows_or_answers(tmp_path: Path, capsys: pytest.CaptureFixt
     expect_error([*own, "--trainer.default_root_dir", str(tmp_path / "run")], "row 2: field 'answer' is", capsys)
     rows.write_text("")
     expect_error([*own, "--trainer.default_root_dir", str(tmp_path / "run")], "rows.jsonl is empty", capsys)
+    rows.write_text('{"question": "a"}\n')
+    expect_error([*own, "--trainer.default_root_dir", str(tmp_path / "run")], "has no field 'answer'", capsys)
     rows.write_text('{"question": "a", "answer": "b"}\n')
+    only_test = [*MODEL, "--data", "QuestionAnswer", "--data.test", str(rows)]
+    expect_error([*only_test, "--trainer.default_root_dir", str(tmp_path / "run")], "train split is empty", capsys)
     expect_error([*own, "--trainer.default_root_dir", str(tmp_path / "run")], "leaves nothing to", capsys)
     assert not (tmp_path / "run").exists()
 

@@ -76,11 +76,18 @@ def test_a_stop_ends_a_row_early(real: FrozenLM) -> None:
     assert real.tokens_forwarded - before < 40
 
 
-def test_generation_stays_within_the_context_window(tiny: FrozenLM) -> None:
-    example = Template("{prompt}{question}: {answer}").render({"question": "x" * 245})
-    tiny.generate([example], make_prompt(tiny, 4), 50)
-    rows = tiny.encode([example], 4)
-    assert tiny.context - len(rows[0].context) == 6
+@pytest.mark.parametrize("room", [0, 1, 3])
+def test_a_row_near_the_end_of_the_window_stops_alone(room: int, shapes: Models) -> None:
+    """GPT-2's learned positions fail when one is asked for that does not exist."""
+    lm = shapes("gpt2")
+    template = Template("{prompt}{question}: {answer}")
+    prompt = make_prompt(lm, 4)
+    long, short = (template.render({"question": "x" * size}) for size in (lm.context - 5 - room, 3))
+    rows = lm.encode([long, short], 4)
+    assert len(rows[0].context) == lm.context - room
+    together = lm.generate_tokens(rows, prompt, 8)
+    assert together == [lm.generate_tokens([row], prompt, 8)[0] for row in rows]
+    assert [len(tokens) for tokens in together] == [room, 8]
 
 
 def test_no_tokens_asked_for(tiny: FrozenLM, antonyms: list[Example]) -> None:

@@ -95,6 +95,8 @@ def test_a_reloaded_checkpoint_scores_the_same(tmp_path: Path) -> None:
     [
         ({"length": 5}, r"another length \(3\) than this run's \(5\)"),
         ({"lm": LMConfig(TINY + ",rope_theta=500.0")}, "another model"),
+        ({"lm": LMConfig(TINY, revision="x")}, "another revision"),
+        ({"reparametrization": ResidualMLP(4)}, "another reparametrization"),
         ({"fixed": True}, r"another method \(SoftPromptTuning\) than this run's \(FixedPrompt\)"),
     ],
 )
@@ -134,6 +136,10 @@ def test_trainables_stay_float32(tmp_path: Path) -> None:
         assert model.lm.embedding_matrix().dtype == getattr(torch, dtype)
         assert model.prompt_vectors().dtype == torch.float32
         assert torch.isfinite(model.prompt_vectors()).all()
+    mixed = method()
+    trainer(tmp_path, precision="bf16-mixed").fit(mixed, datamodule=data())
+    assert mixed.prompt_vectors().dtype == torch.float32
+    assert torch.isfinite(mixed.prompt_vectors()).all()
     with pytest.raises(UserError, match=r"set model.lm.dtype"):
         trainer(tmp_path, precision="bf16-true").fit(method(), datamodule=data())
 
@@ -152,7 +158,7 @@ def test_python_built_equals_cli_built(tmp_path: Path) -> None:
     trainer(tmp_path, gradient_clip_val=1.0).fit(model, datamodule=data())
     cli = PromptCLI(
         ["fit", "--model", "SoftPromptTuning", "--model.length", "3", "--model.lm.name", TINY,
-         "--model.max_new_tokens", "2", "--model.optimizer", "SGD", "--model.optimizer.lr", "0.5",
+         "--model.max_new_tokens", "2", "--model.optimizer", "torch.optim.SGD", "--model.optimizer.lr", "0.5",
          "--data", "Antonyms", "--data.batch_size", "4", "--data.max_train_examples", "20",
          "--data.val_fraction", "0.01", "--data.test_fraction", "0.01", "--trainer.max_steps", "2",
          "--trainer.accelerator", "cpu", "--trainer.default_root_dir", str(tmp_path / "cli"),
@@ -238,7 +244,7 @@ def test_the_metrics_are_means_over_examples(tmp_path: Path) -> None:
 
 def test_a_row_too_long_is_told_before_training(tmp_path: Path) -> None:
     path = tmp_path / "long.jsonl"
-    rows = [{"question": "x" * (10 if n != 7 else 300), "answer": "y"} for n in range(12)]
+    rows = [{"question": f"{n} " + "x" * (10 if n != 7 else 300), "answer": "y"} for n in range(12)]
     path.write_text("\n".join(map(json.dumps, rows)))
     with pytest.raises(UserError, match=r"long.jsonl row 8: prompt \(3\), text and answer are"):
         trainer(tmp_path).fit(method(), datamodule=QuestionAnswer(str(path), val_size=1, test_size=1, seed=1))

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -69,3 +71,16 @@ def test_nearest_tokens_are_the_most_similar_not_the_least(tiny: FrozenLM) -> No
     ids, similarity = tiny.nearest_tokens(matrix[[5, 200]] * 3)
     assert ids.tolist() == [5, 200]
     torch.testing.assert_close(similarity, torch.ones(2))
+
+
+@pytest.mark.parametrize("reparametrization", [None, ResidualMLP()])
+def test_checkpoints_stay_small_on_the_real_model(
+    reparametrization: ResidualMLP | None, real: FrozenLM, tmp_path: Path
+) -> None:
+    """Parameters and both of Adam's moments, at the default length."""
+    prompt = SoftPrompt(RandomTokens()(real, 20), reparametrization)
+    optimizer = torch.optim.AdamW(prompt.parameters())
+    prompt().sum().backward()
+    optimizer.step()
+    torch.save({"prompt": prompt.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "x.ckpt")
+    assert (tmp_path / "x.ckpt").stat().st_size < 1_000_000

@@ -11,6 +11,7 @@ from conftest import SHAPES
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from datamodules import Antonyms
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm import FrozenLM, LMConfig, attention
 from lightning_prompts.lm.plain import score_plain
@@ -116,6 +117,20 @@ def test_the_real_model(real: FrozenLM, antonyms: list[Example]) -> None:
     assert (gradient(packed.nll, prompt) - expected).norm() / expected.norm() < 1e-4
     static = real.embed(torch.tensor(real.encoder.tokens(" antonyms")))
     torch.testing.assert_close(real.score(antonyms, static).nll, one_by_one(real, antonyms, static), atol=1e-4, rtol=0)
+
+
+def test_a_batch_of_32_on_the_real_model(real: FrozenLM) -> None:
+    examples = Antonyms().examples("train")[:32]
+    prompt = make_prompt(real, 4).detach()
+    with torch.no_grad():
+        together = real.score(examples, prompt).nll
+        single = torch.cat([real.score([example], prompt).nll for example in examples])
+        by_length = sorted(range(32), key=lambda index: len(examples[index].answer or ""))
+        bucketed = torch.cat(
+            [real.score([examples[i] for i in by_length[k : k + 8]], prompt).nll for k in range(0, 32, 8)]
+        )
+    torch.testing.assert_close(single, together, atol=1e-4, rtol=0)
+    torch.testing.assert_close(bucketed, together[by_length], atol=1e-4, rtol=0)
 
 
 def test_only_the_needed_tokens_are_run(tiny: FrozenLM, antonyms: list[Example]) -> None:

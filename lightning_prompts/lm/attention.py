@@ -25,8 +25,9 @@ from lightning_prompts.errors import UserError
 
 ATTENTION_NAME = "lightning_prompts"
 
-# Above this many scores per layer (64 MiB in float32) the fused kernel is used: it does not keep them for the backward.
-EXPLICIT_LIMIT = 1 << 24
+# Above this many scores per layer (16 MiB in float32, kept by every layer for the backward) the fused kernel is used:
+# it keeps none, but needs the prefix copied into every row.
+EXPLICIT_LIMIT = 1 << 22
 
 
 class RowMemory:
@@ -256,10 +257,10 @@ def _attention_forward(
     **kwargs: Any,  # noqa: ANN401 - whatever else an architecture hands to its attention
 ) -> tuple[Tensor, None]:
     """What transformers calls in every attention layer; heads come as ``[1, H, M, Dh]``."""
+    if layout is None and softcap is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     if layout is None:
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, scaling=scaling, sliding_window=sliding_window, **kwargs
-        )
+        return _softcapped(query, key, value, attention_mask, scaling, softcap), None
     if s_aux is not None:
         raise UserError(f"{type(module).__name__} uses attention sinks, which packed scoring does not support yet")
     out = packed_attention(
@@ -273,6 +274,22 @@ def _attention_forward(
         softcap=softcap,
     )
     return out[None], None
+
+
+def _softcapped(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None, softcap: float | None
+) -> Tensor:
+    """What SDPA cannot do, for the plain path: ``[B, H, T, Dh]`` each -> ``[B, T, H, Dh]``."""
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    scores = query @ key.transpose(2, 3) * (scaling if scaling is not None else query.shape[-1] ** -0.5)
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    if mask is None:
+        mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()
+    hidden = torch.finfo(torch.float32).min  # not -inf: a padding token may see nothing at all
+    scores = scores.float().masked_fill(~mask, hidden) if mask.dtype == torch.bool else scores.float() + mask
+    return (torch.softmax(scores, -1).to(value.dtype) @ value).transpose(1, 2)
 
 
 AttentionInterface.register(ATTENTION_NAME, _attention_forward)

@@ -96,6 +96,9 @@ def _find_gguf(name: str, model: EmbeddedModel) -> Path:
 def _convert(gguf: Path, target: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    for left_over in target.parent.glob(f"{target.name}.*"):  # by a start that was killed; the lock is ours
+        if left_over.is_dir():
+            shutil.rmtree(left_over, ignore_errors=True)
     work = Path(tempfile.mkdtemp(prefix=f"{target.name}.", dir=target.parent))
     try:
         model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
@@ -108,6 +111,7 @@ def _convert(gguf: Path, target: Path) -> None:
         tokenizer.save_pretrained(work)
         if target.exists():  # a folder without config.json: left by something other than this function
             shutil.rmtree(target)
+        work.chmod(0o755)  # mkdtemp's folders are private
         work.rename(target)
     finally:
         shutil.rmtree(work, ignore_errors=True)

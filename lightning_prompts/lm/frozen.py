@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -262,9 +262,8 @@ class FrozenLM(nn.Module):
             One text per example, up to its ``stop`` pattern or the end token, stripped.
         """
         length = prompt.shape[-2]
-        rows = self.encode(examples, length)
-        room = self.context - max(len(row.context) for row in rows)
-        tokens = self.generate_tokens(rows, prompt, min(max_new_tokens, room), [example.stop for example in examples])
+        rows = self.encode([replace(example, answer=None) for example in examples], length)
+        tokens = self.generate_tokens(rows, prompt, max_new_tokens, [example.stop for example in examples])
         return [cut(self.text(ids, special=False), example.stop) for ids, example in zip(tokens, examples, strict=True)]
 
     @torch.no_grad()
@@ -273,30 +272,37 @@ class FrozenLM(nn.Module):
     ) -> list[list[int]]:
         """Greedy token ids after each row's context, without an end token; ``stops`` only end rows early."""
         generated: list[list[int]] = [[] for _ in rows]
-        if max_new_tokens <= 0:
+        limits = [min(max_new_tokens, self.context - len(row.context)) for row in rows]
+        done = [limit <= 0 for limit in limits]
+        steps = max(limits)
+        if steps <= 0:
             return generated
         s = len(shared_prefix(rows, shared_prompt=prompt.dim() == 2))
         lengths = [len(row.context) - s for row in rows]
-        memory = RowMemory(max(lengths) + max_new_tokens)
+        memory = RowMemory(max(lengths) + steps)
         embeddings, layout = self._pack(rows, [row.context for row in rows], prompt, memory)
         ends = self._end_tokens()
-        done = [False] * len(rows)
-        for step in range(max_new_tokens):
+        for step in range(steps):
             chosen = self._logits(embeddings, layout, layout.last).argmax(-1)
             for b, token in enumerate(chosen.tolist()):
                 if done[b] or token in ends:
                     done[b] = True
                     continue
                 generated[b].append(token)
-                if stops is not None:
-                    text = self.text(generated[b], special=False).lstrip()
-                    done[b] = re.search(stops[b], text) is not None
-            if all(done) or step + 1 == max_new_tokens:
+                done[b] = len(generated[b]) == limits[b] or (
+                    stops is not None and self._stopped(generated[b], stops[b])
+                )
+            if all(done):
                 break
-            columns = [length + step for length in lengths]
+            # A row that has met its limit is fed along in its last place, where it can overrun nothing.
+            columns = [length + min(step, limit - 1) for length, limit in zip(lengths, limits, strict=True)]
             layout = Layout(s, [1] * len(rows), self.device, columns=columns, memory=memory)
             embeddings = self.embed(chosen)
         return generated
+
+    def _stopped(self, ids: list[int], stop: str) -> bool:
+        text = self.text(ids, special=False).lstrip()
+        return not text.endswith("\ufffd") and re.search(stop, text) is not None  # half a character is no reason yet
 
     def _end_tokens(self) -> set[int]:
         ends = {self.tokenizer.eos_token_id}

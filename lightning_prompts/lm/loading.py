@@ -47,11 +47,11 @@ def load_model(config: LMConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
         UserError: The name is unknown, weights are missing, or the architecture cannot be packed.
     """
     dtype = fast_dtype() if config.dtype == "auto" else getattr(torch, config.dtype)
-    transformers_logging.disable_progress_bar()
+    folder = str(embedded_folder(config.name)) if config.name in EMBEDDED else config.name
+    transformers_logging.disable_progress_bar()  # loading takes a second; the conversion before it may show one
     if config.name.startswith(RANDOM):
         model, tokenizer = _random_model(config, dtype)
     else:
-        folder = str(embedded_folder(config.name)) if config.name in EMBEDDED else config.name
         model, tokenizer = _pretrained(folder, config, dtype)
     layer_types = set(getattr(model.config.get_text_config(), "layer_types", None) or ["full_attention"])
     if unknown := layer_types - {"full_attention", "sliding_attention"}:
@@ -90,9 +90,9 @@ def _check_hub(name: str, config: LMConfig) -> None:
     """Say quickly that a hub id is not to be had; without this, every file would be asked for again and again."""
     if Path(name).is_absolute() or name.startswith("."):
         raise UserError(f"model folder {name!r} does not exist")
-    if isinstance(try_to_load_from_cache(name, "config.json", revision=config.revision), str):
-        return
     try:
+        if isinstance(try_to_load_from_cache(name, "config.json", revision=config.revision), str):
+            return
         HfApi().model_info(name, revision=config.revision, timeout=10)
     except Exception as error:
         raise UserError(
@@ -170,7 +170,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 @lru_cache(maxsize=1)
 def fast_dtype() -> torch.dtype:
-    """bfloat16 where this machine multiplies matrices faster in it than in float32, measured once per process."""
+    """bfloat16 where this machine is fast at it: on a GPU if it supports it, on a CPU by a measurement per process."""
     if torch.cuda.is_available():
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     seconds = {}

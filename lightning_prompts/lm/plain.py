@@ -31,11 +31,10 @@ def score_plain(
     width = max(map(len, full))
     starts = [width - len(ids) if padding == "left" else 0 for ids in full]
     prompts = prompt if prompt.dim() == 3 else prompt.expand(len(rows), *prompt.shape)
-    embeddings = torch.zeros(len(rows), width, lm.width, dtype=lm.embed(torch.zeros(1, dtype=torch.long)).dtype)
-    mask = torch.zeros(len(rows), width, dtype=torch.long)
+    mask = torch.zeros(len(rows), width, dtype=torch.long, device=lm.device)
     filled = []
     for b, (ids, start) in enumerate(zip(full, starts, strict=True)):
-        index = torch.tensor(ids)
+        index = torch.tensor(ids, device=lm.device)
         vectors = lm.embed(index.clamp(min=0))
         soft = prompts[b][(-1 - index).clamp(min=0)] if prompts.shape[1] else vectors
         vectors = torch.where((index < 0)[:, None], soft.to(vectors.dtype), vectors)

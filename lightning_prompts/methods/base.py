@@ -77,9 +77,10 @@ class PromptMethod(L.LightningModule):
         """The method in words: its triple, its model, and how much of it is trained."""
         trained = sum(parameter.numel() for parameter in self.trainable_parameters())
         frozen = sum(parameter.numel() for parameter in self.lm.parameters())
+        dtype = str(self.lm.model.dtype).removeprefix("torch.")
         return (
             f"{type(self).__name__}: {self.prompt_kind} x {self.crossing} x {self.objective_name}\n"
-            f"{self.lm.name}, frozen: {frozen:,} parameters; trained: {trained:,}"
+            f"{self.lm.name} in {dtype}: {frozen:,} parameters, frozen; trained: {trained:,}"
         )
 
     # --- loading and checkpoints ------------------------------------------------------------------------------------
@@ -113,8 +114,14 @@ class PromptMethod(L.LightningModule):
 
     def checkpoint_meta(self) -> dict[str, str | int]:
         """What a checkpoint must agree on with the run that loads it."""
-        return {"method": type(self).__name__, "model": self.lm.name, "width": self.lm.width,
-                "vocabulary": self.lm.vocabulary, "length": self.prompt_length}  # fmt: skip
+        return {
+            "method": type(self).__name__,
+            "model": self.lm.name,
+            "revision": self.lm_config.revision or "",
+            "width": self.lm.width,
+            "vocabulary": self.lm.vocabulary,
+            "length": self.prompt_length,
+        }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what identifies the prompt, and the state of the random numbers."""

@@ -61,6 +61,10 @@ class SoftPromptTuning(PromptMethod):
         """Start the prompt where the initialiser says."""
         self.prompt = SoftPrompt(self.init(self.lm, self.length), self.reparametrization)
 
+    def checkpoint_meta(self) -> dict[str, str | int]:
+        """See `PromptMethod`; the reparametrisation has parameters of its own."""
+        return {**super().checkpoint_meta(), "reparametrization": repr(self.reparametrization)}
+
     def prompt_vectors(self) -> Tensor:
         """The prompt, ``[P, D]``."""
         return self.prompt()  # type: ignore[no-any-return]
@@ -75,4 +79,5 @@ class SoftPromptTuning(PromptMethod):
         scores = self.lm.score(batch.examples, self.prompt_vectors(), with_end=self.objective.with_end)
         loss = self.objective(scores)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
+        self.log("train/nll", scores.nll.mean(), batch_size=len(batch))  # without the ends, as val/nll
         return loss

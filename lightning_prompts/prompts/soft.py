@@ -27,7 +27,7 @@ class ResidualMLP(Reparametrization):
         hidden: Width of the network.
     """
 
-    hidden: int = 256
+    hidden: int = 32
 
     def build(self, width: int) -> nn.Module:
         """See `Reparametrization`."""
@@ -63,7 +63,9 @@ class SoftPrompt(nn.Module):
         super().__init__()
         self.register_buffer("initial", initial.detach().float().clone())
         self.embeddings = nn.Parameter(self.initial.clone())
-        self.network = None if reparametrization is None else reparametrization.build(initial.shape[-1])
+        self.network = (
+            None if reparametrization is None else reparametrization.build(initial.shape[-1]).to(initial.device)
+        )
 
     def forward(self) -> Tensor:
         """The prompt, ``[P, D]``."""

@@ -1,0 +1,82 @@
+"""The scripts under experiments/ do what RESULTS.md says they do."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from conftest import TINY
+
+import callbacks
+from lightning_prompts.lm import FrozenLM
+
+EXPERIMENTS = Path(callbacks.__file__).parent.parent / "experiments"
+
+
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(Path(name).stem, EXPERIMENTS / name)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_benchmark_compares_the_same_thing(real: FrozenLM) -> None:
+    """PEFT is an independent implementation, so this is also a test of the loss and its gradient."""
+    benchmark = script("benchmarks/prompt_tuning.py")
+    row = benchmark.compare(real, 4, "antonyms", 1, torch.float32)
+    assert row["first_loss_ours"] == pytest.approx(row["first_loss_peft"], abs=1e-4)
+    assert row["gradient_difference"] < 1e-4
+    assert row["ratio"] > 0
+    assert row["peak_share_ours"] > 0
+
+
+def test_a_study_runs_every_seed_once_and_says_the_spread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = script("study.py")
+    config = tmp_path / "tiny.yaml"
+    config.write_text(
+        f"model:\n  class_path: SoftPromptTuning\n  init_args:\n    length: 2\n    max_new_tokens: 2\n"
+        f'    lm: {{name: "{TINY}"}}\n'
+        "data:\n  class_path: Antonyms\n"
+        "  init_args: {max_train_examples: 64, val_fraction: 0.01, test_fraction: 0.01}\n"
+        "trainer: {max_steps: 2, accelerator: cpu, enable_progress_bar: false}\n"
+    )
+    arguments = ["study.py", "--folder", str(tmp_path / "runs"), "--seeds", "0", "1", "--untrained", str(config)]
+    monkeypatch.setattr(sys, "argv", arguments)
+    study.main()
+    table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| tiny")]
+    assert [line.split("|")[1].strip() for line in table] == ["tiny-untrained", "tiny"]
+    assert all("±" in line for line in table)
+    stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("metrics.json")}
+    assert len(stamps) == 4
+    study.main()
+    assert stamps == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("metrics.json")}, "done is done"
+
+
+def test_the_antonym_table_is_made_from_wordnet_s_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    licence = "  1 This software and database is being provided to you\n"
+    # offset, file, part of speech, words (count in hexadecimal, each with a number), pointers, gloss
+    (tmp_path / "data.adj").write_text(
+        licence
+        + "00000010 00 a 02 hot 0 warm(p) 0 002 ! 00000020 a 0101 & 00000030 a 0000 | high in heat\n"
+        + "00000020 00 a 01 cold 0 001 ! 00000010 a 0101 | low in heat\n"
+        + "00000030 00 a 02 red_hot 0 Hot 0 001 ! 00000020 a 0101 | not a single lower-case word\n"
+    )
+    for name in ("adv", "noun", "verb"):
+        (tmp_path / f"data.{name}").write_text(licence)
+    (tmp_path / "cntlist.rev").write_text("hot%3:00:01:: 1 5\nhot%3:00:02:: 2 2\ncold%3:00:01:: 1 4\n")
+    table = tmp_path / "table.tsv"
+    monkeypatch.setattr(sys, "argv", ["make_table.py", str(tmp_path), str(table)])
+    script("antonyms/make_table.py").main()
+    assert table.read_text() == "word\tantonym\tpart\tcount\ncold\thot\tadj\t4\n"
+    assert "1 pairs, 1 of them" in capsys.readouterr().out
