@@ -15,10 +15,9 @@ from lightning_prompts.errors import UserError, nearest
 from lightning_prompts.lm import LMConfig
 
 AMBIGUOUS = re.compile(
-    r"Multiple subclasses with name (\w+)\. Give the full class path to avoid ambiguity: ([\w., ]+?)\.?(?: |$)"
+    r"Multiple subclasses with name (\w+)\. Give the full class path to avoid ambiguity: (\w[\w.]*\w(?:, \w[\w.]*\w)*)"
 )
 UNKNOWN_CLASS = re.compile(r"(?:Parser key \"([\w.]+)\")?.*Expected a dot import path string: (\S+)")
-WRONG_MODULE = re.compile(r"Parser key \"([\w.]+)\".*(?:[Ii]mport.*?:? |Problem with given class_path )'?([\w.]+)'?")
 NOT_ACCEPTED = re.compile(r"(?:Option|option|Key|key) '([\w.\-]+)' is not (?:accepted|expected)|"
                           r"does not accept (?:nested key|option) '([\w.\-]+)'|Unrecognized arguments?:? (.+)|"
                           r"unrecognized arguments?: (.+)")  # fmt: skip

@@ -224,23 +224,23 @@ def _attend(
         )
         return out.transpose(1, 2)
     # One big product per key/value head against the prefix, which is never copied, and small ones within each row.
-    q = (query * scale).view(b, t, hkv, g, dh).permute(2, 0, 3, 1, 4)  # [Hkv, B, g, T, Dh]
-    own = q.reshape(hkv, b, g * t, dh) @ key.permute(2, 0, 3, 1)
-    scores = own.view(hkv, b, g, t, -1)
+    # Operands are brought into the order of the products once: a product of permuted ones would copy them every time.
+    q = (query * scale).view(b, t, hkv, g, dh).permute(2, 0, 3, 1, 4).reshape(hkv, b * g * t, dh)
+    k, v = key.permute(2, 0, 1, 3).contiguous(), value.permute(2, 0, 1, 3).contiguous()  # [Hkv, B, T', Dh]
+    scores = (q.view(hkv, b, g * t, dh) @ k.transpose(2, 3)).view(hkv, b, g, t, -1)
     if s:
-        shared = q.reshape(hkv, b * g * t, dh) @ prefix_key.permute(1, 2, 0)
-        scores = torch.cat([shared.view(hkv, b, g, t, s), scores], -1)
+        shared = (q @ prefix_key.permute(1, 2, 0)).view(hkv, b, g, t, s)
+        scores = torch.cat([shared, scores], -1)
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
     weights = torch.softmax(scores.float() + mask, -1).to(
         query.dtype
     )  # mask [B, 1, T, .] stands against [., B, g, T, .]
-    out = weights[..., s:].reshape(hkv, b, g * t, -1) @ value.permute(2, 0, 1, 3)
-    out = out.view(hkv, b, g, t, -1)
+    out = weights[..., s:].reshape(hkv, b, g * t, -1) @ v
     if s:
         shared = weights[..., :s].reshape(hkv, b * g * t, s) @ prefix_value.permute(1, 0, 2)
-        out = out + shared.view(hkv, b, g, t, -1)
-    return out.permute(1, 3, 0, 2, 4).reshape(b, t, h, -1)
+        out = out + shared.view(hkv, b, g * t, -1)
+    return out.view(hkv, b, g, t, -1).permute(1, 3, 0, 2, 4).reshape(b, t, h, -1)
 
 
 def _attention_forward(

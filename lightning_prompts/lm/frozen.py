@@ -184,7 +184,7 @@ class FrozenLM(nn.Module):
             raise RuntimeError(f"{self.name} does not run with the attention implementation {ATTENTION_NAME!r}")
         return output.logits.float()  # type: ignore[no-any-return]
 
-    def _embed_packed(self, ids: list[int], rows: Tensor | None, prompt: Tensor) -> Tensor:
+    def _embed_packed(self, ids: list[int], rows: Tensor, prompt: Tensor) -> Tensor:
         """Embeddings ``[M, D]`` of packed ids, with the prompt's vectors at its (negative) positions.
 
         Args:
@@ -198,7 +198,7 @@ class FrozenLM(nn.Module):
             return text
         spots = (index < 0).nonzero()[:, 0]
         positions = -1 - index[spots]
-        soft = prompt[positions] if prompt.dim() == 2 else prompt[rows[spots], positions]  # type: ignore[index]
+        soft = prompt[positions] if prompt.dim() == 2 else prompt[rows[spots], positions]
         return text.index_copy(0, spots, soft.to(text.dtype))
 
     def _pack(
