@@ -196,7 +196,7 @@ def test_the_learning_rate_falls_to_zero_over_the_run(tmp_path: Path) -> None:
             rates.append(trainer.optimizers[0].param_groups[0]["lr"])
 
     trainer(tmp_path, max_steps=4, callbacks=[Watch()]).fit(method(), datamodule=data())
-    assert rates == pytest.approx([0.01, 0.0075, 0.005, 0.0025])
+    assert rates == pytest.approx([0.02, 0.015, 0.01, 0.005])
 
 
 def test_the_last_step_is_validated(tmp_path: Path) -> None:
