@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import TINY
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import ReduceLROnPlateau
 
 from callbacks import PromptReadout, SampleGenerations, Throughput, ValidateAtEnd
 from datamodules import Antonyms, QuestionAnswer
@@ -127,6 +128,15 @@ def test_the_scheduler_steps_with_the_batches(tmp_path: Path) -> None:
     fit = trainer(tmp_path)
     fit.fit(model, datamodule=data())
     assert fit.optimizers[0].param_groups[0]["lr"] == 0.25
+
+
+def test_a_scheduler_that_waits_for_a_metric(tmp_path: Path) -> None:
+    model = method(
+        scheduler=lambda optimizer: ReduceLROnPlateau(optimizer, "val/nll", factor=0.5, patience=0, threshold=9)
+    )
+    fit = trainer(tmp_path, max_steps=-1, max_epochs=3)
+    fit.fit(model, datamodule=data())
+    assert fit.optimizers[0].param_groups[0]["lr"] == 0.0025  # no NLL is good enough for that threshold
 
 
 def test_trainables_stay_float32(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import lightning as L  # noqa: N812 - Lightning's own convention
 import torch
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -158,7 +158,10 @@ class PromptMethod(L.LightningModule):
             return None
         optimizer = self.optimizer(_iterable(self.trainable_parameters()))
         scheduler = (self.scheduler or self._linear_decay)(optimizer)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        settings: dict[str, Any] = {"scheduler": scheduler, "interval": "step"}
+        if isinstance(scheduler, ReduceLROnPlateau):  # it waits for a metric, which there is once per validation
+            settings.update(interval="epoch", monitor=scheduler.monitor)
+        return {"optimizer": optimizer, "lr_scheduler": settings}
 
     def _linear_decay(self, optimizer: Optimizer) -> LRScheduler:
         """From the full learning rate to zero over the run; constant for a run without an end."""
