@@ -31,7 +31,7 @@ def execute(words: list[str]) -> None:
         sys.exit(code)
 
 
-def measure(config: Path, seed: int, folder: Path, trained: bool) -> dict[str, float]:
+def measure(config: Path, seed: int, folder: Path, trained: bool, checkpoint: str) -> dict[str, float]:
     """Train (where there is something to train) and test one config with one seed."""
     done = folder / "metrics.json"
     if not done.is_file():
@@ -44,7 +44,7 @@ def measure(config: Path, seed: int, folder: Path, trained: bool) -> dict[str, f
             seconds = time.monotonic() - start
             keep(folder, seconds)
             execute(["test", "-c", str(folder / "config.yaml"), "--verbose", "false",
-                     "--ckpt_path", str(folder / "checkpoints" / "best.ckpt")])  # fmt: skip
+                     "--ckpt_path", checkpoint])  # fmt: skip
         else:
             keep(folder, seconds)
             execute(["test", "-c", str(config), *seeds, *root, "--verbose", "false"])
@@ -76,6 +76,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--untrained", action="store_true", help="test the initial prompt as well")
+    parser.add_argument("--checkpoint", choices=["best", "last"], default="best", help="best on validation, or last")
     arguments = parser.parse_args()
     lines = [
         "| config | NLL (nats per answer token) | exact match | test questions | training seconds |",
@@ -85,7 +86,8 @@ def main() -> None:
         for trained in (False, True) if arguments.untrained and trains(config) else (True,):
             name = config.stem if trained else f"{config.stem}-untrained"
             results = [
-                measure(config, seed, arguments.folder / name / f"seed-{seed}", trained) for seed in arguments.seeds
+                measure(config, seed, arguments.folder / name / f"seed-{seed}", trained, arguments.checkpoint)
+                for seed in arguments.seeds
             ]
             columns = {key: [result[key] for result in results] for key in results[0]}
             sizes = sorted({int(size) for size in columns["test/examples"]})

@@ -42,17 +42,14 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "enable_model_summary": False,  # RunFolder says it in two lines
 }
 
+# After every validation. Two callbacks, because Lightning's ``save_last`` copies the best one until a better one comes.
+_SAVE = {"save_top_k": 1, "enable_version_counter": False, "save_on_train_epoch_end": False}
 CALLBACK_DEFAULTS: list[dict[str, Any]] = [
     {
         "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
-        "init_args": {
-            "filename": "best",
-            "monitor": "val/nll",
-            "mode": "min",
-            "save_last": True,
-            "enable_version_counter": False,
-        },
+        "init_args": {"filename": "best", "monitor": "val/nll", "mode": "min", **_SAVE},
     },
+    {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": {"filename": "last", **_SAVE}},
     {"class_path": "callbacks.PromptReadout"},
     {"class_path": "callbacks.SampleGenerations"},
     {"class_path": "callbacks.Throughput"},

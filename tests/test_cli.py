@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import pickle
@@ -90,6 +91,29 @@ def test_a_run_is_not_replaced_by_accident(finished: Path, capsys: pytest.Captur
     )
     assert yaml.safe_load((finished / "config.yaml").read_text())["model"]["init_args"]["length"] == 2
     assert [path.name for path in (finished / "logs").iterdir()] == ["version_0"]
+
+
+def test_last_is_the_last_and_best_the_best(tmp_path: Path) -> None:
+    """A learning rate that ruins the prompt, so that the best one is the first."""
+    folder = tmp_path / "run"
+    args = [
+        *FIT,
+        *SMALL,
+        "--trainer.max_steps",
+        "9",
+        "--model.optimizer",
+        "torch.optim.SGD",
+        "--model.optimizer.lr",
+        "1e4",
+    ]
+    assert code(*args, "--trainer.default_root_dir", str(folder)) == 0
+    steps = {name: torch.load(folder / "checkpoints" / f"{name}.ckpt", weights_only=True)["global_step"]
+             for name in ("best", "last")}  # fmt: skip
+    with (folder / "logs" / "version_0" / "metrics.csv").open() as file:
+        nll = {int(row["step"]) + 1: float(row["val/nll"]) for row in csv.DictReader(file) if row["val/nll"]}
+    assert steps["last"] == 9
+    assert nll[steps["best"]] == min(nll.values())
+    assert steps["best"] < 9
 
 
 def test_a_failed_replacement_leaves_the_old_run(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
