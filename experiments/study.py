@@ -1,10 +1,10 @@
 """Run configs over several seeds and print one table: mean and spread of the test metrics.
 
-    python experiments/study.py --folder runs/antonyms --seeds 0 1 2 experiments/antonyms/*.yaml
+    python experiments/study.py --folder runs/antonyms --seeds 0 1 2 experiments/antonyms/*.yaml [--data.train FILE ...]
 
 Each run lies in FOLDER/CONFIG/seed-K. A seed sets the split, the initial prompt and the order of batches. Runs that
 have a ``metrics.json`` are kept, so that an interrupted study goes on where it was. With ``--untrained``, the prompt
-that training starts from is tested too.
+that training starts from is tested too. Other options are handed on to every run.
 """
 
 from __future__ import annotations
@@ -31,11 +31,13 @@ def execute(words: list[str]) -> None:
         sys.exit(code)
 
 
-def measure(config: Path, seed: int, folder: Path, trained: bool, checkpoint: str) -> dict[str, float]:
+def measure(
+    config: Path, seed: int, folder: Path, trained: bool, checkpoint: str, options: list[str]
+) -> dict[str, float]:
     """Train (where there is something to train) and test one config with one seed."""
     done = folder / "metrics.json"
     if not done.is_file():
-        seeds = ["--seed_everything", str(seed), "--data.seed", str(seed)]
+        seeds = ["--seed_everything", str(seed), "--data.seed", str(seed), *options]
         root = ["--trainer.default_root_dir", str(folder)]
         seconds = 0.0
         if trained and trains(config):
@@ -77,7 +79,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--untrained", action="store_true", help="test the initial prompt as well")
     parser.add_argument("--checkpoint", choices=["best", "last"], default="best", help="best on validation, or last")
-    arguments = parser.parse_args()
+    arguments, options = parser.parse_known_args()
     lines = [
         "| config | NLL (nats per answer token) | exact match | test questions | training seconds |",
         "|---|---|---|---|---|",
@@ -86,7 +88,7 @@ def main() -> None:
         for trained in (False, True) if arguments.untrained and trains(config) else (True,):
             name = config.stem if trained else f"{config.stem}-untrained"
             results = [
-                measure(config, seed, arguments.folder / name / f"seed-{seed}", trained, arguments.checkpoint)
+                measure(config, seed, arguments.folder / name / f"seed-{seed}", trained, arguments.checkpoint, options)
                 for seed in arguments.seeds
             ]
             columns = {key: [result[key] for result in results] for key in results[0]}
