@@ -25,6 +25,8 @@ WRONG_VALUE = re.compile(r"Parser key \"([\w.]+)\": Expected an? <class '(?:\w+\
 NOT_A_CHOICE = re.compile(
     r"Parser key \"([\w.]+)\".*?Expected a typing\.Literal\[(.+?)\].*?(?:Got value|Given value): (\S+)"
 )
+# What a key holds, by the base class of what can be named there.
+ROLES = {"model": "PromptMethod", "data": "TextDataModule", "init": "Initializer", "callbacks": "Callback"}
 SUBCOMMAND = re.compile(r"invalid choice: '(.+?)' \(choose from (.+)\)")
 REQUIRED = re.compile(r"the following arguments are required: (.+)|Key \"(.+?)\" is required")
 
@@ -123,7 +125,7 @@ def _subclasses(base: type) -> Iterator[type]:
 
 def _class_names(bases: list[type], key: str | None) -> list[str]:
     """The names of the classes that a key may hold; of all of them when the key says nothing."""
-    wanted = {"model": "PromptMethod", "data": "TextDataModule", "init": "Initializer"}.get((key or "").split(".")[-1])
+    wanted = ROLES.get((key or "").split(".")[-1])
     if key and key.split(".")[-1] == "optimizer":
         return [name for name in dir(torch.optim) if inspect.isclass(getattr(torch.optim, name))]
     chosen = [base for base in bases if wanted in (None, base.__name__)]

@@ -223,6 +223,7 @@ MODEL = ["fit", "--model", "SoftPromptTuning", *TINY_RUN]
         ([*MODEL, *SMALL, "--data.template", "{prompt} {word} {answer}"], "template field {word} is unknown"),
         ([*MODEL, "--data", "QuestionAnswer", "--data.train", "nowhere.jsonl"], "nowhere.jsonl does not exist"),
         ([*MODEL, "--data", "QuestionAnswer"], "needs a file"),
+        ([*MODEL, *SMALL, "--trainer.callbacks", "PromptReadot"], "did you mean PromptReadout"),
         (["fit", "-c", "nowhere.yaml"], "does not exist"),
         (["fit", "--model", "FixedPrompt", *TINY_RUN, *SMALL], "trains nothing"),
         ([*MODEL, *SMALL, "--trainer.precision", "16-true"], "set model.lm.dtype"),
