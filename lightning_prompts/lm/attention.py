@@ -170,9 +170,8 @@ def packed_attention(
     outputs = []
     if s:
         prefix_key, prefix_value = key[:s], value[:s]
-        empty_k, empty_v = key.new_zeros(1, 0, *key.shape[1:]), value.new_zeros(1, 0, *value.shape[1:])
-        mask = layout.prefix_mask(window)[None, None]
-        outputs.append(_attend(query[None, :s], empty_k[0], empty_v[0], prefix_key[None], prefix_value[None], mask,
+        mask = layout.prefix_mask(window)[None, None]  # as one row without a prefix of its own
+        outputs.append(_attend(query[None, :s], key[:0], value[:0], prefix_key[None], prefix_value[None], mask,
                                scale, softcap)[0])  # fmt: skip
         if layout.memory is not None:
             layout.memory.prefix[layer] = (prefix_key, prefix_value)
@@ -233,9 +232,8 @@ def _attend(
         scores = torch.cat([shared, scores], -1)
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
-    weights = torch.softmax(scores.float() + mask, -1).to(
-        query.dtype
-    )  # mask [B, 1, T, .] stands against [., B, g, T, .]
+    # The mask's [B, 1, T, .] stands against [., B, g, T, .].
+    weights = torch.softmax(scores.float() + mask, -1).to(query.dtype)
     out = weights[..., s:].reshape(hkv, b, g * t, -1) @ v
     if s:
         shared = weights[..., :s].reshape(hkv, b * g * t, s) @ prefix_value.permute(1, 0, 2)

@@ -202,10 +202,9 @@ class FrozenLM(nn.Module):
         return text.index_copy(0, spots, soft.to(text.dtype))
 
     def _pack(
-        self, rows: Sequence[Row], feeds: list[list[int]], prompt: Tensor, memory: RowMemory | None = None
+        self, feeds: list[list[int]], s: int, prompt: Tensor, memory: RowMemory | None = None
     ) -> tuple[Tensor, Layout]:
-        """Pack what each row feeds into ``[M, D]``, the prefix that all share first and once."""
-        s = len(shared_prefix(rows, shared_prompt=prompt.dim() == 2))
+        """Pack what each row feeds into ``[M, D]``, the ``s`` tokens that all share first and once."""
         tails = [feed[s:] for feed in feeds]
         lengths = [len(tail) for tail in tails]
         layout = Layout(s, lengths, self.device, memory=memory)
@@ -235,7 +234,7 @@ class FrozenLM(nn.Module):
         targets = [row.answer + row.end for row in rows]
         # Nothing follows the last token, so it is not fed.
         feeds = [row.context + target[:-1] for row, target in zip(rows, targets, strict=True)]
-        embeddings, layout = self._pack(rows, feeds, prompt)
+        embeddings, layout = self._pack(feeds, _shared(rows, prompt), prompt)
         counts = [len(target) for target in targets]
         last = layout.last.tolist()
         spots = [end - count + 1 + i for end, count in zip(last, counts, strict=True) for i in range(count)]
@@ -277,10 +276,10 @@ class FrozenLM(nn.Module):
         steps = max(limits)
         if steps <= 0:
             return generated
-        s = len(shared_prefix(rows, shared_prompt=prompt.dim() == 2))
+        s = _shared(rows, prompt)
         lengths = [len(row.context) - s for row in rows]
         memory = RowMemory(max(lengths) + steps)
-        embeddings, layout = self._pack(rows, [row.context for row in rows], prompt, memory)
+        embeddings, layout = self._pack([row.context for row in rows], s, prompt, memory)
         ends = self._end_tokens()
         for step in range(steps):
             chosen = self._logits(embeddings, layout, layout.last).argmax(-1)
@@ -309,6 +308,11 @@ class FrozenLM(nn.Module):
         configured = getattr(self.model.generation_config, "eos_token_id", None)
         ends.update(configured if isinstance(configured, list) else [configured])
         return {int(end) for end in ends if end is not None}
+
+
+def _shared(rows: Sequence[Row], prompt: Tensor) -> int:
+    """How many tokens ``S`` all rows begin with."""
+    return len(shared_prefix(rows, shared_prompt=prompt.dim() == 2))
 
 
 def answer_scores(logits: Tensor, rows: Sequence[Row]) -> Scores:

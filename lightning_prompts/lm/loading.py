@@ -121,9 +121,9 @@ def _random_model(config: LMConfig, dtype: torch.dtype) -> tuple[PreTrainedModel
             if Path(shape).is_dir() and (Path(shape) / "tokenizer.json").is_file():
                 tokenizer = AutoTokenizer.from_pretrained(shape, trust_remote_code=False)
         else:
-            settings.setdefault("vocab_size", len(byte_tokenizer()))
+            settings.setdefault("vocab_size", len(tokenizer))
             for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
-                settings.setdefault(key, byte_tokenizer().eos_token_id)
+                settings.setdefault(key, tokenizer.eos_token_id)
             model_config = AutoConfig.for_model(shape, **settings)
         if model_config.get_text_config().vocab_size < len(tokenizer):
             raise ValueError(f"vocab_size must be at least {len(tokenizer)}, the tokenizer's")
