@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import lightning as L  # noqa: N812 - Lightning's own convention
+
 
 def write_atomic(path: Path, text: str) -> None:
     """Write a text file through a temporary one beside it, so that a killed process leaves no half of it."""
@@ -34,3 +36,30 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write one JSON object per line."""
     write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+class RowLog(L.Callback):
+    """A callback that keeps rows and has them in a JSON Lines file of the run folder, across a resumed run too.
+
+    Args:
+        name: The file's name.
+    """
+
+    def __init__(self, name: str) -> None:
+        """Start without rows."""
+        self.name = name
+        self.rows: list[dict[str, Any]] = []
+
+    def add(self, trainer: L.Trainer, rows: Iterable[dict[str, Any]]) -> None:
+        """Keep more rows, and write all of them."""
+        self.rows.extend(rows)
+        if trainer.is_global_zero:
+            write_jsonl(Path(trainer.default_root_dir) / self.name, self.rows)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rows, so that a resumed run goes on with them."""
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the rows back."""
+        self.rows = list(state_dict["rows"])

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning as L  # noqa: N812 - Lightning's own convention
 import torch
 
-from callbacks.files import write_jsonl
+from callbacks.files import RowLog
 
 if TYPE_CHECKING:
     from lightning_prompts.methods import PromptMethod
 
 
-class PromptReadout(L.Callback):
+class PromptReadout(RowLog):
     """After each validation: the vocabulary tokens nearest to the prompt, and how far it has moved.
 
     Writes ``prompt.jsonl``, one row per validation: step, tokens, cosine similarity of each, mean Euclidean distance
@@ -27,8 +26,8 @@ class PromptReadout(L.Callback):
 
     def __init__(self, examples: int = 100) -> None:
         """Start without rows."""
+        super().__init__("prompt.jsonl")
         self.examples = examples
-        self.rows: list[dict[str, Any]] = []
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: PromptMethod) -> None:  # type: ignore[override]
         """Read the prompt out."""
@@ -53,14 +52,4 @@ class PromptReadout(L.Callback):
             distance = (vectors - initial).norm(dim=-1).mean()
             row["distance"] = round(float(distance), 4)
             pl_module.log("prompt/distance", distance)
-        self.rows.append(row)
-        if trainer.is_global_zero:
-            write_jsonl(Path(trainer.default_root_dir) / "prompt.jsonl", self.rows)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The rows, so that a resumed run goes on with them."""
-        return {"rows": self.rows}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the rows back."""
-        self.rows = list(state_dict["rows"])
+        self.add(trainer, [row])
