@@ -1,9 +1,10 @@
 """Callbacks see a method's public interface only, and write into the run folder."""
 
+from callbacks.budget import Budget
 from callbacks.prompt_readout import PromptReadout
 from callbacks.result_files import ResultFiles
 from callbacks.sample_generations import SampleGenerations
 from callbacks.throughput import Throughput
 from callbacks.validate_at_end import ValidateAtEnd
 
-__all__ = ["PromptReadout", "ResultFiles", "SampleGenerations", "Throughput", "ValidateAtEnd"]
+__all__ = ["Budget", "PromptReadout", "ResultFiles", "SampleGenerations", "Throughput", "ValidateAtEnd"]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning as L  # noqa: N812 - Lightning's own convention
 import torch
+from torch import Tensor
 
-from callbacks.files import RowLog
+from callbacks.files import RowLog, write_atomic
+from lightning_prompts.lm import KeyValues
 
 if TYPE_CHECKING:
     from lightning_prompts.methods import PromptMethod
@@ -18,7 +21,9 @@ class PromptReadout(RowLog):
 
     Writes ``prompt.jsonl``, one row per validation: step, tokens, cosine similarity of each, mean Euclidean distance
     from the initial vectors, and the validation NLL of the nearest tokens used as words in the prompt's place. That
-    last one is usually bad, which is the point: a soft prompt's nearest words do not say what it does.
+    last one is usually bad, which is the point: a soft prompt's nearest words do not say what it does. A prompt of
+    tokens is its own nearest words; the best one so far by validation is kept in ``prompt.txt``, character by character.
+    Of keys and values there is only the distance.
 
     Args:
         examples: How many validation examples the words are scored on.
@@ -33,23 +38,39 @@ class PromptReadout(RowLog):
         """Read the prompt out."""
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
+        row: dict[str, Any] = {"step": trainer.global_step}
         with torch.no_grad():
-            vectors = pl_module.prompt_vectors().float()
-            ids, similarity = pl_module.lm.nearest_tokens(vectors)
-            examples = trainer.datamodule.examples("val")[: self.examples]  # type: ignore[attr-defined]
-            words = pl_module.lm.embed(ids)
-            nll = torch.cat(
-                [pl_module.lm.score(examples[start : start + 64], words).nll for start in range(0, len(examples), 64)]
-            ).mean()
-        row: dict[str, Any] = {
-            "step": trainer.global_step,
-            "tokens": [pl_module.lm.text([token]) for token in ids.tolist()],
-            "cosine": [round(value, 4) for value in similarity.tolist()],
-            "nll_as_words": round(float(nll), 4),
-        }
-        pl_module.log("prompt/nll_as_words", nll)
-        if (initial := pl_module.initial_vectors()) is not None:
-            distance = (vectors - initial).norm(dim=-1).mean()
+            prompt, initial = pl_module.current_prompt(), pl_module.initial_prompt()
+            if isinstance(prompt, Tensor) and len(prompt):
+                row.update(self._words(trainer, pl_module, prompt.float()))
+        if initial is not None:
+            distance = (_flat(prompt) - _flat(initial)).norm(dim=-1).mean()
             row["distance"] = round(float(distance), 4)
             pl_module.log("prompt/distance", distance)
         self.add(trainer, [row])
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: PromptMethod) -> None:  # type: ignore[override]
+        """Write the text, now that the method knows whether it is the best."""
+        text = pl_module.prompt_text()
+        if text is not None and trainer.is_global_zero and trainer.state.fn == "fit" and not trainer.sanity_checking:
+            write_atomic(Path(trainer.default_root_dir) / "prompt.txt", text)
+
+    def _words(self, trainer: L.Trainer, pl_module: PromptMethod, vectors: Tensor) -> dict[str, Any]:
+        ids, similarity = pl_module.lm.nearest_tokens(vectors)
+        row: dict[str, Any] = {"tokens": [pl_module.lm.text([token]) for token in ids.tolist()]}
+        if pl_module.prompt_text() is not None:
+            return row
+        examples = trainer.datamodule.examples("val")[: self.examples]  # type: ignore[attr-defined]
+        words = pl_module.lm.embed(ids)
+        nll = torch.cat(
+            [pl_module.lm.score(examples[start : start + 64], words).nll for start in range(0, len(examples), 64)]
+        ).mean()
+        pl_module.log("prompt/nll_as_words", nll)
+        row["cosine"] = [round(value, 4) for value in similarity.tolist()]
+        row["nll_as_words"] = round(float(nll), 4)
+        return row
+
+
+def _flat(prompt: Tensor | KeyValues) -> Tensor:
+    """``[P, .]``."""
+    return prompt.flatten() if isinstance(prompt, KeyValues) else prompt

@@ -44,8 +44,9 @@ class ResultFiles(L.Callback):
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the metrics and the rows they were computed from."""
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("test/")}
-        if "test/examples" in metrics:
-            metrics["test/examples"] = int(metrics["test/examples"])
+        for name in metrics:
+            if name.endswith("/examples"):
+                metrics[name] = int(metrics[name])
         folder = Path(trainer.default_root_dir)
         rows = self._gathered(trainer)
         if trainer.is_global_zero:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import random
-from importlib.resources import files
 
 from datamodules.base import SourceRow, Split, TextDataModule, disjoint_components
+from datamodules.wordnet import antonym_table
 from lightning_prompts.errors import UserError
 
 
@@ -54,10 +53,7 @@ class Antonyms(TextDataModule):
 
     def load_rows(self) -> dict[Split, list[SourceRow]]:
         """Split whole components of the word graph, so that no word stands in two splits."""
-        text = (files("datamodules") / "data" / "antonyms.tsv").read_text(encoding="ascii")
-        table = [
-            row for row in csv.DictReader(text.splitlines(), delimiter="\t") if int(row["count"]) >= self.min_count
-        ]
+        table = [row for row in antonym_table() if int(row["count"]) >= self.min_count]
         pairs = [(row["word"], row["antonym"]) for row in table]
         groups = disjoint_components(pairs)
         random.Random(self.seed).shuffle(groups)

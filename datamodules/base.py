@@ -6,7 +6,8 @@ import random
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import partial
+from typing import Any
 
 import lightning as L  # noqa: N812 - Lightning's own convention
 import torch
@@ -16,7 +17,7 @@ from lightning_prompts.errors import UserError
 from lightning_prompts.template import Template
 from lightning_prompts.types import Batch, Example
 
-Split = Literal["train", "val", "test", "predict"]
+Split = str  # train, val, test, predict; test/NAME for further test sets
 
 
 @dataclass(frozen=True)
@@ -26,16 +27,18 @@ class SourceRow:
     Attributes:
         fields: The fields by name, ``question`` and ``answer`` among them.
         source: For error messages (``"train.jsonl row 12"``).
+        reference: What generations are compared with, where that is not the whole answer.
     """
 
     fields: Mapping[str, object]
     source: str
+    reference: str | None = None
 
 
 class TextDataModule(L.LightningDataModule):
     """Question-answer rows, rendered through a template.
 
-    A subclass gives `load_rows`. Everything random follows ``seed``, except the order of training batches, which
+    A subclass gives `load_rows`, and ``extract`` where a generation holds more than its result. Everything random follows ``seed``, except the order of training batches, which
     follows the run's own seed.
 
     Args:
@@ -48,6 +51,8 @@ class TextDataModule(L.LightningDataModule):
         max_train_examples: Keep only so many training examples, drawn by ``seed``; ``None`` keeps all.
         seed: Seed of splits and of ``max_train_examples``.
     """
+
+    extract: str | None = None  # see `Example`
 
     def __init__(
         self,
@@ -93,7 +98,8 @@ class TextDataModule(L.LightningDataModule):
                 kept = random.Random(self.seed).sample(range(len(train)), self.max_train_examples)
                 rows["train"] = [train[index] for index in sorted(kept)]
             self._examples = {
-                name: [self.template.render(row.fields, row.source) for row in part] for name, part in rows.items()
+                name: [self.template.render(row.fields, row.source, row.reference, self.extract) for row in part]
+                for name, part in rows.items()
             }
         if split == "predict" and not self._examples.get("predict"):
             split = "test"
@@ -103,9 +109,16 @@ class TextDataModule(L.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Read the data, so that what is wrong with it is said before anything else starts."""
-        needed: dict[str, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
-        for split in needed.get(stage, ("predict",)):
+        for split in self.splits(stage):
             self.examples(split)
+
+    def splits(self, stage: str) -> list[Split]:
+        """The splits that a stage (``fit``, ``validate``, ``test``, ``predict``) reads; ``test`` has one or more."""
+        if stage != "test":
+            return {"fit": ["train", "val"], "validate": ["val"]}.get(stage, ["predict"])
+        self.examples("test")
+        assert self._examples is not None
+        return ["test", *(name for name in self._examples if name.startswith("test/"))]
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled anew every epoch, the same way for the same seed."""
@@ -121,16 +134,18 @@ class TextDataModule(L.LightningDataModule):
         """In order."""
         return self._in_order("val")
 
-    def test_dataloader(self) -> DataLoader[Any]:
-        """In order."""
-        return self._in_order("test")
+    def test_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
+        """In order, one for each test set."""
+        loaders = [self._in_order(split) for split in self.splits("test")]
+        return loaders if len(loaders) > 1 else loaders[0]
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """In order; the test split where there is none of its own."""
         return self._in_order("predict")
 
     def _in_order(self, split: Split) -> DataLoader[Any]:
-        return DataLoader(self.examples(split), batch_size=self.eval_batch_size, collate_fn=Batch)  # type: ignore[arg-type]
+        collate = partial(Batch, split=split)
+        return DataLoader(self.examples(split), batch_size=self.eval_batch_size, collate_fn=collate)  # type: ignore[arg-type]
 
 
 class EpochSampler(Sampler[int]):

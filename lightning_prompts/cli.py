@@ -28,6 +28,7 @@ import datamodules
 from lightning_prompts import methods
 from lightning_prompts.checkpoints import check_readable
 from lightning_prompts.config_errors import check_yaml, one_line, user_error
+from lightning_prompts.crossings.relaxation import Relaxation
 from lightning_prompts.errors import UserError
 from lightning_prompts.prompts.initializers import Initializer
 
@@ -53,10 +54,11 @@ CALLBACK_DEFAULTS: list[dict[str, Any]] = [
     {"class_path": "callbacks.PromptReadout"},
     {"class_path": "callbacks.SampleGenerations"},
     {"class_path": "callbacks.Throughput"},
+    {"class_path": "callbacks.Budget"},
 ]
 
 
-CONFIGURABLE = (methods.PromptMethod, datamodules.TextDataModule, Initializer, L.Callback)
+CONFIGURABLE = (methods.PromptMethod, datamodules.TextDataModule, Initializer, Relaxation, L.Callback)
 
 
 class Parser(LightningArgumentParser):
@@ -271,7 +273,8 @@ def _check_writable(folder: Path) -> None:
 
 def _clear(folder: Path) -> None:
     """Remove what an earlier run wrote, and nothing else."""
-    files = ["config.yaml", "metrics.json", "predictions.jsonl", "generations.jsonl", "prompt.jsonl", "samples.jsonl"]
+    files = ["config.yaml", "metrics.json", "predictions.jsonl", "generations.jsonl", "prompt.jsonl", "prompt.txt",
+             "samples.jsonl", "budget.json"]  # fmt: skip
     paths = [folder / name for name in files]
     paths += [*(folder / "checkpoints").glob("*.ckpt"), *(folder / "logs").glob("version_*/*")]
     for path in paths:
@@ -297,5 +300,5 @@ def _quiet() -> None:
         warnings.filterwarnings("ignore", message=message)
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed", "httpx"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)  # one warning per layer and step
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # one warning per layer and step, and others
     torch.set_float32_matmul_precision("highest")

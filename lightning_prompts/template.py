@@ -67,12 +67,20 @@ class Template:
         names = [name for _, name, _, _ in string.Formatter().parse(self.text) if name is not None]
         return list(dict.fromkeys(name for name in names if name not in (PROMPT, ANSWER)))
 
-    def render(self, fields: Mapping[str, object], source: str = "") -> Example:
+    def render(
+        self,
+        fields: Mapping[str, object],
+        source: str = "",
+        reference: str | None = None,
+        extract: str | None = None,
+    ) -> Example:
         """Put a row's fields into the text.
 
         Args:
             fields: The row; ``answer`` may be missing or ``None`` when only a generation is wanted.
             source: Where the row comes from, for error messages.
+            reference: What generations are compared with, where that is not the whole answer.
+            extract: Finds the same in a generation; see `Example`.
 
         Returns:
             The example; values are inserted as they are, braces in them have no meaning.
@@ -102,18 +110,19 @@ class Template:
             else:
                 after, lead = "", after
         answer = fields.get(ANSWER)
-        reference = None if answer is None else str(answer).strip()
+        written = None if answer is None else str(answer).strip()
         return Example(
             before=before,
             after=after.rstrip() if self.chat else after,
-            answer=None if reference is None else f"{lead}{reference}",
+            answer=None if written is None else f"{lead}{written}",
             end=None if self.chat and not tail else tail,
-            reference=reference,
+            reference=written if reference is None else reference,
             fields=fields,
             source=source,
             stop=self.stop,
             chat=self.chat,
             system=self.system,
+            extract=extract,
         )
 
 
@@ -130,3 +139,16 @@ def cut(text: str, stop: str) -> str:
     text = text.lstrip()
     match = re.search(stop, text)
     return (text[: match.start()] if match else text).strip()
+
+
+def final_result(text: str, extract: str | None) -> str:
+    """What of a generation is compared with the reference: the last match's first group, or all of it.
+
+    Args:
+        text: A generation, cut.
+        extract: See `Example`; nothing is found, nothing matches.
+    """
+    if extract is None:
+        return text
+    found = [match.group(1) for match in re.finditer(extract, text)]
+    return found[-1].strip() if found else ""

@@ -39,6 +39,8 @@ class Example:
         stop: Regular expression; a generation ends where it first matches.
         chat: Whether the text is a user turn, to be rendered through the tokenizer's chat template.
         system: The system turn of a chat, or ``None`` for the chat template's own.
+        extract: Regular expression for the final result in a generation that has more in it (the steps of a sum): the
+            last match's first group is compared with ``reference``; ``None`` compares the whole generation.
     """
 
     before: str
@@ -51,6 +53,7 @@ class Example:
     stop: str = r"\n"
     chat: bool = False
     system: str | None = None
+    extract: str | None = None
 
     @property
     def question(self) -> str:
@@ -65,11 +68,13 @@ class Batch:
 
     Attributes:
         examples: The examples in order.
+        split: The split that they come from: ``train``, ``val``, ``test``, ``test/NAME`` for a further test set.
     """
 
-    def __init__(self, examples: Sequence[Example]) -> None:
+    def __init__(self, examples: Sequence[Example], split: str = "train") -> None:
         """Keep ``examples`` in the order given."""
         self.examples = tuple(examples)
+        self.split = split
 
     def __len__(self) -> int:
         """How many examples there are."""

@@ -116,7 +116,7 @@ def test_a_changed_learning_rate_changes_the_result(tmp_path: Path) -> None:
         L.seed_everything(1)
         model = method(optimizer=lambda p, rate=rate: torch.optim.AdamW(p, lr=rate))
         trainer(tmp_path).fit(model, datamodule=data())
-        prompts.append((model.prompt_vectors() - model.initial_vectors()).norm().item())
+        prompts.append((model.current_prompt() - model.initial_prompt()).norm().item())
     assert prompts[1] > 10 * prompts[0]
 
 
@@ -144,12 +144,12 @@ def test_trainables_stay_float32(tmp_path: Path) -> None:
         model = method(lm=LMConfig(TINY, dtype=dtype))  # type: ignore[arg-type]
         trainer(tmp_path).fit(model, datamodule=data())
         assert model.lm.embedding_matrix().dtype == getattr(torch, dtype)
-        assert model.prompt_vectors().dtype == torch.float32
-        assert torch.isfinite(model.prompt_vectors()).all()
+        assert model.current_prompt().dtype == torch.float32
+        assert torch.isfinite(model.current_prompt()).all()
     mixed = method()
     trainer(tmp_path, precision="bf16-mixed").fit(mixed, datamodule=data())
-    assert mixed.prompt_vectors().dtype == torch.float32
-    assert torch.isfinite(mixed.prompt_vectors()).all()
+    assert mixed.current_prompt().dtype == torch.float32
+    assert torch.isfinite(mixed.current_prompt()).all()
     with pytest.raises(UserError, match=r"set model.lm.dtype"):
         trainer(tmp_path, precision="bf16-true").fit(method(), datamodule=data())
 
@@ -174,7 +174,7 @@ def test_python_built_equals_cli_built(tmp_path: Path) -> None:
          "--trainer.accelerator", "cpu", "--trainer.default_root_dir", str(tmp_path / "cli"),
          "--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
     )  # fmt: skip
-    assert torch.equal(cli.model.prompt_vectors(), model.prompt_vectors())
+    assert torch.equal(cli.model.current_prompt(), model.current_prompt())
 
 
 def resumable(folder: Path, **settings: Any) -> L.Trainer:
@@ -195,7 +195,7 @@ def test_resuming_anywhere_ends_in_the_same_prompt(step: int, tmp_path: Path) ->
     checkpoint = tmp_path / "whole" / "checkpoints" / f"step={step}.ckpt"
     last.fit(rest, datamodule=data(), ckpt_path=checkpoint, weights_only=True)
     assert last.global_step == 10
-    assert torch.equal(rest.prompt_vectors(), whole.prompt_vectors())
+    assert torch.equal(rest.current_prompt(), whole.current_prompt())
 
 
 def test_the_learning_rate_falls_to_zero_over_the_run(tmp_path: Path) -> None:
@@ -222,10 +222,10 @@ def test_callbacks_tell_what_happened(tmp_path: Path) -> None:
     fit.fit(model, datamodule=data())
     readout = [json.loads(line) for line in (tmp_path / "prompt.jsonl").read_text().splitlines()]
     assert [row["step"] for row in readout] == [5, 10]
-    ids, cosine = model.lm.nearest_tokens(model.prompt_vectors())
+    ids, cosine = model.lm.nearest_tokens(model.current_prompt())
     assert readout[-1]["tokens"] == [model.lm.text([token]) for token in ids.tolist()]
     assert readout[-1]["cosine"] == pytest.approx(cosine.tolist(), abs=1e-4)
-    distance = (model.prompt_vectors() - model.initial_vectors()).norm(dim=-1).mean()
+    distance = (model.current_prompt() - model.initial_prompt()).norm(dim=-1).mean()
     assert readout[-1]["distance"] == pytest.approx(float(distance), abs=1e-3)
     examples = fit.datamodule.examples("val")[:5]  # type: ignore[attr-defined]
     as_words = model.lm.score(examples, model.lm.embed(ids)).nll.mean()

@@ -22,9 +22,20 @@ ALLOWED = {
     "lightning_prompts.lm": {"types", "errors", "template"},
     "lightning_prompts.prompts": {"types", "errors", "template", "lm"},
     "lightning_prompts.objectives": {"types", "errors", "template", "lm"},
-    "lightning_prompts.methods": {"types", "errors", "template", "lm", "prompts", "objectives"},
+    "lightning_prompts.crossings": {"types", "errors", "template", "lm"},
+    "lightning_prompts.search": {"types", "errors", "template", "lm", "objectives"},
+    "lightning_prompts.methods": {
+        "types",
+        "errors",
+        "template",
+        "lm",
+        "prompts",
+        "objectives",
+        "crossings",
+        "search",
+    },
     "datamodules": {"types", "errors", "template"},
-    "callbacks": {"types", "errors", "methods"},
+    "callbacks": {"types", "errors", "lm", "methods"},
 }
 
 

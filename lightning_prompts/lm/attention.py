@@ -1,10 +1,12 @@
-"""Attention over packed rows that share a prefix.
+"""Attention over packed texts that share what they begin with.
 
-All rows of a batch travel through the frozen model as one packed sequence ``[1, M, D]``: first the ``S`` tokens that
-every row begins with, once, then the remaining tokens of each row, without padding. Every layer but attention works
-token by token and needs no change. Attention gets a `Layout` that says which tokens see which, so a prompt of 100
-tokens costs 100 tokens per step and not 100 per row; its gradient is the sum over rows, as it must be. What is visible
-follows from positions alone, which is why padding, batch size and order can change no result.
+A batch travels through the frozen model as one packed sequence ``[1, M, D]``. What all rows begin with stands in it
+once, then what groups of rows share, if there are groups (the prompt of a candidate, say, that is scored on many
+examples), then the rest of each row, without padding. Every layer but attention works token by token and needs no
+change. Attention gets a `Layout` that says which tokens see which, so a prompt of 100 tokens costs 100 tokens per step
+and not 100 per row; its gradient is the sum over rows, as it must be. What is visible follows from positions alone,
+which is why padding, batch size and order can change no result. Keys and values that come from no token at all (prefix
+tuning) are one more level, in front of the first.
 
 The function is registered with transformers as the attention implementation ``lightning_prompts``; without a layout
 it is transformers' own SDPA attention, so the same model object also runs the plain path and ``generate``.
@@ -13,6 +15,9 @@ The idea of sharing a prefix in training is known from RL (PrefixGrouper, arXiv 
 
 from __future__ import annotations
 
+import functools
+import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,118 +27,174 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from lightning_prompts.errors import UserError
+from lightning_prompts.lm.key_values import KeyValues
 
 ATTENTION_NAME = "lightning_prompts"
 
 # Above this many scores per layer (16 MiB in float32, kept by every layer for the backward) the fused kernel is used:
-# it keeps none, but needs the prefix copied into every row.
+# it keeps none, but needs what is shared copied into every row. Without a backward they are gone after each layer.
 EXPLICIT_LIMIT = 1 << 22
+EXPLICIT_LIMIT_NO_GRAD = 1 << 26
+
+Pair = tuple[Tensor, Tensor]
+
+
+class Level:
+    """Segments of text that hang on the segments of the level before, the same number on each.
+
+    Args:
+        counts: Tokens of each segment, ``n`` of them.
+        starts: Position of each segment's first token, ``[n]``.
+        offset: How many packed tokens stand before this level's.
+        device: Where the model runs.
+    """
+
+    def __init__(self, counts: list[int], starts: Tensor, offset: int, device: torch.device) -> None:
+        """Work out the indices between packed and padded form once, for all layers."""
+        self.size, self.width, self.tokens = len(counts), max(counts), sum(counts)
+        self.offset = offset
+        self.counts = torch.tensor(counts, device=device)
+        self.starts = starts.to(device)
+        inside = torch.arange(self.width, device=device)[None] < self.counts[:, None]
+        self.even = min(counts) == self.width
+        self.unpad_index = inside.flatten().nonzero()[:, 0]
+        self.query_positions = self.starts[:, None] + torch.arange(self.width, device=device)  # [n, T]
+        self.positions = self.query_positions[inside]
+
+    def pad(self, packed: Tensor) -> Tensor:
+        """``[N, ...]`` tokens of this level -> ``[n, T, ...]``, zeros where a segment is shorter."""
+        if not self.even:
+            padded = packed.new_zeros(self.size * self.width, *packed.shape[1:])
+            packed = padded.index_copy(0, self.unpad_index, packed)
+        return packed.reshape(self.size, self.width, *packed.shape[1:])
+
+    def unpad(self, padded: Tensor) -> Tensor:
+        """``[n, T, ...]`` -> ``[N, ...]``, the inverse of `pad`."""
+        flat = padded.flatten(0, 1)
+        return flat if self.even else flat.index_select(0, self.unpad_index)
 
 
 class RowMemory:
     """Keys and values of earlier passes, per layer: the cache of batched generation.
 
     Args:
-        capacity: Row tokens to hold per row, those to be generated included.
+        capacity: Own tokens to hold per row, those to be generated included.
     """
 
     def __init__(self, capacity: int) -> None:
         """Start empty; a layer's buffers are made when it first writes."""
         self.capacity = capacity
-        self.prefix: dict[int, tuple[Tensor, Tensor]] = {}
-        self.rows: dict[int, tuple[Tensor, Tensor]] = {}
+        self.levels: list[Level] = []  # of what rows share
+        self.starts: Tensor | None = None  # position of each row's first own token
+        self.shared: dict[int, list[Pair]] = {}
+        self.rows: dict[int, Pair] = {}
 
 
 class Layout:
     """Which packed tokens see which.
 
     Args:
-        prefix: Tokens ``S`` that all rows share, whether they stand at the front of this pass or in ``memory``.
-        lengths: Row tokens in this pass, one count per row, none zero.
-        columns: How many of a row's own tokens earlier passes have put into ``memory``; zero for each without one.
-        memory: Where keys and values are kept for later passes, or ``None``.
+        levels: Token counts of the segments of each level that this pass brings, shared ones first, rows last. A level
+            has a multiple of the segments of the one before; segment ``i`` hangs on segment ``i // multiple``.
         device: Where the model runs.
+        past: Keys and values in front of everything, or ``None``.
+        memory: Where keys and values are kept for later passes, or ``None``. In a later pass there are rows only.
+        columns: How many of a row's own tokens earlier passes have put into ``memory``; ``None`` for none.
     """
 
     def __init__(
         self,
-        prefix: int,
-        lengths: list[int],
+        levels: Sequence[list[int]],
         device: torch.device,
-        columns: list[int] | None = None,
+        past: KeyValues | None = None,
         memory: RowMemory | None = None,
+        columns: list[int] | None = None,
     ) -> None:
-        """Work out positions and the indices between packed and padded form once, for all layers."""
-        rows, width = len(lengths), max(lengths)
-        start = torch.tensor(columns or [0] * rows)
-        count = torch.tensor(lengths)
-        column = torch.arange(width)
-        self.prefix, self.rows, self.width, self.memory = prefix, rows, width, memory
-        self.prefix_in_pass = prefix if memory is None or not memory.prefix else 0
-        self.even = bool((count == width).all())
-        inside = column[None] < count[:, None]
-        query_columns = start[:, None] + column[None]  # [B, T]: a token's index among its row's own tokens
-        self.unpad_index = inside.flatten().nonzero()[:, 0].to(device)
-        self.query_columns = query_columns.to(device)
-        row_positions = prefix + query_columns[inside]
-        self.positions = torch.cat([torch.arange(self.prefix_in_pass), row_positions])[None].to(device)  # [1, M]
-        self.last = (self.prefix_in_pass + count.cumsum(0) - 1).to(device)  # [B] packed index of a row's last token
-        keys = memory.capacity if memory else width
-        self.key_columns = torch.arange(keys, device=device)
-        self.memory_index = (
-            (torch.arange(rows)[:, None] * keys + query_columns)[inside].to(device) if memory else self.unpad_index
-        )
+        """Work out positions once, for all layers."""
+        self.past, self.memory, self.device = past, memory, device
+        self.above: list[Level] = []  # levels whose keys come from somewhere else than this pass
+        self.passing: list[Level] = []
+        starts = torch.zeros(1, dtype=torch.long)
+        if memory is not None and memory.starts is not None:
+            self.above = memory.levels
+            starts = memory.starts + torch.tensor(columns)
+        elif past is not None:
+            self.above = [Level([past.length], starts, 0, device)]
+            starts = starts + past.length
+        offset = 0
+        for counts in levels:
+            if not any(counts):
+                continue
+            starts = starts.repeat_interleave(len(counts) // len(starts))
+            self.passing.append(Level(counts, starts, offset, device))
+            starts = starts + torch.tensor(counts)
+            offset += sum(counts)
+        rows = self.passing[-1]
+        self.positions = torch.cat([level.positions for level in self.passing])[None]  # [1, M]
+        self.last = rows.offset + rows.counts.cumsum(0) - 1  # packed index of each row's last token
+        self.row_columns = torch.zeros(rows.size, dtype=torch.long, device=device)
+        if memory is not None:
+            if columns is not None:
+                self.row_columns = torch.tensor(columns, device=device)
+            if memory.starts is None:
+                memory.levels = [*self.above, *self.passing[:-1]]
+                memory.starts = rows.starts.cpu()
+            slots = torch.arange(rows.size, device=device) * memory.capacity + self.row_columns
+            self.memory_index = rows.unpad_index % rows.width + slots[rows.unpad_index // rows.width]
         self.followed = False  # set once a layer has attended by this layout
-        self._masks: dict[tuple[str, int | None], Tensor] = {}
+        self._masks: dict[tuple[int, int | None], Tensor] = {}
 
-    def pad(self, packed: Tensor) -> Tensor:
-        """``[N, ...]`` row tokens -> ``[B, T, ...]``, zeros where a row is shorter."""
-        if not self.even:
-            padded = packed.new_zeros(self.rows * self.width, *packed.shape[1:])
-            packed = padded.index_copy(0, self.unpad_index, packed)
-        return packed.reshape(self.rows, self.width, *packed.shape[1:])
+    def mask(self, level: int, window: int | None) -> Tensor:
+        """Additive mask ``[n, 1, T, keys]`` of a passing level on all levels before it and on itself, float32."""
+        if (level, window) not in self._masks:  # the same for every layer of the kind
+            own = self.passing[level]
+            query = own.query_positions[:, :, None]
+            visible = []
+            for shared in [*self.above, *self.passing[:level]]:
+                column = torch.arange(shared.width, device=self.device)
+                key = shared.starts[:, None] + column
+                seen = column < shared.counts[:, None]
+                visible.append(self._visible(query, key, seen, window))
+            width, begins = own.width, own.starts
+            if self.memory is not None and own is self.passing[-1]:
+                width, begins = self.memory.capacity, own.starts - self.row_columns
+            key = begins[:, None] + torch.arange(width, device=self.device)
+            visible.append(self._visible(query, key, torch.ones_like(key, dtype=torch.bool), window))
+            seen = torch.cat(visible, -1)
+            self._masks[level, window] = torch.zeros(seen.shape, device=self.device).masked_fill_(~seen, float("-inf"))[
+                :, None
+            ]
+        return self._masks[level, window]
 
-    def unpad(self, padded: Tensor) -> Tensor:
-        """``[B, T, ...]`` -> ``[N, ...]``, the inverse of `pad`."""
-        flat = padded.flatten(0, 1)
-        return flat if self.even else flat.index_select(0, self.unpad_index)
+    @staticmethod
+    def _visible(query: Tensor, key: Tensor, seen: Tensor, window: int | None) -> Tensor:
+        """``[n, T, 1]`` query positions on ``[n', T']`` key positions -> ``[n, T, T']``."""
+        repeats = len(query) // len(key)
+        key, seen = key.repeat_interleave(repeats, 0)[:, None], seen.repeat_interleave(repeats, 0)[:, None]
+        visible = seen & (key <= query)
+        return visible if window is None else visible & (key > query - window)
 
-    def prefix_mask(self, window: int | None) -> Tensor:
-        """Additive causal mask ``[S, S]`` of the prefix on itself, float32."""
-        position = torch.arange(self.prefix, device=self.positions.device)
-        return self._mask("prefix", window, position[:, None], position[None])
+    def shared(self, layer: int, like: Tensor) -> list[Pair]:
+        """Keys and values ``[n, T, Hkv, Dh]`` of the levels that do not come with this pass."""
+        if not self.above:
+            return []
+        if self.memory is not None and layer in self.memory.shared:
+            return self.memory.shared[layer]
+        assert self.past is not None
+        key, value = self.past.layers[layer]
+        return [(key[None].to(like.dtype), value[None].to(like.dtype))]
 
-    def rows_mask(self, window: int | None) -> Tensor:
-        """Additive mask ``[B, 1, T, S + keys]`` of row tokens on the prefix and on their own row, float32."""
-        query = self.prefix + self.query_columns[:, None, :, None]
-        key = torch.cat([torch.arange(self.prefix, device=query.device), self.prefix + self.key_columns])
-        return self._mask("rows", window, query, key)
-
-    def _mask(self, name: str, window: int | None, query: Tensor, key: Tensor) -> Tensor:
-        if (name, window) not in self._masks:  # the same for every layer of the kind
-            visible = key <= query
-            if window is not None:
-                visible = visible & (key > query - window)
-            self._masks[name, window] = torch.zeros(visible.shape, device=query.device).masked_fill(
-                ~visible, float("-inf")
-            )
-        return self._masks[name, window]
-
-    def remember(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Add this pass's row keys and values ``[N, Hkv, Dh]`` to memory.
-
-        Returns:
-            All own keys and values of each row so far, ``[B, keys, Hkv, Dh]``.
-        """
-        if self.memory is None:
-            return self.pad(key), self.pad(value)
-        shape = (self.rows * self.memory.capacity, *key.shape[1:])
+    def own(self, level: Level, layer: int, key: Tensor, value: Tensor) -> Pair:
+        """A level's own keys and values ``[n, T, Hkv, Dh]``, for rows with those of earlier passes."""
+        if self.memory is None or level is not self.passing[-1]:
+            return level.pad(key), level.pad(value)
+        shape = (level.size * self.memory.capacity, *key.shape[1:])
         if layer not in self.memory.rows:
             self.memory.rows[layer] = (key.new_zeros(shape), value.new_zeros((*shape[:2], value.shape[-1])))
         keys, values = self.memory.rows[layer]
         keys.index_copy_(0, self.memory_index, key)
         values.index_copy_(0, self.memory_index, value)
-        return keys.unflatten(0, (self.rows, -1)), values.unflatten(0, (self.rows, -1))
+        return keys.unflatten(0, (level.size, -1)), values.unflatten(0, (level.size, -1))
 
 
 def packed_attention(
@@ -166,79 +227,79 @@ def packed_attention(
     if query.device.type == "cpu" and dtype != torch.float32:
         # The CPU's half-precision attention backward is many times slower than float32's, and less exact.
         query, key, value = query.float(), key.float(), value.float()
-    s = layout.prefix_in_pass
+    shared = layout.shared(layer, key)
     outputs = []
-    if s:
-        prefix_key, prefix_value = key[:s], value[:s]
-        mask = layout.prefix_mask(window)[None, None]  # as one row without a prefix of its own
-        outputs.append(_attend(query[None, :s], key[:0], value[:0], prefix_key[None], prefix_value[None], mask,
-                               scale, softcap)[0])  # fmt: skip
-        if layout.memory is not None:
-            layout.memory.prefix[layer] = (prefix_key, prefix_value)
-    elif layout.prefix and layout.memory is not None:
-        prefix_key, prefix_value = layout.memory.prefix[layer]
-    else:
-        prefix_key, prefix_value = key[:0], value[:0]
-    own_key, own_value = layout.remember(layer, key[s:], value[s:])
-    rows = _attend(
-        layout.pad(query[s:]), prefix_key, prefix_value, own_key, own_value, layout.rows_mask(window), scale, softcap
-    )
-    outputs.append(layout.unpad(rows))
-    return torch.cat(outputs).to(dtype) if s else outputs[0].to(dtype)
+    for index, level in enumerate(layout.passing):
+        part = slice(level.offset, level.offset + level.tokens)
+        own = layout.own(level, layer, key[part], value[part])
+        mask = layout.mask(index, window)
+        outputs.append(level.unpad(_attend(level.pad(query[part]), shared, *own, mask, scale, softcap)))
+        if index < len(layout.passing) - 1:
+            shared = [*shared, own]
+    if layout.memory is not None:
+        layout.memory.shared[layer] = shared
+    return torch.cat(outputs).to(dtype) if len(outputs) > 1 else outputs[0].to(dtype)
 
 
 def _attend(
     query: Tensor,
-    prefix_key: Tensor,
-    prefix_value: Tensor,
+    shared: list[Pair],
     key: Tensor,
     value: Tensor,
     mask: Tensor,
     scale: float,
     softcap: float | None,
 ) -> Tensor:
-    """Rows attend to a shared prefix and to themselves.
+    """Segments attend to what they hang on and to themselves.
 
     Args:
-        query: ``[B, T, H, Dh]``.
-        prefix_key: ``[S, Hkv, Dh]``; as ``prefix_value``.
-        prefix_value: ``[S, Hkv, Dh]``, ``S`` may be 0.
-        key: ``[B, T', Hkv, Dh]``; as ``value``.
-        value: ``[B, T', Hkv, Dh]``.
-        mask: Additive, broadcasts to ``[B, 1, T, S + T']``.
+        query: ``[n, T, H, Dh]``.
+        shared: Keys and values ``[n', S, Hkv, Dh]`` of each level above, ``n`` a multiple of ``n'``.
+        key: ``[n, T', Hkv, Dh]``; as ``value``.
+        value: ``[n, T', Hkv, Dh]``.
+        mask: Additive, ``[n, 1, T, all S + T']``.
         scale: Factor on the scores.
         softcap: See `packed_attention`.
 
     Returns:
-        ``[B, T, H, Dh]``.
+        ``[n, T, H, Dh]``.
     """
-    b, t, h, dh = query.shape
-    s, hkv = prefix_key.shape[:2]
+    n, t, h, dh = query.shape
+    hkv = key.shape[2]
     g = h // hkv
-    if b * h * t * (s + key.shape[1]) > EXPLICIT_LIMIT and softcap is None:
-        keys = torch.cat([prefix_key.expand(b, *prefix_key.shape), key], 1).transpose(1, 2).repeat_interleave(g, 1)
-        values = torch.cat([prefix_value.expand(b, *prefix_value.shape), value], 1).transpose(1, 2)
+    limit = EXPLICIT_LIMIT if torch.is_grad_enabled() else EXPLICIT_LIMIT_NO_GRAD
+    if n * h * t * mask.shape[-1] > limit and softcap is None:
+        pairs = [(k.repeat_interleave(n // len(k), 0), v.repeat_interleave(n // len(v), 0)) for k, v in shared]
+        keys, values = (torch.cat(parts, 1).transpose(1, 2) for parts in zip(*pairs, (key, value), strict=True))
         out = nn.functional.scaled_dot_product_attention(
-            query.transpose(1, 2), keys, values.repeat_interleave(g, 1), mask.to(query.dtype), scale=scale
+            query.transpose(1, 2),
+            keys.repeat_interleave(g, 1),
+            values.repeat_interleave(g, 1),
+            mask.to(query.dtype),
+            scale=scale,
         )
         return out.transpose(1, 2)
-    # One big product per key/value head against the prefix, which is never copied, and small ones within each row.
+    # One product per key/value head and shared segment, which is never copied, and small ones within each segment.
     # Operands are brought into the order of the products once: a product of permuted ones would copy them every time.
-    q = (query * scale).view(b, t, hkv, g, dh).permute(2, 0, 3, 1, 4).reshape(hkv, b * g * t, dh)
-    k, v = key.permute(2, 0, 1, 3).contiguous(), value.permute(2, 0, 1, 3).contiguous()  # [Hkv, B, T', Dh]
-    scores = (q.view(hkv, b, g * t, dh) @ k.transpose(2, 3)).view(hkv, b, g, t, -1)
-    if s:
-        shared = (q @ prefix_key.permute(1, 2, 0)).view(hkv, b, g, t, s)
-        scores = torch.cat([shared, scores], -1)
+    q = (query * scale).view(n, t, hkv, g, dh).permute(2, 0, 3, 1, 4).reshape(hkv, n, g * t, dh)
+    pairs = [
+        (k.permute(2, 0, 1, 3).flatten(0, 1), v.permute(2, 0, 1, 3).flatten(0, 1)) for k, v in (*shared, (key, value))
+    ]
+    scores = torch.cat([_by_segment(q, k.transpose(1, 2)) for k, _ in pairs], -1)
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
-    # The mask's [B, 1, T, .] stands against [., B, g, T, .].
-    weights = torch.softmax(scores.float() + mask, -1).to(query.dtype)
-    out = weights[..., s:].reshape(hkv, b, g * t, -1) @ v
-    if s:
-        shared = weights[..., :s].reshape(hkv, b * g * t, s) @ prefix_value.permute(1, 0, 2)
-        out = out + shared.view(hkv, b, g * t, -1)
-    return out.view(hkv, b, g, t, -1).permute(1, 3, 0, 2, 4).reshape(b, t, h, -1)
+    # The mask's [n, 1, T, .] stands against [., n, g, T, .].
+    weights = torch.softmax(scores.view(hkv, n, g, t, -1).float() + mask, -1).to(query.dtype)
+    weights = weights.view(hkv, n, g * t, -1)
+    ends = list(itertools.accumulate(v.shape[1] for _, v in pairs))
+    parts = [_by_segment(weights[..., end - v.shape[1] : end], v) for end, (_, v) in zip(ends, pairs, strict=True)]
+    return functools.reduce(torch.add, parts).view(hkv, n, g, t, -1).permute(1, 3, 0, 2, 4).reshape(n, t, h, -1)
+
+
+def _by_segment(left: Tensor, right: Tensor) -> Tensor:
+    """``[Hkv, n, R, X] @ [Hkv * n', X, Y]`` -> ``[Hkv, n, R, Y]``, the rows of ``n / n'`` segments in one product."""
+    hkv, n, rows, x = left.shape
+    return (left.reshape(len(right), -1, x) @ right).view(hkv, n, rows, -1)
 
 
 def _attention_forward(

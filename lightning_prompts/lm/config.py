@@ -21,9 +21,11 @@ class LMConfig:
         quantization: ``int8`` or ``nf4`` weights through bitsandbytes. With ``int8`` (LLM.int8) a score depends on the
             batch that it was computed in, since the outliers of all its tokens decide what is kept in half precision.
         revision: Commit, tag or branch of a hub model.
+        gradient_checkpointing: Keep less for the backward pass and compute it again: less memory, a third more time.
     """
 
     name: str = "smollm2-135m-instruct"
     dtype: Dtype = "float32"
     quantization: Quantization | None = None
     revision: str | None = None
+    gradient_checkpointing: bool = False

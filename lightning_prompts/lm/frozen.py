@@ -14,11 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm.attention import ATTENTION_NAME, Layout, RowMemory
 from lightning_prompts.lm.config import LMConfig
-from lightning_prompts.lm.encoding import Encoder, Row, shared_prefix
+from lightning_prompts.lm.encoding import Encoder, Row, share
+from lightning_prompts.lm.key_values import KeyValues, Prompt, slot_length
 from lightning_prompts.lm.loading import load_model
 from lightning_prompts.template import cut
 from lightning_prompts.types import Example
@@ -73,13 +75,14 @@ class FrozenLM(nn.Module):
         self.train(False)
 
     @classmethod
-    def load(cls, config: LMConfig) -> FrozenLM:
-        """Load the model that ``config`` names.
+    def load(cls, config: LMConfig, tokenizer: PreTrainedTokenizerBase | None = None) -> FrozenLM:
+        """Load the model that ``config`` names, with another tokenizer if one is given.
 
         Raises:
             UserError: See `lightning_prompts.lm.loading.load_model`.
         """
-        return cls(*load_model(config), name=config.name)
+        model, own = load_model(config)
+        return cls(model, tokenizer or own, name=config.name)
 
     def _embedding_weight(self) -> Tensor:
         weight = self.model.get_input_embeddings().weight
@@ -94,7 +97,13 @@ class FrozenLM(nn.Module):
     def train(self, mode: bool = True) -> FrozenLM:
         """Stay in eval mode: dropout in a frozen model would only add noise."""
         del mode
-        return super().train(False)
+        super().train(False)
+        for module in self.model.modules():
+            # transformers checkpoints gradients in training mode only. The flag of the layer alone turns no dropout on:
+            # what is inside of the layer stays in eval mode.
+            if getattr(module, "gradient_checkpointing", False) and isinstance(module, GradientCheckpointingLayer):
+                module.training = True
+        return self
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]  # noqa: ANN401 - nn.Module's own signature
         """Nothing: the weights are named by the run's config, so a checkpoint stays small."""
@@ -131,26 +140,32 @@ class FrozenLM(nn.Module):
 
     # --- encoding ---------------------------------------------------------------------------------------------------
 
-    def encode(self, examples: Sequence[Example], length: int, with_end: bool = False) -> list[Row]:
-        """Token ids of examples around a prompt of ``length`` tokens.
+    def encode(self, examples: Sequence[Example], length: int, with_end: bool = False, ahead: int = 0) -> list[Row]:
+        """Token ids of examples around a prompt.
+
+        Args:
+            examples: ``B`` examples.
+            length: Places of the prompt slot.
+            with_end: Encode what follows the answers, too.
+            ahead: Keys and values in front of everything, which take places of the context window.
 
         Raises:
             UserError: See `Encoder.row`; or a row is longer than the context window.
         """
         rows = [self.encoder.row(example, length, with_end) for example in examples]
         for example, row in zip(examples, rows, strict=True):
-            if (total := len(row.context) + len(row.answer) + len(row.end)) > self.context:
+            if (total := ahead + len(row.context) + len(row.answer) + len(row.end)) > self.context:
                 raise UserError(
-                    f"{example.source or 'example'}: prompt ({length}), text and answer are {total} tokens, more than "
-                    f"the context window of {self.name} ({self.context}); shorten the prompt or drop the row"
+                    f"{example.source or 'example'}: prompt ({length + ahead}), text and answer are {total} tokens, "
+                    f"more than the context window of {self.name} ({self.context}); shorten the prompt or drop the row"
                 )
         return rows
 
-    def check_lengths(self, examples: Sequence[Example], length: int) -> None:
+    def check_lengths(self, examples: Sequence[Example], length: int, ahead: int = 0) -> None:
         """Raise a `UserError` if an example does not fit the context window, tokenising only those that might not."""
         for example in examples:
-            if example.chat or length + 64 + _bytes(example) > self.context:
-                self.encode([example], length, with_end=True)
+            if example.chat or ahead + length + 64 + _bytes(example) > self.context:
+                self.encode([example], length, with_end=True, ahead=ahead)
 
     # --- running the model ------------------------------------------------------------------------------------------
 
@@ -184,41 +199,64 @@ class FrozenLM(nn.Module):
             raise RuntimeError(f"{self.name} does not run with the attention implementation {ATTENTION_NAME!r}")
         return output.logits.float()  # type: ignore[no-any-return]
 
-    def _embed_packed(self, ids: list[int], rows: Tensor, prompt: Tensor) -> Tensor:
+    def _embed_packed(self, ids: list[int], rows: Tensor, prompt: Prompt) -> Tensor:
         """Embeddings ``[M, D]`` of packed ids, with the prompt's vectors at its (negative) positions.
 
         Args:
             ids: Token ids, ``-1 - p`` for prompt position ``p``.
             rows: The row of each id ``[M]``, for a prompt per row.
-            prompt: ``[P, D]`` or ``[B, P, D]``.
+            prompt: ``[P, D]`` or ``[B, P, D]``, or keys and values, which have no positions.
         """
         index = torch.tensor(ids, device=self.device)
         text = self.embed(index.clamp(min=0))
         if min(ids) >= 0:
             return text
+        assert isinstance(prompt, Tensor)
         spots = (index < 0).nonzero()[:, 0]
         positions = -1 - index[spots]
         soft = prompt[positions] if prompt.dim() == 2 else prompt[rows[spots], positions]
         return text.index_copy(0, spots, soft.to(text.dtype))
 
     def _pack(
-        self, feeds: list[list[int]], s: int, prompt: Tensor, memory: RowMemory | None = None
+        self, levels: list[list[list[int]]], prompt: Prompt, memory: RowMemory | None = None
     ) -> tuple[Tensor, Layout]:
-        """Pack what each row feeds into ``[M, D]``, the ``s`` tokens that all share first and once."""
-        tails = [feed[s:] for feed in feeds]
-        lengths = [len(tail) for tail in tails]
-        layout = Layout(s, lengths, self.device, memory=memory)
-        owner = torch.tensor([0] * s + [b for b, count in enumerate(lengths) for _ in range(count)], device=self.device)
-        ids = feeds[0][:s] + [token for tail in tails for token in tail]
-        return self._embed_packed(ids, owner, prompt), layout
+        """Pack levels of segments into ``[M, D]``; see `share`."""
+        past = prompt if isinstance(prompt, KeyValues) else None
+        layout = Layout([[len(part) for part in level] for level in levels], self.device, past, memory)
+        shared = sum(len(part) for level in levels[:-1] for part in level)
+        # Of a prompt per row nothing is shared, so the owner of shared tokens does not matter.
+        owner = [0] * shared + [b for b, part in enumerate(levels[-1]) for _ in part]
+        ids = [token for level in levels for part in level for token in part]
+        return self._embed_packed(ids, torch.tensor(owner, device=self.device), prompt), layout
 
-    def score(self, examples: Sequence[Example], prompt: Tensor, with_end: bool = False) -> Scores:
+    @torch.no_grad()
+    def key_values(self, vectors: Tensor) -> KeyValues:
+        """Keys and values of vectors ``[P, D]`` that start a text, as the LM itself computes them."""
+        memory = RowMemory(len(vectors))
+        embeddings, layout = self._pack([[[-1 - p for p in range(len(vectors))]]], vectors, memory)
+        self._logits(embeddings, layout, layout.last)
+        return KeyValues([memory.rows[layer] for layer in sorted(memory.rows)])
+
+    def prompt_logits(self, before: list[int], vectors: Tensor) -> Tensor:
+        """Logits ``[P, V]`` that predict each of ``P`` vectors in a row from what precedes it, differentiable in them.
+
+        Args:
+            before: Token ids ahead of the vectors, at least one.
+            vectors: ``[P, D]``.
+        """
+        slot = [-1 - p for p in range(len(vectors) - 1)]  # nothing follows the last one
+        embeddings, layout = self._pack([[before + slot]], vectors)
+        spots = torch.arange(len(before) - 1, len(before) + len(slot), device=self.device)
+        return self._logits(embeddings, layout, spots)
+
+    def score(self, examples: Sequence[Example], prompt: Prompt, with_end: bool = False) -> Scores:
         """Teacher-forced log-likelihood of the reference answers, differentiable in the prompt.
 
         Args:
             examples: ``B`` examples with answers.
             prompt: Vectors in the prompt slot, ``[P, D]`` for all examples or ``[B, P, D]`` for each its own; ``P``
-                may be 0. Gradients are those of repeating the prompt in every row.
+                may be 0. Or keys and values in front of everything; the slot is empty then. Gradients are those of
+                repeating the prompt in every row.
             with_end: Score what follows the answers, too.
 
         Returns:
@@ -227,29 +265,37 @@ class FrozenLM(nn.Module):
         Raises:
             UserError: An example has no answer, or see `encode`.
         """
-        return self.score_rows(self.encode_answers(examples, prompt.shape[-2], with_end), prompt)
+        return self.score_rows(self.encode_answers(examples, prompt, with_end), prompt)
 
-    def score_rows(self, rows: Sequence[Row], prompt: Tensor) -> Scores:
-        """`score` for rows that are token ids already, each with an answer."""
+    def score_rows(self, rows: Sequence[Row], prompt: Prompt, group: int | None = None) -> Scores:
+        """`score` for rows that are token ids already, each with an answer.
+
+        Args:
+            rows: ``B`` rows.
+            prompt: See `score`.
+            group: Every ``group`` rows share more than all do (a candidate prompt on several examples, or an example
+                under several prompts): what they share is run once per group.
+        """
         targets = [row.answer + row.end for row in rows]
         # Nothing follows the last token, so it is not fed.
         feeds = [row.context + target[:-1] for row, target in zip(rows, targets, strict=True)]
-        embeddings, layout = self._pack(feeds, _shared(rows, prompt), prompt)
+        groups = [len(rows), *([] if group is None else [group])]
+        embeddings, layout = self._pack(share(rows, feeds, groups, _same_for_all(prompt)), prompt)
         counts = [len(target) for target in targets]
         last = layout.last.tolist()
         spots = [end - count + 1 + i for end, count in zip(last, counts, strict=True) for i in range(count)]
         logits = self._logits(embeddings, layout, torch.tensor(spots, device=self.device))
         return answer_scores(logits, rows)
 
-    def encode_answers(self, examples: Sequence[Example], length: int, with_end: bool = False) -> list[Row]:
-        """`encode` for scoring: every example must have an answer."""
+    def encode_answers(self, examples: Sequence[Example], prompt: Prompt, with_end: bool = False) -> list[Row]:
+        """`encode` for scoring with a prompt: every example must have an answer."""
         for example in examples:
             if example.answer is None:
                 raise UserError(f"{example.source or 'example'} has no answer to score; use predict for it")
-        return self.encode(examples, length, with_end)
+        return self.encode(examples, slot_length(prompt), with_end, _ahead(prompt))
 
     @torch.no_grad()
-    def generate(self, examples: Sequence[Example], prompt: Tensor, max_new_tokens: int) -> list[str]:
+    def generate(self, examples: Sequence[Example], prompt: Prompt, max_new_tokens: int) -> list[str]:
         """Greedy answers, batched, with keys and values cached.
 
         Args:
@@ -260,26 +306,26 @@ class FrozenLM(nn.Module):
         Returns:
             One text per example, up to its ``stop`` pattern or the end token, stripped.
         """
-        length = prompt.shape[-2]
-        rows = self.encode([replace(example, answer=None) for example in examples], length)
+        questions = [replace(example, answer=None) for example in examples]
+        rows = self.encode(questions, slot_length(prompt), ahead=_ahead(prompt))
         tokens = self.generate_tokens(rows, prompt, max_new_tokens, [example.stop for example in examples])
         return [cut(self.text(ids, special=False), example.stop) for ids, example in zip(tokens, examples, strict=True)]
 
     @torch.no_grad()
     def generate_tokens(
-        self, rows: Sequence[Row], prompt: Tensor, max_new_tokens: int, stops: Sequence[str] | None = None
+        self, rows: Sequence[Row], prompt: Prompt, max_new_tokens: int, stops: Sequence[str] | None = None
     ) -> list[list[int]]:
         """Greedy token ids after each row's context, without an end token; ``stops`` only end rows early."""
         generated: list[list[int]] = [[] for _ in rows]
-        limits = [min(max_new_tokens, self.context - len(row.context)) for row in rows]
+        limits = [min(max_new_tokens, self.context - _ahead(prompt) - len(row.context)) for row in rows]
         done = [limit <= 0 for limit in limits]
         steps = max(limits)
         if steps <= 0:
             return generated
-        s = _shared(rows, prompt)
-        lengths = [len(row.context) - s for row in rows]
+        levels = share(rows, [row.context for row in rows], [len(rows)], _same_for_all(prompt))
+        lengths = [len(own) for own in levels[-1]]
         memory = RowMemory(max(lengths) + steps)
-        embeddings, layout = self._pack([row.context for row in rows], s, prompt, memory)
+        embeddings, layout = self._pack(levels, prompt, memory)
         ends = self._end_tokens()
         for step in range(steps):
             chosen = self._logits(embeddings, layout, layout.last).argmax(-1)
@@ -295,7 +341,7 @@ class FrozenLM(nn.Module):
                 break
             # A row that has met its limit is fed along in its last place, where it can overrun nothing.
             columns = [length + min(step, limit - 1) for length, limit in zip(lengths, limits, strict=True)]
-            layout = Layout(s, [1] * len(rows), self.device, columns=columns, memory=memory)
+            layout = Layout([[1] * len(rows)], self.device, memory=memory, columns=columns)
             embeddings = self.embed(chosen)
         return generated
 
@@ -310,9 +356,14 @@ class FrozenLM(nn.Module):
         return {int(end) for end in ends if end is not None}
 
 
-def _shared(rows: Sequence[Row], prompt: Tensor) -> int:
-    """How many tokens ``S`` all rows begin with."""
-    return len(shared_prefix(rows, shared_prompt=prompt.dim() == 2))
+def _same_for_all(prompt: Prompt) -> bool:
+    """Whether the prompt is one for all rows."""
+    return isinstance(prompt, KeyValues) or prompt.dim() == 2
+
+
+def _ahead(prompt: Prompt) -> int:
+    """Keys and values in front of everything."""
+    return prompt.length if isinstance(prompt, KeyValues) else 0
 
 
 def answer_scores(logits: Tensor, rows: Sequence[Row]) -> Scores:

@@ -53,6 +53,8 @@ def load_model(config: LMConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
         model, tokenizer = _random_model(config, dtype)
     else:
         model, tokenizer = _pretrained(folder, config, dtype)
+    if config.gradient_checkpointing:
+        _checkpoint_gradients(model)
     layer_types = set(getattr(model.config.get_text_config(), "layer_types", None) or ["full_attention"])
     if unknown := layer_types - {"full_attention", "sliding_attention"}:
         raise UserError(
@@ -60,7 +62,37 @@ def load_model(config: LMConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
             "support; use a model with full or sliding-window attention"
         )
     model.requires_grad_(False)
-    return model.eval(), tokenizer
+    return model, tokenizer
+
+
+def _checkpoint_gradients(model: PreTrainedModel) -> None:
+    """Forget activations and compute them again in the backward pass."""
+    if not model.supports_gradient_checkpointing:
+        raise UserError(
+            f"{type(model).__name__} does not support gradient checkpointing; set gradient_checkpointing: false"
+        )
+    # Not the re-entrant kind: it sees no gradient towards what reaches a layer by other ways than its input (a prefix).
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+
+
+def load_tokenizer(config: LMConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer of the model that ``config`` names, without its weights.
+
+    Raises:
+        UserError: It is not to be had.
+    """
+    if config.name.startswith(RANDOM):
+        return byte_tokenizer()
+    folder = str(embedded_folder(config.name)) if config.name in EMBEDDED else config.name
+    if not Path(folder).is_dir():
+        _check_hub(folder, config)
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, revision=config.revision, trust_remote_code=False
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(_why_not(config, error)) from error
+    return tokenizer
 
 
 def _pretrained(folder: str, config: LMConfig, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

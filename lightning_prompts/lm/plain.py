@@ -26,7 +26,7 @@ def score_plain(
         prompt: ``[P, D]`` or ``[B, P, D]``.
         padding: The side on which shorter rows are padded.
     """
-    rows = lm.encode_answers(examples, prompt.shape[-2])
+    rows = lm.encode_answers(examples, prompt)
     full = [row.context + row.answer for row in rows]  # without what follows the answer
     width = max(map(len, full))
     starts = [width - len(ids) if padding == "left" else 0 for ids in full]

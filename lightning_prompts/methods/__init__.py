@@ -1,7 +1,25 @@
 """One thin LightningModule per method; each file opens with its paper and its triple."""
 
 from lightning_prompts.methods.base import PromptMethod
+from lightning_prompts.methods.chain_of_thought import ChainOfThought
+from lightning_prompts.methods.few_shot import FewShot
 from lightning_prompts.methods.fixed_prompt import FixedPrompt
+from lightning_prompts.methods.hard_prompt_search import HardPromptSearch
+from lightning_prompts.methods.lora_tuning import LoraTuning
+from lightning_prompts.methods.prefix_tuning import PrefixTuning
+from lightning_prompts.methods.relaxed_prompt_tuning import RelaxedPromptTuning
+from lightning_prompts.methods.scratch_transformer import ScratchTransformer
 from lightning_prompts.methods.soft_prompt_tuning import SoftPromptTuning
 
-__all__ = ["FixedPrompt", "PromptMethod", "SoftPromptTuning"]
+__all__ = [
+    "ChainOfThought",
+    "FewShot",
+    "FixedPrompt",
+    "HardPromptSearch",
+    "LoraTuning",
+    "PrefixTuning",
+    "PromptMethod",
+    "RelaxedPromptTuning",
+    "ScratchTransformer",
+    "SoftPromptTuning",
+]

@@ -14,7 +14,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lightning_prompts.errors import UserError
-from lightning_prompts.lm import FrozenLM, LMConfig
+from lightning_prompts.lm import FrozenLM, LMConfig, Prompt, prompt_length, slot_length
+from lightning_prompts.objectives import Likelihood
+from lightning_prompts.template import final_result
 from lightning_prompts.types import Batch, Example
 
 META = "lightning_prompts"
@@ -24,7 +26,7 @@ class PromptMethod(L.LightningModule):
     """A way to find a prompt for a frozen language model.
 
     A subclass says in three words what it is (`prompt_kind`, `crossing`, and its objective), builds its prompt in
-    `build_prompt`, and gives its vectors in `prompt_vectors`.
+    `build_prompt`, and gives it in `current_prompt`.
 
     Args:
         lm: The frozen language model.
@@ -52,6 +54,7 @@ class PromptMethod(L.LightningModule):
         self.max_new_tokens = max_new_tokens
         self.optimizer = optimizer
         self.scheduler = scheduler
+        self.budget_used = 0.0  # share of a limit on tokens or seconds, where a callback sets one
         self.lm: FrozenLM
 
     # --- what a method adds -----------------------------------------------------------------------------------------
@@ -61,12 +64,24 @@ class PromptMethod(L.LightningModule):
         """Make the prompt's parameters; ``self.lm`` is loaded by now."""
 
     @abstractmethod
-    def prompt_vectors(self) -> Tensor:
-        """The prompt as it goes into the LM, ``[P, D]``, differentiable in its parameters."""
+    def current_prompt(self) -> Prompt:
+        """The prompt as it goes into the LM, ``[P, D]`` or keys and values, differentiable in its parameters."""
 
-    def initial_vectors(self) -> Tensor | None:
-        """The prompt before training, ``[P, D]``, or ``None`` where that means nothing."""
+    def initial_prompt(self) -> Prompt | None:
+        """The prompt before training, or ``None`` where that means nothing."""
         return None
+
+    def prompt_text(self) -> str | None:
+        """The prompt in words, exactly, or ``None`` where there are none."""
+        return None
+
+    def prepare(self, examples: Sequence[Example]) -> list[Example]:
+        """What examples become before the LM sees them in evaluation: unchanged, unless a method adds text."""
+        return list(examples)
+
+    def added_tokens(self) -> int:
+        """At most how many tokens `prepare` adds to an example."""
+        return 0
 
     @property
     @abstractmethod
@@ -75,13 +90,16 @@ class PromptMethod(L.LightningModule):
 
     def describe(self) -> str:
         """The method in words: its triple, its model, and how much of it is trained."""
-        trained = sum(parameter.numel() for parameter in self.trainable_parameters())
-        frozen = sum(parameter.numel() for parameter in self.lm.parameters())
+        frozen = sum(parameter.numel() for parameter in self.lm.parameters() if not parameter.requires_grad)
         dtype = str(self.lm.model.dtype).removeprefix("torch.")
         return (
             f"{type(self).__name__}: {self.prompt_kind} x {self.crossing} x {self.objective_name}\n"
-            f"{self.lm.name} in {dtype}: {frozen:,} parameters, frozen; trained: {trained:,}"
+            f"{self.lm.name} in {dtype}: {frozen:,} parameters, frozen; trained: {self.describe_trained()}"
         )
+
+    def describe_trained(self) -> str:
+        """How much is trained."""
+        return f"{sum(parameter.numel() for parameter in self.trainable_parameters()):,}"
 
     # --- loading and checkpoints ------------------------------------------------------------------------------------
 
@@ -93,24 +111,36 @@ class PromptMethod(L.LightningModule):
                     f"trainer.precision {self.trainer.precision!r} would change the precision of what is trained, "
                     "which is float32; set model.lm.dtype for the LM's, and leave trainer.precision at 32-true"
                 )
-            self.lm = FrozenLM.load(self.lm_config)
+            self.lm = self.load_lm()
             self.build_prompt()
         if self._trainer is not None:
             self._check_lengths()
 
+    def load_lm(self) -> FrozenLM:
+        """The model that the config names."""
+        return FrozenLM.load(self.lm_config)
+
+    @staticmethod
+    def seed() -> int:
+        """The run's seed, for what is drawn once: the same however much of the randomness loading has used up."""
+        return torch.initial_seed() % 2**63
+
     def _check_lengths(self) -> None:
         """Find examples that do not fit the context window before anything starts, not in the middle of it."""
         data = getattr(self.trainer, "datamodule", None)
-        splits = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
         if data is not None and self.trainer.state.fn is not None:
-            for split in splits[self.trainer.state.fn.value]:
-                self.lm.check_lengths(data.examples(split), self.prompt_length)
+            with torch.no_grad():
+                prompt = self.current_prompt()
+            slot = slot_length(prompt)
+            ahead = prompt_length(prompt) - slot + self.added_tokens()
+            for split in data.splits(self.trainer.state.fn.value):
+                self.lm.check_lengths(data.examples(split), slot, ahead)
 
     @property
     def prompt_length(self) -> int:
         """``P``."""
         with torch.no_grad():
-            return self.prompt_vectors().shape[-2]
+            return prompt_length(self.current_prompt())
 
     def checkpoint_meta(self) -> dict[str, str | int]:
         """What a checkpoint must agree on with the run that loads it."""
@@ -165,42 +195,63 @@ class PromptMethod(L.LightningModule):
 
     def _linear_decay(self, optimizer: Optimizer) -> LRScheduler:
         """From the full learning rate to zero over the run; constant for a run without an end."""
+        return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - self.progress(step))
 
-        def factor(step: int) -> float:
-            # Asked for as late as this because Lightning builds the dataloader to answer, and one that is built before
-            # a checkpoint is restored would start its epoch anew.
-            return max(0.0, 1 - step / self.trainer.estimated_stepping_batches) if step else 1.0
+    def progress(self, step: int) -> float:
+        """How much of the run lies behind step ``step``, in [0, 1]: of its steps, or of its budget if that ends first."""
+        # Asked for as late as this because Lightning builds the dataloader to answer, and one that is built before
+        # a checkpoint is restored would start its epoch anew.
+        steps = step / self.trainer.estimated_stepping_batches if step else 0.0
+        return min(1.0, max(steps, self.budget_used))
 
-        return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    def likelihood_step(self, batch: Batch, prompt: Prompt, objective: Likelihood) -> Tensor:
+        """The training step of every method that follows the gradient of the answers' likelihood.
+
+        Args:
+            batch: ``B`` examples.
+            prompt: With a gradient to the method's parameters.
+            objective: From scores to the loss.
+
+        Returns:
+            The loss, a scalar.
+        """
+        scores = self.lm.score(batch.examples, prompt, with_end=objective.with_end)
+        loss = objective(scores)
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
+        self.log("train/nll", scores.nll.mean(), batch_size=len(batch))  # without the ends, as val/nll
+        return loss
 
     # --- evaluation -------------------------------------------------------------------------------------------------
 
-    def evaluate(self, examples: Sequence[Example], prompt: Tensor) -> list[dict[str, Any]]:
+    @torch.no_grad()
+    def evaluate(self, examples: Sequence[Example], prompt: Prompt) -> list[dict[str, Any]]:
         """Score and generate answers.
 
         Args:
             examples: ``B`` examples, with or without reference answers.
-            prompt: ``[P, D]`` or ``[B, P, D]``.
+            prompt: ``[P, D]`` or ``[B, P, D]``, or keys and values.
 
         Returns:
             One row per example: question, answer, generated, nll (nats per answer token), correct; the last two are
             ``None`` without a reference.
         """
-        with torch.no_grad():
-            generated = self.lm.generate(examples, prompt, self.max_new_tokens)
-            answered = [index for index, example in enumerate(examples) if example.answer is not None]
-            nll: dict[int, float] = {}
-            if answered:
-                own = prompt if prompt.dim() == 2 else prompt[answered]
-                scores = self.lm.score([examples[index] for index in answered], own)
-                nll = dict(zip(answered, scores.nll.tolist(), strict=True))
+        prepared = self.prepare(examples)
+        generated = self.lm.generate(prepared, prompt, self.max_new_tokens)
+        answered = [index for index, example in enumerate(examples) if example.answer is not None]
+        nll: dict[int, float] = {}
+        if answered:
+            own = prompt[answered] if isinstance(prompt, Tensor) and prompt.dim() == 3 else prompt
+            scores = self.lm.score([prepared[index] for index in answered], own)
+            nll = dict(zip(answered, scores.nll.tolist(), strict=True))
         return [
             {
                 "question": example.question,
                 "answer": example.reference,
                 "generated": text,
                 "nll": nll.get(index),
-                "correct": None if example.reference is None else text == example.reference,
+                "correct": None
+                if example.reference is None
+                else final_result(text, example.extract) == example.reference,
             }
             for index, (example, text) in enumerate(zip(examples, generated, strict=True))
         ]
@@ -211,28 +262,34 @@ class PromptMethod(L.LightningModule):
             ("nll", [row["nll"] for row in rows]),
             ("exact_match", [float(row["correct"]) for row in rows]),
         ):
-            self.log(f"{split}/{name}", sum(values) / count, batch_size=count, on_epoch=True, on_step=False,
-                     sync_dist=True, prog_bar=split == "val")  # fmt: skip
+            self.log_mean(f"{split}/{name}", sum(values) / count, count, prog_bar=split == "val")
+
+    def log_mean(self, name: str, value: float | Tensor, count: int, prog_bar: bool = False) -> None:
+        """Log the mean over a batch of ``count`` examples, to be averaged over all examples of the split."""
+        # A test set's name is part of the metric's, so Lightning need not number the dataloaders.
+        self.log(name, value, batch_size=count, on_epoch=True, on_step=False, sync_dist=True, prog_bar=prog_bar,
+                 add_dataloader_idx=False)  # fmt: skip
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, list[dict[str, Any]]]:
         """NLL and exact match on the validation split."""
         del batch_idx
-        rows = self.evaluate(batch.examples, self.prompt_vectors())
+        rows = self.evaluate(batch.examples, self.current_prompt())
         self._log_rows("val", rows)
         return {"rows": rows}
 
-    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, list[dict[str, Any]]]:
-        """NLL, exact match and count on the test split; the rows go to ``predictions.jsonl``."""
-        del batch_idx
-        rows = self.evaluate(batch.examples, self.prompt_vectors())
-        self._log_rows("test", rows)
-        self.log("test/examples", float(len(rows)), reduce_fx="sum", on_epoch=True, on_step=False, sync_dist=True)
-        return {"rows": rows}
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, list[dict[str, Any]]]:
+        """NLL, exact match and count on each test set; the rows go to ``predictions.jsonl``."""
+        del batch_idx, dataloader_idx
+        rows = self.evaluate(batch.examples, self.current_prompt())
+        self._log_rows(batch.split, rows)
+        self.log(f"{batch.split}/examples", float(len(rows)), reduce_fx="sum", on_epoch=True, on_step=False,
+                 sync_dist=True, add_dataloader_idx=False)  # fmt: skip
+        return {"rows": [{"split": batch.split, **row} for row in rows]}
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, list[dict[str, Any]]]:
         """Generations, for questions without answers too."""
         del batch_idx
-        return {"rows": self.evaluate(batch.examples, self.prompt_vectors())}
+        return {"rows": self.evaluate(batch.examples, self.current_prompt())}
 
 
 def _iterable(parameters: list[torch.nn.Parameter]) -> Iterable[torch.nn.Parameter]:

@@ -35,7 +35,7 @@ class FixedPrompt(PromptMethod):
         """Tokenise the text."""
         self.ids = torch.tensor(self.lm.encoder.tokens(self.text), dtype=torch.long, device=self.lm.device)
 
-    def prompt_vectors(self) -> Tensor:
+    def current_prompt(self) -> Tensor:
         """The embeddings of the text, ``[P, D]``."""
         return self.lm.embed(self.ids.to(self.lm.device)).float()
 
@@ -49,4 +49,4 @@ class FixedPrompt(PromptMethod):
             UserError: The stage is ``fit``.
         """
         if stage == "fit":
-            raise UserError("FixedPrompt trains nothing; evaluate it with test instead of fit")
+            raise UserError(f"{type(self).__name__} trains nothing; evaluate it with test instead of fit")

@@ -65,19 +65,15 @@ class SoftPromptTuning(PromptMethod):
         """See `PromptMethod`; the reparametrisation has parameters of its own."""
         return {**super().checkpoint_meta(), "reparametrization": repr(self.reparametrization)}
 
-    def prompt_vectors(self) -> Tensor:
+    def current_prompt(self) -> Tensor:
         """The prompt, ``[P, D]``."""
         return self.prompt()  # type: ignore[no-any-return]
 
-    def initial_vectors(self) -> Tensor:
+    def initial_prompt(self) -> Tensor:
         """The prompt before training, ``[P, D]``."""
         return self.prompt.initial
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch."""
         del batch_idx
-        scores = self.lm.score(batch.examples, self.prompt_vectors(), with_end=self.objective.with_end)
-        loss = self.objective(scores)
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
-        self.log("train/nll", scores.nll.mean(), batch_size=len(batch))  # without the ends, as val/nll
-        return loss
+        return self.likelihood_step(batch, self.current_prompt(), self.objective)

@@ -37,7 +37,14 @@ class Likelihood:
 
     def __call__(self, scores: Scores) -> Tensor:
         """The loss, a scalar in nats."""
-        end = self.end_weight * scores.end_nll.mean()
-        if self.mean_over == "tokens":
-            return (scores.nll * scores.tokens).sum() / scores.tokens.sum() + end
-        return scores.nll.mean() + end
+        return self.per_example(scores, float(scores.tokens.float().mean())).mean()
+
+    def per_example(self, scores: Scores, mean_tokens: float) -> Tensor:
+        """What each example adds to the loss, in nats; the loss is the mean.
+
+        Args:
+            scores: ``[B]``, or ``[C, B]`` for several prompts.
+            mean_tokens: Answer tokens per example, on average over all examples that the mean will be taken of.
+        """
+        nll = scores.nll if self.mean_over == "examples" else scores.nll * scores.tokens / mean_tokens
+        return nll + self.end_weight * scores.end_nll

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm import FrozenLM
+from lightning_prompts.prompts.vocabulary import usable_tokens
 
 
 class Initializer(ABC):
@@ -49,8 +50,7 @@ class RandomTokens(Initializer):
 
     def __call__(self, lm: FrozenLM, length: int) -> Tensor:
         """See `Initializer`."""
-        special = set(lm.tokenizer.all_special_ids)
-        usable = torch.tensor([token for token in range(min(len(lm.tokenizer), lm.vocabulary)) if token not in special])
+        usable = usable_tokens(lm).cpu().nonzero()[:, 0]
         chosen = usable[torch.randint(len(usable), (length,), generator=_generator())]
         return lm.embed(chosen.to(lm.device)).detach().float()
 
@@ -67,8 +67,12 @@ class FromText(Initializer):
 
     def __call__(self, lm: FrozenLM, length: int) -> Tensor:
         """See `Initializer`."""
-        ids = text_ids(lm, self.text)
+        ids = self.token_ids(lm)
         return lm.embed(ids.repeat(-(-length // len(ids)))[:length]).detach().float()
+
+    def token_ids(self, lm: FrozenLM) -> Tensor:
+        """The phrase's own tokens, ``[P]``."""
+        return text_ids(lm, self.text)
 
 
 @dataclass(frozen=True)

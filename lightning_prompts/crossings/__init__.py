@@ -1,0 +1,1 @@
+"""How the learning signal gets through discrete tokens."""

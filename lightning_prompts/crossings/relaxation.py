@@ -1,0 +1,157 @@
+"""From trainable scores over the vocabulary to vectors that a gradient can pass, and to tokens.
+
+Everything is computed in float32, whatever the LM's precision. E is the embedding matrix ``[V, D]``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+MASKED = -1e4  # a score that no temperature brings back; not -inf, whose gradient is not a number
+
+
+class Relaxation(ABC):
+    """What stands between a prompt's parameters and the LM while they are trained."""
+
+    @abstractmethod
+    def start(self, ids: Tensor, matrix: Tensor, confidence: float) -> Tensor:
+        """Initial parameters.
+
+        Args:
+            ids: Tokens to start from, ``[P]``.
+            matrix: E, ``[V, D]``.
+            confidence: How far the start favours them, in units of a score; 0 for not at all.
+        """
+
+    @abstractmethod
+    def train_vectors(self, parameters: Tensor, matrix: Tensor, usable: Tensor, temperature: float) -> Tensor:
+        """Vectors ``[P, D]`` for a training step, with a gradient to ``parameters``.
+
+        Args:
+            parameters: As `start` makes them.
+            matrix: E, ``[V, D]`` float32.
+            usable: Which tokens a prompt may have, ``[V]`` bool.
+            temperature: Of the distribution.
+        """
+
+    def relaxed_vectors(self, parameters: Tensor, matrix: Tensor, usable: Tensor, temperature: float) -> Tensor:
+        """Vectors ``[P, D]`` for evaluation, without noise."""
+        return self.train_vectors(parameters, matrix, usable, temperature)
+
+    @abstractmethod
+    def tokens(self, parameters: Tensor, matrix: Tensor, usable: Tensor) -> Tensor:
+        """The discrete prompt, ``[P]``."""
+
+
+class _Scores(Relaxation):
+    """Parameters are scores Z ``[P, V]``."""
+
+    def start(self, ids: Tensor, matrix: Tensor, confidence: float) -> Tensor:
+        """See `Relaxation`."""
+        scores = torch.zeros(len(ids), len(matrix), device=matrix.device)
+        return scores.scatter_(1, ids[:, None], confidence)
+
+    def tokens(self, parameters: Tensor, matrix: Tensor, usable: Tensor) -> Tensor:
+        """The arg-max."""
+        return masked(parameters, usable).argmax(-1)
+
+
+@dataclass(frozen=True)
+class Softmax(_Scores):
+    """``softmax(Z / tau) E``: the mean embedding under a distribution that sharpens as tau falls."""
+
+    def train_vectors(self, parameters: Tensor, matrix: Tensor, usable: Tensor, temperature: float) -> Tensor:
+        """See `Relaxation`."""
+        return torch.softmax(masked(parameters, usable) / temperature, -1) @ matrix
+
+
+@dataclass(frozen=True)
+class GumbelSoftmax(_Scores):
+    """``softmax((Z + noise * g) / tau) E``, g Gumbel noise (Jang et al. 2017): a sample instead of the mean.
+
+    Attributes:
+        noise: Scale of the noise; 1 samples from ``softmax(Z)`` as tau goes to 0.
+    """
+
+    noise: float = 1.0
+
+    def train_vectors(self, parameters: Tensor, matrix: Tensor, usable: Tensor, temperature: float) -> Tensor:
+        """See `Relaxation`."""
+        return self.sample(parameters, usable, temperature) @ matrix
+
+    def sample(self, parameters: Tensor, usable: Tensor, temperature: float) -> Tensor:
+        """Weights ``[P, V]`` of one draw."""
+        scores = masked(parameters, usable)
+        return torch.softmax((scores + self.noise * gumbel_like(scores)) / temperature, -1)
+
+    def relaxed_vectors(self, parameters: Tensor, matrix: Tensor, usable: Tensor, temperature: float) -> Tensor:
+        """Without noise."""
+        return Softmax().train_vectors(parameters, matrix, usable, temperature)
+
+
+@dataclass(frozen=True)
+class StraightThrough(_Scores):
+    """The arg-max forward, the softmax's gradient backward (Bengio et al. 2013); with noise, a hard Gumbel sample.
+
+    Attributes:
+        noise: Scale of the Gumbel noise; 0 for none.
+    """
+
+    noise: float = 0.0
+
+    def train_vectors(self, parameters: Tensor, matrix: Tensor, usable: Tensor, temperature: float) -> Tensor:
+        """See `Relaxation`."""
+        scores = masked(parameters, usable)
+        if self.noise:
+            scores = scores + self.noise * gumbel_like(scores)
+        soft = torch.softmax(scores / temperature, -1) @ matrix
+        return _forward_backward(matrix[scores.argmax(-1)], soft)
+
+    def relaxed_vectors(self, parameters: Tensor, matrix: Tensor, usable: Tensor, temperature: float) -> Tensor:
+        """The softmax's, as nothing else about this estimator is relaxed."""
+        return Softmax().train_vectors(parameters, matrix, usable, temperature)
+
+
+@dataclass(frozen=True)
+class Projected(Relaxation):
+    """PEZ (Wen et al. 2023): vectors are trained, their nearest tokens are run, the gradient passes as it is.
+
+    Parameters are vectors ``[P, D]``; the temperature has no meaning. Nearest is by cosine similarity.
+    """
+
+    def start(self, ids: Tensor, matrix: Tensor, confidence: float) -> Tensor:
+        """The embeddings of the tokens; ``confidence`` has no meaning here."""
+        return matrix[ids].clone()
+
+    def train_vectors(self, parameters: Tensor, matrix: Tensor, usable: Tensor, temperature: float) -> Tensor:
+        """See `Relaxation`."""
+        return _forward_backward(matrix[self.tokens(parameters, matrix, usable)], parameters)
+
+    def relaxed_vectors(self, parameters: Tensor, matrix: Tensor, usable: Tensor, temperature: float) -> Tensor:
+        """The vectors themselves."""
+        return parameters
+
+    def tokens(self, parameters: Tensor, matrix: Tensor, usable: Tensor) -> Tensor:
+        """The nearest tokens."""
+        similarity = functional.normalize(parameters.detach(), dim=-1) @ functional.normalize(matrix, dim=-1).T
+        return similarity.masked_fill(~usable, -2.0).argmax(-1)
+
+
+def masked(scores: Tensor, usable: Tensor) -> Tensor:
+    """Scores ``[..., V]`` in float32, those of tokens that may not be used out of reach."""
+    return scores.float().masked_fill(~usable, MASKED)
+
+
+def gumbel_like(scores: Tensor) -> Tensor:
+    """Standard Gumbel noise of the same shape, always finite."""
+    return -torch.empty_like(scores).exponential_().clamp_(min=torch.finfo(scores.dtype).tiny).log_()
+
+
+def _forward_backward(forward: Tensor, backward: Tensor) -> Tensor:
+    """One tensor's value with another's gradient."""
+    return forward + (backward - backward.detach())

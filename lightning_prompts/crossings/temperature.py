@@ -1,0 +1,29 @@
+"""Temperatures that fall over a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lightning_prompts.errors import UserError
+
+
+@dataclass(frozen=True)
+class Temperature:
+    """From ``start`` to ``end``, exponentially: the same factor every step.
+
+    Attributes:
+        start: At the first step.
+        end: At the last step, and in evaluation after it.
+    """
+
+    start: float = 1.0
+    end: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Check the range."""
+        if not (self.end > 0 and 0 < self.start < float("inf") and self.end < float("inf")):
+            raise UserError(f"a temperature must be above 0: start {self.start}, end {self.end}")
+
+    def at(self, progress: float) -> float:
+        """The temperature when a share ``progress`` of the run is over."""
+        return float(self.start * (self.end / self.start) ** progress)

@@ -1,0 +1,61 @@
+"""A prompt as keys and values of each layer, and what a prompt can be to the LM."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class KeyValues:
+    """Keys and values that every token sees, as if ``P`` tokens stood in front of everything.
+
+    A layer has the shapes of its own cache, so models whose key/value heads are fewer than their attention heads, or
+    differ between layers, need no special case.
+
+    Attributes:
+        layers: Keys ``[P, Hkv, Dh]`` and values ``[P, Hkv, Dh]`` of each layer.
+    """
+
+    layers: Sequence[tuple[Tensor, Tensor]]
+
+    @property
+    def length(self) -> int:
+        """``P``."""
+        return self.layers[0][0].shape[0]
+
+    @property
+    def widths(self) -> list[tuple[torch.Size, torch.Size]]:
+        """Shapes ``[Hkv, Dh]`` of keys and values in each layer."""
+        return [(key.shape[1:], value.shape[1:]) for key, value in self.layers]
+
+    def flatten(self) -> Tensor:
+        """All layers side by side, ``[P, W]`` float32."""
+        return torch.cat([part.flatten(1).float() for pair in self.layers for part in pair], -1)
+
+    @classmethod
+    def unflatten(cls, flat: Tensor, widths: Sequence[tuple[torch.Size, torch.Size]]) -> KeyValues:
+        """The inverse of `flatten`."""
+        sizes = [shape.numel() for pair in widths for shape in pair]
+        shapes = [shape for pair in widths for shape in pair]
+        parts = [part.unflatten(-1, shape) for part, shape in zip(flat.split(sizes, -1), shapes, strict=True)]
+        return cls(list(zip(parts[::2], parts[1::2], strict=True)))
+
+
+Prompt: TypeAlias = (
+    Tensor | KeyValues
+)  # vectors in the prompt slot, [P, D] or [B, P, D]; or keys and values in front of it all
+
+
+def slot_length(prompt: Prompt) -> int:
+    """How many places of the prompt slot a prompt takes: ``P``, or 0 for keys and values."""
+    return 0 if isinstance(prompt, KeyValues) else prompt.shape[-2]
+
+
+def prompt_length(prompt: Prompt) -> int:
+    """``P``."""
+    return prompt.length if isinstance(prompt, KeyValues) else prompt.shape[-2]

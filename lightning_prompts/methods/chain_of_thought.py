@@ -1,0 +1,67 @@
+"""Zero-shot chain of thought (Kojima et al. 2022): let the LM think aloud, then ask for the answer.
+
+Prompt: text. Crossing: nothing to cross. Objective: none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from lightning_prompts.errors import UserError
+from lightning_prompts.lm import LMConfig
+from lightning_prompts.methods.fixed_prompt import FixedPrompt
+from lightning_prompts.template import cut
+from lightning_prompts.types import Example
+
+
+class ChainOfThought(FixedPrompt):
+    """Generates reasoning after ``trigger``, and scores and generates the answer after ``extraction``.
+
+    Args:
+        trigger: What makes the LM reason.
+        extraction: What asks for the answer, after the reasoning.
+        text: What stands in the prompt slot.
+        reasoning_tokens: How long the reasoning may get.
+        reasoning_stop: Regular expression; the reasoning ends where it first matches.
+        lm: The frozen language model.
+        max_new_tokens: How long a generated answer may get.
+    """
+
+    def __init__(
+        self,
+        trigger: str = "\nLet's think step by step.",
+        extraction: str = "\nTherefore, the answer is",
+        text: str = "",
+        reasoning_tokens: int = 64,
+        reasoning_stop: str = r"\n\n",
+        lm: LMConfig = LMConfig(),  # noqa: B008
+        max_new_tokens: int = 16,
+    ) -> None:
+        """Keep the settings."""
+        super().__init__(text, lm, max_new_tokens)
+        if reasoning_tokens < 1:
+            raise UserError(f"reasoning_tokens must be at least 1, got {reasoning_tokens}")
+        self.trigger = trigger
+        self.extraction = extraction
+        self.reasoning_tokens = reasoning_tokens
+        self.reasoning_stop = reasoning_stop
+
+    def prepare(self, examples: Sequence[Example]) -> list[Example]:
+        """Have the reasoning written, and ask for the answer after it."""
+        asked = [replace(example, after=example.after + self.trigger, stop=self.reasoning_stop) for example in examples]
+        reasoning = self.lm.generate(asked, self.current_prompt(), self.reasoning_tokens)
+        return [
+            replace(
+                example,
+                after=f"{example.after}{self.trigger} {cut(thought, self.reasoning_stop)}{self.extraction}",
+                # The answer follows a word now, whatever it followed before.
+                answer=None if example.answer is None else f" {example.answer.lstrip()}",
+            )
+            for example, thought in zip(examples, reasoning, strict=True)
+        ]
+
+    def added_tokens(self) -> int:
+        """At most: a reasoning written as text may be cut into more tokens than it was generated in, rarely."""
+        own = len(self.lm.encoder.tokens(self.trigger)) + len(self.lm.encoder.tokens(self.extraction))
+        return own + 2 * self.reasoning_tokens

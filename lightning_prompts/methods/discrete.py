@@ -1,0 +1,69 @@
+"""What methods share whose prompt is tokens: the best tokens so far by validation are the result."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+import torch
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+
+from lightning_prompts.methods.base import PromptMethod
+from lightning_prompts.types import Batch
+
+
+class DiscretePromptMethod(PromptMethod):
+    """A prompt of token ids.
+
+    Training validates the tokens as they are; the best of them are kept in the checkpoint, whichever one it is, and are
+    what `test` and `predict` use. A subclass calls `keep_ids` from `build_prompt` and gives its tokens in `token_ids`.
+    """
+
+    best_ids: Tensor
+    best_nll: Tensor
+
+    @abstractmethod
+    def token_ids(self) -> Tensor:
+        """The tokens as they are now, ``[P]``."""
+
+    def keep_ids(self, length: int) -> None:
+        """Make room for the best tokens."""
+        self.register_buffer("best_ids", torch.zeros(length, dtype=torch.long, device=self.lm.device))
+        self.register_buffer("best_nll", torch.tensor(float("inf"), device=self.lm.device))
+        self._totals = [0.0, 0.0]
+
+    def chosen_ids(self) -> Tensor:
+        """The tokens to use, ``[P]``: while training those of now, afterwards the best by validation."""
+        fitting = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
+        return self.token_ids() if fitting or torch.isinf(self.best_nll) else self.best_ids
+
+    def current_prompt(self) -> Tensor:
+        """The embeddings of the tokens, ``[P, D]``."""
+        return self.lm.embed(self.chosen_ids()).float()
+
+    def prompt_text(self) -> str:
+        """The best tokens so far, as text."""
+        return self.lm.text(self.token_ids() if torch.isinf(self.best_nll) else self.best_ids)
+
+    def on_validation_epoch_start(self) -> None:
+        """Start counting."""
+        self._totals = [0.0, 0.0]
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, list[dict[str, Any]]]:
+        """NLL and exact match of the tokens on the validation split."""
+        output = super().validation_step(batch, batch_idx)
+        self._totals[0] += sum(row["nll"] for row in output["rows"])
+        self._totals[1] += len(output["rows"])
+        return output
+
+    def on_validation_epoch_end(self) -> None:
+        """Keep the tokens if no earlier ones were better."""
+        if self.trainer.state.fn != TrainerFn.FITTING or self.trainer.sanity_checking:
+            return
+        totals = self.trainer.strategy.reduce(torch.tensor(self._totals, device=self.device), reduce_op="sum")
+        assert isinstance(totals, Tensor)
+        nll = totals[0] / totals[1]
+        if nll < self.best_nll:
+            self.best_nll.copy_(nll)
+            self.best_ids.copy_(self.token_ids())

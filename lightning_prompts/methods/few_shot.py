@@ -1,0 +1,77 @@
+"""Few-shot prompting (Brown et al. 2020): solved examples in front of the question, nothing trained.
+
+Prompt: text. Crossing: nothing to cross. Objective: none.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+
+from lightning_prompts.errors import UserError
+from lightning_prompts.lm import LMConfig
+from lightning_prompts.methods.fixed_prompt import FixedPrompt
+from lightning_prompts.types import Example
+
+
+class FewShot(FixedPrompt):
+    """Puts ``shots`` training examples with their answers in front of each question.
+
+    They are drawn by the run's seed and are the same for every question. In a chat they stand in the user's turn.
+
+    Args:
+        shots: How many examples.
+        text: What stands in the prompt slot, of the question and of the examples.
+        separator: Stands between the examples.
+        lm: The frozen language model.
+        max_new_tokens: How long a generated answer may get.
+    """
+
+    def __init__(
+        self,
+        shots: int = 5,
+        text: str = "",
+        separator: str = "\n",
+        lm: LMConfig = LMConfig(),  # noqa: B008
+        max_new_tokens: int = 16,
+    ) -> None:
+        """Keep the settings."""
+        super().__init__(text, lm, max_new_tokens)
+        if shots < 1:
+            raise UserError(f"shots must be at least 1, got {shots}; FixedPrompt has none")
+        self.shots = shots
+        self.separator = separator
+
+    def build_prompt(self) -> None:
+        """Draw the examples.
+
+        Raises:
+            UserError: There are no training examples, or too few.
+        """
+        super().build_prompt()
+        data = getattr(self.trainer, "datamodule", None)
+        if data is None:
+            raise UserError("FewShot takes its examples from the datamodule's training split; give a datamodule")
+        train = data.examples("train")
+        if self.shots > len(train):
+            raise UserError(f"shots ({self.shots}) is more than the {len(train)} training examples")
+        self.demonstrations = self.write(random.Random(self.seed()).sample(train, self.shots))
+
+    def write(self, examples: Sequence[Example]) -> str:
+        """Solved examples as one text, ready to stand in front of a question."""
+        ends = [example.answer if example.end is None else f"{example.answer}{example.end}" for example in examples]
+        solved = [
+            f"{example.before}{self.text}{example.after}{end}" for example, end in zip(examples, ends, strict=True)
+        ]
+        # An example whose end is the separator already needs no other.
+        parts = [part if part.endswith(self.separator) else part + self.separator for part in solved]
+        return "".join(parts)
+
+    def prepare(self, examples: Sequence[Example]) -> list[Example]:
+        """The solved examples in front."""
+        return [replace(example, before=self.demonstrations + example.before) for example in examples]
+
+    def added_tokens(self) -> int:
+        """Those of the solved examples."""
+        return len(self.lm.encoder.tokens(self.demonstrations))

@@ -1,0 +1,197 @@
+"""Search over token prompts by gradient (AutoPrompt, Shin et al. 2020; GCG, Zou et al. 2023).
+
+Prompt: token ids ``[P]``. Crossing: token gradients plus search. Objective: answer likelihood.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from lightning_prompts.errors import UserError
+from lightning_prompts.lm import LMConfig
+from lightning_prompts.lm.encoding import Row
+from lightning_prompts.methods.discrete import DiscretePromptMethod
+from lightning_prompts.objectives import Likelihood
+from lightning_prompts.prompts.initializers import FromText, Initializer
+from lightning_prompts.prompts.vocabulary import usable_tokens
+from lightning_prompts.search.candidates import draw_candidates, survives, top_tokens
+from lightning_prompts.search.optimizer import SearchOptimizer
+from lightning_prompts.search.scoring import CandidateScorer, Racing, race
+from lightning_prompts.types import Batch
+
+
+class HardPromptSearch(DiscretePromptMethod):
+    """Swaps tokens of a text prompt for better ones, as the gradient by the token's one-hot row suggests.
+
+    A step takes the gradient on a batch, draws candidates from the ``top_k`` tokens of each position, and scores them
+    and the pool on the same batch; the best become the pool.
+
+    Args:
+        length: ``P``, how many tokens; ``None`` for as many as the initial text has.
+        init: Where the search starts.
+        candidates: ``C``, drawn per step.
+        top_k: Tokens to choose from at each position.
+        swaps: At most so many tokens change at once.
+        pool: How many of the best prompts stay in the race.
+        filter: Drop candidates that become other tokens when their text is tokenised again.
+        readable: Only words of ASCII letters and punctuation.
+        fluency: Weight of the prompt's own negative log-likelihood, nats per token; 0 for none.
+        racing: Drop bad candidates after a few examples; ``None`` scores all on the whole batch.
+        memory_mb: Megabytes that one scoring pass may take, about.
+        objective: What is good.
+        lm: The frozen language model.
+        max_new_tokens: How long a generated answer may get.
+    """
+
+    prompt_kind = "token ids [P]"
+    crossing = "token gradients plus search"
+    pool_ids: Tensor
+
+    def __init__(
+        self,
+        length: int | None = None,
+        init: Initializer = FromText(" Answer the question, please."),  # noqa: B008
+        candidates: int = 64,
+        top_k: int = 256,
+        swaps: int = 1,
+        pool: int = 1,
+        filter: bool = True,
+        readable: bool = False,
+        fluency: float = 0.0,
+        racing: Racing | None = None,
+        memory_mb: float = 1024.0,
+        objective: Likelihood = Likelihood(),  # noqa: B008
+        lm: LMConfig = LMConfig(),  # noqa: B008
+        max_new_tokens: int = 16,
+    ) -> None:
+        """Check the settings; the prompt is made once the LM is loaded."""
+        super().__init__(lm, max_new_tokens)
+        for name, value in (("candidates", candidates), ("top_k", top_k), ("swaps", swaps), ("pool", pool)):
+            if value < 1:
+                raise UserError(f"{name} must be at least 1, got {value}")
+        if fluency < 0:
+            raise UserError(f"fluency must not be negative, got {fluency}")
+        if memory_mb <= 0:
+            raise UserError(f"memory_mb must be above 0, got {memory_mb}")
+        if length is None and not isinstance(init, FromText):
+            raise UserError("length is needed, unless init is FromText")
+        if length is not None and length < 1:
+            raise UserError(f"length must be at least 1, got {length}")
+        self.length, self.init = length, init
+        self.candidates, self.top_k, self.swaps, self.pool = candidates, top_k, swaps, pool
+        self.filter, self.readable, self.fluency, self.racing = filter, readable, fluency, racing
+        self.memory_mb = memory_mb
+        self.objective = objective
+
+    @property
+    def objective_name(self) -> str:
+        """The likelihood, and fluency where it counts."""
+        return "answer likelihood" + (f" + {self.fluency} x fluency" if self.fluency else "")
+
+    def build_prompt(self) -> None:
+        """Start at the initialiser's tokens.
+
+        Raises:
+            UserError: There are fewer usable tokens than ``top_k``, or the initial prompt is no text.
+        """
+        self.usable = usable_tokens(self.lm, self.readable)
+        if self.top_k > (count := int(self.usable.sum())):
+            raise UserError(f"top_k ({self.top_k}) is more than the {count} tokens that a prompt may have")
+        if self.length is None:
+            assert isinstance(self.init, FromText)
+            self.length = len(self.init.token_ids(self.lm))
+        ids = self.lm.nearest_tokens(self.init(self.lm, self.length))[0]
+        if self.filter and not survives(self.lm, ids[None]).item():
+            raise UserError(
+                f"the initial prompt {self.lm.text(ids)!r} becomes other tokens when it is tokenised again, and so "
+                "would all candidates: start from FromText, or set filter to false"
+            )
+        self.embeddings = torch.nn.Parameter(self.lm.embed(ids).float())
+        self.register_buffer("pool_ids", ids[None].repeat(self.pool, 1))
+        self.keep_ids(self.length)
+        self.scorer = CandidateScorer(self.lm, self.memory_mb)
+        self._rows: list[Row] = []  # what the gradient at hand was taken on
+        self._fluency_gradient = torch.zeros(())
+
+    def describe_trained(self) -> str:
+        """Tokens, not numbers."""
+        return f"{self.length} tokens"
+
+    def token_ids(self) -> Tensor:
+        """The best prompt of the pool, ``[P]``."""
+        return self.pool_ids[0]
+
+    def configure_optimizers(self) -> SearchOptimizer:
+        """The search in the optimiser's place."""
+        return SearchOptimizer([self.embeddings], self._search)
+
+    def configure_gradient_clipping(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - Lightning's arguments
+        """None: only the order of the gradient's elements matters."""
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Loss of the current prompt on a batch; its gradient is what the search goes by."""
+        del batch_idx
+        self._rows += self.lm.encode_answers(batch.examples, self.embeddings, self.objective.with_end)
+        loss = self.likelihood_step(batch, self.embeddings, self.objective)
+        if self.fluency:
+            logits = self.lm.prompt_logits(self._before(), self.embeddings)
+            # The prompt is input and target: the gradient by the input comes with the backward pass, this is the other.
+            self._fluency_gradient = -self.fluency / len(logits) * functional.log_softmax(logits.detach(), -1)
+            loss = loss + self.fluency * functional.cross_entropy(logits, self.token_ids())
+        return loss
+
+    def _before(self) -> list[int]:
+        """What stands ahead of the prompt in the first row; an end token where nothing does."""
+        context = self._rows[0].context
+        before = context[: next(index for index, token in enumerate(context) if token < 0)]
+        return before or [int(self.lm.tokenizer.eos_token_id)]
+
+    def _search(self) -> None:
+        """One step: candidates from the gradient, scored on the same batch as the pool."""
+        gradient = self.embeddings.grad
+        assert gradient is not None
+        by_token = gradient @ self.lm.embedding_matrix().float().T + self._fluency_gradient
+        candidates = torch.unique(torch.cat([self.pool_ids, self._draw(by_token)]), dim=0)
+        losses = race(self.scorer, self._rows, candidates, self.objective, self.racing)
+        if self.fluency:
+            losses = losses + self.fluency * self._prompt_nll(candidates)
+        order = losses.argsort()[: self.pool]
+        self.log("train/candidates", float(len(candidates)))
+        self.log("train/best_candidate", losses[order[0]], prog_bar=True)
+        self.pool_ids.copy_(
+            candidates[order.repeat(self.pool)[: self.pool]] if len(order) < self.pool else candidates[order]
+        )
+        self.embeddings.copy_(self.lm.embed(self.pool_ids[0]))
+        self._rows = []
+
+    def _draw(self, gradient: Tensor) -> Tensor:
+        """Candidates ``[C, P]`` that are text.
+
+        Raises:
+            UserError: None of several draws is.
+        """
+        seed = torch.initial_seed() * 1_000_003 + self.trainer.global_step  # a resumed run draws the same
+        generator = torch.Generator().manual_seed(seed % 2**63)
+        top = top_tokens(gradient, self.usable, self.top_k)
+        for _ in range(5):
+            drawn = draw_candidates(self.pool_ids[0], top, self.candidates, self.swaps, generator)
+            kept = drawn[survives(self.lm, drawn)] if self.filter and len(drawn) else drawn
+            if len(kept):
+                return kept
+        raise UserError(
+            f"all candidates of step {self.trainer.global_step} were filtered out: they become other tokens when their "
+            "text is tokenised again; raise top_k or candidates, or set filter to false"
+        )
+
+    def _prompt_nll(self, candidates: Tensor) -> Tensor:
+        """The prompts' own mean NLL, ``[C]``."""
+        before = self._before()
+        rows = [Row(before, ids) for ids in candidates.tolist()]
+        size = 64
+        parts = [self.lm.score_rows(rows[start : start + size], self.embeddings[:0]).nll
+                 for start in range(0, len(rows), size)]  # fmt: skip
+        return torch.cat(parts)

@@ -1,0 +1,97 @@
+"""LoRA (Hu et al. 2022) through PEFT: the baseline that changes the weights, with as few numbers.
+
+Prompt: a fixed text. Crossing: nothing to cross. Objective: answer likelihood.
+"""
+
+from __future__ import annotations
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+
+from lightning_prompts.errors import UserError
+from lightning_prompts.lm import LMConfig
+from lightning_prompts.methods.base import PromptMethod
+from lightning_prompts.objectives import Likelihood
+from lightning_prompts.types import Batch
+
+
+class LoraTuning(PromptMethod):
+    """Trains low-rank updates of the LM's linear layers instead of a prompt.
+
+    Args:
+        rank: Of the updates.
+        alpha: The updates are scaled by ``alpha / rank``.
+        target_modules: Names of the layers, or ``all-linear``.
+        text: What stands in the prompt slot.
+        objective: What is good.
+        lm: The language model; its own weights stay as they are.
+        optimizer: Makes the optimiser of the updates.
+        scheduler: Makes a learning-rate scheduler that steps every training step; ``None`` for a linear decay to zero
+            over the whole run.
+        max_new_tokens: How long a generated answer may get.
+    """
+
+    prompt_kind = "text, and low-rank weight updates"
+    crossing = "nothing to cross"
+    objective_name = "answer likelihood"
+
+    def __init__(
+        self,
+        rank: int = 8,
+        alpha: int = 16,
+        target_modules: str | list[str] = "all-linear",
+        text: str = "",
+        objective: Likelihood = Likelihood(),  # noqa: B008
+        lm: LMConfig = LMConfig(),  # noqa: B008
+        optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1e-3, weight_decay=0.0),
+        scheduler: LRSchedulerCallable | None = None,
+        max_new_tokens: int = 16,
+    ) -> None:
+        """Check the rank; the layers are changed once the LM is loaded."""
+        super().__init__(lm, max_new_tokens, optimizer, scheduler)
+        if rank < 1:
+            raise UserError(f"rank must be at least 1, got {rank}")
+        self.rank, self.alpha, self.target_modules = rank, alpha, target_modules
+        self.text = text
+        self.objective = objective
+
+    def build_prompt(self) -> None:
+        """Put the updates into the LM.
+
+        Raises:
+            UserError: PEFT is not installed, or no layer has such a name.
+        """
+        try:
+            from peft import LoraConfig, inject_adapter_in_model
+        except ImportError as error:
+            raise UserError("LoraTuning needs PEFT: pip install 'lightning-prompts[lora]'") from error
+        self.ids = torch.tensor(self.lm.encoder.tokens(self.text), dtype=torch.long, device=self.lm.device)
+        config = LoraConfig(
+            r=self.rank, lora_alpha=self.alpha, target_modules=self.target_modules, task_type="CAUSAL_LM"
+        )
+        with torch.random.fork_rng(devices=[]):  # from the run's seed alone, however much of it was used up
+            torch.manual_seed(torch.initial_seed())
+            try:
+                inject_adapter_in_model(config, self.lm.model)
+            except ValueError as error:
+                raise UserError(f"target_modules {self.target_modules!r}: {str(error).splitlines()[0]}") from error
+        self.lm.train(False)
+        # The LM stays out of checkpoints; its updates are this module's own parameters as well, and go in.
+        named = {name: value for name, value in self.lm.model.named_parameters() if value.requires_grad}
+        for value in named.values():
+            value.data = value.data.float()
+        self.updates = torch.nn.ParameterDict({name.replace(".", "/"): value for name, value in named.items()})
+
+    def checkpoint_meta(self) -> dict[str, str | int]:
+        """See `PromptMethod`."""
+        return {**super().checkpoint_meta(), "rank": self.rank, "alpha": self.alpha}
+
+    def current_prompt(self) -> Tensor:
+        """The embeddings of the text, ``[P, D]``."""
+        return self.lm.embed(self.ids.to(self.lm.device)).float()
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Loss of one batch."""
+        del batch_idx
+        return self.likelihood_step(batch, self.current_prompt(), self.objective)

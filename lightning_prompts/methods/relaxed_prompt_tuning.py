@@ -1,0 +1,130 @@
+"""Relaxed token prompts: softmax with annealed temperature, Gumbel-Softmax, straight-through, PEZ (Wen et al. 2023).
+
+Prompt: a distribution over the vocabulary ``[P, V]``, or vectors near tokens (PEZ). Crossing: the relaxation.
+Objective: answer likelihood.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+
+from lightning_prompts.crossings.relaxation import Relaxation, Softmax
+from lightning_prompts.crossings.temperature import Temperature
+from lightning_prompts.errors import UserError
+from lightning_prompts.lm import LMConfig
+from lightning_prompts.methods.discrete import DiscretePromptMethod
+from lightning_prompts.objectives import Likelihood
+from lightning_prompts.prompts.initializers import Initializer, RandomTokens
+from lightning_prompts.prompts.vocabulary import usable_tokens
+from lightning_prompts.types import Batch
+
+
+class RelaxedPromptTuning(DiscretePromptMethod):
+    """Trains scores over the vocabulary by gradient, and takes the arg-max tokens home.
+
+    ``val/nll`` and ``test/nll`` are those of the tokens; what the relaxed prompt reaches is ``relaxed_nll`` beside it.
+
+    Args:
+        length: ``P``, how many tokens.
+        relaxation: ``Softmax``, ``GumbelSoftmax``, ``StraightThrough`` or ``Projected`` (PEZ).
+        temperature: How it falls over the run.
+        init: Where the prompt starts; the tokens nearest to its vectors.
+        confidence: How far the initial scores favour those tokens; 0 starts from all tokens alike. PEZ starts at them.
+        readable: Only words of ASCII letters and punctuation.
+        objective: What is good.
+        lm: The frozen language model.
+        optimizer: Makes the optimiser of the prompt's parameters. Scores want large steps, PEZ's vectors about 0.05.
+        scheduler: Makes a learning-rate scheduler that steps every training step; ``None`` for a linear decay to zero
+            over the whole run.
+        max_new_tokens: How long a generated answer may get.
+    """
+
+    prompt_kind = "distribution over the vocabulary [P, V]"
+    objective_name = "answer likelihood"
+    matrix: Tensor
+    usable: Tensor
+
+    def __init__(
+        self,
+        length: int = 4,
+        relaxation: Relaxation = Softmax(),  # noqa: B008
+        temperature: Temperature = Temperature(),  # noqa: B008
+        init: Initializer = RandomTokens(),  # noqa: B008
+        confidence: float = 0.0,
+        readable: bool = False,
+        objective: Likelihood = Likelihood(),  # noqa: B008
+        lm: LMConfig = LMConfig(),  # noqa: B008
+        optimizer: OptimizerCallable = lambda p: torch.optim.Adam(p, lr=0.3),
+        scheduler: LRSchedulerCallable | None = torch.optim.lr_scheduler.ConstantLR,
+        max_new_tokens: int = 16,
+    ) -> None:
+        """Check the settings; the prompt is made once the LM is loaded."""
+        super().__init__(lm, max_new_tokens, optimizer, scheduler)
+        if length < 1:
+            raise UserError(f"length must be at least 1, got {length}")
+        if not 0 <= confidence < float("inf"):
+            raise UserError(f"confidence must not be negative, got {confidence}")
+        self.length = length
+        self.relaxation = relaxation
+        self.temperature = temperature
+        self.init = init
+        self.confidence = confidence
+        self.readable = readable
+        self.objective = objective
+
+    @property
+    def crossing(self) -> str:  # type: ignore[override]
+        """Which relaxation."""
+        return repr(self.relaxation)
+
+    def build_prompt(self) -> None:
+        """Start at the initialiser's tokens."""
+        self.register_buffer("matrix", self.lm.embedding_matrix().float(), persistent=False)
+        self.register_buffer("usable", usable_tokens(self.lm, self.readable), persistent=False)
+        ids = self.lm.nearest_tokens(self.init(self.lm, self.length))[0]
+        self.parameters_ = torch.nn.Parameter(self.relaxation.start(ids, self.matrix, self.confidence))
+        self.keep_ids(self.length)
+
+    def checkpoint_meta(self) -> dict[str, str | int]:
+        """See `PromptMethod`; scores and vectors are not the same."""
+        return {**super().checkpoint_meta(), "relaxation": repr(self.relaxation)}
+
+    def token_ids(self) -> Tensor:
+        """The tokens as they are now, ``[P]``."""
+        return self.relaxation.tokens(self.parameters_, self.matrix, self.usable)
+
+    def _temperature(self) -> float:
+        return self.temperature.at(self.progress(self.trainer.global_step))
+
+    def relaxed_prompt(self) -> Tensor:
+        """The relaxed prompt without noise, ``[P, D]``."""
+        temperature = self._temperature() if self.trainer.training else self.temperature.end
+        return self.relaxation.relaxed_vectors(self.parameters_, self.matrix, self.usable, temperature)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Loss of one batch under the relaxation."""
+        del batch_idx
+        vectors = self.relaxation.train_vectors(self.parameters_, self.matrix, self.usable, self._temperature())
+        self.log("train/temperature", self._temperature(), batch_size=len(batch))
+        return self.likelihood_step(batch, vectors, self.objective)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, list[dict[str, Any]]]:
+        """NLL and exact match of the tokens, NLL of the relaxed prompt."""
+        output = super().validation_step(batch, batch_idx)
+        self._log_relaxed(batch, "val")
+        return output
+
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, list[dict[str, Any]]]:
+        """The same on a test set, with the best tokens by validation."""
+        output = super().test_step(batch, batch_idx, dataloader_idx)
+        self._log_relaxed(batch, batch.split)
+        return output
+
+    def _log_relaxed(self, batch: Batch, split: str) -> None:
+        with torch.no_grad():
+            nll = self.lm.score(batch.examples, self.relaxed_prompt()).nll.mean()
+        self.log_mean(f"{split}/relaxed_nll", nll, len(batch))

@@ -1,0 +1,32 @@
+"""Which tokens a prompt may be made of."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+from torch import Tensor
+
+from lightning_prompts.lm import FrozenLM
+
+# Words and their parts, with or without a leading space, and punctuation that a reader expects in a sentence.
+READABLE = re.compile(r" ?[A-Za-z]+|[ ]?[.,:;!?'\"()-]")
+
+
+def usable_tokens(lm: FrozenLM, readable: bool = False) -> Tensor:
+    """Tokens that text can contain: no special ones, none beyond the tokenizer's.
+
+    Args:
+        lm: The frozen language model.
+        readable: Only words of ASCII letters and punctuation.
+
+    Returns:
+        ``[V]`` bool.
+    """
+    usable = torch.zeros(lm.vocabulary, dtype=torch.bool)
+    usable[: len(lm.tokenizer)] = True
+    usable[[token for token in lm.tokenizer.all_special_ids if token < lm.vocabulary]] = False
+    if readable:
+        texts = lm.tokenizer.batch_decode([[token] for token in range(min(len(lm.tokenizer), lm.vocabulary))])
+        usable[: len(texts)] &= torch.tensor([READABLE.fullmatch(text) is not None for text in texts])
+    return usable.to(lm.device)

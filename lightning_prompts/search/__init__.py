@@ -1,0 +1,1 @@
+"""Search over discrete prompts: which candidates to try, and how good they are."""

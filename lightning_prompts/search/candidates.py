@@ -1,0 +1,56 @@
+"""Candidate prompts by token gradients (AutoPrompt, Shin et al. 2020; GCG, Zou et al. 2023, algorithm 1)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightning_prompts.lm import FrozenLM
+
+
+def top_tokens(gradient: Tensor, usable: Tensor, k: int) -> Tensor:
+    """The tokens that promise the largest decrease of the loss, to first order.
+
+    Args:
+        gradient: Of the loss by one-hot rows, ``[P, V]``.
+        usable: Tokens that a prompt may have, ``[V]`` bool, at least ``k``.
+        k: How many for each position.
+
+    Returns:
+        Token ids ``[P, k]``.
+    """
+    return (-gradient).masked_fill(~usable, float("-inf")).topk(k, dim=-1).indices
+
+
+def draw_candidates(ids: Tensor, top: Tensor, count: int, swaps: int, generator: torch.Generator) -> Tensor:
+    """Prompts that differ from the current one in up to ``swaps`` positions.
+
+    Args:
+        ids: The current prompt, ``[P]``.
+        top: Tokens to choose from at each position, ``[P, k]``.
+        count: How many candidates.
+        swaps: At most so many positions change, each number equally often.
+        generator: On the CPU.
+
+    Returns:
+        ``[C, P]`` with ``C <= count``: no two alike, none the current prompt.
+    """
+    length, k = top.shape
+    order = torch.rand(count, length, generator=generator).argsort(-1)  # positions in random order
+    changed = torch.randint(1, min(swaps, length) + 1, (count, 1), generator=generator)
+    change = (order < changed).to(ids.device)  # the rank of a position is a random permutation as well
+    choice = torch.randint(k, (count, length), generator=generator).to(ids.device)
+    drawn = top.T.gather(0, choice)
+    candidates = torch.where(change, drawn, ids)
+    distinct: Tensor = torch.unique(candidates[(candidates != ids).any(-1)], dim=0)
+    return distinct
+
+
+def survives(lm: FrozenLM, candidates: Tensor) -> Tensor:
+    """Whether each prompt is the same tokens again after it was written as text, ``[C, P]`` -> ``[C]`` bool.
+
+    A prompt that is not cannot be taken home as text: its reader would get other tokens.
+    """
+    texts = lm.tokenizer.batch_decode(candidates.tolist())
+    kept = [lm.encoder.tokens(text) == ids for text, ids in zip(texts, candidates.tolist(), strict=True)]
+    return torch.tensor(kept, dtype=torch.bool, device=candidates.device)

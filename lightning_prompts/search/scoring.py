@@ -1,0 +1,193 @@
+"""How good are C candidate prompts on N examples? What candidates or examples share is run once."""
+
+from __future__ import annotations
+
+import logging
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_prompts.errors import UserError
+from lightning_prompts.lm import FrozenLM, Scores
+from lightning_prompts.lm.encoding import Row, share
+from lightning_prompts.objectives import Likelihood
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Racing:
+    """Score all candidates on a few examples, and only the promising ones on more.
+
+    After ``first`` examples, and after each doubling of them, a candidate is dropped when its loss exceeds the leader's
+    by more than chance would: a one-sided test at level ``error`` on the paired differences, corrected for the
+    examples that remain. So of a candidate that is no worse than the leader on the whole batch, one test drops it with
+    at most that probability, as far as the differences are normal. Those that remain are scored on everything, so the
+    winner's loss is exact.
+
+    Attributes:
+        first: Examples in the first round, at least 2.
+        error: Level of each test, above 0 and at most 0.5; larger is faster.
+    """
+
+    first: int = 8
+    error: float = 0.05
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        if self.first < 2:
+            raise UserError(f"racing.first must be at least 2, got {self.first}")
+        if not 0 < self.error <= 0.5:
+            raise UserError(f"racing.error must be above 0 and at most 0.5, got {self.error}")
+
+    def remaining(self, losses: Tensor, examples: int) -> Tensor:
+        """Which candidates stay in the race.
+
+        Args:
+            losses: ``[C, n]`` on the examples so far.
+            examples: ``N``, the whole batch.
+
+        Returns:
+            ``[C]`` bool; the leader always stays.
+        """
+        seen = losses.shape[1]
+        means = losses.mean(-1)
+        difference = losses - losses[means.argmin()]
+        chance = difference.std(-1) * math.sqrt((1 / seen) * (examples - seen) / max(examples - 1, 1))
+        quantile = statistics.NormalDist().inv_cdf(1 - self.error)
+        return difference.mean(-1) <= quantile * chance
+
+
+class CandidateScorer:
+    """Scores candidates x examples, a memory's worth at a time.
+
+    Args:
+        lm: The frozen language model.
+        memory_mb: Activations and logits of one pass take about so many megabytes. Where memory runs out all the same,
+            passes are halved until they fit; the result is the same.
+    """
+
+    def __init__(self, lm: FrozenLM, memory_mb: float = 1024.0) -> None:
+        """Nothing is run yet."""
+        self.lm = lm
+        self.memory_mb = memory_mb
+        self.limit: int | None = None  # candidates per pass that fitted after memory ran out
+
+    @torch.no_grad()
+    def score(self, rows: Sequence[Row], candidates: Tensor) -> Scores:
+        """Scores of every candidate on every example.
+
+        Args:
+            rows: ``N`` rows with a prompt slot of ``P`` places each.
+            candidates: Token ids ``[C, P]``.
+
+        Returns:
+            Scores whose tensors are ``[C, N]``.
+        """
+        filled = fill(rows, candidates.tolist())
+        by_candidate = _tokens(filled[:2], by_candidate=True) <= _tokens(filled[:2], by_candidate=False)
+        size = min(len(filled), self.limit or len(filled), self._fitting(filled[0]))
+        parts: list[Scores] = []
+        done = 0
+        while done < len(filled):
+            try:
+                part = self._pass(filled[done : done + size], by_candidate)
+            except RuntimeError as error:  # torch's out-of-memory errors are runtime errors, of two kinds
+                if not _out_of_memory(error) or size == 1:
+                    raise
+                size = self.limit = size // 2
+                log.warning("out of memory: scoring %d candidates at a time from now on", size)
+                continue
+            parts.append(part)
+            done += size
+        return _joined(parts)
+
+    def _pass(self, filled: list[list[Row]], by_candidate: bool) -> Scores:
+        """``[C][N]`` rows in one forward pass -> scores ``[C, N]``."""
+        none = torch.empty(0, self.lm.width)
+        if by_candidate:
+            scores = self.lm.score_rows([row for part in filled for row in part], none, group=len(filled[0]))
+            return _shaped(scores, (len(filled), -1), transpose=False)
+        columns = list(zip(*filled, strict=True))
+        scores = self.lm.score_rows([row for part in columns for row in part], none, group=len(filled))
+        return _shaped(scores, (len(columns), -1), transpose=True)
+
+    def _fitting(self, rows: list[Row]) -> int:
+        """Candidates per pass within the budget, by what a token and a row of logits take in float32."""
+        config = self.lm.model.config.get_text_config()
+        inner = int(getattr(config, "intermediate_size", None) or 4 * self.lm.width)
+        tokens = _tokens([rows], by_candidate=True)
+        answers = sum(len(row.answer) + len(row.end) for row in rows)
+        each = 4 * (tokens * (3 * inner + 8 * self.lm.width) + 3 * answers * self.lm.vocabulary)
+        return max(1, int(self.memory_mb * 2**20 / each))
+
+
+@torch.no_grad()
+def race(
+    scorer: CandidateScorer, rows: Sequence[Row], candidates: Tensor, objective: Likelihood, racing: Racing | None
+) -> Tensor:
+    """The loss of each candidate on a batch, ``[C]``; infinite for those that dropped out of the race.
+
+    Args:
+        scorer: Does the work.
+        rows: ``N`` rows with a prompt slot.
+        candidates: Token ids ``[C, P]``.
+        objective: From scores to losses.
+        racing: How to race, or ``None`` to score everything.
+    """
+    alive = torch.arange(len(candidates), device=candidates.device)
+    losses = torch.empty(len(candidates), 0, device=candidates.device)
+    end = len(rows) if racing is None else min(racing.first, len(rows))
+    mean_tokens = sum(len(row.answer) for row in rows) / len(rows)
+    while True:
+        scores = scorer.score(rows[losses.shape[1] : end], candidates[alive])
+        losses = torch.cat([losses, objective.per_example(scores, mean_tokens)], -1)
+        if end == len(rows) or racing is None:
+            break
+        stays = racing.remaining(losses, len(rows))
+        alive, losses = alive[stays], losses[stays]
+        end = len(rows) if len(alive) == 1 else min(2 * end, len(rows))
+    result = torch.full((len(candidates),), float("inf"), device=candidates.device)
+    result[alive] = losses.mean(-1)
+    return result
+
+
+def fill(rows: Sequence[Row], candidates: Sequence[list[int]]) -> list[list[Row]]:
+    """Put token ids into the slots, ``[C][N]`` rows."""
+    cuts = []
+    for row in rows:
+        start = next(index for index, token in enumerate(row.context) if token < 0)
+        length = sum(token < 0 for token in row.context)
+        cuts.append((row.context[:start], row.context[start + length :]))
+    return [
+        [Row(head + ids + tail, row.answer, row.end) for row, (head, tail) in zip(rows, cuts, strict=True)]
+        for ids in candidates
+    ]
+
+
+def _tokens(filled: list[list[Row]], by_candidate: bool) -> int:
+    """Tokens that one pass would run."""
+    groups = filled if by_candidate else [list(column) for column in zip(*filled, strict=True)]
+    rows = [row for group in groups for row in group]
+    feeds = [row.context + (row.answer + row.end)[:-1] for row in rows]
+    levels = share(rows, feeds, [len(rows), len(groups[0])], shared_prompt=True)
+    return sum(len(part) for level in levels for part in level)
+
+
+def _shaped(scores: Scores, shape: tuple[int, int], transpose: bool) -> Scores:
+    parts = [getattr(scores, name).view(shape) for name in ("nll", "tokens", "greedy", "end_nll")]
+    return Scores(*(part.T if transpose else part for part in parts))
+
+
+def _joined(parts: list[Scores]) -> Scores:
+    return Scores(
+        *(torch.cat([getattr(part, name) for part in parts]) for name in ("nll", "tokens", "greedy", "end_nll"))
+    )
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
