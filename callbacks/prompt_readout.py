@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from callbacks.files import RowLog, write_atomic
-from lightning_prompts.lm import KeyValues
 
 if TYPE_CHECKING:
     from lightning_prompts.methods import PromptMethod
@@ -22,8 +21,8 @@ class PromptReadout(RowLog):
     Writes ``prompt.jsonl``, one row per validation: step, tokens, cosine similarity of each, mean Euclidean distance
     from the initial vectors, and the validation NLL of the nearest tokens used as words in the prompt's place. That
     last one is usually bad, which is the point: a soft prompt's nearest words do not say what it does. A prompt of
-    tokens is its own nearest words; the best one so far by validation is kept in ``prompt.txt``, character by character.
-    Of keys and values there is only the distance.
+    tokens is its own nearest words; the best one so far by validation is kept in ``prompt.txt``, exactly as it is. Of
+    keys and values there is only the distance.
 
     Args:
         examples: How many validation examples the words are scored on.
@@ -71,6 +70,7 @@ class PromptReadout(RowLog):
         return row
 
 
-def _flat(prompt: Tensor | KeyValues) -> Tensor:
-    """``[P, .]``."""
-    return prompt.flatten() if isinstance(prompt, KeyValues) else prompt
+def _flat(prompt: Any) -> Tensor:
+    """``[P, .]``; keys and values of all layers side by side."""
+    flat: Tensor = prompt if isinstance(prompt, Tensor) else prompt.flatten()
+    return flat

@@ -38,8 +38,8 @@ class SourceRow:
 class TextDataModule(L.LightningDataModule):
     """Question-answer rows, rendered through a template.
 
-    A subclass gives `load_rows`, and ``extract`` where a generation holds more than its result. Everything random follows ``seed``, except the order of training batches, which
-    follows the run's own seed.
+    A subclass gives `load_rows`, and ``extract`` where a generation holds more than its result. Everything random
+    follows ``seed``, except the order of training batches, which follows the run's own seed.
 
     Args:
         template: Text with ``{prompt}``, ``{answer}`` and the rows' fields.

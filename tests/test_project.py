@@ -35,7 +35,7 @@ ALLOWED = {
         "search",
     },
     "datamodules": {"types", "errors", "template"},
-    "callbacks": {"types", "errors", "lm", "methods"},
+    "callbacks": {"types", "errors", "methods"},
 }
 
 

@@ -153,6 +153,17 @@ def test_spaced_says_the_same_with_the_characters_apart(task: type[GeneratedTask
             assert not re.search(r"\d=|=\d", written)
 
 
+def test_spaced_values_of_variables() -> None:
+    values = set()
+    for example in SymbolicSum(spaced=True, max_value=30, train_size=500).examples("train"):
+        written = re.findall(r"x\d = ((?:\d ?)+),", text(example))
+        assert all(re.fullmatch(r"\d( \d)?", value) for value in written)
+        numbers = [int(value.replace(" ", "")) for value in written]
+        assert " ".join(str(sum(numbers))) == example.reference
+        values.update(numbers)
+    assert values == set(range(31))
+
+
 def test_spaced_words_can_be_told_apart() -> None:
     for example in LastLetters(spaced=True).examples("test/4_words"):
         apart = text(example).removesuffix(" ->").split(", ")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+Noise = torch.Generator | None
 MASKED = -1e4  # a score that no temperature brings back; not -inf, whose gradient is not a number
 
 
@@ -29,7 +30,9 @@ class Relaxation(ABC):
         """
 
     @abstractmethod
-    def train_vectors(self, parameters: Tensor, matrix: Tensor, usable: Tensor, temperature: float) -> Tensor:
+    def train_vectors(
+        self, parameters: Tensor, matrix: Tensor, usable: Tensor, temperature: float, generator: Noise = None
+    ) -> Tensor:
         """Vectors ``[P, D]`` for a training step, with a gradient to ``parameters``.
 
         Args:
@@ -37,6 +40,7 @@ class Relaxation(ABC):
             matrix: E, ``[V, D]`` float32.
             usable: Which tokens a prompt may have, ``[V]`` bool.
             temperature: Of the distribution.
+            generator: Of the noise, where there is some; ``None`` for torch's own.
         """
 
     def relaxed_vectors(self, parameters: Tensor, matrix: Tensor, usable: Tensor, temperature: float) -> Tensor:
@@ -65,7 +69,9 @@ class _Scores(Relaxation):
 class Softmax(_Scores):
     """``softmax(Z / tau) E``: the mean embedding under a distribution that sharpens as tau falls."""
 
-    def train_vectors(self, parameters: Tensor, matrix: Tensor, usable: Tensor, temperature: float) -> Tensor:
+    def train_vectors(
+        self, parameters: Tensor, matrix: Tensor, usable: Tensor, temperature: float, generator: Noise = None
+    ) -> Tensor:
         """See `Relaxation`."""
         return torch.softmax(masked(parameters, usable) / temperature, -1) @ matrix
 
@@ -80,14 +86,16 @@ class GumbelSoftmax(_Scores):
 
     noise: float = 1.0
 
-    def train_vectors(self, parameters: Tensor, matrix: Tensor, usable: Tensor, temperature: float) -> Tensor:
+    def train_vectors(
+        self, parameters: Tensor, matrix: Tensor, usable: Tensor, temperature: float, generator: Noise = None
+    ) -> Tensor:
         """See `Relaxation`."""
-        return self.sample(parameters, usable, temperature) @ matrix
+        return self.sample(parameters, usable, temperature, generator) @ matrix
 
-    def sample(self, parameters: Tensor, usable: Tensor, temperature: float) -> Tensor:
+    def sample(self, parameters: Tensor, usable: Tensor, temperature: float, generator: Noise = None) -> Tensor:
         """Weights ``[P, V]`` of one draw."""
         scores = masked(parameters, usable)
-        return torch.softmax((scores + self.noise * gumbel_like(scores)) / temperature, -1)
+        return torch.softmax((scores + self.noise * gumbel_like(scores, generator)) / temperature, -1)
 
     def relaxed_vectors(self, parameters: Tensor, matrix: Tensor, usable: Tensor, temperature: float) -> Tensor:
         """Without noise."""
@@ -104,11 +112,13 @@ class StraightThrough(_Scores):
 
     noise: float = 0.0
 
-    def train_vectors(self, parameters: Tensor, matrix: Tensor, usable: Tensor, temperature: float) -> Tensor:
+    def train_vectors(
+        self, parameters: Tensor, matrix: Tensor, usable: Tensor, temperature: float, generator: Noise = None
+    ) -> Tensor:
         """See `Relaxation`."""
         scores = masked(parameters, usable)
         if self.noise:
-            scores = scores + self.noise * gumbel_like(scores)
+            scores = scores + self.noise * gumbel_like(scores, generator)
         soft = torch.softmax(scores / temperature, -1) @ matrix
         return _forward_backward(matrix[scores.argmax(-1)], soft)
 
@@ -128,7 +138,9 @@ class Projected(Relaxation):
         """The embeddings of the tokens; ``confidence`` has no meaning here."""
         return matrix[ids].clone()
 
-    def train_vectors(self, parameters: Tensor, matrix: Tensor, usable: Tensor, temperature: float) -> Tensor:
+    def train_vectors(
+        self, parameters: Tensor, matrix: Tensor, usable: Tensor, temperature: float, generator: Noise = None
+    ) -> Tensor:
         """See `Relaxation`."""
         return _forward_backward(matrix[self.tokens(parameters, matrix, usable)], parameters)
 
@@ -147,9 +159,9 @@ def masked(scores: Tensor, usable: Tensor) -> Tensor:
     return scores.float().masked_fill(~usable, MASKED)
 
 
-def gumbel_like(scores: Tensor) -> Tensor:
+def gumbel_like(scores: Tensor, generator: Noise = None) -> Tensor:
     """Standard Gumbel noise of the same shape, always finite."""
-    return -torch.empty_like(scores).exponential_().clamp_(min=torch.finfo(scores.dtype).tiny).log_()
+    return -torch.empty_like(scores).exponential_(generator=generator).clamp_(min=torch.finfo(scores.dtype).tiny).log_()
 
 
 def _forward_backward(forward: Tensor, backward: Tensor) -> Tensor:

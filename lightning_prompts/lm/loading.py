@@ -72,7 +72,12 @@ def _checkpoint_gradients(model: PreTrainedModel) -> None:
             f"{type(model).__name__} does not support gradient checkpointing; set gradient_checkpointing: false"
         )
     # Not the re-entrant kind: it sees no gradient towards what reaches a layer by other ways than its input (a prefix).
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    settings = {"use_reentrant": False}
+    if hasattr(model, "activation_checkpointing_enable"):  # its name in newer versions
+        model.activation_checkpointing_enable(settings)
+    else:
+        model.gradient_checkpointing_enable(settings)
+    model.disable_input_require_grads()  # which the re-entrant kind would need
 
 
 def load_tokenizer(config: LMConfig) -> PreTrainedTokenizerBase:

@@ -125,6 +125,11 @@ class PromptMethod(L.LightningModule):
         """The run's seed, for what is drawn once: the same however much of the randomness loading has used up."""
         return torch.initial_seed() % 2**63
 
+    def step_generator(self, device: torch.device | None = None) -> torch.Generator:
+        """Randomness of this training step: the same in a run that was resumed in between."""
+        step = self.trainer.fit_loop.total_batch_idx + 1
+        return torch.Generator(device or "cpu").manual_seed((self.seed() * 1_000_003 + step) % 2**63)
+
     def _check_lengths(self) -> None:
         """Find examples that do not fit the context window before anything starts, not in the middle of it."""
         data = getattr(self.trainer, "datamodule", None)
@@ -198,7 +203,7 @@ class PromptMethod(L.LightningModule):
         return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - self.progress(step))
 
     def progress(self, step: int) -> float:
-        """How much of the run lies behind step ``step``, in [0, 1]: of its steps, or of its budget if that ends first."""
+        """How much of the run lies behind step ``step``, in [0, 1]: of its steps or its budget, what ends first."""
         # Asked for as late as this because Lightning builds the dataloader to answer, and one that is built before
         # a checkpoint is restored would start its epoch anew.
         steps = step / self.trainer.estimated_stepping_batches if step else 0.0

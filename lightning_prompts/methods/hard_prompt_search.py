@@ -174,8 +174,7 @@ class HardPromptSearch(DiscretePromptMethod):
         Raises:
             UserError: None of several draws is.
         """
-        seed = torch.initial_seed() * 1_000_003 + self.trainer.global_step  # a resumed run draws the same
-        generator = torch.Generator().manual_seed(seed % 2**63)
+        generator = self.step_generator()
         top = top_tokens(gradient, self.usable, self.top_k)
         for _ in range(5):
             drawn = draw_candidates(self.pool_ids[0], top, self.candidates, self.swaps, generator)

@@ -108,7 +108,9 @@ class RelaxedPromptTuning(DiscretePromptMethod):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch under the relaxation."""
         del batch_idx
-        vectors = self.relaxation.train_vectors(self.parameters_, self.matrix, self.usable, self._temperature())
+        vectors = self.relaxation.train_vectors(
+            self.parameters_, self.matrix, self.usable, self._temperature(), self.step_generator(self.device)
+        )
         self.log("train/temperature", self._temperature(), batch_size=len(batch))
         return self.likelihood_step(batch, vectors, self.objective)
 
