@@ -20,6 +20,8 @@ class Antonyms(TextDataModule):
         min_count: Keep pairs whose rarer word occurs at least so often in WordNet's tagged texts; 0 keeps all 3,229.
         val_fraction: Share of the pairs for validation.
         test_fraction: Share of the pairs for testing.
+        rare_size: Questions of a further test set, out of distribution: pairs below ``min_count``, none of whose words
+            occurs in any other split.
         batch_size: Examples per training step.
         eval_batch_size: Examples per evaluation step.
         max_train_examples: Keep only so many training examples, drawn by ``seed``.
@@ -35,6 +37,7 @@ class Antonyms(TextDataModule):
         min_count: int = 1,
         val_fraction: float = 0.1,
         test_fraction: float = 0.2,
+        rare_size: int = 0,
         batch_size: int = 32,
         eval_batch_size: int = 64,
         max_train_examples: int | None = None,
@@ -50,10 +53,14 @@ class Antonyms(TextDataModule):
         self.min_count = min_count
         self.val_fraction = val_fraction
         self.test_fraction = test_fraction
+        if rare_size < 0 or rare_size % 2:
+            raise UserError(f"data.rare_size must be 0 or an even number (both directions of pairs), got {rare_size}")
+        self.rare_size = rare_size
 
     def load_rows(self) -> dict[Split, list[SourceRow]]:
         """Split whole components of the word graph, so that no word stands in two splits."""
-        table = [row for row in antonym_table() if int(row["count"]) >= self.min_count]
+        everything = antonym_table()
+        table = [row for row in everything if int(row["count"]) >= self.min_count]
         pairs = [(row["word"], row["antonym"]) for row in table]
         groups = disjoint_components(pairs)
         random.Random(self.seed).shuffle(groups)
@@ -67,7 +74,28 @@ class Antonyms(TextDataModule):
                 targets.pop(0)
             split: Split = targets[0][0] if targets else "train"
             for index in group:
-                for question, answer in (pairs[index], pairs[index][::-1]):
-                    row = {"question": question, "answer": answer, "part": table[index]["part"]}
-                    splits[split].append(SourceRow(row, f"antonyms.tsv {question}/{answer}"))
+                splits[split] += _both_ways(table[index])
+        if self.rare_size:
+            known = {word for pair in pairs for word in pair}
+            splits["test/rare_words"] = self._rare(
+                [row for row in everything if int(row["count"]) < self.min_count], known
+            )
         return splits
+
+    def _rare(self, table: list[dict[str, str]], known: set[str]) -> list[SourceRow]:
+        rare = [row for row in table if not known & {row["word"], row["antonym"]}]
+        if len(rare) < self.rare_size // 2:
+            raise UserError(
+                f"data.rare_size ({self.rare_size}): only {2 * len(rare)} questions are below min_count ({self.min_count}) "
+                "and share no word with the others; lower it, or raise min_count"
+            )
+        drawn = random.Random(self.seed).sample(rare, self.rare_size // 2)
+        return [source for row in drawn for source in _both_ways(row)]
+
+
+def _both_ways(row: dict[str, str]) -> list[SourceRow]:
+    """Word -> antonym and antonym -> word."""
+    return [
+        SourceRow({"question": question, "answer": answer, "part": row["part"]}, f"antonyms.tsv {question}/{answer}")
+        for question, answer in ((row["word"], row["antonym"]), (row["antonym"], row["word"]))
+    ]

@@ -1,10 +1,13 @@
-"""Run configs over several seeds and print one table: mean and spread of the test metrics.
+"""Run configs over several seeds and print tables: mean and spread of the test metrics.
 
     python experiments/study.py --folder runs/antonyms --seeds 0 1 2 experiments/antonyms/*.yaml [--data.train FILE ...]
+    python experiments/study.py --folder runs/families --tasks experiments/families/tasks/*.yaml -- \\
+        experiments/families/methods/*.yaml
 
-Each run lies in FOLDER/CONFIG/seed-K. A seed sets the split, the initial prompt and the order of batches. Runs that
-have a ``metrics.json`` are kept, so that an interrupted study goes on where it was. With ``--untrained``, the prompt
-that training starts from is tested too. Other options are handed on to every run.
+Each run lies in FOLDER/CONFIG/seed-K, with tasks in FOLDER/TASK/CONFIG/seed-K. A seed sets the split, the initial prompt
+and the order of batches. Runs that have a ``metrics.json`` are kept, so that an interrupted study goes on where it was.
+With ``--untrained``, the prompt that training starts from is tested too. With ``--tasks``, every config is combined with
+every task, and a second table puts the methods side by side. Other options are handed on to every run.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import statistics
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import yaml
 from rich.console import Console
@@ -22,6 +26,8 @@ from rich.console import Console
 from lightning_prompts.cli import run
 
 console = Console(stderr=True)
+UNTRAINED = {"FixedPrompt", "FewShot", "ChainOfThought"}
+Results = dict[str, list[float]]  # a metric's values by seed
 
 
 def execute(words: list[str]) -> None:
@@ -32,26 +38,33 @@ def execute(words: list[str]) -> None:
 
 
 def measure(
-    config: Path, seed: int, folder: Path, trained: bool, checkpoint: str, options: list[str]
+    configs: list[Path], seed: int, folder: Path, trained: bool, checkpoint: str, options: list[str]
 ) -> dict[str, float]:
-    """Train (where there is something to train) and test one config with one seed."""
+    """Train (where there is something to train) and test configs, each on top of the one before, with one seed."""
     done = folder / "metrics.json"
     if not done.is_file():
+        given = [word for config in configs for word in ("-c", str(config))]
         seeds = ["--seed_everything", str(seed), "--data.seed", str(seed), *options]
         root = ["--trainer.default_root_dir", str(folder)]
         seconds = 0.0
-        if trained and trains(config):
+        if trained and trains(configs[0]):
             start = time.monotonic()
-            execute(["fit", "-c", str(config), *seeds, *root, "--overwrite", "true"])
+            execute(["fit", *given, *seeds, *root, "--overwrite", "true"])
             seconds = time.monotonic() - start
             keep(folder, seconds)
             execute(["test", "-c", str(folder / "config.yaml"), "--verbose", "false",
                      "--ckpt_path", checkpoint])  # fmt: skip
         else:
             keep(folder, seconds)
-            execute(["test", "-c", str(config), *seeds, *root, "--verbose", "false"])
-    metrics = json.loads(done.read_text(encoding="utf-8"))
-    return {**metrics, **json.loads((folder / "seconds.json").read_text(encoding="utf-8"))}
+            execute(["test", *given, *seeds, *root, "--verbose", "false"])
+    costs = {"tokens": 0.0, "steps": 0.0}
+    if (folder / "budget.json").is_file():
+        costs = json.loads((folder / "budget.json").read_text(encoding="utf-8"))
+    return {
+        **json.loads(done.read_text(encoding="utf-8")),
+        **{f"budget/{name}": value for name, value in costs.items()},
+        **json.loads((folder / "seconds.json").read_text(encoding="utf-8")),
+    }
 
 
 def keep(folder: Path, seconds: float) -> None:
@@ -62,7 +75,7 @@ def keep(folder: Path, seconds: float) -> None:
 
 def trains(config: Path) -> bool:
     """Whether there is something to fit."""
-    return bool(yaml.safe_load(config.read_text(encoding="utf-8"))["model"]["class_path"] != "FixedPrompt")
+    return yaml.safe_load(config.read_text(encoding="utf-8"))["model"]["class_path"] not in UNTRAINED
 
 
 def cell(values: list[float], digits: int) -> str:
@@ -71,34 +84,74 @@ def cell(values: list[float], digits: int) -> str:
     return f"{statistics.mean(values):.{digits}f}{spread}"
 
 
+def collect(arguments: argparse.Namespace, options: list[str]) -> dict[tuple[str, str], Results]:
+    """Run everything: results by task (empty without tasks) and name of the config."""
+    found: dict[tuple[str, str], Results] = {}
+    for task in arguments.tasks or [None]:
+        for config in arguments.configs:
+            for trained in (False, True) if arguments.untrained and trains(config) else (True,):
+                name = config.stem if trained else f"{config.stem}-untrained"
+                folder = arguments.folder / (task.stem if task else "") / name
+                configs = [config, task] if task else [config]
+                results = [
+                    measure(configs, seed, folder / f"seed-{seed}", trained, arguments.checkpoint, options)
+                    for seed in arguments.seeds
+                ]
+                shared = [key for key in results[0] if all(key in result for result in results)]
+                found[task.stem if task else "", name] = {key: [result[key] for result in results] for key in shared}
+    return found
+
+
+def long_table(found: dict[tuple[str, str], Results]) -> list[str]:
+    """One row for each config (and task) and test set."""
+    lines = [
+        "| config | NLL (nats per answer token) | exact match | test questions | training seconds | training tokens |",
+        "|---|---|---|---|---|---|",
+    ]
+    for (task, name), results in found.items():
+        for split in (key.removesuffix("/nll") for key in results if key.endswith("/nll")):
+            sizes = sorted({int(size) for size in results[f"{split}/examples"]})
+            size = f"{sizes[0]}-{sizes[-1]}" if len(sizes) > 1 else f"{sizes[0]}"
+            further = split.removeprefix("test").removeprefix("/")
+            label = " / ".join(part for part in (task, name, further) if part)
+            lines.append(
+                f"| {label} | {cell(results[f'{split}/nll'], 3)} | {cell(results[f'{split}/exact_match'], 3)} | {size} "
+                f"| {cell(results['seconds'], 0)} | {cell(results['budget/tokens'], 0)} |"
+            )
+    return lines
+
+
+def side_by_side(found: dict[tuple[str, str], Results], what: str) -> list[str]:
+    """Methods down, tasks across: in distribution, then the mean of the out-of-distribution sets."""
+    tasks, names = ([*dict.fromkeys(key[place] for key in found)] for place in (0, 1))
+    lines = [f"| {what} | " + " | ".join(tasks) + " |", "|---|" + "---|" * len(tasks)]
+    for name in names:
+        cells = []
+        for task in tasks:
+            results = found[task, name]
+            further: list[Any] = [values for key, values in results.items()
+                                  if key.startswith("test/") and key.count("/") == 2 and key.endswith(what)]  # fmt: skip
+            outside = [statistics.mean(values) for values in zip(*further, strict=True)]
+            cells.append(cell(results[f"test/{what}"], 2) + (f" → {cell(outside, 2)}" if outside else ""))
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return lines
+
+
 def main() -> None:
-    """Run everything, print the table as Markdown."""
+    """Run everything, print the tables as Markdown."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("configs", nargs="+", type=Path)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--tasks", nargs="+", type=Path, help="configs of the data alone")
     parser.add_argument("--untrained", action="store_true", help="test the initial prompt as well")
     parser.add_argument("--checkpoint", choices=["best", "last"], default="best", help="best on validation, or last")
     arguments, options = parser.parse_known_args()
-    lines = [
-        "| config | NLL (nats per answer token) | exact match | test questions | training seconds |",
-        "|---|---|---|---|---|",
-    ]
-    for config in arguments.configs:
-        for trained in (False, True) if arguments.untrained and trains(config) else (True,):
-            name = config.stem if trained else f"{config.stem}-untrained"
-            results = [
-                measure(config, seed, arguments.folder / name / f"seed-{seed}", trained, arguments.checkpoint, options)
-                for seed in arguments.seeds
-            ]
-            columns = {key: [result[key] for result in results] for key in results[0]}
-            sizes = sorted({int(size) for size in columns["test/examples"]})
-            size = f"{sizes[0]}-{sizes[-1]}" if len(sizes) > 1 else f"{sizes[0]}"
-            lines.append(
-                f"| {name} | {cell(columns['test/nll'], 3)} | {cell(columns['test/exact_match'], 3)} | {size} | "
-                f"{cell(columns['seconds'], 0)} |"
-            )
-    print("\n".join(lines))
+    found = collect(arguments, options)
+    print("\n".join(long_table(found)))
+    if arguments.tasks:
+        for what in ("exact_match", "nll"):
+            print("\n" + "\n".join(side_by_side(found, what)))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,46 @@
+"""Every YAML under experiments/ trains two steps, saves, reloads and tests, on a tiny model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import TINY
+from test_project import CONFIGS, ROOT
+
+from lightning_prompts.cli import run
+
+SMALL = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--model.max_new_tokens", "2",
+         "--model.lm.name", f"{TINY},max_position_embeddings=2048", "--model.lm.dtype", "float32",
+         "--trainer.limit_test_batches", "1", "--trainer.limit_val_batches", "1"]  # fmt: skip
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_yaml_trains_saves_reloads_and_tests(config: Path, tmp_path: Path) -> None:
+    parts = yaml.safe_load(config.read_text())
+    settings = parts.get("data", {}).get("init_args", {})
+    words = ["-c", str(config), *SMALL, "--trainer.default_root_dir", str(tmp_path / "run")]
+    if "model" not in parts:
+        words += ["--model", "SoftPromptTuning"]
+    if "data" not in parts:
+        words += ["--data", "Antonyms"]
+    if "train" in settings:  # a user's own file
+        rows = [{settings["question"]: f"w{n}", settings["answer"]: f"v{n}"} for n in range(400)]
+        (tmp_path / "own.json").write_text(json.dumps(rows))
+        words += ["--data.train", str(tmp_path / "own.json")]
+    if parts.get("model", {}).get("class_path") in ("FixedPrompt", "FewShot", "ChainOfThought"):
+        assert run(["test", *words, "--verbose", "false"]) == 0
+    else:
+        assert run(["fit", *words, "--trainer.max_steps", "2"]) == 0
+        checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
+        assert torch.load(checkpoint, weights_only=True)["global_step"] == 2
+        assert (
+            run(["test", "-c", str(tmp_path / "run" / "config.yaml"), "--ckpt_path", "last", "--verbose", "false"]) == 0
+        )
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert 0 < metrics["test/nll"] < 20
+    for name in [name for name in metrics if name.endswith("/examples")]:
+        assert metrics[name] > 0
