@@ -77,17 +77,16 @@ class Antonyms(TextDataModule):
                 splits[split] += _both_ways(table[index])
         if self.rare_size:
             known = {word for pair in pairs for word in pair}
-            splits["test/rare_words"] = self._rare(
-                [row for row in everything if int(row["count"]) < self.min_count], known
-            )
+            rare = [row for row in everything if int(row["count"]) < self.min_count]
+            splits["test/rare_words"] = self._rare(rare, known)
         return splits
 
     def _rare(self, table: list[dict[str, str]], known: set[str]) -> list[SourceRow]:
         rare = [row for row in table if not known & {row["word"], row["antonym"]}]
         if len(rare) < self.rare_size // 2:
             raise UserError(
-                f"data.rare_size ({self.rare_size}): only {2 * len(rare)} questions are below min_count ({self.min_count}) "
-                "and share no word with the others; lower it, or raise min_count"
+                f"data.rare_size ({self.rare_size}): only {2 * len(rare)} questions are below min_count "
+                f"({self.min_count}) and share no word with the others; lower it, or raise min_count"
             )
         drawn = random.Random(self.seed).sample(rare, self.rare_size // 2)
         return [source for row in drawn for source in _both_ways(row)]

@@ -1,13 +1,13 @@
-"""Run configs over several seeds and print tables: mean and spread of the test metrics.
+r"""Run configs over several seeds and print tables: mean and spread of the test metrics.
 
     python experiments/study.py --folder runs/antonyms --seeds 0 1 2 experiments/antonyms/*.yaml [--data.train FILE ...]
-    python experiments/study.py --folder runs/families --tasks experiments/families/tasks/*.yaml -- \\
+    python experiments/study.py --folder runs/families --tasks experiments/families/tasks/*.yaml -- \
         experiments/families/methods/*.yaml
 
-Each run lies in FOLDER/CONFIG/seed-K, with tasks in FOLDER/TASK/CONFIG/seed-K. A seed sets the split, the initial prompt
-and the order of batches. Runs that have a ``metrics.json`` are kept, so that an interrupted study goes on where it was.
-With ``--untrained``, the prompt that training starts from is tested too. With ``--tasks``, every config is combined with
-every task, and a second table puts the methods side by side. Other options are handed on to every run.
+Each run lies in FOLDER/CONFIG/seed-K, with tasks in FOLDER/TASK/CONFIG/seed-K. A seed sets the split, the initial
+prompt and the order of batches. Runs that have a ``metrics.json`` are kept, so that an interrupted study goes on where
+it was. With ``--untrained``, the prompt that training starts from is tested too. With ``--tasks``, every config is
+combined with every task, and further tables put the methods side by side. Other options are handed on to every run.
 """
 
 from __future__ import annotations
@@ -129,8 +129,10 @@ def side_by_side(found: dict[tuple[str, str], Results], what: str) -> list[str]:
         cells = []
         for task in tasks:
             results = found[task, name]
-            further: list[Any] = [values for key, values in results.items()
-                                  if key.startswith("test/") and key.count("/") == 2 and key.endswith(what)]  # fmt: skip
+            sets = [
+                key for key in results if key.startswith("test/") and key.count("/") == 2 and key.endswith(f"/{what}")
+            ]
+            further: list[Any] = [results[key] for key in sets]
             outside = [statistics.mean(values) for values in zip(*further, strict=True)]
             cells.append(cell(results[f"test/{what}"], 2) + (f" → {cell(outside, 2)}" if outside else ""))
         lines.append(f"| {name} | " + " | ".join(cells) + " |")

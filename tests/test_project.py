@@ -45,10 +45,9 @@ def test_every_yaml_parses_and_instantiates(config: Path, tmp_path: Path, monkey
     built = []
     text = config.read_text()
     parts = yaml.safe_load(text)
-    rest = [
-        *([] if "model" in parts else ["--model", "FixedPrompt"]),
-        *([] if "data" in parts else ["--data", "Antonyms"]),
-    ]
+    missing = {"model": "FixedPrompt", "data": "Antonyms"}
+    missing = {"model": "FixedPrompt", "data": "Antonyms"}
+    rest = [word for part, name in missing.items() if part not in parts for word in (f"--{part}", name)]
     for name in ("fit", "test"):  # what the command line would run with these classes
         monkeypatch.setattr(PromptCLI, name, lambda cli, **kwargs: built.append(kwargs["model"]), raising=False)
         PromptCLI([name, "-c", str(config), *rest, "--trainer.default_root_dir", str(tmp_path)])
