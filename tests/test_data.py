@@ -8,6 +8,7 @@ import pytest
 from datamodules import Antonyms, QuestionAnswer
 from datamodules.base import EpochSampler, ResumableLoader, disjoint_components
 from datamodules.question_answer import read_table
+from datamodules.wordnet import antonym_table
 from lightning_prompts.errors import UserError
 from lightning_prompts.types import Batch
 
@@ -195,3 +196,25 @@ def test_a_loader_goes_on_where_its_state_says() -> None:
     assert resumed.state_dict() == {"epoch": 0, "yielded": 0}
     resumed.sampler.set_epoch(1)  # type: ignore[attr-defined]
     assert len(list(resumed)) == 4, "the next epoch is whole again"
+
+
+def test_rare_antonyms_are_another_test_set() -> None:
+    data, plain = Antonyms(rare_size=60), Antonyms()
+    assert data.splits("test") == ["test", "test/rare_words"]
+    assert plain.splits("test") == ["test"]
+    rare = data.examples("test/rare_words")
+    assert len(rare) == 60
+    others = [example for split in ("train", "val", "test") for example in data.examples(split)]
+    assert not words(rare) & words(others)
+    for split in ("train", "val", "test"):
+        assert data.examples(split) == plain.examples(split), "nothing else changes"
+    counts = {row["word"]: int(row["count"]) for row in antonym_table()}
+    assert all(counts.get(example.question, 0) == 0 for example in rare)
+
+
+@pytest.mark.parametrize(
+    ("size", "message"), [(3, "even number"), (-2, "even number"), (9_000, "only [0-9]+ questions")]
+)
+def test_rare_antonyms_are_checked(size: int, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Antonyms(rare_size=size).examples("test")
