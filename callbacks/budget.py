@@ -34,32 +34,46 @@ class Budget(L.Callback):
                 raise UserError(f"Budget.{name} must be above 0, got {value}")
         self.tokens, self.seconds = tokens, seconds
         self.used: dict[str, float] = {"tokens": 0, "seconds": 0.0, "steps": 0}
+        self._time, self._tokens = 0.0, 0
 
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
-    ) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start counting."""
-        self._start = time.perf_counter()
-        self._before = cast("PromptMethod", pl_module).lm.tokens_forwarded
+        self._mark(pl_module)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        """Stop counting, and stop training where the limit is."""
-        method = cast("PromptMethod", pl_module)
-        self.used["seconds"] += time.perf_counter() - self._start
-        self.used["tokens"] += method.lm.tokens_forwarded - self._before
+        """Count, and stop training where the limit is."""
+        self._count(pl_module)
         self.used["steps"] = trainer.global_step
-        shares = [
-            self.used[name] / limit for name, limit in (("tokens", self.tokens), ("seconds", self.seconds)) if limit
-        ]
-        method.budget_used = max(shares, default=0.0)
         pl_module.log("budget/tokens", float(self.used["tokens"]))
-        if method.budget_used >= 1:
+        limits = {"tokens": self.tokens, "seconds": self.seconds}
+        used = max((self.used[name] / limit for name, limit in limits.items() if limit), default=0.0)
+        cast("PromptMethod", pl_module).budget_used = used
+        if used >= 1:
             trainer.should_stop = True
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Count what came after the last batch."""
+        if trainer.state.fn == "fit":
+            self._count(pl_module)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Leave validation out."""
+        self._mark(pl_module)
+
+    def _mark(self, pl_module: L.LightningModule) -> None:
+        self._time, self._tokens = time.perf_counter(), cast("PromptMethod", pl_module).lm.tokens_forwarded
+
+    def _count(self, pl_module: L.LightningModule) -> None:
+        time_before, tokens_before = self._time, self._tokens
+        self._mark(pl_module)
+        self.used["seconds"] += self._time - time_before
+        self.used["tokens"] += self._tokens - tokens_before
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the counts."""
+        self._count(pl_module)
         if trainer.is_global_zero:
             write_json(Path(trainer.default_root_dir) / "budget.json", self.used)
 

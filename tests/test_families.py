@@ -35,6 +35,7 @@ from lightning_prompts.methods import (
 from lightning_prompts.objectives import Likelihood
 from lightning_prompts.prompts.initializers import FromText, Hybrid, RandomTokens, VocabNormal
 from lightning_prompts.prompts.key_values import PrefixMLP
+from lightning_prompts.search.rounding import Rounding
 from lightning_prompts.search.scoring import Racing
 from lightning_prompts.template import Template
 from lightning_prompts.types import Example
@@ -47,6 +48,9 @@ MAKE: dict[str, Callable[[], PromptMethod]] = {
     "gumbel": lambda: RelaxedPromptTuning(3, GumbelSoftmax(), lm=LM, max_new_tokens=2),
     "straight-through": lambda: RelaxedPromptTuning(3, StraightThrough(), lm=LM, max_new_tokens=2),
     "pez": lambda: RelaxedPromptTuning(3, Projected(), lm=LM, max_new_tokens=2),
+    "rounded": lambda: RelaxedPromptTuning(
+        3, Softmax(), rounding=Rounding(1, 4, 5), lm=LM, max_new_tokens=2, memory_mb=10
+    ),
     "search": lambda: HardPromptSearch(init=FromText(" ab"), candidates=6, top_k=30, lm=LM, max_new_tokens=2),
     "search, all": lambda: HardPromptSearch(
         init=FromText(" ab"), candidates=6, top_k=30, swaps=2, pool=3, fluency=0.5, readable=True,
@@ -55,14 +59,16 @@ MAKE: dict[str, Callable[[], PromptMethod]] = {
     "lora": lambda: LoraTuning(rank=2, lm=LM, max_new_tokens=2),
     "scratch": lambda: ScratchTransformer(2, 16, 2, max_new_tokens=2),
 }  # fmt: skip
+RELAXED = {"parameters_", "rounded_ids", "best_ids", "best_nll"}
 KEYS = {
     "prefix": {"prefix.initial", "prefix.network.delta"},
     "prefix, mlp": {"prefix.initial", *(f"prefix.network.{name}" for name in (
         "embeddings", "up.weight", "up.bias", "down.weight", "down.bias"))},
-    "softmax": {"parameters_", "best_ids", "best_nll"},
-    "gumbel": {"parameters_", "best_ids", "best_nll"},
-    "straight-through": {"parameters_", "best_ids", "best_nll"},
-    "pez": {"parameters_", "best_ids", "best_nll"},
+    "softmax": RELAXED,
+    "gumbel": RELAXED,
+    "straight-through": RELAXED,
+    "pez": RELAXED,
+    "rounded": RELAXED,
     "search": {"embeddings", "pool_ids", "best_ids", "best_nll"},
     "search, all": {"embeddings", "pool_ids", "best_ids", "best_nll"},
 }  # fmt: skip
@@ -206,7 +212,7 @@ def test_a_prefix_counts_towards_the_context_window(tmp_path: Path) -> None:
 # --- tokens ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["softmax", "search"])
+@pytest.mark.parametrize("name", ["softmax", "rounded", "search"])
 def test_the_best_tokens_by_validation_are_the_result(name: str, tmp_path: Path) -> None:
     L.seed_everything(0)
     model = MAKE[name]()
@@ -278,6 +284,7 @@ def test_fluency_counts_the_prompt_s_own_likelihood(tmp_path: Path) -> None:
         (lambda: PrefixMLP(0, 3), "must be at least 1"),
         (lambda: ScratchTransformer(width=30, heads=4), "even multiple of heads"),
         (lambda: LoraTuning(rank=0), "rank must be at least 1"),
+        (lambda: Rounding(top_k=0), "rounding.top_k must be at least 1"),
         (lambda: FewShot(0), "shots must be at least 1"),
         (lambda: ChainOfThought(reasoning_tokens=0), "reasoning_tokens must be at least 1"),
         (lambda: Budget(tokens=0), "Budget.tokens must be above 0"),

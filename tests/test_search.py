@@ -16,6 +16,7 @@ from lightning_prompts.lm.plain import score_plain
 from lightning_prompts.objectives import Likelihood
 from lightning_prompts.prompts.vocabulary import usable_tokens
 from lightning_prompts.search.candidates import draw_candidates, survives, top_tokens
+from lightning_prompts.search.rounding import Rounding, coordinate_descent
 from lightning_prompts.search.scoring import CandidateScorer, Racing, fill, race
 from lightning_prompts.template import Template
 from lightning_prompts.types import Example
@@ -216,3 +217,23 @@ def test_a_prompt_s_own_logits(real: FrozenLM) -> None:
     expected = real.score_rows([Row(before, ids)], torch.empty(0, real.width)).nll
     assert nll.item() == pytest.approx(expected.item(), abs=1e-5)
     assert math.isfinite(nll.item())
+
+
+def test_rounding_ends_where_no_single_change_helps(tiny: FrozenLM) -> None:
+    rows, objective = rows_of(tiny, "prompt first", 3), Likelihood()
+    wanted = torch.randn(3, tiny.vocabulary, generator=torch.Generator().manual_seed(0))
+    scorer, settings = CandidateScorer(tiny), Rounding(top_k=6, sweeps=50)
+    ids = coordinate_descent(scorer, rows, wanted, objective, settings)
+    top = wanted.topk(6, -1).indices
+    assert all(token in allowed for token, allowed in zip(ids, top, strict=True))
+
+    def loss(prompt: torch.Tensor) -> float:
+        return float(race(scorer, rows, prompt[None], objective, None))
+
+    best = loss(ids)
+    assert best < loss(top[:, 0]) - 1e-4, "better than each position's own favourite"
+    for position in range(3):
+        for token in top[position]:
+            other = ids.clone()
+            other[position] = token
+            assert loss(other) >= best - 1e-6

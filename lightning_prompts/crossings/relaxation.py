@@ -48,8 +48,12 @@ class Relaxation(ABC):
         return self.train_vectors(parameters, matrix, usable, temperature)
 
     @abstractmethod
+    def scores(self, parameters: Tensor, matrix: Tensor, usable: Tensor) -> Tensor:
+        """How much each position wants each token, ``[P, V]``."""
+
     def tokens(self, parameters: Tensor, matrix: Tensor, usable: Tensor) -> Tensor:
-        """The discrete prompt, ``[P]``."""
+        """The discrete prompt, ``[P]``: the token that each position wants most."""
+        return self.scores(parameters, matrix, usable).argmax(-1)
 
 
 class _Scores(Relaxation):
@@ -60,9 +64,9 @@ class _Scores(Relaxation):
         scores = torch.zeros(len(ids), len(matrix), device=matrix.device)
         return scores.scatter_(1, ids[:, None], confidence)
 
-    def tokens(self, parameters: Tensor, matrix: Tensor, usable: Tensor) -> Tensor:
-        """The arg-max."""
-        return masked(parameters, usable).argmax(-1)
+    def scores(self, parameters: Tensor, matrix: Tensor, usable: Tensor) -> Tensor:
+        """Z."""
+        return masked(parameters, usable)
 
 
 @dataclass(frozen=True)
@@ -148,10 +152,10 @@ class Projected(Relaxation):
         """The vectors themselves."""
         return parameters
 
-    def tokens(self, parameters: Tensor, matrix: Tensor, usable: Tensor) -> Tensor:
-        """The nearest tokens."""
+    def scores(self, parameters: Tensor, matrix: Tensor, usable: Tensor) -> Tensor:
+        """Cosine similarities."""
         similarity = functional.normalize(parameters.detach(), dim=-1) @ functional.normalize(matrix, dim=-1).T
-        return similarity.masked_fill(~usable, -2.0).argmax(-1)
+        return similarity.masked_fill(~usable, -2.0)
 
 
 def masked(scores: Tensor, usable: Tensor) -> Tensor:

@@ -20,6 +20,8 @@ from lightning_prompts.methods.discrete import DiscretePromptMethod
 from lightning_prompts.objectives import Likelihood
 from lightning_prompts.prompts.initializers import Initializer, RandomTokens
 from lightning_prompts.prompts.vocabulary import usable_tokens
+from lightning_prompts.search.rounding import Rounding, coordinate_descent
+from lightning_prompts.search.scoring import CandidateScorer
 from lightning_prompts.types import Batch
 
 
@@ -35,6 +37,9 @@ class RelaxedPromptTuning(DiscretePromptMethod):
         init: Where the prompt starts; the tokens nearest to its vectors.
         confidence: How far the initial scores favour those tokens; 0 starts from all tokens alike. PEZ starts at them.
         readable: Only words of ASCII letters and punctuation.
+        rounding: How the tokens are found; ``None`` takes the likeliest of each position alone. Its cost counts as
+            training.
+        memory_mb: Megabytes that one pass of the rounding may take, about.
         objective: What is good.
         lm: The frozen language model.
         optimizer: Makes the optimiser of the prompt's parameters. Scores want large steps, PEZ's vectors about 0.05.
@@ -46,6 +51,7 @@ class RelaxedPromptTuning(DiscretePromptMethod):
     prompt_kind = "distribution over the vocabulary [P, V]"
     objective_name = "answer likelihood"
     matrix: Tensor
+    rounded_ids: Tensor
     usable: Tensor
 
     def __init__(
@@ -56,10 +62,12 @@ class RelaxedPromptTuning(DiscretePromptMethod):
         init: Initializer = RandomTokens(),  # noqa: B008
         confidence: float = 0.0,
         readable: bool = False,
+        rounding: Rounding | None = None,
+        memory_mb: float = 1024.0,
         objective: Likelihood = Likelihood(),  # noqa: B008
         lm: LMConfig = LMConfig(),  # noqa: B008
         optimizer: OptimizerCallable = lambda p: torch.optim.Adam(p, lr=0.3),
-        scheduler: LRSchedulerCallable | None = torch.optim.lr_scheduler.ConstantLR,
+        scheduler: LRSchedulerCallable | None = None,
         max_new_tokens: int = 16,
     ) -> None:
         """Check the settings; the prompt is made once the LM is loaded."""
@@ -74,6 +82,8 @@ class RelaxedPromptTuning(DiscretePromptMethod):
         self.init = init
         self.confidence = confidence
         self.readable = readable
+        self.rounding = rounding
+        self.memory_mb = memory_mb
         self.objective = objective
 
     @property
@@ -87,6 +97,7 @@ class RelaxedPromptTuning(DiscretePromptMethod):
         self.register_buffer("usable", usable_tokens(self.lm, self.readable), persistent=False)
         ids = self.lm.nearest_tokens(self.init(self.lm, self.length))[0]
         self.parameters_ = torch.nn.Parameter(self.relaxation.start(ids, self.matrix, self.confidence))
+        self.register_buffer("rounded_ids", self.relaxation.tokens(self.parameters_.detach(), self.matrix, self.usable))
         self.keep_ids(self.length)
 
     def checkpoint_meta(self) -> dict[str, str | int]:
@@ -95,7 +106,21 @@ class RelaxedPromptTuning(DiscretePromptMethod):
 
     def token_ids(self) -> Tensor:
         """The tokens as they are now, ``[P]``."""
+        if self.rounding is not None:
+            return self.rounded_ids
         return self.relaxation.tokens(self.parameters_, self.matrix, self.usable)
+
+    def on_train_batch_end(self, outputs: object, batch: Batch, batch_idx: int) -> None:
+        """Round, when it is time."""
+        if self.rounding is None or self.trainer.global_step % self.rounding.every:
+            return
+        train = self.trainer.datamodule.examples("train")  # type: ignore[attr-defined]
+        order = torch.randperm(len(train), generator=self.step_generator())[: self.rounding.examples]
+        rows = self.lm.encode_answers([train[index] for index in order.tolist()], self.matrix[: self.length],
+                                      self.objective.with_end)  # fmt: skip
+        scores = self.relaxation.scores(self.parameters_.detach(), self.matrix, self.usable)
+        scorer = CandidateScorer(self.lm, self.memory_mb)
+        self.rounded_ids.copy_(coordinate_descent(scorer, rows, scores, self.objective, self.rounding))
 
     def _temperature(self) -> float:
         return self.temperature.at(self.progress(self.trainer.global_step))
