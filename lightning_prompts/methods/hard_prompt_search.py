@@ -41,7 +41,7 @@ class HardPromptSearch(DiscretePromptMethod):
         readable: Only words of ASCII letters and punctuation.
         fluency: Weight of the prompt's own negative log-likelihood, nats per token; 0 for none.
         racing: Drop bad candidates after a few examples; ``None`` scores all on the whole batch.
-        memory_mb: Megabytes that one scoring pass may take, about.
+        memory_mb: Megabytes that one scoring pass may take, about; on a GPU give it more.
         objective: What is good.
         lm: The frozen language model.
         max_new_tokens: How long a generated answer may get.
@@ -63,7 +63,7 @@ class HardPromptSearch(DiscretePromptMethod):
         readable: bool = False,
         fluency: float = 0.0,
         racing: Racing | None = None,
-        memory_mb: float = 1024.0,
+        memory_mb: float = 256.0,
         objective: Likelihood = Likelihood(),  # noqa: B008
         lm: LMConfig = LMConfig(),  # noqa: B008
         max_new_tokens: int = 16,

@@ -63,7 +63,7 @@ class RelaxedPromptTuning(DiscretePromptMethod):
         confidence: float = 0.0,
         readable: bool = False,
         rounding: Rounding | None = None,
-        memory_mb: float = 1024.0,
+        memory_mb: float = 256.0,
         objective: Likelihood = Likelihood(),  # noqa: B008
         lm: LMConfig = LMConfig(),  # noqa: B008
         optimizer: OptimizerCallable = lambda p: torch.optim.Adam(p, lr=0.3),
