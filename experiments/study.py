@@ -1,13 +1,14 @@
 r"""Run configs over several seeds and print tables: mean and spread of the test metrics.
 
     python experiments/study.py --folder runs/antonyms --seeds 0 1 2 experiments/antonyms/*.yaml [--data.train FILE ...]
-    python experiments/study.py --folder runs/families --tasks experiments/families/tasks/*.yaml -- \
-        experiments/families/methods/*.yaml
+    python experiments/study.py --folder runs/families --tasks experiments/families/tasks/*.yaml \
+        --budget.tokens=20000 -- experiments/families/methods/*.yaml
 
 Each run lies in FOLDER/CONFIG/seed-K, with tasks in FOLDER/TASK/CONFIG/seed-K. A seed sets the split, the initial
 prompt and the order of batches. Runs that have a ``metrics.json`` are kept, so that an interrupted study goes on where
 it was. With ``--untrained``, the prompt that training starts from is tested too. With ``--tasks``, every config is
-combined with every task, and further tables put the methods side by side. Other options are handed on to every run.
+combined with every task, and further tables put the methods side by side. Other options are handed on to every run;
+written ahead of the configs they need a `=`.
 """
 
 from __future__ import annotations
@@ -149,6 +150,8 @@ def main() -> None:
     parser.add_argument("--untrained", action="store_true", help="test the initial prompt as well")
     parser.add_argument("--checkpoint", choices=["best", "last"], default="best", help="best on validation, or last")
     arguments, options = parser.parse_known_args()
+    if missing := [str(path) for path in (*arguments.configs, *(arguments.tasks or [])) if not path.is_file()]:
+        parser.error(f"no such config: {', '.join(missing)}; options go ahead of --, as --name=value")
     found = collect(arguments, options)
     print("\n".join(long_table(found)))
     if arguments.tasks:

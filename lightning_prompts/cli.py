@@ -54,7 +54,6 @@ CALLBACK_DEFAULTS: list[dict[str, Any]] = [
     {"class_path": "callbacks.PromptReadout"},
     {"class_path": "callbacks.SampleGenerations"},
     {"class_path": "callbacks.Throughput"},
-    {"class_path": "callbacks.Budget"},
 ]
 
 
@@ -141,6 +140,7 @@ class PromptCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The callbacks that every run has unless its config says otherwise, and the run folder's switch."""
         parser.set_defaults({"trainer.callbacks": CALLBACK_DEFAULTS})
+        parser.add_lightning_class_args(callbacks.Budget, "budget")
         parser.add_argument(
             "--overwrite", type=bool, default=False, help="Replace the run that the run folder already holds."
         )

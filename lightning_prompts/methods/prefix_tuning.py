@@ -48,7 +48,7 @@ class PrefixTuning(PromptMethod):
         mlp: PrefixMLP | None = PrefixMLP(),  # noqa: B008
         objective: Likelihood = Likelihood(),  # noqa: B008
         lm: LMConfig = LMConfig(),  # noqa: B008
-        optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=2e-3, weight_decay=0.0),
+        optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=5e-4, weight_decay=0.0),
         scheduler: LRSchedulerCallable | None = None,
         max_new_tokens: int = 16,
     ) -> None:
