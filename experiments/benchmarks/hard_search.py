@@ -7,7 +7,7 @@
    the same time for every candidate, so some of them are enough. Scores are compared.
 2. The same search twice, with racing and without: seconds of scoring per step, the final validation loss, and how much
    worse than the best of all candidates the race's winners were.
-3. One message, 64 and 512 candidates: nanoGCG's scoring function, in an environment of its own (see nanogcg_score.py).
+3. One message, 64 and 256 candidates: nanoGCG's scoring function, in an environment of its own (see nanogcg_score.py).
 """
 
 from __future__ import annotations
@@ -207,7 +207,7 @@ def main() -> None:
     races = [search(lm, arguments.steps, racing, grid[0]["hf_ms"], seed)
              for seed in arguments.seeds for racing in (None, Racing())]  # fmt: skip
     show("A search with P = 20, milliseconds per candidate", races)
-    gcg = [against_nanogcg(lm, arguments.nanogcg, count, arguments.repeats) for count in (64, 512)
+    gcg = [against_nanogcg(lm, arguments.nanogcg, count, arguments.repeats) for count in (64, 256)
            if arguments.nanogcg]  # fmt: skip
     if gcg:
         show("One message, seconds per step's candidates", gcg)

@@ -44,7 +44,7 @@ class Level:
 
     Args:
         counts: Tokens of each segment, ``n`` of them.
-        starts: Position of each segment's first token, ``[n]``.
+        starts: Position of each segment's first token, ``[n]``, on the CPU.
         offset: How many packed tokens stand before this level's.
         device: Where the model runs.
     """
@@ -53,13 +53,15 @@ class Level:
         """Work out the indices between packed and padded form once, for all layers."""
         self.size, self.width, self.tokens = len(counts), max(counts), sum(counts)
         self.offset = offset
-        self.counts = torch.tensor(counts, device=device)
-        self.starts = starts.to(device)
-        inside = torch.arange(self.width, device=device)[None] < self.counts[:, None]
         self.even = min(counts) == self.width
-        self.unpad_index = inside.flatten().nonzero()[:, 0]
-        self.query_positions = self.starts[:, None] + torch.arange(self.width, device=device)  # [n, T]
-        self.positions = self.query_positions[inside]
+        # On the CPU first: counting what is true would make a GPU wait.
+        column = torch.arange(self.width)
+        inside = column[None] < torch.tensor(counts)[:, None]
+        positions = starts[:, None] + column  # [n, T]
+        self.unpad_index = inside.flatten().nonzero()[:, 0].to(device)
+        self.positions = positions[inside].to(device)
+        self.query_positions = positions.to(device)
+        self.counts, self.starts = torch.tensor(counts, device=device), starts.to(device)
 
     def pad(self, packed: Tensor) -> Tensor:
         """``[N, ...]`` tokens of this level -> ``[n, T, ...]``, zeros where a segment is shorter."""
@@ -127,6 +129,7 @@ class Layout:
                 continue
             starts = starts.repeat_interleave(len(counts) // len(starts))
             self.passing.append(Level(counts, starts, offset, device))
+            row_starts = starts
             starts = starts + torch.tensor(counts)
             offset += sum(counts)
         rows = self.passing[-1]
@@ -138,7 +141,7 @@ class Layout:
                 self.row_columns = torch.tensor(columns, device=device)
             if memory.starts is None:
                 memory.levels = [*self.above, *self.passing[:-1]]
-                memory.starts = rows.starts.cpu()
+                memory.starts = row_starts
             slots = torch.arange(rows.size, device=device) * memory.capacity + self.row_columns
             self.memory_index = rows.unpad_index % rows.width + slots[rows.unpad_index // rows.width]
         self.followed = False  # set once a layer has attended by this layout
