@@ -49,7 +49,7 @@ def test_fit_test_predict(finished: Path, capsys: pytest.CaptureFixture[str]) ->
     rows = [json.loads(line) for line in (finished / "predictions.jsonl").read_text().splitlines()]
     assert set(metrics) == {"test/nll", "test/exact_match", "test/examples"}
     assert len(rows) == metrics["test/examples"]
-    assert set(rows[0]) == {"question", "answer", "generated", "nll", "correct"}
+    assert set(rows[0]) == {"split", "question", "answer", "generated", "nll", "correct"}
     assert sum(row["nll"] for row in rows) / len(rows) == pytest.approx(metrics["test/nll"], rel=1e-5)
     assert code("predict", "-c", config, "--ckpt_path", str(best)) == 0
     generations = [json.loads(line) for line in (finished / "generations.jsonl").read_text().splitlines()]
@@ -300,3 +300,21 @@ def test_as_a_process(tmp_path: Path) -> None:
     help_ = lightning_prompts("--help", cwd=tmp_path)
     assert help_.returncode == 0
     assert "predict" in help_.stdout
+
+
+def test_a_budget_is_a_setting_of_every_run(tmp_path: Path) -> None:
+    """A search writes its text, stops at its budget, and nothing of it stays behind when the run is replaced."""
+    folder = tmp_path / "run"
+    own = ["--data", "Antonyms", "--data.max_train_examples", "64", "--trainer.default_root_dir", str(folder)]
+    small = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--model.lm.name", TINY,
+             "--model.max_new_tokens", "2", "--trainer.limit_val_batches", "1", "--budget.tokens", "900"]  # fmt: skip
+    search = ["--model", "HardPromptSearch", "--model.candidates", "4", "--model.top_k", "9"]
+    assert code("fit", *own, *search, *small, "--trainer.max_epochs", "100") == 0
+    used = json.loads((folder / "budget.json").read_text())
+    assert 900 <= used["tokens"] < 9000
+    assert used["steps"] < 200
+    assert (folder / "prompt.txt").exists()
+    assert code("fit", *own, "--model", "PrefixTuning", *small, "--overwrite", "true") == 0
+    assert not (folder / "prompt.txt").exists()
+    again = json.loads((folder / "budget.json").read_text())
+    assert again["tokens"] != used["tokens"]
