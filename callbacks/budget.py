@@ -31,13 +31,14 @@ class Budget(L.Callback):
         """Check the limits."""
         for name, value in (("tokens", tokens), ("seconds", seconds)):
             if value is not None and value <= 0:
-                raise UserError(f"Budget.{name} must be above 0, got {value}")
+                raise UserError(f"budget.{name} must be above 0, got {value}")
         self.tokens, self.seconds = tokens, seconds
         self.used: dict[str, float] = {"tokens": 0, "seconds": 0.0, "steps": 0}
         self._time, self._tokens = 0.0, 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start counting."""
+        """Start counting; a resumed run goes on where it was, learning rates included."""
+        cast("PromptMethod", pl_module).budget_used = self._share()
         self._mark(pl_module)
 
     def on_train_batch_end(
@@ -47,10 +48,8 @@ class Budget(L.Callback):
         self._count(pl_module)
         self.used["steps"] = trainer.global_step
         pl_module.log("budget/tokens", float(self.used["tokens"]))
-        limits = {"tokens": self.tokens, "seconds": self.seconds}
-        used = max((self.used[name] / limit for name, limit in limits.items() if limit), default=0.0)
-        cast("PromptMethod", pl_module).budget_used = used
-        if used >= 1:
+        cast("PromptMethod", pl_module).budget_used = share = self._share()
+        if share >= 1:
             trainer.should_stop = True
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -61,6 +60,11 @@ class Budget(L.Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Leave validation out."""
         self._mark(pl_module)
+
+    def _share(self) -> float:
+        """How much of the tighter limit is used up."""
+        limits = {"tokens": self.tokens, "seconds": self.seconds}
+        return max((self.used[name] / limit for name, limit in limits.items() if limit), default=0.0)
 
     def _mark(self, pl_module: L.LightningModule) -> None:
         self._time, self._tokens = time.perf_counter(), cast("PromptMethod", pl_module).lm.tokens_forwarded

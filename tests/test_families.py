@@ -12,6 +12,7 @@ import lightning as L  # noqa: N812
 import pytest
 import torch
 from conftest import SHAPES, TINY
+from lightning.pytorch.callbacks import ModelCheckpoint
 from test_methods import data, resumable, trainer
 from transformers import DynamicCache
 
@@ -287,7 +288,7 @@ def test_fluency_counts_the_prompt_s_own_likelihood(tmp_path: Path) -> None:
         (lambda: Rounding(top_k=0), "rounding.top_k must be at least 1"),
         (lambda: FewShot(0), "shots must be at least 1"),
         (lambda: ChainOfThought(reasoning_tokens=0), "reasoning_tokens must be at least 1"),
-        (lambda: Budget(tokens=0), "Budget.tokens must be above 0"),
+        (lambda: Budget(tokens=0), "budget.tokens must be above 0"),
     ],
 )
 def test_settings_are_checked_at_once(make: Callable[[], object], words: str) -> None:
@@ -416,3 +417,20 @@ def test_a_budget_stops_training_where_it_is_used_up(limit: dict[str, float], tm
         assert fit.optimizers[0].param_groups[0]["lr"] < 2e-3, "the learning rate has fallen"
     else:
         assert counts["steps"] == 1
+
+
+def test_a_resumed_run_goes_on_with_its_budget(tmp_path: Path) -> None:
+    """Tokens and learning rate: the decay follows the budget here, which ends long before the epochs do."""
+    prompts = []
+    for folder, resume in (("whole", None), ("rest", tmp_path / "whole" / "checkpoints" / "step=3.ckpt")):
+        L.seed_everything(3)
+        model = SoftPromptTuning(3, lm=LM, max_new_tokens=1)
+        saves = ModelCheckpoint(
+            tmp_path / folder / "checkpoints", save_top_k=-1, every_n_train_steps=1, filename="{step}"
+        )
+        fit = trainer(tmp_path / folder, callbacks=[saves, budget := Budget(tokens=450)], enable_checkpointing=True,
+                      max_epochs=100, max_steps=-1, limit_val_batches=0)  # fmt: skip
+        fit.fit(model, datamodule=data(), ckpt_path=resume, weights_only=True)
+        prompts.append((fit.global_step, budget.used["tokens"], model.current_prompt().tolist()))
+    assert prompts[0] == prompts[1]
+    assert prompts[0][0] > 4
