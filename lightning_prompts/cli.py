@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from jsonargparse import Namespace
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from rich.console import Console
+from rich.table import Table
 
 import callbacks
 import datamodules
@@ -195,7 +197,14 @@ class PromptCLI(LightningCLI):
         kwargs["weights_only"] = True
         if subcommand == "predict":
             kwargs["return_predictions"] = False
+        if subcommand == "test":
+            kwargs["verbose"] = False  # see after_test
         return kwargs
+
+    def after_test(self) -> None:
+        """One row for each test set, where Lightning would make one column for each."""
+        if self.config.test.verbose and self.trainer.is_global_zero:
+            Console().print(_results(self.trainer.callback_metrics))
 
 
 def run(args: Sequence[str] | None = None) -> int:
@@ -228,6 +237,18 @@ def _fail(message: str, unexpected: bool = False) -> int:
     line = " ".join(message.split())
     print(f"error: {line}" + (f" (set {DEBUG}=1 to see where)" if unexpected else ""), file=sys.stderr)
     return 1
+
+
+def _results(metrics: Mapping[str, torch.Tensor]) -> Table:
+    """Metrics named ``test/NAME`` or ``test/SET/NAME`` as a table."""
+    names = list(dict.fromkeys(key.rpartition("/")[2] for key in metrics if key.startswith("test/")))
+    table = Table("test set", *names)
+    for split in dict.fromkeys(key.rpartition("/")[0] for key in metrics if key.startswith("test/")):
+        values = [metrics.get(f"{split}/{name}") for name in names]
+        cells = ["" if value is None else f"{value:.0f}" if name == "examples" else f"{value:.4f}"
+                 for name, value in zip(names, values, strict=True)]  # fmt: skip
+        table.add_row(split, *cells)
+    return table
 
 
 def _class_name(node: Namespace) -> str:

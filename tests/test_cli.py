@@ -318,3 +318,16 @@ def test_a_budget_is_a_setting_of_every_run(tmp_path: Path) -> None:
     assert not (folder / "prompt.txt").exists()
     again = json.loads((folder / "budget.json").read_text())
     assert again["tokens"] != used["tokens"]
+
+
+def test_every_test_set_has_a_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sums = ["--data", "Addition", "--data.test_size", "4", "--data.val_size", "4", "--data.train_size", "40"]
+    few = ["--model", "FewShot", "--model.shots", "2", *TINY_RUN, "--trainer.default_root_dir", str(tmp_path)]
+    assert code("test", *few, *sums) == 0
+    lines = [line.replace("│", " ").split() for line in capsys.readouterr().out.splitlines()]
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    for name in ("test", "test/5_digits", "test/6_digits"):
+        (row,) = (line for line in lines if line and line[0] == name)
+        assert row[1:] == [f"{metrics[name + '/nll']:.4f}", f"{metrics[name + '/exact_match']:.4f}", "4"]
+    assert code("test", *few, *sums, "--verbose", "false") == 0
+    assert "test/5_digits" not in capsys.readouterr().out
