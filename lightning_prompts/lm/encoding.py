@@ -32,6 +32,11 @@ class Row:
     answer: list[int]
     end: list[int] = field(default_factory=list)
 
+    def around_slot(self) -> tuple[list[int], list[int]]:
+        """The context before and after the prompt slot."""
+        spots = [index for index, token in enumerate(self.context) if token < 0]
+        return self.context[: spots[0]], self.context[spots[-1] + 1 :]
+
 
 class Encoder:
     """Turns examples into rows.

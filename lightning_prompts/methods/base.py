@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm import FrozenLM, LMConfig, Prompt, prompt_length, slot_length
 from lightning_prompts.objectives import Likelihood
+from lightning_prompts.randomness import run_seed
 from lightning_prompts.template import final_result
 from lightning_prompts.types import Batch, Example
 
@@ -120,15 +121,10 @@ class PromptMethod(L.LightningModule):
         """The model that the config names."""
         return FrozenLM.load(self.lm_config)
 
-    @staticmethod
-    def seed() -> int:
-        """The run's seed, for what is drawn once: the same however much of the randomness loading has used up."""
-        return torch.initial_seed() % 2**63
-
     def step_generator(self, device: torch.device | None = None) -> torch.Generator:
         """Randomness of this training step: the same in a run that was resumed in between."""
         step = self.trainer.fit_loop.total_batch_idx + 1
-        return torch.Generator(device or "cpu").manual_seed((self.seed() * 1_000_003 + step) % 2**63)
+        return torch.Generator(device or "cpu").manual_seed((run_seed() * 1_000_003 + step) % 2**63)
 
     def _check_lengths(self) -> None:
         """Find examples that do not fit the context window before anything starts, not in the middle of it."""

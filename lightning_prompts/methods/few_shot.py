@@ -12,6 +12,7 @@ from dataclasses import replace
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm import LMConfig
 from lightning_prompts.methods.fixed_prompt import FixedPrompt
+from lightning_prompts.randomness import run_seed
 from lightning_prompts.types import Example
 
 
@@ -56,7 +57,7 @@ class FewShot(FixedPrompt):
         train = data.examples("train")
         if self.shots > len(train):
             raise UserError(f"shots ({self.shots}) is more than the {len(train)} training examples")
-        self.demonstrations = self.write(random.Random(self.seed()).sample(train, self.shots))
+        self.demonstrations = self.write(random.Random(run_seed()).sample(train, self.shots))
 
     def write(self, examples: Sequence[Example]) -> str:
         """Solved examples as one text, ready to stand in front of a question."""

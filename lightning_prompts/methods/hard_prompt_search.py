@@ -146,8 +146,7 @@ class HardPromptSearch(DiscretePromptMethod):
 
     def _before(self) -> list[int]:
         """What stands ahead of the prompt in the first row; an end token where nothing does."""
-        context = self._rows[0].context
-        before = context[: next(index for index, token in enumerate(context) if token < 0)]
+        before, _ = self._rows[0].around_slot()
         return before or [int(self.lm.tokenizer.eos_token_id)]
 
     def _search(self) -> None:
@@ -162,9 +161,7 @@ class HardPromptSearch(DiscretePromptMethod):
         order = losses.argsort()[: self.pool]
         self.log("train/candidates", float(len(candidates)))
         self.log("train/best_candidate", losses[order[0]], prog_bar=True)
-        self.pool_ids.copy_(
-            candidates[order.repeat(self.pool)[: self.pool]] if len(order) < self.pool else candidates[order]
-        )
+        self.pool_ids.copy_(candidates[order.repeat(self.pool)[: self.pool]])  # some twice where there are too few
         self.embeddings.copy_(self.lm.embed(self.pool_ids[0]))
         self._rows = []
 

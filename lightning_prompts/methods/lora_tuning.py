@@ -13,6 +13,7 @@ from lightning_prompts.errors import UserError
 from lightning_prompts.lm import LMConfig
 from lightning_prompts.methods.base import PromptMethod
 from lightning_prompts.objectives import Likelihood
+from lightning_prompts.randomness import from_run_seed
 from lightning_prompts.types import Batch
 
 
@@ -70,8 +71,7 @@ class LoraTuning(PromptMethod):
         config = LoraConfig(
             r=self.rank, lora_alpha=self.alpha, target_modules=self.target_modules, task_type="CAUSAL_LM"
         )
-        with torch.random.fork_rng(devices=[]):  # from the run's seed alone, however much of it was used up
-            torch.manual_seed(torch.initial_seed())
+        with from_run_seed():
             try:
                 inject_adapter_in_model(config, self.lm.model)
             except ValueError as error:

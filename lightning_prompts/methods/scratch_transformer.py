@@ -16,6 +16,7 @@ from lightning_prompts.lm import FrozenLM, LMConfig
 from lightning_prompts.lm.loading import load_tokenizer
 from lightning_prompts.methods.base import PromptMethod
 from lightning_prompts.objectives import Likelihood
+from lightning_prompts.randomness import from_run_seed
 from lightning_prompts.types import Batch
 
 
@@ -82,8 +83,7 @@ class ScratchTransformer(PromptMethod):
 
     def build_prompt(self) -> None:
         """Draw the weights from the run's seed, and let them be trained."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(torch.initial_seed())
+        with from_run_seed():
             self.lm.model.init_weights()
         self.network = self.lm.model.requires_grad_(True)  # the LM stays out of checkpoints, this name for it does not
 

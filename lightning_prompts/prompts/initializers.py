@@ -15,6 +15,7 @@ from torch import Tensor
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm import FrozenLM
 from lightning_prompts.prompts.vocabulary import usable_tokens
+from lightning_prompts.randomness import run_seed
 
 
 class Initializer(ABC):
@@ -113,5 +114,5 @@ def text_ids(lm: FrozenLM, text: str) -> Tensor:
 
 
 def _generator() -> torch.Generator:
-    """Randomness from the run's seed alone, however much of it loading the model has used up."""
-    return torch.Generator().manual_seed(torch.initial_seed() % 2**63)
+    """For what an initialiser draws."""
+    return torch.Generator().manual_seed(run_seed())

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm import KeyValues
+from lightning_prompts.randomness import from_run_seed
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,7 @@ class PrefixMLP:
 
     def build(self, length: int, outputs: int) -> nn.Module:
         """A module without inputs that gives ``[P, W]``, zeros at first: a prefix starts where it is initialised."""
-        with torch.random.fork_rng(devices=[]):  # from the run's seed alone, however much of it was used up
-            torch.manual_seed(torch.initial_seed())
+        with from_run_seed():
             return _EmbeddingMLP(length, self.width, self.hidden, outputs)
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lightning_prompts.randomness import from_run_seed
+
 
 class Reparametrization(ABC):
     """A network between a prompt's parameters and the prompt, folded away when training is over."""
@@ -31,8 +33,7 @@ class ResidualMLP(Reparametrization):
 
     def build(self, width: int) -> nn.Module:
         """See `Reparametrization`."""
-        with torch.random.fork_rng(devices=[]):  # from the run's seed alone, however much of it was used up
-            torch.manual_seed(torch.initial_seed())
+        with from_run_seed():
             return _Residual(width, self.hidden)
 
 

@@ -159,11 +159,7 @@ def race(
 
 def fill(rows: Sequence[Row], candidates: Sequence[list[int]]) -> list[list[Row]]:
     """Put token ids into the slots, ``[C][N]`` rows."""
-    cuts = []
-    for row in rows:
-        start = next(index for index, token in enumerate(row.context) if token < 0)
-        length = sum(token < 0 for token in row.context)
-        cuts.append((row.context[:start], row.context[start + length :]))
+    cuts = [row.around_slot() for row in rows]
     return [
         [Row(head + ids + tail, row.answer, row.end) for row, (head, tail) in zip(rows, cuts, strict=True)]
         for ids in candidates
