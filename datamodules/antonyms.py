@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Literal
 
 from datamodules.base import SourceRow, Split, TextDataModule, disjoint_components
 from datamodules.wordnet import antonym_table
@@ -18,6 +19,7 @@ class Antonyms(TextDataModule):
         chat: Render through the model's chat template.
         system: The system turn of a chat.
         min_count: Keep pairs whose rarer word occurs at least so often in WordNet's tagged texts; 0 keeps all 3,229.
+        parts: Keep these parts of speech alone: ``adj``, ``adv``, ``noun``, ``verb``; ``None`` keeps all.
         val_fraction: Share of the pairs for validation.
         test_fraction: Share of the pairs for testing.
         rare_size: Questions of a further test set, out of distribution: pairs below ``min_count``, none of whose words
@@ -35,6 +37,7 @@ class Antonyms(TextDataModule):
         chat: bool = False,
         system: str | None = None,
         min_count: int = 1,
+        parts: list[Literal["adj", "adv", "noun", "verb"]] | None = None,
         val_fraction: float = 0.1,
         test_fraction: float = 0.2,
         rare_size: int = 0,
@@ -51,6 +54,7 @@ class Antonyms(TextDataModule):
                 "and leave something to train on"
             )
         self.min_count = min_count
+        self.parts = parts
         self.val_fraction = val_fraction
         self.test_fraction = test_fraction
         if rare_size < 0 or rare_size % 2:
@@ -59,7 +63,7 @@ class Antonyms(TextDataModule):
 
     def load_rows(self) -> dict[Split, list[SourceRow]]:
         """Split whole components of the word graph, so that no word stands in two splits."""
-        everything = antonym_table()
+        everything = [row for row in antonym_table() if self.parts is None or row["part"] in self.parts]
         table = [row for row in everything if int(row["count"]) >= self.min_count]
         pairs = [(row["word"], row["antonym"]) for row in table]
         groups = disjoint_components(pairs)

@@ -38,8 +38,8 @@ class SourceRow:
 class TextDataModule(L.LightningDataModule):
     """Question-answer rows, rendered through a template.
 
-    A subclass gives `load_rows`, and ``extract`` where a generation holds more than its result. Everything random
-    follows ``seed``, except the order of training batches, which follows the run's own seed.
+    A subclass gives `load_rows`, and ``extract`` or ``numeric`` where a generation holds more than its result.
+    Everything random follows ``seed``, except the order of training batches, which follows the run's own seed.
 
     Args:
         template: Text with ``{prompt}``, ``{answer}`` and the rows' fields.
@@ -53,6 +53,7 @@ class TextDataModule(L.LightningDataModule):
     """
 
     extract: str | None = None  # see `Example`
+    numeric: bool = False
 
     def __init__(
         self,
@@ -93,19 +94,29 @@ class TextDataModule(L.LightningDataModule):
         """
         if self._examples is None:
             rows = self.load_rows()
-            train = rows.get("train", [])
-            if self.max_train_examples is not None and self.max_train_examples < len(train):
-                kept = random.Random(self.seed).sample(range(len(train)), self.max_train_examples)
-                rows["train"] = [train[index] for index in sorted(kept)]
-            self._examples = {
-                name: [self.template.render(row.fields, row.source, row.reference, self.extract) for row in part]
-                for name, part in rows.items()
-            }
+            rows["train"] = self.limited(rows.get("train", []))
+            self._examples = {name: [self.render(row) for row in part] for name, part in rows.items()}
         if split == "predict" and not self._examples.get("predict"):
             split = "test"
         if not self._examples.get(split):
             raise UserError(f"{type(self).__name__} has no {split} examples: the {split} split is empty")
         return self._examples[split]
+
+    def limited(self, train: list[Any]) -> list[Any]:
+        """``max_train_examples`` of the training rows, in their order."""
+        if self.max_train_examples is None or self.max_train_examples >= len(train):
+            return train
+        kept = random.Random(self.seed).sample(range(len(train)), self.max_train_examples)
+        return [train[index] for index in sorted(kept)]
+
+    def member_names(self, split: Split) -> tuple[str, ...]:
+        """The tasks of a mixture whose metrics are reported apart; none here."""
+        del split
+        return ()
+
+    def render(self, row: SourceRow) -> Example:
+        """A row as an example."""
+        return self.template.render(row.fields, row.source, row.reference, self.extract, self.numeric)
 
     def setup(self, stage: str) -> None:
         """Read the data, so that what is wrong with it is said before anything else starts."""
@@ -144,7 +155,7 @@ class TextDataModule(L.LightningDataModule):
         return self._in_order("predict")
 
     def _in_order(self, split: Split) -> DataLoader[Any]:
-        collate = partial(Batch, split=split)
+        collate = partial(Batch, split=split, members=self.member_names(split))
         return DataLoader(self.examples(split), batch_size=self.eval_batch_size, collate_fn=collate)  # type: ignore[arg-type]
 
 

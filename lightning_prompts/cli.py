@@ -30,9 +30,15 @@ import datamodules
 from lightning_prompts import methods
 from lightning_prompts.checkpoints import check_readable
 from lightning_prompts.config_errors import check_yaml, one_line, user_error
-from lightning_prompts.crossings.relaxation import Relaxation
+from lightning_prompts.crossings.baselines import Baseline
+from lightning_prompts.crossings.reinforce import Shaping, Support
+from lightning_prompts.crossings.relaxation import Crossing
 from lightning_prompts.errors import UserError
+from lightning_prompts.objectives import Objective
+from lightning_prompts.objectives.rewards import Reward
 from lightning_prompts.prompts.initializers import Initializer
+from lightning_prompts.refiners.heads import Head
+from lightning_prompts.refiners.networks import RefinerNetwork
 
 DEBUG = "LIGHTNING_PROMPTS_DEBUG"
 
@@ -59,7 +65,10 @@ CALLBACK_DEFAULTS: list[dict[str, Any]] = [
 ]
 
 
-CONFIGURABLE = (methods.PromptMethod, datamodules.TextDataModule, Initializer, Relaxation, L.Callback)
+CONFIGURABLE = (
+    methods.PromptMethod, datamodules.TextDataModule, Initializer, Crossing, RefinerNetwork, Head, Objective, Reward,
+    Baseline, Support, Shaping, L.Callback,
+)  # fmt: skip
 
 
 class Parser(LightningArgumentParser):

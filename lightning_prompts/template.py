@@ -73,6 +73,7 @@ class Template:
         source: str = "",
         reference: str | None = None,
         extract: str | None = None,
+        numeric: bool = False,
     ) -> Example:
         """Put a row's fields into the text.
 
@@ -81,6 +82,7 @@ class Template:
             source: Where the row comes from, for error messages.
             reference: What generations are compared with, where that is not the whole answer.
             extract: Finds the same in a generation; see `Example`.
+            numeric: Compare numbers instead of letters; see `Example`.
 
         Returns:
             The example; values are inserted as they are, braces in them have no meaning.
@@ -123,6 +125,7 @@ class Template:
             chat=self.chat,
             system=self.system,
             extract=extract,
+            numeric=numeric,
         )
 
 

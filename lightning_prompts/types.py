@@ -41,6 +41,8 @@ class Example:
         system: The system turn of a chat, or ``None`` for the chat template's own.
         extract: Regular expression for the final result in a generation that has more in it (the steps of a sum): the
             last match's first group is compared with ``reference``; ``None`` compares the whole generation.
+        numeric: Compare final answers as numbers and formulas, whatever stands around them, instead of to the letter.
+        member: The task of a mixture that this is from, whose metrics are reported apart.
     """
 
     before: str
@@ -54,6 +56,8 @@ class Example:
     chat: bool = False
     system: str | None = None
     extract: str | None = None
+    numeric: bool = False
+    member: str = ""
 
     @property
     def question(self) -> str:
@@ -69,12 +73,14 @@ class Batch:
     Attributes:
         examples: The examples in order.
         split: The split that they come from: ``train``, ``val``, ``test``, ``test/NAME`` for a further test set.
+        members: All tasks of the mixture that they come from, whether or not this batch has examples of each.
     """
 
-    def __init__(self, examples: Sequence[Example], split: str = "train") -> None:
+    def __init__(self, examples: Sequence[Example], split: str = "train", members: Sequence[str] = ()) -> None:
         """Keep ``examples`` in the order given."""
         self.examples = tuple(examples)
         self.split = split
+        self.members = tuple(members)
 
     def __len__(self) -> int:
         """How many examples there are."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -16,7 +17,18 @@ Noise = torch.Generator | None
 MASKED = -1e4  # a score that no temperature brings back; not -inf, whose gradient is not a number
 
 
-class Relaxation(ABC):
+class Crossing(ABC):  # noqa: B024 - what crossings share is their role
+    """How the learning signal gets from the LM's input to what is trained."""
+
+    passes_gradient: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
+class Soft(Crossing):
+    """Nothing to cross: the vectors that the LM reads are what is put out."""
+
+
+class Relaxation(Crossing):
     """What stands between a prompt's parameters and the LM while they are trained."""
 
     @abstractmethod
@@ -52,12 +64,12 @@ class Relaxation(ABC):
         """How much each position wants each token, ``[P, V]``."""
 
     def tokens(self, parameters: Tensor, matrix: Tensor, usable: Tensor) -> Tensor:
-        """The discrete prompt, ``[P]``: the token that each position wants most."""
+        """The discrete prompt, ``[P]`` or ``[B, P]``: the token that each position wants most."""
         return self.scores(parameters, matrix, usable).argmax(-1)
 
 
-class _Scores(Relaxation):
-    """Parameters are scores Z ``[P, V]``."""
+class ScoreRelaxation(Relaxation):
+    """Parameters are scores Z ``[P, V]``; or ``[B, P, V]``, a prompt for each question, which gives ``[B, P, D]``."""
 
     def start(self, ids: Tensor, matrix: Tensor, confidence: float) -> Tensor:
         """See `Relaxation`."""
@@ -70,7 +82,7 @@ class _Scores(Relaxation):
 
 
 @dataclass(frozen=True)
-class Softmax(_Scores):
+class Softmax(ScoreRelaxation):
     """``softmax(Z / tau) E``: the mean embedding under a distribution that sharpens as tau falls."""
 
     def train_vectors(
@@ -81,7 +93,7 @@ class Softmax(_Scores):
 
 
 @dataclass(frozen=True)
-class GumbelSoftmax(_Scores):
+class GumbelSoftmax(ScoreRelaxation):
     """``softmax((Z + noise * g) / tau) E``, g Gumbel noise (Jang et al. 2017): a sample instead of the mean.
 
     Attributes:
@@ -107,7 +119,7 @@ class GumbelSoftmax(_Scores):
 
 
 @dataclass(frozen=True)
-class StraightThrough(_Scores):
+class StraightThrough(ScoreRelaxation):
     """The arg-max forward, the softmax's gradient backward (Bengio et al. 2013); with noise, a hard Gumbel sample.
 
     Attributes:
@@ -129,6 +141,22 @@ class StraightThrough(_Scores):
     def relaxed_vectors(self, parameters: Tensor, matrix: Tensor, usable: Tensor, temperature: float) -> Tensor:
         """The softmax's, as nothing else about this estimator is relaxed."""
         return Softmax().train_vectors(parameters, matrix, usable, temperature)
+
+
+@dataclass(frozen=True)
+class Argmax(ScoreRelaxation):
+    """The arg-max, through which no gradient passes: a control that learns nothing, and shows why.
+
+    Its derivative is zero wherever it has one. The gradient of every parameter is exactly that, and not missing.
+    """
+
+    passes_gradient: ClassVar[bool] = False
+
+    def train_vectors(
+        self, parameters: Tensor, matrix: Tensor, usable: Tensor, temperature: float, generator: Noise = None
+    ) -> Tensor:
+        """See `Relaxation`."""
+        return matrix[self.tokens(parameters, matrix, usable)] + 0 * parameters.sum(-1, keepdim=True)
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,7 @@ class FrozenLM(nn.Module):
         self.context = int(getattr(text_config, "max_position_embeddings", None) or 1 << 30)
         self.vocabulary = len(self._embedding_weight())
         self._head_rows: Tensor | None = None
+        self._matrix: Tensor | None = None
         head = model.get_output_embeddings()
         if head is None:
             raise UserError(f"model {name!r} has no language-model head")
@@ -117,8 +118,10 @@ class FrozenLM(nn.Module):
 
     @torch.no_grad()
     def embedding_matrix(self) -> Tensor:
-        """E, the embeddings of the whole vocabulary, ``[V, D]`` in the LM's dtype."""
-        return self.embed(torch.arange(self.vocabulary, device=self.device))
+        """E, the embeddings of the whole vocabulary, ``[V, D]`` in the LM's dtype; made once, not to be changed."""
+        if self._matrix is None or self._matrix.device != self.device:
+            self._matrix = self.embed(torch.arange(self.vocabulary, device=self.device))
+        return self._matrix
 
     @torch.no_grad()
     def nearest_tokens(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
@@ -182,6 +185,10 @@ class FrozenLM(nn.Module):
 
     def _logits(self, embeddings: Tensor, layout: Layout, head_rows: Tensor) -> Tensor:
         """Logits ``[N, V]`` in float32 at positions ``head_rows [N]`` of packed embeddings ``[M, D]``."""
+        return self._run(embeddings, layout, head_rows).logits.float()  # type: ignore[no-any-return]
+
+    def _run(self, embeddings: Tensor, layout: Layout, head_rows: Tensor, states: bool = False) -> Any:  # noqa: ANN401
+        """The model's own output, with logits at ``head_rows`` alone."""
         self._head_rows = head_rows
         self.tokens_forwarded += len(embeddings)
         try:
@@ -191,13 +198,14 @@ class FrozenLM(nn.Module):
                 # Visibility is the layout's; a 4-D mask keeps transformers from building one of its own.
                 attention_mask=embeddings.new_zeros(1, 1, 1, 1),
                 use_cache=False,
+                output_hidden_states=states,
                 layout=layout,
             )
         finally:
             self._head_rows = None
         if not layout.followed:
             raise RuntimeError(f"{self.name} does not run with the attention implementation {ATTENTION_NAME!r}")
-        return output.logits.float()  # type: ignore[no-any-return]
+        return output
 
     def _embed_packed(self, ids: list[int], rows: Tensor, prompt: Prompt) -> Tensor:
         """Embeddings ``[M, D]`` of packed ids, with the prompt's vectors at its (negative) positions.
@@ -268,7 +276,11 @@ class FrozenLM(nn.Module):
         return self.score_rows(self.encode_answers(examples, prompt, with_end), prompt)
 
     def score_rows(self, rows: Sequence[Row], prompt: Prompt, group: int | None = None) -> Scores:
-        """`score` for rows that are token ids already, each with an answer.
+        """`score` for rows that are token ids already, each with an answer; see `answer_logits`."""
+        return answer_scores(self.answer_logits(rows, prompt, group), rows)
+
+    def answer_logits(self, rows: Sequence[Row], prompt: Prompt, group: int | None = None) -> Tensor:
+        """Logits ``[N, V]`` in float32 that predict the rows' answer and end tokens, one row after another.
 
         Args:
             rows: ``B`` rows.
@@ -284,8 +296,25 @@ class FrozenLM(nn.Module):
         counts = [len(target) for target in targets]
         last = layout.last.tolist()
         spots = [end - count + 1 + i for end, count in zip(last, counts, strict=True) for i in range(count)]
-        logits = self._logits(embeddings, layout, torch.tensor(spots, device=self.device))
-        return answer_scores(logits, rows)
+        return self._logits(embeddings, layout, torch.tensor(spots, device=self.device))
+
+    def hidden_states(self, rows: Sequence[list[int]], prompt: Prompt, layer: int = -1) -> list[Tensor]:
+        """The LM's hidden states at every token of some texts, differentiable in the prompt.
+
+        Args:
+            rows: Token ids of ``B`` texts, ``-1 - p`` for position ``p`` of the prompt.
+            prompt: See `score`.
+            layer: 0 for the embeddings, ``k`` for what layer ``k`` puts out, -1 for the last layer behind its norm.
+
+        Returns:
+            ``[T, D]`` for each text, in the LM's dtype.
+        """
+        levels = share([Row(row, []) for row in rows], rows, [len(rows)], _same_for_all(prompt))
+        embeddings, layout = self._pack(levels, prompt)
+        output = self._run(embeddings, layout, torch.empty(0, dtype=torch.long, device=self.device), states=True)
+        states = output.hidden_states[layer][0]
+        shared, *own = states.split([len(levels[0][0]), *map(len, levels[1])])
+        return [torch.cat([shared, part]) for part in own]
 
     def encode_answers(self, examples: Sequence[Example], prompt: Prompt, with_end: bool = False) -> list[Row]:
         """`encode` for scoring with a prompt: every example must have an answer."""

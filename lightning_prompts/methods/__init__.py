@@ -7,6 +7,8 @@ from lightning_prompts.methods.fixed_prompt import FixedPrompt
 from lightning_prompts.methods.hard_prompt_search import HardPromptSearch
 from lightning_prompts.methods.lora_tuning import LoraTuning
 from lightning_prompts.methods.prefix_tuning import PrefixTuning
+from lightning_prompts.methods.refiner_tuning import RefinerTuning
+from lightning_prompts.methods.reinforce_refiner import ReinforceRefiner
 from lightning_prompts.methods.relaxed_prompt_tuning import RelaxedPromptTuning
 from lightning_prompts.methods.scratch_transformer import ScratchTransformer
 from lightning_prompts.methods.soft_prompt_tuning import SoftPromptTuning
@@ -19,6 +21,8 @@ __all__ = [
     "LoraTuning",
     "PrefixTuning",
     "PromptMethod",
+    "RefinerTuning",
+    "ReinforceRefiner",
     "RelaxedPromptTuning",
     "ScratchTransformer",
     "SoftPromptTuning",

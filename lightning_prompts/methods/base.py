@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from lightning_prompts.answers import same_answer
 from lightning_prompts.errors import UserError
-from lightning_prompts.lm import FrozenLM, LMConfig, Prompt, prompt_length, slot_length
-from lightning_prompts.objectives import Likelihood
+from lightning_prompts.lm import FrozenLM, LMConfig, Prompt, answer_scores, prompt_length, slot_length
+from lightning_prompts.objectives import Objective
 from lightning_prompts.randomness import run_seed
 from lightning_prompts.template import final_result
 from lightning_prompts.types import Batch, Example
@@ -67,6 +68,11 @@ class PromptMethod(L.LightningModule):
     @abstractmethod
     def current_prompt(self) -> Prompt:
         """The prompt as it goes into the LM, ``[P, D]`` or keys and values, differentiable in its parameters."""
+
+    def prompt_for(self, examples: Sequence[Example]) -> Prompt:
+        """The prompt for some examples: the same for all, unless a method writes one for each, ``[B, P, D]``."""
+        del examples
+        return self.current_prompt()
 
     def initial_prompt(self) -> Prompt | None:
         """The prompt before training, or ``None`` where that means nothing."""
@@ -183,11 +189,29 @@ class PromptMethod(L.LightningModule):
         """The prompt's parameters; the LM has none."""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
+    def parameter_groups(self) -> list[Any]:
+        """What the optimiser gets: parameters, or groups of them with settings of their own."""
+        return self.trainable_parameters()
+
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clip each group by itself: the gradient of one would otherwise decide how far the others may go."""
+        groups = optimizer.param_groups
+        if len(groups) == 1 or not gradient_clip_val:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            return
+        for group in groups:
+            if gradient_clip_algorithm == "value":
+                torch.nn.utils.clip_grad_value_(group["params"], gradient_clip_val)
+            else:
+                torch.nn.utils.clip_grad_norm_(group["params"], gradient_clip_val)
+
     def configure_optimizers(self) -> Any:  # noqa: ANN401 - Lightning's own union of nine types
         """The optimiser over the prompt's parameters, and the scheduler by step."""
         if self.optimizer is None:
             return None
-        optimizer = self.optimizer(_iterable(self.trainable_parameters()))
+        optimizer = self.optimizer(_iterable(self.parameter_groups()))
         scheduler = (self.scheduler or self._linear_decay)(optimizer)
         settings: dict[str, Any] = {"scheduler": scheduler, "interval": "step"}
         if isinstance(scheduler, ReduceLROnPlateau):  # it waits for a metric, which there is once per validation
@@ -205,19 +229,21 @@ class PromptMethod(L.LightningModule):
         steps = step / self.trainer.estimated_stepping_batches if step else 0.0
         return min(1.0, max(steps, self.budget_used))
 
-    def likelihood_step(self, batch: Batch, prompt: Prompt, objective: Likelihood) -> Tensor:
-        """The training step of every method that follows the gradient of the answers' likelihood.
+    def answer_step(self, batch: Batch, prompt: Prompt, objective: Objective) -> Tensor:
+        """The training step of every method that follows a gradient through the frozen LM.
 
         Args:
             batch: ``B`` examples.
             prompt: With a gradient to the method's parameters.
-            objective: From scores to the loss.
+            objective: What is good.
 
         Returns:
             The loss, a scalar.
         """
-        scores = self.lm.score(batch.examples, prompt, with_end=objective.with_end)
-        loss = objective(scores)
+        rows = self.lm.encode_answers(batch.examples, prompt, objective.with_end)
+        logits = self.lm.answer_logits(rows, prompt)
+        scores = answer_scores(logits, rows)
+        loss = objective.loss(self.lm, rows, logits, scores)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
         self.log("train/nll", scores.nll.mean(), batch_size=len(batch))  # without the ends, as val/nll
         return loss
@@ -250,20 +276,23 @@ class PromptMethod(L.LightningModule):
                 "answer": example.reference,
                 "generated": text,
                 "nll": nll.get(index),
-                "correct": None
-                if example.reference is None
-                else final_result(text, example.extract) == example.reference,
+                "correct": _correct(example, text),
             }
             for index, (example, text) in enumerate(zip(examples, generated, strict=True))
         ]
 
-    def _log_rows(self, split: str, rows: list[dict[str, Any]]) -> None:
-        count = len(rows)
-        for name, values in (
-            ("nll", [row["nll"] for row in rows]),
-            ("exact_match", [float(row["correct"]) for row in rows]),
-        ):
-            self.log_mean(f"{split}/{name}", sum(values) / count, count, prog_bar=split == "val")
+    def _log_rows(self, split: str, batch: Batch, rows: list[dict[str, Any]]) -> None:
+        # Of the members that this batch lacks, too: all processes must log the same names.
+        for member in ("", *batch.members):
+            mine = [row for row, example in zip(rows, batch.examples, strict=True) if member in ("", example.member)]
+            name = f"{split}/{member}" if member else split
+            count = len(mine)
+            nll, correct = (sum(float(row[key]) for row in mine) / max(count, 1) for key in ("nll", "correct"))
+            self.log_mean(f"{name}/nll", nll, count, prog_bar=name == "val")
+            self.log_mean(f"{name}/exact_match", correct, count, prog_bar=name == "val")
+            if split != "val":
+                self.log(f"{name}/examples", float(count), reduce_fx="sum", on_epoch=True, on_step=False,
+                         sync_dist=True, add_dataloader_idx=False)  # fmt: skip
 
     def log_mean(self, name: str, value: float | Tensor, count: int, prog_bar: bool = False) -> None:
         """Log the mean over a batch of ``count`` examples, to be averaged over all examples of the split."""
@@ -274,26 +303,32 @@ class PromptMethod(L.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, list[dict[str, Any]]]:
         """NLL and exact match on the validation split."""
         del batch_idx
-        rows = self.evaluate(batch.examples, self.current_prompt())
-        self._log_rows("val", rows)
+        rows = self.evaluate(batch.examples, self.prompt_for(batch.examples))
+        self._log_rows("val", batch, rows)
         return {"rows": rows}
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, list[dict[str, Any]]]:
         """NLL, exact match and count on each test set; the rows go to ``predictions.jsonl``."""
         del batch_idx, dataloader_idx
-        rows = self.evaluate(batch.examples, self.current_prompt())
-        self._log_rows(batch.split, rows)
-        self.log(f"{batch.split}/examples", float(len(rows)), reduce_fx="sum", on_epoch=True, on_step=False,
-                 sync_dist=True, add_dataloader_idx=False)  # fmt: skip
+        rows = self.evaluate(batch.examples, self.prompt_for(batch.examples))
+        self._log_rows(batch.split, batch, rows)
         return {"rows": [{"split": batch.split, **row} for row in rows]}
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, list[dict[str, Any]]]:
         """Generations, for questions without answers too."""
         del batch_idx
-        return {"rows": self.evaluate(batch.examples, self.current_prompt())}
+        return {"rows": self.evaluate(batch.examples, self.prompt_for(batch.examples))}
 
 
-def _iterable(parameters: list[torch.nn.Parameter]) -> Iterable[torch.nn.Parameter]:
+def _correct(example: Example, text: str) -> bool | None:
+    """Whether a generation has the reference answer; ``None`` where there is none."""
+    if example.reference is None:
+        return None
+    result = final_result(text, example.extract)
+    return same_answer(result, example.reference) if example.numeric else result == example.reference
+
+
+def _iterable(parameters: list[Any]) -> Iterable[Any]:
     """The parameters, checked: an optimiser without any would fail with less clear words."""
     if not parameters:
         raise UserError("there is nothing to train in this method; use test instead of fit")

@@ -136,7 +136,7 @@ class HardPromptSearch(DiscretePromptMethod):
         """Loss of the current prompt on a batch; its gradient is what the search goes by."""
         del batch_idx
         self._rows += self.lm.encode_answers(batch.examples, self.embeddings, self.objective.with_end)
-        loss = self.likelihood_step(batch, self.embeddings, self.objective)
+        loss = self.answer_step(batch, self.embeddings, self.objective)
         if self.fluency:
             logits = self.lm.prompt_logits(self._before(), self.embeddings)
             # The prompt is input and target: the gradient by the input comes with the backward pass, this is the other.

@@ -76,6 +76,8 @@ class RelaxedPromptTuning(DiscretePromptMethod):
             raise UserError(f"length must be at least 1, got {length}")
         if not 0 <= confidence < float("inf"):
             raise UserError(f"confidence must not be negative, got {confidence}")
+        if not relaxation.passes_gradient:
+            raise UserError(f"relaxation {relaxation} passes no gradient, so nothing would be learned; use Softmax()")
         self.length = length
         self.relaxation = relaxation
         self.temperature = temperature
@@ -137,7 +139,7 @@ class RelaxedPromptTuning(DiscretePromptMethod):
             self.parameters_, self.matrix, self.usable, self._temperature(), self.step_generator(self.device)
         )
         self.log("train/temperature", self._temperature(), batch_size=len(batch))
-        return self.likelihood_step(batch, vectors, self.objective)
+        return self.answer_step(batch, vectors, self.objective)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, list[dict[str, Any]]]:
         """NLL and exact match of the tokens, NLL of the relaxed prompt."""

@@ -1,5 +1,8 @@
-"""What is good: objectives turn scores into a loss."""
+"""What is good: objectives turn scores into a loss, rewards judge texts."""
 
+from lightning_prompts.objectives.base import Objective
+from lightning_prompts.objectives.bertscore import BertScoreLoss
 from lightning_prompts.objectives.likelihood import Likelihood
+from lightning_prompts.objectives.weighted_sum import WeightedSum
 
-__all__ = ["Likelihood"]
+__all__ = ["BertScoreLoss", "Likelihood", "Objective", "WeightedSum"]

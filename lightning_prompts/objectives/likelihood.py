@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor
 
 from lightning_prompts.errors import UserError
-from lightning_prompts.lm import Scores
+from lightning_prompts.lm import FrozenLM, Scores
+from lightning_prompts.lm.encoding import Row
+from lightning_prompts.objectives.base import Objective
 
 
 @dataclass(frozen=True)
-class Likelihood:
+class Likelihood(Objective):
     """Mean negative log-likelihood of the reference answers' tokens, and of how the answers end.
 
     Attributes:
@@ -31,9 +34,18 @@ class Likelihood:
             raise UserError(f"objective.end_weight must not be negative, got {self.end_weight}")
 
     @property
+    def name(self) -> str:
+        """See `Objective`."""
+        return "answer likelihood"
+
+    @property
     def with_end(self) -> bool:
         """Whether the ends of answers are to be scored."""
         return self.end_weight > 0
+
+    def loss(self, lm: FrozenLM, rows: Sequence[Row], logits: Tensor, scores: Scores) -> Tensor:
+        """See `Objective`."""
+        return self(scores)
 
     def __call__(self, scores: Scores) -> Tensor:
         """The loss, a scalar in nats."""

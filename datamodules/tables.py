@@ -1,0 +1,91 @@
+"""Reading tables: JSON, JSON Lines, CSV, TSV or Parquet."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+from lightning_prompts.errors import UserError
+
+FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
+
+
+def read_table(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file, by its ending.
+
+    Raises:
+        UserError: The file is missing, of another kind, or not readable as its ending says.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} does not exist" if not path.exists() else f"{path} is not a file")
+    kind = FORMATS.get(path.suffix.lower())
+    if kind is None and _looks_like_json(path):
+        kind = "json"
+    if kind is None:
+        raise UserError(f"{path}: the ending must be one of {', '.join(FORMATS)}")
+    if path.stat().st_size == 0:
+        raise UserError(f"{path} is empty")
+    return _read_json(path) if kind == "json" else _read_with_datasets(path, kind)
+
+
+def _looks_like_json(path: Path) -> bool:
+    """Whether a file of an unknown ending starts as JSON does."""
+    with path.open("rb") as file:
+        return file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"{", b"[")
+
+
+def _read_json(path: Path) -> list[dict[str, Any]]:
+    """JSON by the standard library, which leaves every value as it stands; table readers turn dates into timestamps."""
+    text = path.read_bytes().decode("utf-8-sig", errors="replace")
+    rows: Any = None
+    if path.suffix.lower() == ".json":
+        try:
+            rows = json.loads(text)
+        except json.JSONDecodeError as error:
+            if text.lstrip().startswith("["):
+                raise UserError(f"{path}: line {error.lineno} is not valid JSON ({error.msg})") from error
+        if isinstance(rows, dict):  # {"examples": [...]}, as benchmarks have it; or one row
+            rows = next((value for value in rows.values() if isinstance(value, list)), [rows])
+    if rows is None:
+        rows = []
+        for number, line in enumerate(text.splitlines(), start=1):
+            if line.strip():
+                try:
+                    rows.append(json.loads(line))
+                except json.JSONDecodeError as error:
+                    raise UserError(f"{path}: line {number} is not valid JSON ({error.msg})") from error
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, dict):
+            raise UserError(f"{path} row {number} is a {type(row).__name__}, not an object with fields")
+    return list(rows)
+
+
+def _read_with_datasets(path: Path, kind: str) -> list[dict[str, Any]]:
+    import datasets
+
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity_error()
+    options: dict[str, Any] = {}
+    if kind == "csv":  # every field as it stands: no number parsing, "NA" is a word
+        mark = "\t" if path.suffix.lower() == ".tsv" else ","
+        with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+            reader = csv.reader(file, delimiter=mark)
+            names = next(reader, [])
+            if next(reader, None) is None:
+                return []
+        features = datasets.Features({name: datasets.Value("string") for name in names})
+        options = {"features": features, "keep_default_na": False, "sep": mark, "encoding": "utf-8-sig"}
+    try:
+        return list(datasets.load_dataset(kind, data_files=str(path), split="train", **options))
+    except Exception as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        raise UserError(f"{path} is not readable as {kind}: {' '.join(str(cause).split())[:200]}") from error
+
+
+def blank(value: object) -> bool:
+    """Whether a field has nothing in it."""
+    return value is None or not str(value).strip()

@@ -1,0 +1,120 @@
+r"""What a text's answer is, and whether two answers are the same: numbers, ``\boxed{}``, fractions, units."""
+
+from __future__ import annotations
+
+import re
+import string
+from collections import Counter
+from fractions import Fraction
+
+# A number, with 1e3 and 1/2, that no letter of a formula follows (2x; but 5cm).
+_NUMBER = re.compile(
+    r"(?<![\w.^])([-+]?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?(?:\s*/\s*\d+(?:\.\d+)?)?)"
+    r"(?![\d]|[A-Za-z]\b|[A-Za-z]\d)"
+)
+_POWER_OF_UNIT = re.compile(r"(?<=[a-z])\^\{?[23]\}?(?!\w)")
+_FORMULA = re.compile(r"[=^_(\[|{}<>*]|\\(?!text|mathrm|mbox|%|\$|!|,|\s)")
+_FRACTION = re.compile(r"\\[dt]?frac\s*(?:\{\s*([^{}]+?)\s*\}\s*\{\s*([^{}]+?)\s*\}|(\d)\s*(\d))")
+_MARK = re.compile(r"####\s*(.+)")
+# Words that announce what the answer is, in models' and people's solutions.
+_ANNOUNCED = re.compile(r"(?:final answer|answer)\s*(?:is|=|:)?\s*:?\s*(.+)", re.IGNORECASE)
+
+
+def boxed(text: str) -> str | None:
+    r"""What stands in the last ``\boxed{...}``, braces within it included; ``None`` where there is none."""
+    start = text.rfind("\\boxed")
+    if start < 0:
+        return None
+    opening = text.find("{", start)
+    if opening < 0:
+        return None
+    depth = 0
+    for index in range(opening, len(text)):
+        depth += {"{": 1, "}": -1}.get(text[index], 0)
+        if depth == 0:
+            return text[opening + 1 : index].strip()
+    return None
+
+
+def final_answer(text: str) -> str:
+    r"""What of a solution is its answer: in the last ``\boxed{}``, behind ``####``, announced, or all of it."""
+    inside = boxed(text)
+    if inside is not None:
+        return inside
+    for pattern in (_MARK, _ANNOUNCED):
+        found = pattern.findall(text)
+        if found:
+            return str(found[-1]).strip()
+    return text.strip()
+
+
+def number(text: str) -> Fraction | None:
+    r"""The last number in a text, exactly; ``None`` where there is none.
+
+    Understands signs, decimals, thousands separators, ``1/2``, ``\frac{1}{2}`` and percent signs (``50\%`` is 50);
+    units and currency signs around it have no meaning.
+    """
+    text = _simple(text).replace("{,}", ",")
+    text = re.sub(r"([-+])\s*[$€£]?\s*(?=[\d.])", r"\1", text)  # - $5 is -5
+    for candidate in reversed(_NUMBER.findall(text)):
+        over, _, under = candidate.replace(",", "").replace(" ", "").partition("/")
+        try:
+            return Fraction(over) / Fraction(under) if under else Fraction(over)
+        except (ValueError, ZeroDivisionError):
+            continue
+    return None
+
+
+def normalized(text: str) -> str:
+    r"""An answer without what does not change its meaning: LaTeX spacing, ``\text{}``, dollar signs, a final period."""
+    text = re.sub(r"\\(?:text|mathrm|mbox)\s*\{([^{}]*)\}", r"\1", text)
+    text = re.sub(r"\\(?:left|right|!|,|;|:|quad|qquad)(?![a-z])|[$°]|\\circ|\^\{?\\circ\}?", "", text)
+    text = text.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac").replace("\\%", "%")
+    return re.sub(r"\s+", "", text).rstrip(".").casefold()
+
+
+def is_number(text: str) -> bool:
+    """Whether an answer is one number, perhaps with a unit, and no formula."""
+    plain = _POWER_OF_UNIT.sub("", _simple(text).replace("{,}", ","))
+    plain = re.sub(r"\\(?:text|mathrm|mbox)\s*\{[^{}]*\}", " ", plain)
+    return len(_NUMBER.findall(plain)) == 1 and not _FORMULA.search(plain)
+
+
+def _simple(text: str) -> str:
+    """Without the spacing of LaTeX, and with fractions as ``a/b``."""
+    text = text.replace("\\!", "").replace("\\,", "").replace("\u2212", "-").replace("\u2013", "-")
+    text = re.sub(r"(?<=\d)\\ (?=\d)", "", text)
+    return _FRACTION.sub(lambda match: f" {match[1] or match[3]}/{match[2] or match[4]} ", text)
+
+
+def same_answer(text: str, reference: str) -> bool:
+    """Whether a solution's answer is the reference's: as numbers where the reference is one, else as normalised text.
+
+    Args:
+        text: A generation, an answer alone or with the steps to it.
+        reference: The reference answer.
+    """
+    mine, wanted = final_answer(text), final_answer(reference)
+    if normalized(mine) == normalized(wanted):
+        return True
+    if not is_number(wanted):
+        return False
+    mine = mine.rpartition("=")[2]
+    # In a formula that is no number, some number is still to be found: the 3 of a square root.
+    if re.search(r"\\(?!text|mathrm|mbox|[dt]?frac|left|right|%|\$|!|,|\s|\(|\))", _simple(mine)):
+        return False
+    return (found := number(mine)) is not None and found == number(wanted)
+
+
+def token_f1(text: str, reference: str) -> float:
+    """F1 of the words that two texts share, whatever their order (as SQuAD scores answers; Rajpurkar et al. 2016)."""
+    mine, wanted = _words(text), _words(reference)
+    if not mine or not wanted:
+        return float(mine == wanted)
+    shared = sum((Counter(mine) & Counter(wanted)).values())
+    return 2 * shared / (len(mine) + len(wanted))
+
+
+def _words(text: str) -> list[str]:
+    kept = "".join(" " if character in string.punctuation else character for character in text.casefold())
+    return [word for word in kept.split() if word not in ("a", "an", "the")]

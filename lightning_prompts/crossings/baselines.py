@@ -1,0 +1,166 @@
+"""Baselines: what is taken off a reward does not change the expected gradient, and makes it less noisy."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lightning_prompts.errors import UserError
+from lightning_prompts.randomness import from_run_seed
+
+
+class BaselineState(nn.Module):
+    """A baseline with its state, which checkpoints keep. This one is none at all."""
+
+    def forward(self, rewards: Tensor, greedy: Tensor | None, states: Tensor) -> Tensor:
+        """What to take off.
+
+        Args:
+            rewards: ``[B, K]``.
+            greedy: Rewards of the policy's likeliest prompts ``[B]``, where the baseline wants them.
+            states: Pooled hidden states of the questions, ``[B, D]`` float32.
+
+        Returns:
+            Something that broadcasts to ``[B, K]``. It must not depend on the prompt whose reward it is taken off.
+        """
+        del greedy, states
+        return torch.zeros_like(rewards)
+
+    def update(self, rewards: Tensor) -> None:
+        """Learn from the rewards of a step, after its baseline was taken off."""
+
+    def loss(self, rewards: Tensor, states: Tensor) -> Tensor | None:
+        """What to minimise beside the policy's own loss, if anything."""
+        del rewards, states
+        return None
+
+
+class Baseline(ABC):
+    """A kind of baseline; `build` makes one."""
+
+    needs_greedy: ClassVar[bool] = False
+    least_samples: ClassVar[int] = 1
+
+    @abstractmethod
+    def build(self, width: int) -> BaselineState:
+        """The baseline, for hidden states of a width ``D``."""
+
+
+@dataclass(frozen=True)
+class NoBaseline(Baseline):
+    """Rewards as they are."""
+
+    def build(self, width: int) -> BaselineState:
+        """See `Baseline`."""
+        return BaselineState()
+
+
+@dataclass(frozen=True)
+class MovingAverage(Baseline):
+    """An exponential moving average of the mean rewards of earlier steps.
+
+    Attributes:
+        decay: How much of it stays each step.
+    """
+
+    decay: float = 0.9
+
+    def __post_init__(self) -> None:
+        """Check the decay."""
+        if not 0 <= self.decay < 1:
+            raise UserError(f"baseline.decay must be at least 0 and below 1, got {self.decay}")
+
+    def build(self, width: int) -> BaselineState:
+        """See `Baseline`."""
+        return _MovingAverage(self.decay)
+
+
+class _MovingAverage(BaselineState):
+    total: Tensor
+    weight: Tensor
+
+    def __init__(self, decay: float) -> None:
+        super().__init__()
+        self.decay = decay
+        self.register_buffer("total", torch.zeros(()))
+        self.register_buffer("weight", torch.zeros(()))  # below 1 at first, so that the average starts unbiased
+
+    def forward(self, rewards: Tensor, greedy: Tensor | None, states: Tensor) -> Tensor:
+        return (self.total / self.weight.clamp(min=1e-8)).expand_as(rewards)
+
+    def update(self, rewards: Tensor) -> None:
+        self.total.mul_(self.decay).add_((1 - self.decay) * rewards.mean())
+        self.weight.mul_(self.decay).add_(1 - self.decay)
+
+
+@dataclass(frozen=True)
+class SelfCritical(Baseline):
+    """The reward of the policy's likeliest prompt for the same question (Rennie et al. 2017)."""
+
+    needs_greedy: ClassVar[bool] = True
+
+    def build(self, width: int) -> BaselineState:
+        """See `Baseline`."""
+        return _SelfCritical()
+
+
+class _SelfCritical(BaselineState):
+    def forward(self, rewards: Tensor, greedy: Tensor | None, states: Tensor) -> Tensor:
+        assert greedy is not None
+        return greedy[:, None]
+
+
+@dataclass(frozen=True)
+class LeaveOneOut(Baseline):
+    """The mean reward of the other prompts for the same question (RLOO; Kool et al. 2019)."""
+
+    least_samples: ClassVar[int] = 2
+
+    def build(self, width: int) -> BaselineState:
+        """See `Baseline`."""
+        return _LeaveOneOut()
+
+
+class _LeaveOneOut(BaselineState):
+    def forward(self, rewards: Tensor, greedy: Tensor | None, states: Tensor) -> Tensor:
+        return (rewards.sum(1, keepdim=True) - rewards) / (rewards.shape[1] - 1)
+
+
+@dataclass(frozen=True)
+class ValueHead(Baseline):
+    """A network that predicts the reward from the question.
+
+    Attributes:
+        hidden: Its width.
+    """
+
+    hidden: int = 64
+
+    def __post_init__(self) -> None:
+        """Check the width."""
+        if self.hidden < 1:
+            raise UserError(f"baseline.hidden must be at least 1, got {self.hidden}")
+
+    def build(self, width: int) -> BaselineState:
+        """See `Baseline`."""
+        with from_run_seed():
+            return _ValueHead(width, self.hidden)
+
+
+class _ValueHead(BaselineState):
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.network = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, 1), nn.Flatten(0)
+        )
+
+    def forward(self, rewards: Tensor, greedy: Tensor | None, states: Tensor) -> Tensor:
+        return self.network(states).detach()[:, None]  # type: ignore[no-any-return]
+
+    def loss(self, rewards: Tensor, states: Tensor) -> Tensor | None:
+        return functional.mse_loss(self.network(states), rewards.mean(1))

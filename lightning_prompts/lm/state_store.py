@@ -1,0 +1,241 @@
+"""Hidden states of a frozen LM never change: they are computed once per set of questions and kept on disk.
+
+A file is safetensors, so it is memory-mapped, holds no code, and a truncated one is found out when it is opened. Its
+name is a digest of everything that the states depend on: the model's weights, their dtype, the layer and the token ids.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from rich.console import Console
+from rich.progress import track
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from lightning_prompts.errors import UserError
+from lightning_prompts.lm.embedded import cache_root
+from lightning_prompts.lm.frozen import FrozenLM
+
+FORMAT = 1
+_DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+_TOKENS_PER_PASS = 4096
+
+
+@dataclass(frozen=True)
+class Query:
+    """What of the LM's reading of a question a network gets to see.
+
+    Attributes:
+        instruction: Text ahead of the question; it has its influence on the question's states, its own are left out.
+        layer: 0 for the embeddings, ``k`` for what layer ``k`` puts out, -1 for the last layer behind its norm.
+    """
+
+    instruction: str = "Write a prompt that helps to answer this question.\nQuestion: "
+    layer: int = -1
+
+    def check(self, lm: FrozenLM) -> None:
+        """Raise a `UserError` if the LM has no such layer."""
+        layers = int(lm.model.config.get_text_config().num_hidden_layers)
+        if not -1 <= self.layer <= layers:
+            raise UserError(f"query.layer must be -1 or from 0 to {layers}, the LM's layers; got {self.layer}")
+
+    def tokens(self, lm: FrozenLM, question: str) -> tuple[list[int], int]:
+        """Token ids of the instruction and the question, and how many of them come before the question.
+
+        Raises:
+            UserError: They do not fit the context window, or the question has no tokens.
+        """
+        head = list(lm.encoder.lead) + lm.encoder.tokens(self.instruction, start=True)
+        ids = lm.encoder.tokens(question, start=not head)
+        if not ids:
+            raise UserError(f"a question is empty ({question!r}), so there is nothing to refine a prompt from")
+        if len(head) + len(ids) > lm.context:
+            raise UserError(
+                f"question {question[:40]!r}...: with the query's instruction it has {len(head) + len(ids)} tokens, "
+                f"more than the context window of {lm.name} ({lm.context}); drop the row"
+            )
+        return head + ids, len(head)
+
+
+class StateStore:
+    """Hidden states of questions, ``[T, D]`` each, or their mean ``[1, D]``.
+
+    Args:
+        lm: The frozen language model.
+        query: How it reads a question.
+        pooled: Keep the mean over a question's tokens alone: a hundredth of the space.
+        folder: Where the files lie; the user's cache folder by default.
+    """
+
+    def __init__(self, lm: FrozenLM, query: Query, pooled: bool, folder: Path | None = None) -> None:
+        """Nothing is computed before `prepare`."""
+        self.lm = lm
+        self.query = query
+        self.pooled = pooled
+        self.folder = folder or cache_root() / "states"
+        self._files: list[_File] = []
+
+    def prepare(self, questions: Sequence[str], progress: bool = True) -> Path:
+        """Make the states of some questions, unless a file with them is there, and open it.
+
+        Safe when several processes start at once (a lock) and when one is killed half-way (an atomic rename).
+
+        Args:
+            questions: In any order; repeated ones count once.
+            progress: Show a progress bar.
+
+        Raises:
+            UserError: The folder cannot be written, or see `Query.tokens`.
+        """
+        wanted = sorted(set(questions))
+        encoded = [self.query.tokens(self.lm, question) for question in wanted]
+        key = self._key([ids for ids, _ in encoded])
+        path = self.folder / f"{key}.safetensors"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{path}.lock"):
+                file = _File.open(path, key, wanted)
+                if file is None:
+                    self._write(path, key, encoded, progress)
+                    file = _File.open(path, key, wanted)
+        except OSError as error:
+            raise UserError(
+                f"hidden states cannot be kept in {self.folder} ({error.strerror or error}); set "
+                "LIGHTNING_PROMPTS_CACHE to a folder with room, or --model.cache_states false"
+            ) from error
+        assert file is not None, f"{path} was written and is not readable"
+        self._files.append(file)
+        return path
+
+    def __call__(self, questions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """States of some questions; those that were not prepared are computed.
+
+        Returns:
+            ``[B, T, D]`` float32 on the LM's device, zero where a question has no more tokens, and their mask
+            ``[B, T]`` bool.
+        """
+        found = {question: states for question in set(questions) for file in self._files
+                 if (states := file.get(question)) is not None}  # fmt: skip
+        missing = sorted(set(questions) - set(found))
+        found.update(zip(missing, self.compute(missing), strict=True))
+        parts = [found[question].to(self.lm.device).float() for question in questions]
+        lengths = torch.tensor([len(part) for part in parts], device=self.lm.device)
+        states = pad_sequence(parts, batch_first=True)
+        return states, torch.arange(states.shape[1], device=self.lm.device) < lengths[:, None]
+
+    def compute(self, questions: Sequence[str]) -> list[Tensor]:
+        """The states of some questions, by a forward pass of the LM, in its dtype."""
+        return self._compute([self.query.tokens(self.lm, question) for question in questions])
+
+    @torch.no_grad()
+    def _compute(self, encoded: Sequence[tuple[list[int], int]]) -> list[Tensor]:
+        parts = []
+        for batch in _batches(encoded):
+            states = self.lm.hidden_states([ids for ids, _ in batch], torch.empty(0, self.lm.width), self.query.layer)
+            parts += [part[start:] for part, (_, start) in zip(states, batch, strict=True)]
+        if self.pooled:
+            return [part.float().mean(0, keepdim=True).to(part.dtype) for part in parts]
+        return parts
+
+    def _key(self, rows: list[list[int]]) -> str:
+        digest = hashlib.blake2b(digest_size=16)
+        parts = [FORMAT, self.pooled, self.query.layer, str(self.lm.model.dtype), _fingerprint(self.lm), rows]
+        parts.append(self.query.tokens(self.lm, "a")[1])
+        digest.update(json.dumps(parts).encode())
+        return digest.hexdigest()
+
+    def _write(self, path: Path, key: str, encoded: list[tuple[list[int], int]], progress: bool) -> None:
+        """Write a file batch by batch, so that it never has to fit into memory."""
+        for left_over in path.parent.glob(f"{path.name}.*.part"):  # by a process that was killed; the lock is ours
+            left_over.unlink(missing_ok=True)
+        counts = [1 if self.pooled else len(ids) - start for ids, start in encoded]
+        dtype = self.lm.model.dtype
+        size = sum(counts) * self.lm.width * dtype.itemsize
+        offsets = torch.tensor([0, *itertools.accumulate(counts)])
+        tail = offsets.numpy().tobytes()
+        header = {
+            "__metadata__": {"key": key},
+            "offsets": {"dtype": "I64", "shape": [len(offsets)], "data_offsets": [0, len(tail)]},
+            "states": {"dtype": _DTYPES[dtype], "shape": [sum(counts), self.lm.width],
+                       "data_offsets": [len(tail), len(tail) + size]},
+        }  # fmt: skip
+        text = json.dumps(header).encode()
+        text += b" " * (-len(text) % 8)
+        handle, name = tempfile.mkstemp(prefix=f"{path.name}.", suffix=".part", dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(len(text).to_bytes(8, "little") + text + tail)
+                batches = list(_batches(encoded))
+                for batch in track(batches, f"hidden states of {len(encoded):,} questions",
+                                   console=Console(stderr=True), disable=not progress):  # fmt: skip
+                    for part in self._compute(batch):
+                        file.write(part.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+                file.flush()
+                os.fsync(file.fileno())
+            Path(name).chmod(0o644)
+            os.replace(name, path)
+        finally:
+            Path(name).unlink(missing_ok=True)
+
+
+class _File:
+    """An open file of states."""
+
+    def __init__(self, handle: Any, questions: list[str], offsets: list[int]) -> None:  # noqa: ANN401 - safe_open's own
+        self.rows = handle.get_slice("states")
+        self.spans = {question: (offsets[q], offsets[q + 1]) for q, question in enumerate(questions)}
+
+    @classmethod
+    def open(cls, path: Path, key: str, questions: list[str]) -> _File | None:
+        """The file, or ``None`` if there is none that is whole and for these questions."""
+        if not path.is_file():
+            return None
+        try:
+            handle = safe_open(path, framework="pt").__enter__()  # type: ignore[no-untyped-call]
+            if (handle.metadata() or {}).get("key") != key:
+                return None
+            offsets = handle.get_tensor("offsets").tolist()
+            file = cls(handle, questions, offsets)
+            return file if len(offsets) == len(questions) + 1 and file.rows.get_shape()[0] == offsets[-1] else None
+        except (SafetensorError, KeyError, OSError):
+            return None
+
+    def get(self, question: str) -> Tensor | None:
+        """``[T, D]``, read from the map."""
+        span = self.spans.get(question)
+        return None if span is None else self.rows[span[0] : span[1]]
+
+
+def _batches(encoded: Sequence[tuple[list[int], int]]) -> Iterator[Sequence[tuple[list[int], int]]]:
+    """Cut into passes of bounded size."""
+    start = tokens = 0
+    for index, (ids, _) in enumerate(encoded):
+        if index > start and tokens + len(ids) > _TOKENS_PER_PASS:
+            yield encoded[start:index]
+            start, tokens = index, 0
+        tokens += len(ids)
+    if start < len(encoded):
+        yield encoded[start:]
+
+
+def _fingerprint(lm: FrozenLM) -> str:
+    """A digest that changes when the model's weights do: a sample of each of them."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, parameter in sorted(lm.model.named_parameters()):
+        flat = parameter.detach().flatten()
+        sample = flat[:: max(1, len(flat) // 64)].cpu().contiguous()
+        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
+        digest.update(sample.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

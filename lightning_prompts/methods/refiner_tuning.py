@@ -1,0 +1,200 @@
+"""The prompt-refinement pipeline: instruction and question -> hidden states -> Refiner -> prompt -> answer.
+
+Prompt: soft embeddings ``[B, P, D]`` or a distribution over the vocabulary ``[B, P, V]``, one per question. Crossing:
+nothing to cross, straight-through, Gumbel-Softmax, or the arg-max as a control. Objective: answer likelihood,
+BERTScore, or a weighted sum.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+
+from lightning_prompts.crossings.relaxation import Crossing, ScoreRelaxation, Soft
+from lightning_prompts.crossings.temperature import Temperature
+from lightning_prompts.errors import UserError
+from lightning_prompts.lm import LMConfig, Query
+from lightning_prompts.methods.refined import RefinerMethod
+from lightning_prompts.objectives import Likelihood, Objective
+from lightning_prompts.prompts.initializers import Initializer, RandomTokens
+from lightning_prompts.prompts.vocabulary import usable_tokens
+from lightning_prompts.refiners.heads import Head, Tied
+from lightning_prompts.refiners.networks import MLPRefiner, RefinerNetwork
+from lightning_prompts.refiners.refiner import ScoreRefiner, VectorRefiner
+from lightning_prompts.types import Batch
+
+
+class RefinerTuning(RefinerMethod):
+    """Trains a network that writes ``P`` vectors or tokens for each question, by gradient through the frozen LM.
+
+    With tokens, ``val/nll`` and ``test/nll`` are those of the arg-max tokens; what the relaxed prompt reaches is
+    ``relaxed_nll`` beside it.
+
+    Args:
+        length: ``P``.
+        refiner: ``MLPRefiner`` or ``TransformerRefiner``.
+        head: ``Tied``, ``Factored`` or ``Full``; ``Soft`` knows ``Tied`` alone.
+        crossing: ``Soft``, ``StraightThrough``, ``GumbelSoftmax``, ``Softmax``, or ``Argmax`` as a control.
+        objective: What is good.
+        query: What of the LM's reading of a question the refiner sees.
+        init: Where the prompt starts, the same for every question: vectors, or the tokens nearest to them.
+        confidence: How far the initial scores favour those tokens.
+        scale: How far a question may move a soft prompt, in units of the embeddings' root mean square.
+        temperature: Of the relaxation, and how it falls over the run.
+        readable: Only words of ASCII letters and punctuation.
+        allow_no_gradient: Train with ``Argmax`` all the same, to see that nothing is learned.
+        cache_states: Compute the hidden states once and keep them on disk, instead of in every step.
+        base_lr: Learning rate of what all questions share; ``None`` for 0.02 with vectors and 0.3 with scores.
+        lm: The frozen language model.
+        optimizer: Makes the optimiser; its learning rate is the network's.
+        scheduler: Makes a learning-rate scheduler that steps every training step; ``None`` for a linear decay to zero
+            over the whole run.
+        max_new_tokens: How long a generated answer may get.
+    """
+
+    prompt_kind = "one prompt per question"
+    matrix: Tensor
+    usable: Tensor
+
+    def __init__(
+        self,
+        length: int = 4,
+        refiner: RefinerNetwork = MLPRefiner(),  # noqa: B008
+        head: Head = Tied(),  # noqa: B008
+        crossing: Crossing = Soft(),  # noqa: B008
+        objective: Objective = Likelihood(),  # noqa: B008
+        query: Query = Query(),  # noqa: B008
+        init: Initializer = RandomTokens(),  # noqa: B008
+        confidence: float = 5.0,
+        scale: float = 1.0,
+        temperature: Temperature = Temperature(),  # noqa: B008
+        readable: bool = False,
+        allow_no_gradient: bool = False,
+        cache_states: bool = True,
+        base_lr: float | None = None,
+        lm: LMConfig = LMConfig(),  # noqa: B008
+        optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=3e-4, weight_decay=0.0),
+        scheduler: LRSchedulerCallable | None = None,
+        max_new_tokens: int = 16,
+    ) -> None:
+        """Check what goes together; the refiner is made once the LM is loaded."""
+        soft = isinstance(crossing, Soft)
+        rate = base_lr if base_lr is not None else (0.02 if soft else 0.3)
+        super().__init__(query, cache_states, rate, lm, max_new_tokens, optimizer, scheduler)
+        if length < 1:
+            raise UserError(f"length must be at least 1, got {length}: a refiner writes a prompt")
+        if not soft and not isinstance(crossing, ScoreRelaxation):
+            raise UserError(f"crossing {crossing} has no scores of tokens; use Soft, StraightThrough or GumbelSoftmax")
+        if not crossing.passes_gradient and not allow_no_gradient:
+            raise UserError(
+                f"crossing {crossing} passes no gradient: every weight of the refiner would stay as it is; use "
+                "StraightThrough or GumbelSoftmax, or set model.allow_no_gradient to true to see it"
+            )
+        if min(confidence, scale) < 0 or not max(confidence, scale) < float("inf"):
+            raise UserError(f"confidence ({confidence}) and scale ({scale}) must not be negative")
+        self.length = length
+        self.network = refiner
+        self.head = head
+        self.relaxation = crossing
+        self.objective = objective
+        self.init = init
+        self.confidence = confidence
+        self.scale = scale
+        self.temperature = temperature
+        self.readable = readable
+        self.pooled = refiner.pooled
+
+    @property
+    def crossing(self) -> str:  # type: ignore[override]
+        """Which."""
+        return "nothing to cross" if isinstance(self.relaxation, Soft) else repr(self.relaxation)
+
+    @property
+    def objective_name(self) -> str:
+        """Which."""
+        return self.objective.name
+
+    def build_prompt(self) -> None:
+        """Start at the initialiser's prompt for every question."""
+        self.query.check(self.lm)
+        self.objective.check(self.lm)
+        start = self.init(self.lm, self.length)
+        matrix = self.lm.embedding_matrix().float()
+        if isinstance(self.relaxation, ScoreRelaxation):
+            self.register_buffer("matrix", matrix, persistent=False)
+            self.register_buffer("usable", usable_tokens(self.lm, self.readable), persistent=False)
+            base = self.relaxation.start(self.lm.nearest_tokens(start)[0], matrix, self.confidence)
+            self.refiner = ScoreRefiner(base, matrix, self.network, self.head, self.lm.width)
+        else:
+            size = float(matrix.square().mean().sqrt())
+            self.refiner = VectorRefiner(start, size, self.network, self.head, self.lm.width, self.scale)
+
+    def checkpoint_meta(self) -> dict[str, str | int]:
+        """See `PromptMethod`; weights fit one network, head and crossing alone."""
+        parts = (self.network, self.head, type(self.relaxation).__name__)
+        return {**super().checkpoint_meta(), "refiner": " ".join(map(str, parts))}
+
+    def describe(self) -> str:
+        """In words; the control says in two lines what is wrong with it."""
+        text = super().describe()
+        if self.relaxation.passes_gradient:
+            return text
+        return (
+            f"{text}\nNothing will be learned: the arg-max has no derivative, so the gradient of all "
+            f"{sum(parameter.numel() for parameter in self.trainable_parameters()):,} weights is exactly zero.\n"
+            "The loss will stay as it is. StraightThrough and GumbelSoftmax pass a gradient; Soft needs none."
+        )
+
+    def current_prompt(self) -> Tensor:
+        """What all questions share, ``[P, D]``."""
+        base = self.refiner.base
+        assert isinstance(base, Tensor)
+        if isinstance(self.relaxation, ScoreRelaxation):
+            return self.matrix[self.relaxation.tokens(base, self.matrix, self.usable)]
+        return base
+
+    def refine(self, states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:
+        """See `RefinerMethod`."""
+        output = self.refiner(states, mask)
+        if not isinstance(self.relaxation, ScoreRelaxation):
+            return output, None
+        ids = self.relaxation.tokens(output, self.matrix, self.usable)
+        return self.matrix[ids], ids
+
+    def _temperature(self) -> float:
+        return self.temperature.at(self.progress(self.trainer.global_step))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Loss of one batch."""
+        del batch_idx
+        prompts = self.refiner(*self.states(batch.examples))
+        if isinstance(self.relaxation, ScoreRelaxation):
+            self.log("train/temperature", self._temperature(), batch_size=len(batch))
+            prompts = self.relaxation.train_vectors(
+                prompts, self.matrix, self.usable, self._temperature(), self.step_generator(self.device)
+            )
+        return self.answer_step(batch, prompts, self.objective)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, list[dict[str, Any]]]:
+        """NLL and exact match, and the NLL of the relaxed prompt."""
+        output = super().validation_step(batch, batch_idx)
+        self._log_relaxed(batch, "val")
+        return output
+
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, list[dict[str, Any]]]:
+        """The same on a test set."""
+        output = super().test_step(batch, batch_idx, dataloader_idx)
+        self._log_relaxed(batch, batch.split)
+        return output
+
+    @torch.no_grad()
+    def _log_relaxed(self, batch: Batch, split: str) -> None:
+        if not isinstance(self.relaxation, ScoreRelaxation):
+            return
+        temperature = self._temperature() if self.trainer.training else self.temperature.end
+        scores = self.refiner(*self.states(batch.examples))
+        vectors = self.relaxation.relaxed_vectors(scores, self.matrix, self.usable, temperature)
+        self.log_mean(f"{split}/relaxed_nll", self.lm.score(batch.examples, vectors).nll.mean(), len(batch))

@@ -1,0 +1,246 @@
+"""A prompt of tokens learned by REINFORCE (Williams 1992; RLPrompt, Deng et al. 2022), for the task or a question.
+
+Prompt: a distribution over ``S`` tokens ``[B, P, S]``. Crossing: score function with a baseline. Objective: expected
+reward.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+
+from lightning_prompts.crossings.baselines import Baseline, BaselineState, LeaveOneOut
+from lightning_prompts.crossings.reinforce import (
+    Shaping,
+    Support,
+    TopK,
+    entropy,
+    log_probability,
+    sample,
+    surrogate_loss,
+    whiten,
+)
+from lightning_prompts.errors import UserError
+from lightning_prompts.lm import LMConfig, Query
+from lightning_prompts.methods.refined import RefinerMethod
+from lightning_prompts.objectives.rewards import AnswerLikelihood, Reward, needs_likelihood
+from lightning_prompts.prompts.vocabulary import usable_tokens
+from lightning_prompts.refiners.heads import Head, Tied
+from lightning_prompts.refiners.networks import RefinerNetwork, masked_mean
+from lightning_prompts.refiners.refiner import ScoreRefiner
+from lightning_prompts.types import Batch, Example
+
+MEMORY = 200_000  # rewards that are remembered
+
+
+class ReinforceRefiner(RefinerMethod):
+    """Draws ``K`` prompts for each question, rewards the answers, and makes what was rewarded likelier.
+
+    The policy starts at the LM's own next-token distribution and stays within its likeliest tokens: the others are
+    mostly noise, and a reward that is nearly always the same says nothing.
+
+    Args:
+        length: ``P``.
+        samples: ``K``, prompts drawn for each question in each step.
+        refiner: ``MLPRefiner`` or ``TransformerRefiner``; ``None`` for one prompt for the task.
+        head: ``Tied``, ``Factored`` or ``Full``.
+        start: Text whose continuation by the LM is where the policy starts, at every position.
+        support: Which tokens the policy keeps.
+        reward: What is good.
+        baseline: What is taken off the rewards.
+        shaping: What happens to rewards ahead of that; ``None`` for nothing.
+        whitened: Give advantages mean 0 and standard deviation 1 over the batch.
+        entropy_weight: How much the policy's entropy (nats per position) is worth.
+        readable: Only words of ASCII letters and punctuation.
+        pass_rows: Rows that one forward pass may have.
+        query: What of the LM's reading of a question the refiner sees.
+        cache_states: Compute the hidden states once and keep them on disk, instead of in every step.
+        base_lr: Learning rate of the scores that all questions share.
+        lm: The frozen language model.
+        optimizer: Makes the optimiser; its learning rate is the network's.
+        scheduler: Makes a learning-rate scheduler that steps every training step; ``None`` for a linear decay to zero
+            over the whole run.
+        max_new_tokens: How long a generated answer may get.
+    """
+
+    crossing = "score function (REINFORCE)"
+    matrix: Tensor
+    support_ids: Tensor
+
+    def __init__(
+        self,
+        length: int = 2,
+        samples: int = 8,
+        refiner: RefinerNetwork | None = None,
+        head: Head = Tied(),  # noqa: B008
+        start: str = "Here are two",
+        support: Support = TopK(),  # noqa: B008
+        reward: Reward = AnswerLikelihood(),  # noqa: B008
+        baseline: Baseline = LeaveOneOut(),  # noqa: B008
+        shaping: Shaping | None = None,
+        whitened: bool = False,
+        entropy_weight: float = 0.0,
+        readable: bool = False,
+        pass_rows: int = 256,
+        query: Query = Query(),  # noqa: B008
+        cache_states: bool = True,
+        base_lr: float = 0.1,
+        lm: LMConfig = LMConfig(),  # noqa: B008
+        optimizer: OptimizerCallable = lambda p: torch.optim.Adam(p, lr=1e-3),
+        scheduler: LRSchedulerCallable | None = None,
+        max_new_tokens: int = 16,
+    ) -> None:
+        """Check what goes together; the policy is made once the LM is loaded."""
+        super().__init__(query, cache_states, base_lr, lm, max_new_tokens, optimizer, scheduler)
+        if length < 1:
+            raise UserError(f"length must be at least 1, got {length}: there must be something to draw")
+        if samples < baseline.least_samples:
+            raise UserError(
+                f"samples (K) must be at least {baseline.least_samples} for {type(baseline).__name__}, got {samples}: "
+                "it compares the prompts of one question with each other"
+            )
+        if pass_rows < 1 or entropy_weight < 0:
+            raise UserError(
+                f"pass_rows ({pass_rows}) must be at least 1, entropy_weight ({entropy_weight}) not below 0"
+            )
+        self.length = length
+        self.samples = samples
+        self.network = refiner
+        self.head = head
+        self.start = start
+        self.support = support
+        self.reward = reward
+        self.baseline_kind = baseline
+        self.shaping = shaping
+        self.whitened = whitened
+        self.entropy_weight = entropy_weight
+        self.readable = readable
+        self.pass_rows = pass_rows
+        self.pooled = refiner is None or refiner.pooled
+        self.remembered: OrderedDict[tuple[str, ...], float] = OrderedDict()
+        self.baseline: BaselineState
+
+    @property
+    def prompt_kind(self) -> str:  # type: ignore[override]
+        """For the task or for each question."""
+        return f"distribution over tokens, one {'for the task' if self.network is None else 'per question'}"
+
+    @property
+    def objective_name(self) -> str:
+        """Which reward."""
+        return f"expected {self.reward.name.replace('_', ' ')}"
+
+    def build_prompt(self) -> None:
+        """Start at what the LM says after ``start``."""
+        self.query.check(self.lm)
+        usable = usable_tokens(self.lm, self.readable)
+        ids = list(self.lm.encoder.lead) + self.lm.encoder.tokens(self.start, start=True)
+        if not ids:
+            raise UserError("start is empty; give the text whose continuation the first prompts are drawn from")
+        with torch.no_grad():
+            logits = self.lm.prompt_logits(ids, torch.empty(1, self.lm.width, device=self.lm.device))[0]
+        known = torch.log_softmax(logits.masked_fill(~usable, float("-inf")), -1)
+        kept = usable.nonzero()[:, 0]
+        self.register_buffer("support_ids", kept[self.support.keep(known[kept])])
+        matrix = self.lm.embedding_matrix().float()[self.support_ids]
+        self.register_buffer("matrix", matrix, persistent=False)
+        base = known[self.support_ids].expand(self.length, -1)
+        self.refiner = ScoreRefiner(base, matrix, self.network, self.head, self.lm.width)
+        self.baseline = self.baseline_kind.build(self.lm.width).to(self.lm.device)
+
+    def reads_questions(self) -> bool:
+        """Whether the policy or the baseline does."""
+        return self.network is not None or any(True for _ in self.baseline.parameters())
+
+    def checkpoint_meta(self) -> dict[str, str | int]:
+        """See `PromptMethod`; weights fit one network, head and support alone."""
+        return {
+            **super().checkpoint_meta(),
+            "refiner": f"{self.network} {self.head}",
+            "support": len(self.support_ids),
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Forget the rewards, here and so in a run that is resumed here: what follows is the same in both."""
+        super().on_save_checkpoint(checkpoint)
+        self.remembered.clear()
+
+    def current_prompt(self) -> Tensor:
+        """The likeliest prompt where questions do not matter, ``[P, D]``."""
+        base = self.refiner.base
+        assert isinstance(base, Tensor)
+        return self.matrix[base.argmax(-1)]
+
+    def prompt_text(self) -> str | None:
+        """The likeliest prompt, where it is one for the task."""
+        base = self.refiner.base
+        assert isinstance(base, Tensor)
+        return self.lm.text(self.support_ids[base.argmax(-1)]) if self.network is None else None
+
+    def refine(self, states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:
+        """See `RefinerMethod`: the likeliest prompts."""
+        chosen = self.refiner(states, mask).argmax(-1)
+        return self.matrix[chosen], self.support_ids[chosen]
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Draw, reward, and turn the rewards into a loss."""
+        del batch_idx
+        states, mask = self.states(batch.examples)
+        scores = self.refiner(states, mask)
+        prompts = sample(scores.detach(), self.samples, self.step_generator(self.device))
+        rewards = self.rewards(batch.examples, prompts)
+        pooled = masked_mean(states, mask)
+        greedy = None
+        if self.baseline_kind.needs_greedy:
+            greedy = self.rewards(batch.examples, scores.detach().argmax(-1)[:, None])[:, 0]
+            if self.shaping is not None:
+                greedy = self.shaping(greedy[:, None])[:, 0]
+        shaped = rewards if self.shaping is None else self.shaping(rewards)
+        advantages = shaped - self.baseline(shaped, greedy, pooled)
+        self.baseline.update(shaped)
+        if self.whitened:
+            advantages = whiten(advantages)
+        entropies = entropy(scores).mean() / self.length
+        loss = surrogate_loss(log_probability(scores, prompts), advantages) - self.entropy_weight * entropies
+        value_loss = self.baseline.loss(shaped, pooled)
+        self.log("train/loss", loss, batch_size=len(batch))
+        self.log("train/reward", rewards.mean(), prog_bar=True, batch_size=len(batch))
+        self.log("train/entropy", entropies, batch_size=len(batch))
+        return loss if value_loss is None else loss + value_loss
+
+    @torch.no_grad()
+    def rewards(self, examples: Sequence[Example], prompts: Tensor) -> Tensor:
+        """Rewards ``[B, K]`` of prompts ``[B, K, P]``, given as indices into the support; known ones are looked up."""
+        ids = self.support_ids[prompts].tolist()
+        keys = [
+            [(example.before, example.after, str(example.answer), *map(str, prompt)) for prompt in row]
+            for example, row in zip(examples, ids, strict=True)
+        ]
+        # Each question's new prompts next to each other, once: what a question shares ahead of its prompt runs once.
+        new = {key: (b, k) for b, row in enumerate(keys) for k, key in enumerate(row) if key not in self.remembered}
+        todo = list(new.items())
+        for start in range(0, len(todo), self.pass_rows):
+            part = todo[start : start + self.pass_rows]
+            vectors = torch.stack([self.matrix[prompts[b, k]] for _, (b, k) in part])
+            values = self._judge([examples[b] for _, (b, _) in part], vectors)
+            self.remembered.update(zip([key for key, _ in part], values, strict=True))
+        rewards = torch.tensor([[self.remembered[key] for key in row] for row in keys], device=self.lm.device)
+        while len(self.remembered) > MEMORY:
+            self.remembered.popitem(last=False)
+        return rewards
+
+    def _judge(self, examples: Sequence[Example], vectors: Tensor) -> list[float]:
+        """Rewards of one prompt ``[B, P, D]`` for each of some examples."""
+        texts: list[str] = []
+        likelihoods: list[float] = []
+        if self.reward.needs_text:
+            texts = self.lm.generate(examples, vectors, self.max_new_tokens)
+        if needs_likelihood(self.reward):
+            likelihoods = (-self.lm.score(examples, vectors).nll).exp().tolist()
+        references = [example.reference or "" for example in examples]
+        return self.reward(texts, references, likelihoods)

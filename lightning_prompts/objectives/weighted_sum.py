@@ -1,0 +1,56 @@
+"""Several objectives at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from lightning_prompts.errors import UserError
+from lightning_prompts.lm import FrozenLM, Scores
+from lightning_prompts.lm.encoding import Row
+from lightning_prompts.objectives.base import Objective
+
+
+@dataclass(frozen=True)
+class WeightedSum(Objective):
+    """The sum of objectives, each times its weight.
+
+    Attributes:
+        objectives: At least one.
+        weights: As many, none negative.
+    """
+
+    objectives: list[Objective]
+    weights: list[float]
+
+    def __post_init__(self) -> None:
+        """Check that the two lists go together."""
+        if not self.objectives or len(self.objectives) != len(self.weights):
+            raise UserError(
+                f"objective: {len(self.objectives)} objectives and {len(self.weights)} weights; give as many of each"
+            )
+        if min(self.weights) < 0 or not any(self.weights):
+            raise UserError(f"objective.weights must not be negative, nor all 0: {self.weights}")
+
+    @property
+    def name(self) -> str:
+        """See `Objective`."""
+        parts = zip(self.weights, self.objectives, strict=True)
+        return " + ".join(f"{weight:g} {part.name}" for weight, part in parts)
+
+    @property
+    def with_end(self) -> bool:
+        """Whether one of them wants it."""
+        return any(part.with_end for part in self.objectives)
+
+    def check(self, lm: FrozenLM) -> None:
+        """See `Objective`."""
+        for part in self.objectives:
+            part.check(lm)
+
+    def loss(self, lm: FrozenLM, rows: Sequence[Row], logits: Tensor, scores: Scores) -> Tensor:
+        """See `Objective`."""
+        parts = zip(self.weights, self.objectives, strict=True)
+        return sum((weight * part.loss(lm, rows, logits, scores) for weight, part in parts), logits.new_zeros(()))
