@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from lightning_prompts.lm import FrozenLM, LMConfig
+from lightning_prompts.lm import FrozenLM, LMConfig, state_store
 from lightning_prompts.template import Template
 from lightning_prompts.types import Example
 
@@ -25,6 +25,14 @@ SHAPES = {
     "mistral": f"random:mistral,{SMALL},sliding_window=6,max_position_embeddings=256",
 }
 TINY = SHAPES["llama"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _states_elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Hidden states of the tests are nothing for the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(state_store, "cache_root", lambda: tmp_path_factory.getbasetemp() / "cache")
+        yield
 
 
 @pytest.fixture(scope="session")
