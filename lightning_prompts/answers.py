@@ -15,6 +15,7 @@ _NUMBER = re.compile(
 _POWER_OF_UNIT = re.compile(r"(?<=[a-z])\^\{?[23]\}?(?!\w)")
 _FORMULA = re.compile(r"[=^_(\[|{}<>*]|\\(?!text|mathrm|mbox|%|\$|!|,|\s)")
 _FRACTION = re.compile(r"\\[dt]?frac\s*(?:\{\s*([^{}]+?)\s*\}\s*\{\s*([^{}]+?)\s*\}|(\d)\s*(\d))")
+_MIXED = re.compile(r"\b(\d+)\s*\\[dt]?frac\s*\{\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\}")  # 3 1/2
 _MARK = re.compile(r"####\s*(.+)")
 # Words that announce what the answer is, in models' and people's solutions.
 _ANNOUNCED = re.compile(r"(?:final answer|answer)\s*(?:is|=|:)?\s*:?\s*(.+)", re.IGNORECASE)
@@ -84,6 +85,7 @@ def _simple(text: str) -> str:
     """Without the spacing of LaTeX, and with fractions as ``a/b``."""
     text = text.replace("\\!", "").replace("\\,", "").replace("\u2212", "-").replace("\u2013", "-")
     text = re.sub(r"(?<=\d)\\ (?=\d)", "", text)
+    text = _MIXED.sub(lambda match: f" {int(match[1]) * int(match[3]) + int(match[2])}/{match[3]} ", text)
     return _FRACTION.sub(lambda match: f" {match[1] or match[3]}/{match[2] or match[4]} ", text)
 
 
