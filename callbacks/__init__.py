@@ -4,7 +4,8 @@ from callbacks.budget import Budget
 from callbacks.prompt_readout import PromptReadout
 from callbacks.result_files import ResultFiles
 from callbacks.sample_generations import SampleGenerations
+from callbacks.text_metrics import TextMetrics
 from callbacks.throughput import Throughput
 from callbacks.validate_at_end import ValidateAtEnd
 
-__all__ = ["Budget", "PromptReadout", "ResultFiles", "SampleGenerations", "Throughput", "ValidateAtEnd"]
+__all__ = ["Budget", "PromptReadout", "ResultFiles", "SampleGenerations", "TextMetrics", "Throughput", "ValidateAtEnd"]

@@ -19,12 +19,14 @@ ALLOWED = {
     "lightning_prompts.types": set(),
     "lightning_prompts.errors": set(),
     "lightning_prompts.template": {"types", "errors"},
+    "lightning_prompts.answers": set(),
     "lightning_prompts.checkpoints": {"errors"},
     "lightning_prompts.lm": {"types", "errors", "template"},
     "lightning_prompts.randomness": set(),
     "lightning_prompts.prompts": {"types", "errors", "template", "lm", "randomness"},
-    "lightning_prompts.objectives": {"types", "errors", "template", "lm"},
-    "lightning_prompts.crossings": {"types", "errors", "template", "lm"},
+    "lightning_prompts.objectives": {"types", "errors", "template", "answers", "lm"},
+    "lightning_prompts.crossings": {"types", "errors", "template", "lm", "randomness"},
+    "lightning_prompts.refiners": {"types", "errors", "template", "lm", "randomness"},
     "lightning_prompts.search": {"types", "errors", "template", "lm", "objectives"},
     "lightning_prompts.methods": {
         "types",
@@ -35,10 +37,12 @@ ALLOWED = {
         "objectives",
         "crossings",
         "search",
+        "refiners",
+        "answers",
         "randomness",
     },
-    "datamodules": {"types", "errors", "template"},
-    "callbacks": {"types", "errors", "methods"},
+    "datamodules": {"types", "errors", "template", "answers"},
+    "callbacks": {"types", "errors", "methods", "objectives"},
 }
 
 
@@ -47,7 +51,6 @@ def test_every_yaml_parses_and_instantiates(config: Path, tmp_path: Path, monkey
     built = []
     text = config.read_text()
     parts = yaml.safe_load(text)
-    missing = {"model": "FixedPrompt", "data": "Antonyms"}
     missing = {"model": "FixedPrompt", "data": "Antonyms"}
     rest = [word for part, name in missing.items() if part not in parts for word in (f"--{part}", name)]
     for name in ("fit", "test"):  # what the command line would run with these classes

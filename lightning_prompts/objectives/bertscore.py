@@ -55,13 +55,14 @@ class BertScoreLoss(Objective):
 
     Attributes:
         scorer: Whose hidden states are compared: a model name with the LM's own vocabulary, or ``None`` for the LM.
-        layer: Which of its layers; 0 for the embeddings, -1 for the last.
+        layer: Which of its layers; 0 for the embeddings, -1 for the last, ``None`` for a third of the way up: a causal
+            LM's last layers speak of the next token more than of this one.
         lead: Text ahead of both, which is not compared. The first token of a text attracts attention whatever it is, so
             that without anything ahead of it all first tokens would look alike.
     """
 
     scorer: str | None = None
-    layer: int = 8
+    layer: int | None = None
     lead: str = "\n"
 
     @property
@@ -82,8 +83,8 @@ class BertScoreLoss(Objective):
                 f"{lm.name} ({lm.vocabulary}), so no gradient can pass; leave it out to score with the LM itself, "
                 "or use it as a reward of ReinforceRefiner"
             )
-        layers = scorer.model.config.get_text_config().num_hidden_layers
-        if not -1 <= self.layer <= layers:
+        layers = _layers(scorer)
+        if self.layer is not None and not -1 <= self.layer <= layers:
             raise UserError(f"objective.layer must be -1 or from 0 to {layers}, the scorer's layers; got {self.layer}")
 
     def loss(self, lm: FrozenLM, rows: Sequence[Row], logits: Tensor, scores: Scores) -> Tensor:
@@ -103,19 +104,24 @@ class BertScoreLoss(Objective):
             ``[B]`` float32, differentiable in ``expected``.
         """
         scorer = self._scorer(lm)
+        layer = max(1, _layers(scorer) // 3) if self.layer is None else self.layer
         matrix = scorer.embedding_matrix()
         lead = scorer.encoder.tokens(self.lead)
         vectors = pad_sequence([part.to(matrix.dtype) @ matrix for part in expected], batch_first=True)
         slots = [lead + [-1 - a for a in range(len(part))] for part in expected]
-        candidate = scorer.hidden_states(slots, vectors, self.layer)
+        candidate = scorer.hidden_states(slots, vectors, layer)
         with torch.no_grad():
-            reference = scorer.hidden_states([lead + ids for ids in references], vectors[0, :0], self.layer)
+            reference = scorer.hidden_states([lead + ids for ids in references], vectors[0, :0], layer)
         first = len(lead)
         return greedy_matching(*_padded([part[first:] for part in candidate]),
                                *_padded([part[first:] for part in reference]))[2]  # fmt: skip
 
     def _scorer(self, lm: FrozenLM) -> FrozenLM:
         return lm if self.scorer is None else _load(self.scorer, str(lm.device))
+
+
+def _layers(scorer: FrozenLM) -> int:
+    return int(scorer.model.config.get_text_config().num_hidden_layers)
 
 
 @lru_cache(maxsize=1)

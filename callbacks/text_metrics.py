@@ -1,0 +1,53 @@
+"""Further metrics of the generated answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import lightning as L  # noqa: N812 - Lightning's own convention
+
+from lightning_prompts.errors import UserError
+from lightning_prompts.objectives.rewards import Reward, needs_likelihood
+
+if TYPE_CHECKING:
+    from lightning_prompts.methods import PromptMethod
+    from lightning_prompts.types import Batch
+
+
+class TextMetrics(L.Callback):
+    """Judges what validation and tests generate by rewards: the same functions that train `ReinforceRefiner`.
+
+    Logs ``val/NAME`` and ``test/NAME`` (``bertscore``, ``token_f1``, ``numeric_match``), means over examples.
+
+    Args:
+        rewards: Which.
+    """
+
+    def __init__(self, rewards: list[Reward]) -> None:
+        """Check that texts are all they need."""
+        super().__init__()
+        for reward in rewards:
+            if needs_likelihood(reward):
+                raise UserError("TextMetrics judges texts; the likelihood of answers is val/nll and test/nll already")
+        self.rewards = rewards
+
+    def on_validation_batch_end(
+        self, trainer: L.Trainer, pl_module: PromptMethod, outputs: Any, batch: Batch,  # type: ignore[override]
+        batch_idx: int, dataloader_idx: int = 0,
+    ) -> None:  # fmt: skip
+        """Judge a batch."""
+        self._judge(pl_module, "val", outputs["rows"])
+
+    def on_test_batch_end(
+        self, trainer: L.Trainer, pl_module: PromptMethod, outputs: Any, batch: Batch,  # type: ignore[override]
+        batch_idx: int, dataloader_idx: int = 0,
+    ) -> None:  # fmt: skip
+        """Judge a batch of a test set."""
+        self._judge(pl_module, batch.split, outputs["rows"])
+
+    def _judge(self, pl_module: PromptMethod, split: str, rows: Sequence[dict[str, Any]]) -> None:
+        texts, references = ([str(row[key]) for row in rows] for key in ("generated", "answer"))
+        for reward in self.rewards:
+            values = reward(texts, references, [])
+            pl_module.log_mean(f"{split}/{reward.name}", sum(values) / len(values), len(values))
