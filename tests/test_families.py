@@ -16,9 +16,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from test_methods import data, resumable, trainer
 from transformers import DynamicCache
 
-from callbacks import Budget, PromptReadout
+from callbacks import Budget, PromptReadout, ValidateAtEnd
 from datamodules import Addition, Antonyms
 from lightning_prompts.crossings.relaxation import GumbelSoftmax, Projected, Softmax, StraightThrough
+from lightning_prompts.crossings.temperature import Temperature
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm import FrozenLM, KeyValues, LMConfig
 from lightning_prompts.methods import (
@@ -36,10 +37,11 @@ from lightning_prompts.methods import (
 from lightning_prompts.objectives import Likelihood
 from lightning_prompts.prompts.initializers import FromText, Hybrid, RandomTokens, VocabNormal
 from lightning_prompts.prompts.key_values import PrefixMLP
+from lightning_prompts.search.candidates import survives
 from lightning_prompts.search.rounding import Rounding
 from lightning_prompts.search.scoring import Racing
 from lightning_prompts.template import Template
-from lightning_prompts.types import Example
+from lightning_prompts.types import Batch, Example
 
 LM = LMConfig(TINY)
 MAKE: dict[str, Callable[[], PromptMethod]] = {
@@ -60,18 +62,19 @@ MAKE: dict[str, Callable[[], PromptMethod]] = {
     "lora": lambda: LoraTuning(rank=2, lm=LM, max_new_tokens=2),
     "scratch": lambda: ScratchTransformer(2, 16, 2, max_new_tokens=2),
 }  # fmt: skip
-RELAXED = {"parameters_", "rounded_ids", "best_ids", "best_nll"}
+BEST = {"best_ids", "best_nll", "best_survives"}
+RELAXED = {"parameters_", "rounded_ids", "rounded_at", *BEST}
 KEYS = {
-    "prefix": {"prefix.initial", "prefix.network.delta"},
-    "prefix, mlp": {"prefix.initial", *(f"prefix.network.{name}" for name in (
+    "prefix": {"prefix.initial", "prefix.scale", "prefix.network.delta"},
+    "prefix, mlp": {"prefix.initial", "prefix.scale", *(f"prefix.network.{name}" for name in (
         "embeddings", "up.weight", "up.bias", "down.weight", "down.bias"))},
     "softmax": RELAXED,
     "gumbel": RELAXED,
     "straight-through": RELAXED,
     "pez": RELAXED,
     "rounded": RELAXED,
-    "search": {"embeddings", "pool_ids", "best_ids", "best_nll"},
-    "search, all": {"embeddings", "pool_ids", "best_ids", "best_nll"},
+    "search": {"embeddings", "pool_ids", *BEST},
+    "search, all": {"embeddings", "pool_ids", *BEST},
 }  # fmt: skip
 
 
@@ -104,6 +107,9 @@ def test_a_reloaded_checkpoint_scores_the_same(name: str, tmp_path: Path) -> Non
     model = MAKE[name]()
     fit = trainer(tmp_path)
     fit.fit(model, datamodule=data())
+    if isinstance(model, PrefixTuning):  # after two steps it has hardly moved
+        for value in model.trainable_parameters():
+            torch.nn.init.normal_(value)
     fit.save_checkpoint(tmp_path / "x.ckpt")
     expected = trainer(tmp_path).test(model, datamodule=data(), verbose=False)[0]
     L.seed_everything(2)
@@ -223,22 +229,111 @@ def test_the_best_tokens_by_validation_are_the_result(name: str, tmp_path: Path)
         def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
             seen.append((trainer.callback_metrics["val/nll"].item(), pl_module.token_ids().tolist()))
 
+        def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+            seen.append((pl_module.best_nll.item(), pl_module.best_ids.tolist()))
+
     fit = trainer(tmp_path, max_steps=6, val_check_interval=1, callbacks=[PromptReadout(), Watch()])
     fit.fit(model, datamodule=data())
     assert len(seen) >= 6
-    best = min(seen)
+    alike = survives(model.lm, torch.tensor([ids for _, ids in seen])).tolist()
+    best = min((not text, nll, ids) for text, (nll, ids) in zip(alike, seen, strict=True))[1:]
     assert model.best_nll.item() == pytest.approx(best[0], abs=1e-6)
     assert model.best_ids.tolist() == best[1]
+    assert model.best_survives == any(alike)
     text = (tmp_path / "prompt.txt").read_bytes().decode()
     assert text == model.prompt_text() == model.lm.text(best[1])
     fit.save_checkpoint(tmp_path / "x.ckpt")
     tested = trainer(tmp_path).test(MAKE[name](), datamodule=data(), ckpt_path=tmp_path / "x.ckpt", verbose=False)[0]
-    if name == "search":  # taken home as text, the prompt does the same
+    if name == "search" or model.best_survives:  # taken home as text, the prompt does the same
         fixed = trainer(tmp_path).test(FixedPrompt(text, LM, 2), datamodule=data(), verbose=False)[0]
         assert fixed["test/nll"] == pytest.approx(tested["test/nll"], abs=1e-6)
-    else:
+    if name != "search":
         assert {"test/relaxed_nll", "test/nll"} <= set(tested)
         assert tested["test/relaxed_nll"] != pytest.approx(tested["test/nll"], abs=1e-6)
+
+
+def test_a_search_that_finds_nothing_better_keeps_its_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lightning_prompts.methods import hard_prompt_search
+
+    L.seed_everything(0)
+    real = hard_prompt_search.race
+    monkeypatch.setattr(hard_prompt_search, "race", lambda *args: -real(*args))  # it prefers what is worst
+    model = HardPromptSearch(init=FromText(" ab"), candidates=20, top_k=200, lm=LM, max_new_tokens=1)
+    trainer(tmp_path, max_steps=4, val_check_interval=1).fit(model, datamodule=data())
+    assert model.prompt_text() == " ab" != model.lm.text(model.token_ids())
+
+
+def test_rounding_is_done_once_the_run_is_over(tmp_path: Path) -> None:
+    L.seed_everything(0)
+    model = RelaxedPromptTuning(3, rounding=Rounding(75, 4, 5), lm=LM, max_new_tokens=1)
+    calls: list[int] = []
+
+    class Watch(L.Callback):
+        def on_validation_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+            calls.append(int(pl_module.rounded_at))
+
+    watched_run = trainer(tmp_path, max_steps=3, val_check_interval=1, callbacks=[Watch(), ValidateAtEnd()])
+    watched_run.fit(model, datamodule=data())
+    assert calls[0] == 0, "until then, the tokens are each position's likeliest"
+    assert calls[-1] == 3
+    accumulated = RelaxedPromptTuning(3, rounding=Rounding(1, 4, 5), lm=LM, max_new_tokens=1)
+    rounded: list[int] = []
+    real = accumulated.on_train_batch_end
+
+    def watched(*args: Any) -> None:
+        real(*args)
+        rounded.append(int(accumulated.rounded_at))
+
+    accumulated.on_train_batch_end = watched  # type: ignore[method-assign]
+    trainer(tmp_path, max_steps=2, accumulate_grad_batches=2, limit_val_batches=0).fit(accumulated, datamodule=data())
+    assert rounded == [0, 1, 1, 2]
+
+
+def test_the_relaxed_nll_is_that_of_the_temperature_of_now(tmp_path: Path) -> None:
+    L.seed_everything(0)
+    model = RelaxedPromptTuning(3, temperature=Temperature(5.0, 0.05), confidence=3.0, lm=LM, max_new_tokens=1)
+    found: list[tuple[float, float]] = []
+
+    class Watch(L.Callback):
+        def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+            warm = Softmax().train_vectors(
+                pl_module.parameters_, pl_module.matrix, pl_module.usable,
+                pl_module.temperature.at(trainer.global_step / 4),
+            )  # fmt: skip
+            with torch.no_grad():
+                wanted = pl_module.lm.score(data().examples("val"), warm).nll.mean().item()
+            found.append((trainer.callback_metrics["val/relaxed_nll"].item(), wanted))
+
+    trainer(tmp_path, max_steps=4, val_check_interval=1, callbacks=[Watch()]).fit(model, datamodule=data())
+    for value, wanted in found[:4]:
+        assert value == pytest.approx(wanted, abs=1e-4)
+
+
+@pytest.mark.parametrize("fluency", [0.0, 0.7])
+def test_the_token_gradient_is_the_finite_difference(fluency: float, antonyms: list[Example]) -> None:
+    """Of the loss by one-hot rows, which are what the LM reads and, with fluency, what it should have predicted."""
+    L.seed_everything(0)
+    model = HardPromptSearch(init=FromText(" abc"), candidates=4, top_k=5, fluency=fluency, lm=LM)
+    model.configure_model()
+    model.log = lambda *args, **kwargs: None  # type: ignore[method-assign]
+    model.training_step(Batch(antonyms), 0).backward()
+    found = model.token_gradient()
+    ids = model.token_ids()
+    matrix = model.lm.embedding_matrix()
+
+    def loss(rows: torch.Tensor) -> float:
+        with torch.no_grad():
+            vectors = rows @ matrix
+            value = Likelihood()(model.lm.score(antonyms, vectors, with_end=True))
+            logits = model.lm.prompt_logits(model._before(), vectors)
+            return float(value - fluency * (rows * logits.log_softmax(-1)).sum() / len(rows))
+
+    one_hot = torch.nn.functional.one_hot(ids, model.lm.vocabulary).float()
+    for position, token in [(0, 3), (1, 70), (2, 200), (2, int(ids[2]))]:
+        step = torch.zeros_like(one_hot)
+        step[position, token] = 1e-2
+        difference = (loss(one_hot + step) - loss(one_hot - step)) / 2e-2
+        assert found[position, token].item() == pytest.approx(difference, rel=0.02, abs=2e-3)
 
 
 def test_a_search_on_the_same_examples_never_gets_worse(tmp_path: Path) -> None:
@@ -278,7 +373,9 @@ def test_fluency_counts_the_prompt_s_own_likelihood(tmp_path: Path) -> None:
         (lambda: HardPromptSearch(top_k=0), "top_k must be at least 1"),
         (lambda: HardPromptSearch(init=RandomTokens()), "length is needed"),
         (lambda: HardPromptSearch(fluency=-1.0), "fluency must not be negative"),
+        (lambda: HardPromptSearch(fluency=float("nan")), "fluency must not be negative"),
         (lambda: HardPromptSearch(memory_mb=0.0), "memory_mb must be above 0"),
+        (lambda: RelaxedPromptTuning(memory_mb=0.0), "memory_mb must be above 0"),
         (lambda: RelaxedPromptTuning(0), "length must be at least 1"),
         (lambda: RelaxedPromptTuning(confidence=-1.0), "confidence must not be negative"),
         (lambda: PrefixTuning(0), "length must be at least 1"),
@@ -301,6 +398,8 @@ def test_settings_are_checked_at_once(make: Callable[[], object], words: str) ->
     [
         (lambda: HardPromptSearch(top_k=999, lm=LM), r"top_k \(999\) is more than the 256 tokens"),
         (lambda: LoraTuning(target_modules=["nothing"], lm=LM), "target_modules"),
+        (lambda: RelaxedPromptTuning(rounding=Rounding(top_k=999), lm=LM), r"rounding.top_k \(999\) is more than"),
+        (lambda: PrefixTuning(300, lm=LMConfig(SHAPES["gpt2"])), r"length \(300\) leaves no room in the context"),
     ],
 )
 def test_settings_that_the_model_decides_on(make: Callable[[], PromptMethod], words: str) -> None:
@@ -315,6 +414,16 @@ def test_when_all_candidates_are_filtered_out(tmp_path: Path, monkeypatch: pytes
     model.configure_model()
     monkeypatch.setattr(hard_prompt_search, "survives", lambda lm, ids: torch.zeros(len(ids), dtype=torch.bool))
     with pytest.raises(UserError, match="all candidates of step 0 were filtered out"):
+        trainer(tmp_path).fit(model, datamodule=data())
+
+
+def test_when_no_candidate_differs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lightning_prompts.methods import hard_prompt_search
+
+    model = MAKE["search"]()
+    model.configure_model()
+    monkeypatch.setattr(hard_prompt_search, "top_tokens", lambda *args: model.pool_ids[0][:, None])
+    with pytest.raises(UserError, match="step 0: none of the candidates differs from the prompt"):
         trainer(tmp_path).fit(model, datamodule=data())
 
 
@@ -387,7 +496,27 @@ def test_lora_starts_as_the_model_itself_and_moves_away(tmp_path: Path) -> None:
     assert not torch.allclose(model.lm.score(rows, empty).nll, plain.score(rows, empty).nll, atol=1e-5)
 
 
-def test_a_transformer_from_scratch_learns_addition(tmp_path: Path) -> None:
+def test_a_transformer_from_scratch_starts_as_the_seed_says() -> None:
+    weights = []
+    for seed in (0, 1, 1):
+        L.seed_everything(seed)
+        model = ScratchTransformer(2, 16, 2)
+        model.configure_model()
+        weights.append(torch.cat([value.flatten() for value in model.trainable_parameters()]))
+        head, table = model.lm.model.get_output_embeddings().weight, model.lm.model.get_input_embeddings().weight
+        assert head is table
+    assert not torch.allclose(weights[0], weights[1], atol=1e-3)
+    assert torch.equal(weights[1], weights[2])
+
+
+def test_a_transformer_from_scratch_may_have_the_lms_tokens(tmp_path: Path, real: FrozenLM) -> None:
+    model = ScratchTransformer(1, 16, 2, tokens="lm", max_new_tokens=1)
+    trainer(tmp_path, limit_val_batches=0).fit(model, datamodule=data())
+    assert model.lm.vocabulary == len(real.tokenizer)
+    assert model.lm.encoder.tokens(" antonyms") == real.encoder.tokens(" antonyms")
+
+
+def test_a_transformer_from_scratch_learns_learns_addition(tmp_path: Path) -> None:
     L.seed_everything(0)
     task = Addition(max_digits=1, ood_digits=[2], train_size=60, val_size=10, test_size=10, batch_size=30)
     model = ScratchTransformer(2, 64, 2, max_new_tokens=3, optimizer=lambda p: torch.optim.AdamW(p, lr=1e-2))

@@ -138,8 +138,8 @@ def test_a_race_is_won_by_an_exact_score(tiny: FrozenLM) -> None:
     assert torch.allclose(raced[~out], exact[~out], atol=1e-5)
 
 
-def test_a_test_of_the_race_errs_no_more_often_than_it_says() -> None:
-    """Candidates as good as the leader on the whole batch are dropped with the stated probability."""
+def test_of_two_candidates_the_loser_of_a_draw_is_dropped_as_often_as_stated() -> None:
+    """Two that are equal on the whole batch; one of them leads by chance."""
     torch.manual_seed(0)
     racing, examples, seen, dropped, tries = Racing(first=8, error=0.1), 32, 8, 0, 4000
     for _ in range(tries):
@@ -149,6 +149,34 @@ def test_a_test_of_the_race_errs_no_more_often_than_it_says() -> None:
     # One of the two leads by chance; the other is dropped when it lags by more than the quantile, on either side.
     assert dropped / tries <= 2 * 0.1 + 0.04  # the normal quantile is a little small for a deviation of 8 numbers
     assert dropped / tries > 0.1
+
+
+def test_how_often_the_best_of_many_is_dropped() -> None:
+    """What the docstring of `Racing` says about 64 equally good candidates."""
+    torch.manual_seed(0)
+    racing, examples, dropped, lost, tries = Racing(), 32, 0, 0.0, 300
+    for _ in range(tries):
+        losses = torch.randn(64, examples)
+        alive = torch.arange(64)
+        for seen in (8, 16):
+            alive = alive[racing.remaining(losses[alive, :seen], examples)]
+        means = losses.mean(-1)
+        dropped += int(means.argmin() not in alive)
+        lost += float(means[alive].min() - means.min())
+    assert 0.2 < dropped / tries < 0.4
+    assert lost / tries < 0.05, "of a standard deviation of 1"
+
+
+def test_a_race_counts_what_candidates_cost_beside(tiny: FrozenLM) -> None:
+    rows, candidates = rows_of(tiny, "prompt first", 4) * 4, candidates_of(tiny, 16, 4)
+    scorer, objective = CandidateScorer(tiny), Likelihood()
+    exact = race(scorer, rows, candidates, objective, None)
+    offsets = torch.full((16,), 50.0)
+    offsets[int(exact.argmax())] = 0.0  # what the examples like least is cheapest
+    raced = race(scorer, rows, candidates, objective, Racing(first=4, error=0.4), offsets)
+    assert int(raced.argmin()) == int(exact.argmax())
+    assert raced.min().item() == pytest.approx(exact.max().item(), abs=1e-5)
+    assert torch.allclose(race(scorer, rows, candidates, objective, None, offsets), exact + offsets)
 
 
 def test_the_leader_stays_and_a_hopeless_candidate_goes() -> None:
@@ -199,7 +227,10 @@ def test_prompts_that_text_cannot_carry_do_not_survive(real: FrozenLM) -> None:
 
 def test_readable_tokens_are_words(real: FrozenLM) -> None:
     usable, readable = usable_tokens(real), usable_tokens(real, readable=True)
-    assert not usable[real.tokenizer.all_special_ids].any()
+    for text in ("<|endoftext|>", "<|im_start|>", "<repo_name>", "<file_sep>", "<jupyter_start>"):
+        token = real.tokenizer.convert_tokens_to_ids(text)
+        assert real.text([token]) == text
+        assert not usable[token], text
     assert not (readable & ~usable).any()
     word, digit = real.encoder.tokens(" cat")[0], real.encoder.tokens("7")[0]
     assert readable[word]
@@ -222,6 +253,7 @@ def test_a_prompt_s_own_logits(real: FrozenLM) -> None:
 def test_rounding_ends_where_no_single_change_helps(tiny: FrozenLM) -> None:
     rows, objective = rows_of(tiny, "prompt first", 3), Likelihood()
     wanted = torch.randn(3, tiny.vocabulary, generator=torch.Generator().manual_seed(0))
+    wanted[:, 90:] = -9.0  # bytes that are no characters by themselves
     scorer, settings = CandidateScorer(tiny), Rounding(top_k=6, sweeps=50)
     ids = coordinate_descent(scorer, rows, wanted, objective, settings)
     top = wanted.topk(6, -1).indices

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import abstractmethod
 from typing import Any
 
@@ -10,18 +11,24 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from lightning_prompts.methods.base import PromptMethod
+from lightning_prompts.search.candidates import survives
 from lightning_prompts.types import Batch
+
+log = logging.getLogger(__name__)
 
 
 class DiscretePromptMethod(PromptMethod):
     """A prompt of token ids.
 
-    Training validates the tokens as they are; the best of them are kept in the checkpoint, whichever one it is, and are
-    what `test` and `predict` use. A subclass calls `keep_ids` from `build_prompt` and gives its tokens in `token_ids`.
+    Training validates the tokens as they are; the best of them, those that it starts from included, are kept in the
+    checkpoint, whichever one it is, and are what `test` and `predict` use. Tokens that become others once they are
+    written as text are kept only as long as there are none that don't. A subclass calls `keep_ids` from `build_prompt`
+    and gives its tokens in `token_ids`.
     """
 
     best_ids: Tensor
     best_nll: Tensor
+    best_survives: Tensor
 
     @abstractmethod
     def token_ids(self) -> Tensor:
@@ -31,6 +38,7 @@ class DiscretePromptMethod(PromptMethod):
         """Make room for the best tokens."""
         self.register_buffer("best_ids", torch.zeros(length, dtype=torch.long, device=self.lm.device))
         self.register_buffer("best_nll", torch.tensor(float("inf"), device=self.lm.device))
+        self.register_buffer("best_survives", torch.tensor(False, device=self.lm.device))
         self._totals = [0.0, 0.0]
 
     def chosen_ids(self) -> Tensor:
@@ -45,6 +53,21 @@ class DiscretePromptMethod(PromptMethod):
     def prompt_text(self) -> str:
         """The best tokens so far, as text."""
         return self.lm.text(self.token_ids() if torch.isinf(self.best_nll) else self.best_ids)
+
+    def on_fit_start(self) -> None:
+        """The tokens to start from are the first to be the best."""
+        data = getattr(self.trainer, "datamodule", None)
+        limit = self.trainer.limit_val_batches
+        if data is None or not limit or not torch.isinf(self.best_nll):
+            return
+        examples = data.examples("val")
+        size = data.eval_batch_size
+        batches = [examples[start : start + size] for start in range(0, len(examples), size)]
+        batches = batches[: limit if isinstance(limit, int) else max(1, int(limit * len(batches)))]
+        with torch.no_grad():
+            prompt = self.current_prompt()
+            nll = torch.cat([self.lm.score(batch, prompt).nll for batch in batches]).mean()
+        self._keep_better(nll)
 
     def on_validation_epoch_start(self) -> None:
         """Start counting."""
@@ -63,7 +86,19 @@ class DiscretePromptMethod(PromptMethod):
             return
         totals = self.trainer.strategy.reduce(torch.tensor(self._totals, device=self.device), reduce_op="sum")
         assert isinstance(totals, Tensor)
-        nll = totals[0] / totals[1]
-        if nll < self.best_nll:
+        self._keep_better(totals[0] / totals[1])
+
+    def _keep_better(self, nll: Tensor) -> None:
+        """Keep the tokens of now if they are better than the best so far: first as text, then by ``nll``."""
+        ids = self.token_ids()
+        survive = survives(self.lm, ids[None])[0]
+        if (not survive, float(nll)) < (not self.best_survives, float(self.best_nll)):
             self.best_nll.copy_(nll)
-            self.best_ids.copy_(self.token_ids())
+            self.best_ids.copy_(ids)
+            self.best_survives.copy_(survive)
+
+    def on_fit_end(self) -> None:
+        """Say it if the result cannot be taken home as text."""
+        if not torch.isinf(self.best_nll) and not self.best_survives:
+            log.warning("the best tokens (%s) become others when their text %r is tokenised again",
+                        " ".join(map(str, self.best_ids.tolist())), self.prompt_text())  # fmt: skip

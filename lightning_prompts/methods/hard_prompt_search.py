@@ -73,9 +73,9 @@ class HardPromptSearch(DiscretePromptMethod):
         for name, value in (("candidates", candidates), ("top_k", top_k), ("swaps", swaps), ("pool", pool)):
             if value < 1:
                 raise UserError(f"{name} must be at least 1, got {value}")
-        if fluency < 0:
+        if not 0 <= fluency < float("inf"):
             raise UserError(f"fluency must not be negative, got {fluency}")
-        if memory_mb <= 0:
+        if not memory_mb > 0:
             raise UserError(f"memory_mb must be above 0, got {memory_mb}")
         if length is None and not isinstance(init, FromText):
             raise UserError("length is needed, unless init is FromText")
@@ -151,19 +151,21 @@ class HardPromptSearch(DiscretePromptMethod):
 
     def _search(self) -> None:
         """One step: candidates from the gradient, scored on the same batch as the pool."""
-        gradient = self.embeddings.grad
-        assert gradient is not None
-        by_token = gradient @ self.lm.embedding_matrix().float().T + self._fluency_gradient
-        candidates = torch.unique(torch.cat([self.pool_ids, self._draw(by_token)]), dim=0)
-        losses = race(self.scorer, self._rows, candidates, self.objective, self.racing)
-        if self.fluency:
-            losses = losses + self.fluency * self._prompt_nll(candidates)
+        candidates = torch.unique(torch.cat([self.pool_ids, self._draw(self.token_gradient())]), dim=0)
+        offsets = self.fluency * self._prompt_nll(candidates) if self.fluency else None
+        losses = race(self.scorer, self._rows, candidates, self.objective, self.racing, offsets)
         order = losses.argsort()[: self.pool]
         self.log("train/candidates", float(len(candidates)))
         self.log("train/best_candidate", losses[order[0]], prog_bar=True)
         self.pool_ids.copy_(candidates[order.repeat(self.pool)[: self.pool]])  # some twice where there are too few
         self.embeddings.copy_(self.lm.embed(self.pool_ids[0]))
         self._rows = []
+
+    def token_gradient(self) -> Tensor:
+        """Gradient of the loss by the prompt's one-hot rows ``[P, V]``, after a backward pass."""
+        gradient = self.embeddings.grad
+        assert gradient is not None
+        return gradient @ self.lm.embedding_matrix().float().T + self._fluency_gradient
 
     def _draw(self, gradient: Tensor) -> Tensor:
         """Candidates ``[C, P]`` that are text.
@@ -172,12 +174,19 @@ class HardPromptSearch(DiscretePromptMethod):
             UserError: None of several draws is.
         """
         generator = self.step_generator()
+        different = False
         top = top_tokens(gradient, self.usable, self.top_k)
         for _ in range(5):
             drawn = draw_candidates(self.pool_ids[0], top, self.candidates, self.swaps, generator)
+            different = different or len(drawn) > 0
             kept = drawn[survives(self.lm, drawn)] if self.filter and len(drawn) else drawn
             if len(kept):
                 return kept
+        if not different:
+            raise UserError(
+                f"step {self.trainer.global_step}: none of the candidates differs from the prompt, as the gradient "
+                f"wants the tokens that it has; raise top_k ({self.top_k}) or candidates ({self.candidates})"
+            )
         raise UserError(
             f"all candidates of step {self.trainer.global_step} were filtered out: they become other tokens when their "
             "text is tokenised again; raise top_k or candidates, or set filter to false"

@@ -62,8 +62,16 @@ class PrefixTuning(PromptMethod):
         self.objective = objective
 
     def build_prompt(self) -> None:
-        """Run the initialiser's vectors through the LM, and take its keys and values."""
-        like = self.lm.key_values(RandomTokens()(self.lm, 64))  # for the scale
+        """Run the initialiser's vectors through the LM, and take its keys and values.
+
+        Raises:
+            UserError: The prefix leaves no room in the context window.
+        """
+        if self.length >= self.lm.context:
+            raise UserError(
+                f"length ({self.length}) leaves no room in the context window of {self.lm.name} ({self.lm.context})"
+            )
+        like = self.lm.key_values(RandomTokens()(self.lm, min(64, self.lm.context)))  # for the scale
         self.prefix = KeyValuePrompt(self.lm.key_values(self.init(self.lm, self.length)), like, self.mlp)
 
     def checkpoint_meta(self) -> dict[str, str | int]:

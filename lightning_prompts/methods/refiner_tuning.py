@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from lightning_prompts.crossings.relaxation import Crossing, ScoreRelaxation, Soft
@@ -194,7 +195,8 @@ class RefinerTuning(RefinerMethod):
     def _log_relaxed(self, batch: Batch, split: str) -> None:
         if not isinstance(self.relaxation, ScoreRelaxation):
             return
-        temperature = self._temperature() if self.trainer.training else self.temperature.end
+        fitting = self.trainer.state.fn == TrainerFn.FITTING
+        temperature = self._temperature() if fitting else self.temperature.end
         scores = self.refiner(*self.states(batch.examples))
         vectors = self.relaxation.relaxed_vectors(scores, self.matrix, self.usable, temperature)
         self.log_mean(f"{split}/relaxed_nll", self.lm.score(batch.examples, vectors).nll.mean(), len(batch))

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from lightning_prompts.crossings.relaxation import Relaxation, Softmax
@@ -37,8 +38,8 @@ class RelaxedPromptTuning(DiscretePromptMethod):
         init: Where the prompt starts; the tokens nearest to its vectors.
         confidence: How far the initial scores favour those tokens; 0 starts from all tokens alike. PEZ starts at them.
         readable: Only words of ASCII letters and punctuation.
-        rounding: How the tokens are found; ``None`` takes the likeliest of each position alone. Its cost counts as
-            training.
+        rounding: How the tokens are found, every so many steps and after the last one; ``None`` takes the likeliest of
+            each position alone. Its cost counts as training.
         memory_mb: Megabytes that one pass of the rounding may take, about.
         objective: What is good.
         lm: The frozen language model.
@@ -52,6 +53,7 @@ class RelaxedPromptTuning(DiscretePromptMethod):
     objective_name = "answer likelihood"
     matrix: Tensor
     rounded_ids: Tensor
+    rounded_at: Tensor
     usable: Tensor
 
     def __init__(
@@ -76,6 +78,8 @@ class RelaxedPromptTuning(DiscretePromptMethod):
             raise UserError(f"length must be at least 1, got {length}")
         if not 0 <= confidence < float("inf"):
             raise UserError(f"confidence must not be negative, got {confidence}")
+        if not memory_mb > 0:
+            raise UserError(f"memory_mb must be above 0, got {memory_mb}")
         if not relaxation.passes_gradient:
             raise UserError(f"relaxation {relaxation} passes no gradient, so nothing would be learned; use Softmax()")
         self.length = length
@@ -94,12 +98,19 @@ class RelaxedPromptTuning(DiscretePromptMethod):
         return repr(self.relaxation)
 
     def build_prompt(self) -> None:
-        """Start at the initialiser's tokens."""
+        """Start at the initialiser's tokens.
+
+        Raises:
+            UserError: The rounding wants to try more tokens than there are.
+        """
         self.register_buffer("matrix", self.lm.embedding_matrix().float(), persistent=False)
         self.register_buffer("usable", usable_tokens(self.lm, self.readable), persistent=False)
+        if self.rounding is not None and self.rounding.top_k > (count := int(self.usable.sum())):
+            raise UserError(f"rounding.top_k ({self.rounding.top_k}) is more than the {count} tokens of a prompt")
         ids = self.lm.nearest_tokens(self.init(self.lm, self.length))[0]
         self.parameters_ = torch.nn.Parameter(self.relaxation.start(ids, self.matrix, self.confidence))
-        self.register_buffer("rounded_ids", self.relaxation.tokens(self.parameters_.detach(), self.matrix, self.usable))
+        self.register_buffer("rounded_ids", torch.zeros(self.length, dtype=torch.long, device=self.lm.device))
+        self.register_buffer("rounded_at", torch.tensor(0, device=self.lm.device))  # which step; 0 for not yet
         self.keep_ids(self.length)
 
     def checkpoint_meta(self) -> dict[str, str | int]:
@@ -108,13 +119,16 @@ class RelaxedPromptTuning(DiscretePromptMethod):
 
     def token_ids(self) -> Tensor:
         """The tokens as they are now, ``[P]``."""
-        if self.rounding is not None:
+        if self.rounding is not None and self.rounded_at:
             return self.rounded_ids
         return self.relaxation.tokens(self.parameters_, self.matrix, self.usable)
 
     def on_train_batch_end(self, outputs: object, batch: Batch, batch_idx: int) -> None:
-        """Round, when it is time."""
-        if self.rounding is None or self.trainer.global_step % self.rounding.every:
+        """Round when it is time, and once the run is over."""
+        step = self.trainer.global_step
+        if self.rounding is None or step == self.rounded_at:  # gradients are accumulated: the step is not over
+            return
+        if step % self.rounding.every and self.progress(step) < 1:
             return
         train = self.trainer.datamodule.examples("train")  # type: ignore[attr-defined]
         order = torch.randperm(len(train), generator=self.step_generator())[: self.rounding.examples]
@@ -123,13 +137,15 @@ class RelaxedPromptTuning(DiscretePromptMethod):
         scores = self.relaxation.scores(self.parameters_.detach(), self.matrix, self.usable)
         scorer = CandidateScorer(self.lm, self.memory_mb)
         self.rounded_ids.copy_(coordinate_descent(scorer, rows, scores, self.objective, self.rounding))
+        self.rounded_at.fill_(step)
 
     def _temperature(self) -> float:
         return self.temperature.at(self.progress(self.trainer.global_step))
 
     def relaxed_prompt(self) -> Tensor:
         """The relaxed prompt without noise, ``[P, D]``."""
-        temperature = self._temperature() if self.trainer.training else self.temperature.end
+        fitting = self.trainer.state.fn == TrainerFn.FITTING
+        temperature = self._temperature() if fitting else self.temperature.end
         return self.relaxation.relaxed_vectors(self.parameters_, self.matrix, self.usable, temperature)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

@@ -84,7 +84,10 @@ class ScratchTransformer(PromptMethod):
     def build_prompt(self) -> None:
         """Draw the weights from the run's seed, and let them be trained."""
         with from_run_seed():
+            for part in (*self.lm.model.modules(), *self.lm.model.parameters()):
+                setattr(part, "_is_hf_initialized", False)  # noqa: B010 - or transformers would leave them as they are
             self.lm.model.init_weights()
+            self.lm.model.tie_weights()
         self.network = self.lm.model.requires_grad_(True)  # the LM stays out of checkpoints, this name for it does not
 
     def describe(self) -> str:

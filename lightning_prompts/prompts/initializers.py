@@ -51,8 +51,14 @@ class RandomTokens(Initializer):
 
     def __call__(self, lm: FrozenLM, length: int) -> Tensor:
         """See `Initializer`."""
-        usable = usable_tokens(lm).cpu().nonzero()[:, 0]
-        chosen = usable[torch.randint(len(usable), (length,), generator=_generator())]
+        generator = _generator()
+        named = set(lm.tokenizer.all_special_ids)
+        drawable = torch.tensor([token for token in range(min(len(lm.tokenizer), lm.vocabulary)) if token not in named])
+        usable = usable_tokens(lm).cpu()
+        chosen = drawable[torch.randint(len(drawable), (length,), generator=generator)]
+        while not usable[chosen].all():  # few are not; drawn again one by one, the others stay what a seed makes them
+            wrong = int((~usable[chosen]).nonzero()[0])
+            chosen[wrong] = drawable[torch.randint(len(drawable), (), generator=generator)]
         return lm.embed(chosen.to(lm.device)).detach().float()
 
 

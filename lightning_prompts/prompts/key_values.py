@@ -78,15 +78,17 @@ class KeyValuePrompt(nn.Module):
         self.widths = initial.widths
         flat = initial.flatten()
         self.register_buffer("initial", flat)
-        # One number per layer, and for keys and values apart.
-        parts = [part.float().std().expand(part[0].numel()) for pair in like.layers for part in pair]
-        self.register_buffer("scale", torch.cat(parts), persistent=False)
+        # One number per layer, and for keys and values apart; a checkpoint holds them, as they depend on a draw.
+        parts = [part for pair in like.layers for part in pair]
+        self.register_buffer("scale", torch.stack([part.float().std() for part in parts]))
+        self.sizes = [part[0].numel() for part in parts]
         outputs = flat.shape[-1]
         self.network = (_Free(len(flat), outputs) if mlp is None else mlp.build(len(flat), outputs)).to(flat.device)
 
     def forward(self) -> KeyValues:
         """The prefix."""
-        return KeyValues.unflatten(self.initial + self.scale * self.network(), self.widths)
+        scale = torch.cat([number.expand(size) for number, size in zip(self.scale, self.sizes, strict=True)])
+        return KeyValues.unflatten(self.initial + scale * self.network(), self.widths)
 
     def start(self) -> KeyValues:
         """The prefix before training."""

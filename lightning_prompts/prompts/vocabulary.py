@@ -13,6 +13,12 @@ from lightning_prompts.lm import FrozenLM
 READABLE = re.compile(r" ?[A-Za-z]+|[ ]?[.,:;!?'\"()-]")
 
 
+def control_tokens(lm: FrozenLM) -> list[int]:
+    """Tokens that mean something to a program and nothing to a reader: ends, turns of a chat, file separators."""
+    added = [token for token, what in lm.tokenizer.added_tokens_decoder.items() if what.special]
+    return sorted(token for token in {*lm.tokenizer.all_special_ids, *added} if token < lm.vocabulary)
+
+
 def usable_tokens(lm: FrozenLM, readable: bool = False) -> Tensor:
     """Tokens that text can contain: no special ones, none beyond the tokenizer's.
 
@@ -25,7 +31,7 @@ def usable_tokens(lm: FrozenLM, readable: bool = False) -> Tensor:
     """
     usable = torch.zeros(lm.vocabulary, dtype=torch.bool)
     usable[: len(lm.tokenizer)] = True
-    usable[[token for token in lm.tokenizer.all_special_ids if token < lm.vocabulary]] = False
+    usable[control_tokens(lm)] = False
     if readable:
         texts = lm.tokenizer.batch_decode([[token] for token in range(min(len(lm.tokenizer), lm.vocabulary))])
         usable[: len(texts)] &= torch.tensor([READABLE.fullmatch(text) is not None for text in texts])

@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm.encoding import Row
 from lightning_prompts.objectives import Likelihood
+from lightning_prompts.search.candidates import survives
 from lightning_prompts.search.scoring import CandidateScorer, race
 
 
@@ -45,6 +46,8 @@ def coordinate_descent(
 ) -> Tensor:
     """Tokens ``[P]`` that no single change to another of the likeliest ones would improve, or the best so far.
 
+    Prompts that are other tokens once they are written as text are left out, as long as there are others.
+
     Args:
         scorer: Does the work.
         rows: Rows with a prompt slot.
@@ -60,6 +63,8 @@ def coordinate_descent(
             candidates = ids.repeat(len(top[position]), 1)
             candidates[:, position] = top[position]
             candidates = torch.unique(torch.cat([ids[None], candidates]), dim=0)
+            kept = survives(scorer.lm, candidates)
+            candidates = candidates[kept] if kept.any() else candidates
             ids = candidates[race(scorer, rows, candidates, objective, None).argmin()]
         if torch.equal(ids, before):
             break
