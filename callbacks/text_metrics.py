@@ -32,6 +32,11 @@ class TextMetrics(L.Callback):
                 raise UserError("TextMetrics judges texts; the likelihood of answers is val/nll and test/nll already")
         self.rewards = rewards
 
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Find out what is missing before anything starts."""
+        for reward in self.rewards:
+            reward.check()
+
     def on_validation_batch_end(
         self, trainer: L.Trainer, pl_module: PromptMethod, outputs: Any, batch: Batch,  # type: ignore[override]
         batch_idx: int, dataloader_idx: int = 0,

@@ -102,6 +102,12 @@ class TextDataModule(L.LightningDataModule):
             raise UserError(f"{type(self).__name__} has no {split} examples: the {split} split is empty")
         return self._examples[split]
 
+    def has(self, split: Split) -> bool:
+        """Whether there is such a split."""
+        if self._examples is None:
+            self.examples("train")
+        return bool((self._examples or {}).get(split))
+
     def limited(self, train: list[Any]) -> list[Any]:
         """``max_train_examples`` of the training rows, in their order."""
         if self.max_train_examples is None or self.max_train_examples >= len(train):

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 from typing import Any
 
+from huggingface_hub import HfApi
+
 from lightning_prompts.errors import UserError
 
 
@@ -34,6 +36,7 @@ def hub_rows(
 
     datasets.logging.set_verbosity_error()
     try:
+        HfApi().dataset_info(path, timeout=10)  # or else every file would be asked for again and again
         stream: Iterable[dict[str, Any]] = datasets.load_dataset(path, config, split=split, streaming=True)
         return list(islice((row for row in stream if wanted(row)), limit))
     except Exception as error:

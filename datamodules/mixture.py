@@ -38,7 +38,8 @@ class Mixture(TextDataModule):
         seed: int = 0,
     ) -> None:
         """Check the names."""
-        super().__init__(template or "{prompt} {answer}", stop, chat, system, batch_size, eval_batch_size,
+        text = "{prompt} {answer}" if template is None else template
+        super().__init__(text, stop, chat, system, batch_size, eval_batch_size,
                          max_train_examples, seed)  # fmt: skip
         if not members:
             raise UserError("data.members is empty; give a mixture at least one datamodule")
@@ -63,15 +64,22 @@ class Mixture(TextDataModule):
     def _load(self) -> dict[Split, list[Example]]:
         merged: dict[Split, list[Example]] = {"train": [], "val": [], "test": []}
         for name, member in self.members.items():
-            member.seed = self.seed
-            if not self.own_templates:
-                member.template = self.template
-            for split in ("train", "val", *member.splits("test")):
-                target = f"test/{name}/{split.removeprefix('test/')}" if split.startswith("test/") else split
-                found = [replace(example, member=name) for example in member.examples(split)]
-                merged.setdefault(target, []).extend(found)
+            try:
+                self._add(merged, name, member)
+            except UserError as error:
+                raise UserError(f"data.members.{name}: {error}") from error
         merged["train"] = self.limited(merged["train"])
         return merged
+
+    def _add(self, merged: dict[Split, list[Example]], name: str, member: TextDataModule) -> None:
+        """A member's examples to those of the others."""
+        member.seed = self.seed
+        if not self.own_templates:
+            member.template = self.template
+        for split in ("train", "val", *member.splits("test"), *(["predict"] if member.has("predict") else [])):
+            target = f"test/{name}/{split.removeprefix('test/')}" if split.startswith("test/") else split
+            found = [replace(example, member=name) for example in member.examples(split)]
+            merged.setdefault(target, []).extend(found)
 
     def member_names(self, split: Split) -> tuple[str, ...]:
         """All members, but for the further test sets, which are one member's."""

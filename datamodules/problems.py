@@ -129,6 +129,8 @@ class WorkedProblems(TextDataModule, ABC):
         file = self.files[split]
         if file is not None:
             named = [(f"{file} row {number}", raw) for number, raw in enumerate(read_table(Path(file)), start=1)]
+            if not named:
+                raise UserError(f"{file} has no rows")
         else:
             source = self.source
             limit = None
@@ -138,7 +140,10 @@ class WorkedProblems(TextDataModule, ABC):
             named = [(f"{source.path} {split} row {number}", raw) for number, raw in enumerate(raws, start=1)]
         rows = [self._row(where, raw) for where, raw in named if self._complete(where, raw) and self._keep(raw)]
         if not rows:
-            raise UserError(f"{file or self.source.path}: no {split} row is left; loosen the filters")
+            raise UserError(
+                f"{file or self.source.path}: none of its {split} rows passes the filters (data.max_characters and the "
+                "dataset's own, such as problem_sources or subjects); loosen them"
+            )
         return rows
 
     def _complete(self, where: str, raw: Mapping[str, Any]) -> bool:
@@ -147,6 +152,8 @@ class WorkedProblems(TextDataModule, ABC):
                 raise UserError(f"{where} has no field {name!r}; {nearest(name, list(raw))}")
             if blank(raw[name]):
                 raise UserError(f"{where}: field {name!r} is empty")
+            if isinstance(raw[name], list | dict):
+                raise UserError(f"{where}: field {name!r} is a {type(raw[name]).__name__}, not a text")
         return True
 
     def _keep(self, raw: Mapping[str, Any]) -> bool:

@@ -63,7 +63,7 @@ class QuestionAnswer(TextDataModule):
         super().__init__(template, stop, chat, system, batch_size, eval_batch_size, max_train_examples, seed)
         self.files: dict[Split, str | None] = {"train": train, "val": val, "test": test, "predict": predict}
         for name, size in (("val_size", val_size), ("test_size", test_size)):
-            if size <= 0:
+            if not 0 < size < float("inf"):
                 raise UserError(f"data.{name} must be above 0, got {size}; give a share below 1 or a count")
         if not any(self.files.values()):
             raise UserError("QuestionAnswer needs a file: set data.train (or data.test, data.predict)")

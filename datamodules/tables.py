@@ -43,11 +43,15 @@ def _read_json(path: Path) -> list[dict[str, Any]]:
     if path.suffix.lower() == ".json":
         try:
             rows = json.loads(text)
+        except RecursionError as error:
+            raise UserError(f"{path} is nested too deeply to be a table") from error
         except json.JSONDecodeError as error:
             if text.lstrip().startswith("["):
                 raise UserError(f"{path}: line {error.lineno} is not valid JSON ({error.msg})") from error
         if isinstance(rows, dict):  # {"examples": [...]}, as benchmarks have it; or one row
             rows = next((value for value in rows.values() if isinstance(value, list)), [rows])
+        if rows is not None and not isinstance(rows, list):
+            raise UserError(f"{path} holds a {type(rows).__name__}, not rows")
     if rows is None:
         rows = []
         for number, line in enumerate(text.splitlines(), start=1):

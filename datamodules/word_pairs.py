@@ -44,7 +44,7 @@ class WordPairs(TextDataModule):
     ) -> None:
         """Check the fractions."""
         super().__init__(template, stop, chat, system, batch_size, eval_batch_size, max_train_examples, seed)
-        if min(val_fraction, test_fraction) <= 0 or val_fraction + test_fraction >= 1:
+        if not (min(val_fraction, test_fraction) > 0 and val_fraction + test_fraction < 1):
             raise UserError(
                 f"data.val_fraction ({val_fraction}) and data.test_fraction ({test_fraction}) must be above 0 "
                 "and leave something to train on"

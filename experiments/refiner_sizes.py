@@ -6,12 +6,14 @@ python experiments/refiner_sizes.py --lm random:llama,hidden_size=4096,vocab_siz
 from __future__ import annotations
 
 import argparse
+import sys
 
 import torch
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoConfig
 
+from lightning_prompts.errors import UserError
 from lightning_prompts.lm.embedded import EMBEDDED, embedded_folder
 from lightning_prompts.refiners.heads import Factored, Full, Tied
 from lightning_prompts.refiners.networks import MLPRefiner, TransformerRefiner
@@ -38,6 +40,8 @@ def main() -> None:
     parser.add_argument("--features", type=int, default=256, help="F, width of the refiner's features")
     parser.add_argument("--rank", type=int, default=64, help="of the factored head")
     options = parser.parse_args()
+    if options.length < 1:
+        raise UserError(f"--length must be at least 1, got {options.length}")
     width, vocabulary = shape(options.lm)
     table = Table("refiner", "head", "network", "head's own", "all that is trained (with the base)",
                   title=f"{options.lm}: D = {width:,}, V = {vocabulary:,}, P = {options.length}")  # fmt: skip
@@ -52,4 +56,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (UserError, ValueError, OSError) as error:
+        sys.exit(f"error: {' '.join(str(error).split())[:300]}")

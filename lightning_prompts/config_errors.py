@@ -26,7 +26,24 @@ NOT_A_CHOICE = re.compile(
     r"Parser key \"([\w.]+)\".*?Expected a typing\.Literal\[(.+?)\].*?(?:Got value|Given value): (\S+)"
 )
 # What a key holds, by the base class of what can be named there.
-ROLES = {"model": "PromptMethod", "data": "TextDataModule", "init": "Initializer", "callbacks": "Callback"}
+ROLES = {
+    "model": "PromptMethod",
+    "data": "TextDataModule",
+    "members": "TextDataModule",
+    "init": "Initializer",
+    "callbacks": "Callback",
+    "crossing": "Crossing",
+    "relaxation": "Crossing",
+    "refiner": "RefinerNetwork",
+    "head": "Head",
+    "objective": "Objective",
+    "objectives": "Objective",
+    "reward": "Reward",
+    "rewards": "Reward",
+    "baseline": "Baseline",
+    "support": "Support",
+    "shaping": "Shaping",
+}
 SUBCOMMAND = re.compile(r"invalid choice: '(.+?)' \(choose from (.+)\)")
 REQUIRED = re.compile(r"the following arguments are required: (.+)|Key \"(.+?)\" is required")
 
@@ -73,6 +90,7 @@ def one_line(message: str, classes: Iterable[type], path_prefixes: tuple[str, ..
         if name in ("model", "data"):
             return f"no --{name} given; {nearest('', _class_names(classes, name))}, or a config file with -c"
         return f"{name} is required"
+    text = text.partition("Namespace(")[0].strip()  # the parser's own objects say nothing to a person
     return re.sub(r"Parser key \"([\w.]+)\": ", r"\1: ", text)[:400]
 
 
@@ -125,7 +143,8 @@ def _subclasses(base: type) -> Iterator[type]:
 
 def _class_names(bases: list[type], key: str | None) -> list[str]:
     """The names of the classes that a key may hold; of all of them when the key says nothing."""
-    wanted = ROLES.get((key or "").split(".")[-1])
+    parts = [part for part in (key or "").split(".") if part not in ("class_path", "init_args")]
+    wanted = next((ROLES[part] for part in reversed(parts) if part in ROLES), None)
     if key and key.split(".")[-1] == "optimizer":
         return [name for name in dir(torch.optim) if inspect.isclass(getattr(torch.optim, name))]
     chosen = [base for base in bases if wanted in (None, base.__name__)]

@@ -3,11 +3,28 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable
 
 
 class UserError(Exception):
     """Something the user can put right. The command line prints it as one line, without a traceback."""
+
+
+def check_finite(name: str, value: float, least: float = 0.0, above: bool = False) -> None:
+    """Raise unless a setting is a finite number that is large enough; not-a-number is none.
+
+    Args:
+        name: The setting.
+        value: Its value.
+        least: The smallest allowed.
+        above: Whether it must be larger than that.
+
+    Raises:
+        UserError: It is not.
+    """
+    if not (math.isfinite(value) and (value > least if above else value >= least)):
+        raise UserError(f"{name} must be a finite number {'above' if above else 'of at least'} {least:g}, got {value}")
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:

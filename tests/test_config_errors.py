@@ -17,8 +17,12 @@ from lightning_prompts.errors import UserError, nearest
             "subclasses with name SGD. Give the full class path to avoid ambiguity: torch.optim.SGD, b.optim.SGD.",
             "several classes are called SGD; write the full path of one: torch.optim.SGD, b.optim.SGD",
         ),
-        ("the following arguments are required: fit.data", "no --data given; known: Addition, Antonyms, LastLetters"),
-        ("something\n   new", "something new"),
+        ("the following arguments are required: fit.data", "no --data given; known: Addition, Antonyms, GSM8K"),
+        ("something\n   new Namespace(a=1, b=Namespace())", "something new"),
+        (
+            'Parser key "model.init_args.reward": ... Expected a dot import path string: Rouge',
+            "model.init_args.reward: unknown class 'Rouge'; known: AnswerLikelihood, BertScore, ExactMatch",
+        ),
     ],
 )
 def test_one_line(message: str, line: str) -> None:

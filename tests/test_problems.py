@@ -96,6 +96,7 @@ def test_openmathinstruct2(tmp_path: Path) -> None:
         (GSM8K, {"question": "", "answer": "#### 1"}, "row 1: field 'question' is empty"),
         (GSM8K, {"query": "q", "answer": "#### 1"}, "row 1 has no field 'question'"),
         (Math, {"problem": "p", "solution": "no box"}, "row 1 has no final answer"),
+        (GSM8K, {"question": "q", "answer": ["#### 1"]}, "row 1: field 'answer' is a list, not a text"),
         (OpenMathInstruct2, {"problem": "p", "generated_solution": "s", "expected_answer": " "}, "_answer' is empty"),
     ],
 )  # fmt: skip
@@ -106,7 +107,7 @@ def test_rows_that_are_no_problems(kind: Any, row: dict[str, str], message: str,
 
 def test_filters_and_sizes_that_leave_nothing(tmp_path: Path) -> None:
     file = write(tmp_path, OPEN_ROWS)
-    with pytest.raises(UserError, match="no train row is left"):
+    with pytest.raises(UserError, match="none of its train rows passes the filters"):
         OpenMathInstruct2(train=file, problem_sources=["nowhere"]).examples("train")
     with pytest.raises(UserError, match="leave nothing to train on"):
         OpenMathInstruct2(train=file, val_size=30).examples("train")
@@ -119,10 +120,10 @@ def test_without_a_network_one_line_names_the_option(
     import datasets
 
     def unreachable(*args: object, **kwargs: object) -> None:
-        assert kwargs["streaming"] is True
         raise ConnectionError("no\nroute")
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    monkeypatch.setattr(hub_module.HfApi, "dataset_info", unreachable)
     with pytest.raises(UserError, match=r"give local files: --data\.train FILE"):
         kind().examples("train")
     assert run(["test", "--model", "FixedPrompt", "--data", kind.__name__, "--model.lm.name", TINY,
@@ -136,10 +137,12 @@ def test_the_hub_is_streamed_and_filtered(monkeypatch: pytest.MonkeyPatch) -> No
     seen = []
 
     def rows(*args: object, **kwargs: object) -> Any:
+        assert kwargs["streaming"] is True
         seen.append((args, kwargs["split"]))
         return (seen.append(row["problem"]) or row for row in OPEN_ROWS)  # type: ignore[func-returns-value]
 
     monkeypatch.setattr(datasets, "load_dataset", rows)
+    monkeypatch.setattr(hub_module.HfApi, "dataset_info", lambda *args, **kwargs: None)
     data = OpenMathInstruct2(problem_sources=["gsm8k"], max_train_examples=3, val_size=2)
     assert len(data.examples("train")) == 3
     assert seen[0] == (("nvidia/OpenMathInstruct-2", None), "train_1M")
@@ -205,6 +208,9 @@ def test_bad_mixtures() -> None:
         (lambda: Mixture({"a/b": WordPairs()}), "cannot be a member's name"),
         (lambda: Mixture({"nll": WordPairs()}), "cannot be a member's name"),
         (lambda: Mixture({"a": Mixture(members())}), "is a mixture itself"),
+        (lambda: Mixture(members(), template=""), "has no {prompt}"),
+        (lambda: Mixture({"mine": GSM8K(train="no.jsonl")}).examples("train"), "data.members.mine: no.jsonl does not"),
+        (lambda: WordPairs(val_fraction=float("nan")), "must be above 0"),
     ):
         with pytest.raises(UserError, match=message):
             build()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from conftest import TINY
 from test_methods import data, trainer
 from torch import Tensor
 
-from datamodules import Antonyms
+from datamodules import Antonyms, QuestionAnswer
 from lightning_prompts.crossings.relaxation import (
     Argmax,
     Crossing,
@@ -218,12 +219,21 @@ def test_the_base_has_a_rate_and_a_clipping_of_its_own(tmp_path: Path) -> None:
         ({"length": 0}, "length must be at least 1, got 0"),
         ({"crossing": Argmax()}, "passes no gradient: every weight of the refiner would stay as it is"),
         ({"crossing": Projected()}, "has no scores of tokens"),
-        ({"scale": -1.0}, "must not be negative"),
+        ({"scale": -1.0}, "scale must be a finite number of at least 0, got -1.0"),
+        ({"scale": float("nan")}, "scale must be a finite number"),
+        ({"confidence": float("inf")}, "confidence must be a finite number"),
+        ({"base_lr": 0.0}, "base_lr must be a finite number above 0"),
+        ({"optimizer": lambda p: torch.optim.AdamW(p, lr=-1.0)}, "model.optimizer: Invalid learning rate"),
     ],
 )
 def test_bad_settings(settings: dict[str, Any], message: str) -> None:
+    def build() -> None:
+        model = refiner(**settings)
+        model.configure_model()
+        model.configure_optimizers()
+
     with pytest.raises(UserError, match=message):
-        refiner(**settings)
+        build()
 
 
 @pytest.mark.parametrize(
@@ -252,7 +262,12 @@ def test_what_cannot_be_built() -> None:
         (lambda: TransformerRefiner(10, 1, 4), "a multiple of heads"),
         (lambda: Factored(0), "at least 1"),
         (lambda: WeightedSum([], []), "as many of each"),
-        (lambda: WeightedSum([Likelihood()], [0.0]), "nor all 0"),
+        (lambda: WeightedSum([Likelihood()], [0.0]), "must not all be 0"),
+        (lambda: WeightedSum([Likelihood()], [float("nan")]), "must be a finite number"),
+        (lambda: Likelihood(end_weight=float("nan")), "must be a finite number"),
+        (lambda: GumbelSoftmax(float("nan")), "noise must be a finite number"),
+        (lambda: StraightThrough(-1.0), "noise must be a finite number"),
+        (lambda: Full(float("nan")).build(8, 1, 8, 8), "the full head would have"),
     ):
         with pytest.raises(UserError, match=message):
             build()
@@ -371,13 +386,34 @@ def test_two_processes_make_one_file(tmp_path: Path) -> None:
 
 
 def test_states_of_bad_questions(tiny: FrozenLM, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="a question is empty"):
+    with pytest.raises(UserError, match="the question is empty"):
         StateStore(tiny, Query(), True, tmp_path).prepare([""], progress=False)
     with pytest.raises(UserError, match="more than the context window"):
         StateStore(tiny, Query(), True, tmp_path).prepare(["x" * 500], progress=False)
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="hidden states cannot be kept in"):
         StateStore(tiny, Query(), True, tmp_path / "file" / "below").prepare(["a"], progress=False)
+
+
+def test_a_question_that_cannot_be_read_is_named_before_anything_starts(tmp_path: Path) -> None:
+    rows = [{"question": f"q{n}", "answer": "a"} for n in range(20)]
+    rows[7]["question"] = "x" * 240
+    (tmp_path / "own.json").write_text(json.dumps(rows))
+    for kept in (True, False):
+        own = QuestionAnswer(str(tmp_path / "own.json"), template="{prompt}{answer}", val_size=2, test_size=2)
+        with pytest.raises(UserError, match=r"own.json row 8: question 'xxx.*more than the context window"):
+            trainer(tmp_path).fit(refiner(cache_states=kept), datamodule=own)
+
+
+@pytest.mark.parametrize("changed", [{"query": Query("other: ")}, {"scale": 2.0}, {"head": Factored(3)}])
+def test_a_checkpoint_of_another_refiner_is_refused(changed: dict[str, Any], tmp_path: Path) -> None:
+    fit = trainer(tmp_path, limit_val_batches=0)
+    settings = {"crossing": StraightThrough()} if "head" in changed else {}
+    fit.fit(refiner(**settings), datamodule=data())
+    fit.save_checkpoint(tmp_path / "x.ckpt")
+    with pytest.raises(UserError, match=r"the checkpoint is for another (query|refiner)"):
+        trainer(tmp_path).test(refiner(**settings, **changed), datamodule=data(), ckpt_path=tmp_path / "x.ckpt",
+                               weights_only=True)  # fmt: skip
 
 
 def test_training_is_the_same_with_and_without_kept_states(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ from lightning_prompts.errors import UserError
 from lightning_prompts.lm import FrozenLM, LMConfig
 from lightning_prompts.methods import ReinforceRefiner
 from lightning_prompts.objectives.rewards import AnswerLikelihood as Likely
-from lightning_prompts.objectives.rewards import ExactMatch, Mixture, TokenF1
+from lightning_prompts.objectives.rewards import BertScore, ExactMatch, Mixture, TokenF1
 from lightning_prompts.refiners.networks import MLPRefiner, TransformerRefiner
 from lightning_prompts.types import Example
 
@@ -195,6 +195,25 @@ def test_rewards_are_the_likelihoods_and_are_remembered(
     assert model.lm.tokens_forwarded == before, "nothing was run again"
 
 
+def test_the_support_of_a_checkpoint_counts_and_not_that_of_this_run(tmp_path: Path, antonyms: list[Example]) -> None:
+    settings = {"support": TopK(20), "refiner": MLPRefiner(8), "lm": LM, "max_new_tokens": 1}
+    fit = trainer(tmp_path, limit_val_batches=0)
+    model = ReinforceRefiner(start="Here are two", **settings)
+    fit.fit(model, datamodule=data())
+    fit.save_checkpoint(tmp_path / "x.ckpt")
+    other = ReinforceRefiner(start="Zebra crossing", **settings)
+    other.configure_model()
+    assert not torch.equal(other.support_ids, model.support_ids)
+    trainer(tmp_path).test(other, datamodule=data(), ckpt_path=tmp_path / "x.ckpt", verbose=False, weights_only=True)
+    assert torch.equal(other.prompt_for(antonyms), model.prompt_for(antonyms))
+    assert torch.equal(other.matrix, other.lm.embedding_matrix()[model.support_ids])
+
+
+def test_rewards_are_looked_for_before_anything_starts() -> None:
+    with pytest.raises(UserError, match="must be from 1 to 6, got 9"):
+        ReinforceRefiner(lm=LM, support=TopK(20), reward=Mixture([BertScore(layer=9)], [1])).configure_model()
+
+
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None:
     from lightning.pytorch.callbacks import ModelCheckpoint
 
@@ -215,7 +234,9 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None:
         ({"length": 0}, "length must be at least 1, got 0"),
         ({"samples": 1}, r"samples \(K\) must be at least 2 for LeaveOneOut, got 1"),
         ({"samples": 0, "baseline": NoBaseline()}, r"samples \(K\) must be at least 1"),
-        ({"entropy_weight": -1.0}, "entropy_weight"),
+        ({"entropy_weight": float("nan")}, "entropy_weight must be a finite number"),
+        ({"pass_rows": 0}, "pass_rows must be a finite number of at least 1"),
+        ({"baseline": SelfCritical(), "shaping": ZScore()}, "SelfCritical's is alone"),
     ],
 )
 def test_bad_settings(settings: dict[str, object], message: str) -> None:
@@ -230,7 +251,7 @@ def test_bad_settings(settings: dict[str, object], message: str) -> None:
         (lambda: TopP(0.0), "above 0"),
         (lambda: MovingAverage(1.0), "below 1"),
         (lambda: ValueHead(0), "at least 1"),
-        (lambda: Piecewise(right=-1.0), "not be negative"),
+        (lambda: Piecewise(right=-1.0), "right must be a finite number"),
     ],
 )
 def test_bad_parts(build: object, message: str) -> None:

@@ -160,7 +160,7 @@ def test_bertscore_of_texts_is_the_packages() -> None:
 def test_bertscore_models_that_are_not_to_be_had() -> None:
     with pytest.raises(UserError, match="layer of the BERTScore model 'all-minilm-l6-v2' must be from 1 to 6, got 7"):
         BertScore(layer=7)(["a"], ["b"], [])
-    with pytest.raises(UserError, match="BERTScore model '/no/such/folder' does not load"):
+    with pytest.raises(UserError, match="BERTScore model folder '/no/such/folder' does not exist"):
         BertScore(model="/no/such/folder")(["a"], ["b"], [])
 
 

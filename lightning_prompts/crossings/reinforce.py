@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_prompts.crossings.relaxation import Noise, gumbel_like
-from lightning_prompts.errors import UserError
+from lightning_prompts.errors import UserError, check_finite
 
 
 def sample(scores: Tensor, count: int, generator: Noise = None) -> Tensor:
@@ -138,8 +138,8 @@ class Piecewise(Shaping):
 
     def __post_init__(self) -> None:
         """Check the factors."""
-        if min(self.wrong, self.right) < 0:
-            raise UserError(f"shaping: wrong ({self.wrong}) and right ({self.right}) must not be negative")
+        for name in ("wrong", "right"):
+            check_finite(f"shaping.{name}", getattr(self, name))
 
     def __call__(self, rewards: Tensor) -> Tensor:
         """See `Shaping`."""

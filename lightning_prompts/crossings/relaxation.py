@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from lightning_prompts.errors import check_finite
+
 Noise = torch.Generator | None
 MASKED = -1e4  # a score that no temperature brings back; not -inf, whose gradient is not a number
 
@@ -102,6 +104,10 @@ class GumbelSoftmax(ScoreRelaxation):
 
     noise: float = 1.0
 
+    def __post_init__(self) -> None:
+        """Check the scale."""
+        check_finite("noise", self.noise)
+
     def train_vectors(
         self, parameters: Tensor, matrix: Tensor, usable: Tensor, temperature: float, generator: Noise = None
     ) -> Tensor:
@@ -127,6 +133,10 @@ class StraightThrough(ScoreRelaxation):
     """
 
     noise: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check the scale."""
+        check_finite("noise", self.noise)
 
     def train_vectors(
         self, parameters: Tensor, matrix: Tensor, usable: Tensor, temperature: float, generator: Noise = None

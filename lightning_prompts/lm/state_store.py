@@ -27,6 +27,7 @@ from torch.nn.utils.rnn import pad_sequence
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm.embedded import cache_root
 from lightning_prompts.lm.frozen import FrozenLM
+from lightning_prompts.types import Example
 
 FORMAT = 1
 _DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
@@ -51,8 +52,19 @@ class Query:
         if not -1 <= self.layer <= layers:
             raise UserError(f"query.layer must be -1 or from 0 to {layers}, the LM's layers; got {self.layer}")
 
-    def tokens(self, lm: FrozenLM, question: str) -> tuple[list[int], int]:
+    def check_question(self, lm: FrozenLM, example: Example) -> None:
+        """Raise a `UserError` that names the row if its question cannot be read; tokenises only where it might be."""
+        length = len(example.question.encode()) + len(self.instruction.encode()) + 8
+        if length > lm.context or not example.question.strip():
+            self.tokens(lm, example.question, f"{example.source}: " if example.source else "")
+
+    def tokens(self, lm: FrozenLM, question: str, where: str = "") -> tuple[list[int], int]:
         """Token ids of the instruction and the question, and how many of them come before the question.
+
+        Args:
+            lm: The language model.
+            question: The question.
+            where: The beginning of an error message.
 
         Raises:
             UserError: They do not fit the context window, or the question has no tokens.
@@ -60,10 +72,10 @@ class Query:
         head = list(lm.encoder.lead) + lm.encoder.tokens(self.instruction, start=True)
         ids = lm.encoder.tokens(question, start=not head)
         if not ids:
-            raise UserError(f"a question is empty ({question!r}), so there is nothing to refine a prompt from")
+            raise UserError(f"{where}the question is empty, so there is nothing to refine a prompt from")
         if len(head) + len(ids) > lm.context:
             raise UserError(
-                f"question {question[:40]!r}...: with the query's instruction it has {len(head) + len(ids)} tokens, "
+                f"{where}question {question[:40]!r}... has {len(head) + len(ids)} tokens with the query's instruction, "
                 f"more than the context window of {lm.name} ({lm.context}); drop the row"
             )
         return head + ids, len(head)

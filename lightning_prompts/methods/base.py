@@ -211,7 +211,10 @@ class PromptMethod(L.LightningModule):
         """The optimiser over the prompt's parameters, and the scheduler by step."""
         if self.optimizer is None:
             return None
-        optimizer = self.optimizer(_iterable(self.parameter_groups()))
+        try:
+            optimizer = self.optimizer(_iterable(self.parameter_groups()))
+        except ValueError as error:
+            raise UserError(f"model.optimizer: {error}") from error
         scheduler = (self.scheduler or self._linear_decay)(optimizer)
         settings: dict[str, Any] = {"scheduler": scheduler, "interval": "step"}
         if isinstance(scheduler, ReduceLROnPlateau):  # it waits for a metric, which there is once per validation

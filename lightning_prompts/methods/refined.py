@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
+from lightning_prompts.errors import check_finite
 from lightning_prompts.lm import LMConfig, Prompt, Query, StateStore
 from lightning_prompts.methods.base import PromptMethod
 from lightning_prompts.refiners.refiner import part_sizes
@@ -45,6 +46,7 @@ class RefinerMethod(PromptMethod):
     ) -> None:
         """Keep the settings."""
         super().__init__(lm, max_new_tokens, optimizer, scheduler)
+        check_finite("base_lr", base_lr, above=True)
         self.query = query
         self.cache_states = cache_states
         self.base_lr = base_lr
@@ -73,16 +75,20 @@ class RefinerMethod(PromptMethod):
     def configure_model(self) -> None:
         """Load the LM, build the refiner, and look up or compute the hidden states."""
         super().configure_model()
-        if self._trainer is not None and self.cache_states and self.trainer.state.fn is not None:
-            self._fill_store(self.trainer.state.fn.value)
-
-    def _fill_store(self, stage: str) -> None:
-        data = getattr(self.trainer, "datamodule", None)
-        if data is None or not self.reads_questions():
+        data = getattr(self._trainer, "datamodule", None)
+        if data is None or self.trainer.state.fn is None or not self.reads_questions():
             return
-        progress = self.trainer.progress_bar_callback is not None and self.trainer.is_global_zero
-        for split in data.splits(stage):
-            self.store.prepare([example.question for example in data.examples(split)], progress)
+        splits = [data.examples(split) for split in data.splits(self.trainer.state.fn.value)]
+        for example in (example for examples in splits for example in examples):
+            self.query.check_question(self.lm, example)
+        if self.cache_states:
+            progress = self.trainer.progress_bar_callback is not None and self.trainer.is_global_zero
+            for examples in splits:
+                self.store.prepare([example.question for example in examples], progress)
+
+    def checkpoint_meta(self) -> dict[str, str | int]:
+        """See `PromptMethod`; a network understands the hidden states that it was trained on."""
+        return {**super().checkpoint_meta(), "query": repr(self.query) if self.reads_questions() else ""}
 
     def reads_questions(self) -> bool:
         """Whether there is a network that does."""

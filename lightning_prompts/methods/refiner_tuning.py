@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lightning_prompts.crossings.relaxation import Crossing, ScoreRelaxation, Soft
 from lightning_prompts.crossings.temperature import Temperature
-from lightning_prompts.errors import UserError
+from lightning_prompts.errors import UserError, check_finite
 from lightning_prompts.lm import LMConfig, Query
 from lightning_prompts.methods.refined import RefinerMethod
 from lightning_prompts.objectives import Likelihood, Objective
@@ -94,8 +94,8 @@ class RefinerTuning(RefinerMethod):
                 f"crossing {crossing} passes no gradient: every weight of the refiner would stay as it is; use "
                 "StraightThrough or GumbelSoftmax, or set model.allow_no_gradient to true to see it"
             )
-        if min(confidence, scale) < 0 or not max(confidence, scale) < float("inf"):
-            raise UserError(f"confidence ({confidence}) and scale ({scale}) must not be negative")
+        check_finite("confidence", confidence)
+        check_finite("scale", scale)
         self.length = length
         self.network = refiner
         self.head = head
@@ -135,7 +135,7 @@ class RefinerTuning(RefinerMethod):
 
     def checkpoint_meta(self) -> dict[str, str | int]:
         """See `PromptMethod`; weights fit one network, head and crossing alone."""
-        parts = (self.network, self.head, type(self.relaxation).__name__)
+        parts = (self.network, self.head, type(self.relaxation).__name__, self.scale)
         return {**super().checkpoint_meta(), "refiner": " ".join(map(str, parts))}
 
     def describe(self) -> str:

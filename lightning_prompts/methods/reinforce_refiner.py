@@ -19,13 +19,14 @@ from lightning_prompts.crossings.reinforce import (
     Shaping,
     Support,
     TopK,
+    ZScore,
     entropy,
     log_probability,
     sample,
     surrogate_loss,
     whiten,
 )
-from lightning_prompts.errors import UserError
+from lightning_prompts.errors import UserError, check_finite
 from lightning_prompts.lm import LMConfig, Query
 from lightning_prompts.methods.refined import RefinerMethod
 from lightning_prompts.objectives.rewards import AnswerLikelihood, Reward, needs_likelihood
@@ -99,15 +100,20 @@ class ReinforceRefiner(RefinerMethod):
         super().__init__(query, cache_states, base_lr, lm, max_new_tokens, optimizer, scheduler)
         if length < 1:
             raise UserError(f"length must be at least 1, got {length}: there must be something to draw")
+        if samples < 1:
+            raise UserError(f"samples (K) must be at least 1, got {samples}")
         if samples < baseline.least_samples:
             raise UserError(
                 f"samples (K) must be at least {baseline.least_samples} for {type(baseline).__name__}, got {samples}: "
                 "it compares the prompts of one question with each other"
             )
-        if pass_rows < 1 or entropy_weight < 0:
+        if baseline.needs_greedy and isinstance(shaping, ZScore):
             raise UserError(
-                f"pass_rows ({pass_rows}) must be at least 1, entropy_weight ({entropy_weight}) not below 0"
+                "shaping ZScore compares the prompts of one question with each other, and SelfCritical's is alone; "
+                "use another baseline, or whitened: true instead of the shaping"
             )
+        check_finite("pass_rows", pass_rows, 1)
+        check_finite("entropy_weight", entropy_weight)
         self.length = length
         self.samples = samples
         self.network = refiner
@@ -138,6 +144,7 @@ class ReinforceRefiner(RefinerMethod):
     def build_prompt(self) -> None:
         """Start at what the LM says after ``start``."""
         self.query.check(self.lm)
+        self.reward.check()
         usable = usable_tokens(self.lm, self.readable)
         ids = list(self.lm.encoder.lead) + self.lm.encoder.tokens(self.start, start=True)
         if not ids:
@@ -152,6 +159,7 @@ class ReinforceRefiner(RefinerMethod):
         base = known[self.support_ids].expand(self.length, -1)
         self.refiner = ScoreRefiner(base, matrix, self.network, self.head, self.lm.width)
         self.baseline = self.baseline_kind.build(self.lm.width).to(self.lm.device)
+        self.register_load_state_dict_post_hook(_follow_support)  # type: ignore[no-untyped-call]
 
     def reads_questions(self) -> bool:
         """Whether the policy or the baseline does."""
@@ -163,12 +171,19 @@ class ReinforceRefiner(RefinerMethod):
             **super().checkpoint_meta(),
             "refiner": f"{self.network} {self.head}",
             "support": len(self.support_ids),
+            "baseline": repr(self.baseline_kind),
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Forget the rewards, here and so in a run that is resumed here: what follows is the same in both."""
         super().on_save_checkpoint(checkpoint)
         self.remembered.clear()
+
+    def follow_support(self) -> None:
+        """Take the embeddings of the support's tokens, which a checkpoint may have brought."""
+        matrix = self.lm.embedding_matrix().float()[self.support_ids]
+        self.matrix.copy_(matrix)
+        self.refiner.set_matrix(matrix)  # type: ignore[operator]
 
     def current_prompt(self) -> Tensor:
         """The likeliest prompt where questions do not matter, ``[P, D]``."""
@@ -244,3 +259,8 @@ class ReinforceRefiner(RefinerMethod):
             likelihoods = (-self.lm.score(examples, vectors).nll).exp().tolist()
         references = [example.reference or "" for example in examples]
         return self.reward(texts, references, likelihoods)
+
+
+def _follow_support(method: ReinforceRefiner, incompatible: object) -> None:
+    """The likeliest tokens of this run's start, dtype or machine need not be those of the run that was saved."""
+    method.follow_support()

@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from lightning_prompts.errors import UserError
+from lightning_prompts.errors import check_finite
 from lightning_prompts.lm import FrozenLM, Scores
 from lightning_prompts.lm.encoding import Row
 from lightning_prompts.objectives.base import Objective
@@ -30,8 +30,7 @@ class Likelihood(Objective):
 
     def __post_init__(self) -> None:
         """Check the weight."""
-        if self.end_weight < 0:
-            raise UserError(f"objective.end_weight must not be negative, got {self.end_weight}")
+        check_finite("objective.end_weight", self.end_weight)
 
     @property
     def name(self) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
+import io
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightning_prompts.answers import same_answer, token_f1
-from lightning_prompts.errors import UserError
+from lightning_prompts.errors import UserError, check_finite
 
 if TYPE_CHECKING:
     from bert_score import BERTScorer
@@ -29,6 +31,9 @@ class Reward(ABC):
     @abstractmethod
     def name(self) -> str:
         """In the names of metrics."""
+
+    def check(self) -> None:  # noqa: B027 - most rewards need nothing
+        """Raise a `UserError` if what it needs is not to be had, before anything starts."""
 
     @abstractmethod
     def __call__(self, texts: Sequence[str], references: Sequence[str], likelihoods: Sequence[float]) -> list[float]:
@@ -120,13 +125,18 @@ class BertScore(Reward):
         """See `Reward`."""
         return "bertscore"
 
+    def check(self) -> None:
+        """Load the model."""
+        _bert_scorer(self.model, self.layer)
+
     def __call__(self, texts: Sequence[str], references: Sequence[str], likelihoods: Sequence[float]) -> list[float]:
         """See `Reward`."""
         values = [0.0] * len(texts)
         judged = [b for b, pair in enumerate(zip(texts, references, strict=True)) if all(map(str.strip, pair))]
         if judged:
             scorer = _bert_scorer(self.model, self.layer)
-            found = scorer.score([texts[b] for b in judged], [references[b] for b in judged])[2]
+            with contextlib.redirect_stderr(io.StringIO()):  # it warns of texts that it gives 0
+                found = scorer.score([texts[b] for b in judged], [references[b] for b in judged])[2]
             for b, value in zip(judged, found.tolist(), strict=True):
                 values[b] = min(max(float(value), 0.0), 1.0)
         return values
@@ -150,13 +160,20 @@ class Mixture(Reward):
             raise UserError(
                 f"reward: {len(self.rewards)} rewards and {len(self.weights)} weights; give as many of each"
             )
-        if min(self.weights) < 0 or not any(self.weights):
-            raise UserError(f"reward.weights must not be negative, nor all 0: {self.weights}")
+        for weight in self.weights:
+            check_finite("reward.weights", weight)
+        if not any(self.weights):
+            raise UserError("reward.weights must not all be 0")
 
     @property
     def name(self) -> str:
         """See `Reward`."""
         return "+".join(reward.name for reward in self.rewards)
+
+    def check(self) -> None:
+        """All of them."""
+        for reward in self.rewards:
+            reward.check()
 
     @property
     def needs_text(self) -> bool:  # type: ignore[override]
@@ -190,6 +207,8 @@ def _bert_scorer(model: str, layer: int | None) -> BERTScorer:
     from transformers.utils import logging as transformers_logging
 
     folder = str(_embedded_scorer()) if model == EMBEDDED_SCORER else model
+    if (Path(folder).is_absolute() or folder.startswith(".")) and not Path(folder).is_dir():
+        raise UserError(f"BERTScore model folder {folder!r} does not exist")
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         layers = int(config.num_hidden_layers)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lightning_prompts.errors import UserError
+from lightning_prompts.errors import UserError, check_finite
 from lightning_prompts.lm import FrozenLM, Scores
 from lightning_prompts.lm.encoding import Row
 from lightning_prompts.objectives.base import Objective
@@ -31,8 +31,10 @@ class WeightedSum(Objective):
             raise UserError(
                 f"objective: {len(self.objectives)} objectives and {len(self.weights)} weights; give as many of each"
             )
-        if min(self.weights) < 0 or not any(self.weights):
-            raise UserError(f"objective.weights must not be negative, nor all 0: {self.weights}")
+        for weight in self.weights:
+            check_finite("objective.weights", weight)
+        if not any(self.weights):
+            raise UserError("objective.weights must not all be 0")
 
     @property
     def name(self) -> str:

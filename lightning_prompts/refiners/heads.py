@@ -135,7 +135,7 @@ class Full(Head):
             UserError: It would exceed ``max_parameters``.
         """
         size = self.size(features, length, width, vocabulary)
-        if size > self.max_parameters:
+        if not size <= self.max_parameters:
             raise UserError(
                 f"the full head would have {size:,} parameters ({features} features x {length} positions x "
                 f"{vocabulary:,} tokens), more than max_parameters ({self.max_parameters:,.0f}): use head: Tied or "

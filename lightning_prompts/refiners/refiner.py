@@ -68,7 +68,8 @@ class ScoreRefiner(nn.Module):
         """Start at ``base``, whatever the question."""
         super().__init__()
         self.base = nn.Parameter(base.clone())
-        self.register_buffer("directions", nn.functional.normalize(matrix, dim=-1), persistent=False)
+        self.register_buffer("directions", torch.empty_like(matrix), persistent=False)
+        self.set_matrix(matrix)
         length, vocabulary = base.shape
         self.network = self.head = None
         if network is not None:
@@ -76,6 +77,10 @@ class ScoreRefiner(nn.Module):
                 self.network = network.build(width, length).to(base.device)
                 built = head.build(network.features, length, matrix.shape[1], vocabulary)
             self.head = built.to(base.device)
+
+    def set_matrix(self, matrix: Tensor) -> None:
+        """The embeddings of the tokens that are scored, ``[V, D]``."""
+        self.directions.copy_(nn.functional.normalize(matrix, dim=-1))
 
     def forward(self, states: Tensor, mask: Tensor) -> Tensor:
         """Scores ``[B, P, V]`` from hidden states ``[B, T, D]`` float32 and their mask ``[B, T]``."""
