@@ -1,6 +1,7 @@
 """Callbacks see a method's public interface only, and write into the run folder."""
 
 from callbacks.budget import Budget
+from callbacks.gradient_scaling import GradientScaling
 from callbacks.prompt_readout import PromptReadout
 from callbacks.result_files import ResultFiles
 from callbacks.sample_generations import SampleGenerations
@@ -8,4 +9,13 @@ from callbacks.text_metrics import TextMetrics
 from callbacks.throughput import Throughput
 from callbacks.validate_at_end import ValidateAtEnd
 
-__all__ = ["Budget", "PromptReadout", "ResultFiles", "SampleGenerations", "TextMetrics", "Throughput", "ValidateAtEnd"]
+__all__ = [
+    "Budget",
+    "GradientScaling",
+    "PromptReadout",
+    "ResultFiles",
+    "SampleGenerations",
+    "TextMetrics",
+    "Throughput",
+    "ValidateAtEnd",
+]

@@ -40,6 +40,7 @@ class PromptMethod(L.LightningModule):
 
     prompt_kind: ClassVar[str]
     crossing: ClassVar[str]
+    gradient_through_lm: ClassVar[bool] = True  # the loss is computed from the LM's output
 
     def __init__(
         self,
@@ -56,6 +57,7 @@ class PromptMethod(L.LightningModule):
         self.max_new_tokens = max_new_tokens
         self.optimizer = optimizer
         self.scheduler = scheduler
+        self.step_skipped = False  # by a callback, for want of finite gradients: the learning rate does not move either
         self.budget_used = 0.0  # share of a limit on tokens or seconds, where a callback sets one
         self.lm: FrozenLM
 
@@ -224,6 +226,13 @@ class PromptMethod(L.LightningModule):
     def _linear_decay(self, optimizer: Optimizer) -> LRScheduler:
         """From the full learning rate to zero over the run; constant for a run without an end."""
         return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - self.progress(step))
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any | None) -> None:  # noqa: ANN401 - Lightning's own
+        """As Lightning does, unless the step was skipped."""
+        if self.step_skipped:
+            self.step_skipped = False
+            return
+        super().lr_scheduler_step(scheduler, metric)
 
     def progress(self, step: int) -> float:
         """How much of the run lies behind step ``step``, in [0, 1]: of its steps or its budget, what ends first."""

@@ -47,6 +47,7 @@ class HardPromptSearch(DiscretePromptMethod):
         max_new_tokens: How long a generated answer may get.
     """
 
+    gradient_through_lm = False  # as far as scaling goes: only the order of the gradient's elements matters
     prompt_kind = "token ids [P]"
     crossing = "token gradients plus search"
     pool_ids: Tensor

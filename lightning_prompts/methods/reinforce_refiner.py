@@ -70,6 +70,7 @@ class ReinforceRefiner(RefinerMethod):
     """
 
     crossing = "score function (REINFORCE)"
+    gradient_through_lm = False
     matrix: Tensor
     support_ids: Tensor
 
