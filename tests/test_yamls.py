@@ -31,6 +31,10 @@ def test_every_yaml_trains_saves_reloads_and_tests(config: Path, tmp_path: Path)
         rows = [{settings["question"]: f"w{n}", settings["answer"]: f"v{n}"} for n in range(400)]
         (tmp_path / "own.json").write_text(json.dumps(rows))
         words += ["--data.train", str(tmp_path / "own.json")]
+    if parts.get("data", {}).get("class_path") == "GSM8K":  # from the hub
+        rows = [{"question": f"How much is {n} and {n}?", "answer": f"Twice {n}.\n#### {2 * n}"} for n in range(300)]
+        (tmp_path / "own.json").write_text(json.dumps(rows))
+        words += ["--data.train", str(tmp_path / "own.json"), "--data.test", str(tmp_path / "own.json")]
     if parts.get("model", {}).get("class_path") == "ReinforceRefiner":  # the tiny model has 256 tokens in all
         words += ["--model.support", "TopK", "--model.support.count", "20"]
     if parts.get("model", {}).get("class_path") in ("FixedPrompt", "FewShot", "ChainOfThought"):
