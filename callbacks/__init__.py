@@ -2,6 +2,7 @@
 
 from callbacks.budget import Budget
 from callbacks.gradient_scaling import GradientScaling
+from callbacks.non_finite_guard import NonFiniteGuard
 from callbacks.prompt_readout import PromptReadout
 from callbacks.result_files import ResultFiles
 from callbacks.sample_generations import SampleGenerations
@@ -12,6 +13,7 @@ from callbacks.validate_at_end import ValidateAtEnd
 __all__ = [
     "Budget",
     "GradientScaling",
+    "NonFiniteGuard",
     "PromptReadout",
     "ResultFiles",
     "SampleGenerations",

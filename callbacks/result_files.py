@@ -9,6 +9,7 @@ import lightning as L  # noqa: N812 - Lightning's own convention
 import torch
 
 from callbacks.files import write_json, write_jsonl
+from callbacks.non_finite_guard import NonFiniteGuard
 from lightning_prompts.types import Batch
 
 
@@ -47,6 +48,9 @@ class ResultFiles(L.Callback):
         for name in metrics:
             if name.endswith("/examples"):
                 metrics[name] = int(metrics[name])
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, NonFiniteGuard):
+                metrics.update(callback.counts())
         folder = Path(trainer.default_root_dir)
         rows = self._gathered(trainer)
         if trainer.is_global_zero:

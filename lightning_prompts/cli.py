@@ -60,6 +60,7 @@ CALLBACK_DEFAULTS: list[dict[str, Any]] = [
     },
     {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": {"filename": "last", **_SAVE}},
     {"class_path": "callbacks.GradientScaling"},
+    {"class_path": "callbacks.NonFiniteGuard"},
     {"class_path": "callbacks.PromptReadout"},
     {"class_path": "callbacks.SampleGenerations"},
     {"class_path": "callbacks.Throughput"},

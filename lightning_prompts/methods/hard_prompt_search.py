@@ -152,6 +152,9 @@ class HardPromptSearch(DiscretePromptMethod):
 
     def _search(self) -> None:
         """One step: candidates from the gradient, scored on the same batch as the pool."""
+        if self.embeddings.grad is None:  # it was not finite, and a callback took it away
+            self._rows = []
+            return
         candidates = torch.unique(torch.cat([self.pool_ids, self._draw(self.token_gradient())]), dim=0)
         offsets = self.fluency * self._prompt_nll(candidates) if self.fluency else None
         losses = race(self.scorer, self._rows, candidates, self.objective, self.racing, offsets)

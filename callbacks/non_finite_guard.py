@@ -1,0 +1,214 @@
+"""No NaN reaches a prompt: steps without finite numbers are skipped, and a prompt that is hurt is restored."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, cast
+
+import lightning as L  # noqa: N812 - Lightning's own convention
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lightning_prompts.errors import UserError
+
+if TYPE_CHECKING:
+    from lightning_prompts.methods import PromptMethod
+    from lightning_prompts.types import Batch
+
+log = logging.getLogger(__name__)
+
+
+class NonFiniteGuard(L.Callback):
+    """Watches the loss, the gradients and what is trained.
+
+    A step whose loss or gradients are not finite is skipped: optimiser, learning rate and prompt stay as they are.
+    After ``patience`` such steps in a row, or as soon as something trained is not finite, the last good state is
+    restored, optimiser included, and the learning rate halved. After ``max_restores`` of these, training ends with one
+    line that names the first module whose output is not finite. In distributed training all processes decide alike.
+    Works with automatic and with manual optimisation. Logs ``train/non_finite_steps`` and ``train/restores``; both counts are in
+    checkpoints and in ``metrics.json``.
+
+    Args:
+        patience: Skipped steps in a row until the last good state is restored.
+        max_restores: How often.
+        snapshot_every: Good steps between two looks at the state that would be restored.
+    """
+
+    def __init__(self, patience: int = 5, max_restores: int = 3, snapshot_every: int = 20) -> None:
+        """Check the numbers."""
+        super().__init__()
+        for name, value, least in (
+            ("patience", patience, 1), ("max_restores", max_restores, 0), ("snapshot_every", snapshot_every, 1)
+        ):  # fmt: skip
+            if value < least:
+                raise UserError(f"{name} must be at least {least}, got {value}")
+        self.patience, self.max_restores, self.snapshot_every = patience, max_restores, snapshot_every
+        self.skipped = self.restores = 0
+        self._in_a_row = self._good = 0
+        self._loss_finite = True
+        self._skipped_now = False
+        self._snapshot: dict[str, Any] = {}
+        self._batch: tuple[Batch, int] | None = None
+
+    # --- the step -----------------------------------------------------------------------------------------------------
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """What training starts from is good."""
+        self._keep(trainer, pl_module)
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        """Remember the batch, in case it has to be looked into."""
+        self._batch = (batch, batch_idx)
+        self._skipped_now = False
+
+    def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
+        """Look at the loss; with accumulation, at each of them."""
+        self._loss_finite = self._loss_finite and bool(torch.isfinite(loss.detach()).all())
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
+        """Skip the step by taking the gradients away: optimisers pass over what has none."""
+        gradients = [value.grad for value in _values(optimizer) if value.grad is not None]
+        good = self._loss_finite and all(bool(torch.isfinite(gradient).all()) for gradient in gradients)
+        self._loss_finite = True
+        if _all_agree(trainer, good):
+            self._in_a_row = 0
+            return
+        self.skipped += 1
+        self._in_a_row += 1
+        self._skipped_now = True
+        for value in _values(optimizer):
+            value.grad = None
+        cast("PromptMethod", pl_module).step_skipped = True
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        """Restore where it is needed, and keep what is good."""
+        healthy = _all_agree(trainer, all(bool(torch.isfinite(value).all()) for value in _state(pl_module).values()
+                                          if value.is_floating_point() and not _infinite_by_design(value)))  # fmt: skip
+        if not healthy or self._in_a_row >= self.patience:
+            self._restore(trainer, pl_module, "something trained is not finite" if not healthy else
+                          f"{self._in_a_row} steps in a row had no finite loss or gradient")  # fmt: skip
+        elif not self._skipped_now:
+            self._good += 1
+            if self._good % self.snapshot_every == 0:
+                self._keep(trainer, pl_module)
+        pl_module.log("train/non_finite_steps", float(self.skipped))
+        pl_module.log("train/restores", float(self.restores))
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Say what happened."""
+        if self.skipped or self.restores:
+            log.warning("%d steps were skipped for want of finite numbers, and the prompt was restored %d times",
+                        self.skipped, self.restores)  # fmt: skip
+
+    # --- what is restored ---------------------------------------------------------------------------------------------
+
+    def _keep(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._snapshot = {
+            "state": {name: value.detach().clone() for name, value in _state(pl_module).items()},
+            "optimizers": [copy.deepcopy(optimizer.state_dict()["state"]) for optimizer in trainer.optimizers],
+        }
+
+    def _restore(self, trainer: L.Trainer, pl_module: L.LightningModule, why: str) -> None:
+        self.restores += 1
+        if self.restores > self.max_restores:
+            raise UserError(
+                f"step {trainer.global_step}: {why}, after {self.max_restores} restores with half the learning rate "
+                f"each; {self._first_bad_module(pl_module)}. Lower the learning rate, or set model.lm.dtype to "
+                "bfloat16 or float32"
+            )
+        state = _state(pl_module)
+        with torch.no_grad():
+            for name, value in self._snapshot["state"].items():
+                state[name].copy_(value)
+        for optimizer, kept in zip(trainer.optimizers, self._snapshot["optimizers"], strict=True):
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": copy.deepcopy(kept)})
+            for group in optimizer.param_groups:
+                for name in ("lr", "initial_lr"):
+                    if name in group:
+                        group[name] = group[name] / 2
+        for config in trainer.lr_scheduler_configs:
+            if hasattr(config.scheduler, "base_lrs"):
+                config.scheduler.base_lrs = [rate / 2 for rate in config.scheduler.base_lrs]
+        self._in_a_row = 0
+        log.warning("step %d: %s; the last good state is back, with half the learning rate", trainer.global_step, why)
+
+    def _first_bad_module(self, pl_module: L.LightningModule) -> str:
+        """Run the batch again, and find out where numbers stop being finite."""
+        if self._batch is None:
+            return "the cause is unknown"
+        found: list[str] = []
+        handles = [
+            module.register_forward_hook(_watch(name, found)) for name, module in pl_module.named_modules() if name
+        ]
+        try:
+            with _no_logging(pl_module), torch.enable_grad():
+                loss = pl_module.training_step(*self._batch)
+        finally:
+            for handle in handles:
+                handle.remove()
+        if found:
+            return f"the first module whose output is not finite is {found[0]}"
+        if isinstance(loss, Tensor) and not torch.isfinite(loss).all():
+            return "all modules' outputs are finite, the loss is not"
+        return "on this batch everything is finite again, so it was the gradient or the weights"
+
+    def counts(self) -> dict[str, int]:
+        """What goes into ``metrics.json``."""
+        return {"train/non_finite_steps": self.skipped, "train/restores": self.restores}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The counts."""
+        return {"skipped": self.skipped, "restores": self.restores, "in_a_row": self._in_a_row, "good": self._good}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take them back."""
+        self.skipped, self.restores = state_dict["skipped"], state_dict["restores"]
+        self._in_a_row, self._good = state_dict["in_a_row"], state_dict["good"]
+
+
+def _values(optimizer: Optimizer) -> list[nn.Parameter]:
+    return [value for group in optimizer.param_groups for value in group["params"]]
+
+
+def _state(pl_module: L.LightningModule) -> dict[str, Tensor]:
+    """Everything that a checkpoint would hold: the LM is not part of it."""
+    return pl_module.state_dict()
+
+
+def _infinite_by_design(value: Tensor) -> bool:
+    """A single infinity: the loss of a best prompt that has not been found yet."""
+    return value.dim() == 0 and bool(torch.isinf(value))
+
+
+def _all_agree(trainer: L.Trainer, good: bool) -> bool:
+    """Whether it is good in every process."""
+    if trainer.world_size == 1:
+        return good
+    flag = torch.tensor(0.0 if good else 1.0, device=trainer.strategy.root_device)
+    return float(trainer.strategy.reduce(flag, reduce_op="sum")) == 0
+
+
+def _watch(name: str, found: list[str]) -> Any:
+    def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+        tensors = output if isinstance(output, tuple) else (output,)
+        if not all(bool(torch.isfinite(part).all()) for part in tensors
+                   if isinstance(part, Tensor) and part.is_floating_point()):  # fmt: skip
+            found.append(name)
+
+    return hook
+
+
+@contextmanager
+def _no_logging(pl_module: L.LightningModule) -> Iterator[None]:
+    """A step that is only looked at leaves no metrics."""
+    pl_module.__dict__["log"] = lambda *args, **kwargs: None
+    try:
+        yield
+    finally:
+        del pl_module.__dict__["log"]
