@@ -29,8 +29,8 @@ class NonFiniteGuard(L.Callback):
     After ``patience`` such steps in a row, or as soon as something trained is not finite, the last good state is
     restored, optimiser included, and the learning rate halved. After ``max_restores`` of these, training ends with one
     line that names the first module whose output is not finite. In distributed training all processes decide alike.
-    Works with automatic and with manual optimisation. Logs ``train/non_finite_steps`` and ``train/restores``; both counts are in
-    checkpoints and in ``metrics.json``.
+    Works with automatic and with manual optimisation. Logs ``train/non_finite_steps`` and ``train/restores``; both
+    counts are in checkpoints and in ``metrics.json``.
 
     Args:
         patience: Skipped steps in a row until the last good state is restored.
