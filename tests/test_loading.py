@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from lightning_prompts.errors import UserError
-from lightning_prompts.lm import FrozenLM, LMConfig, embedded
-from lightning_prompts.lm.loading import fast_dtype
+from lightning_prompts.lm import FrozenLM, LMConfig, embedded, precision
+from lightning_prompts.lm.precision import fast_dtype
 
 SMALLEST = "random:llama,hidden_size=16,num_attention_heads=2,num_key_value_heads=1,num_hidden_layers=1"
 
@@ -97,3 +97,23 @@ def test_auto_dtype_is_measured() -> None:
 
 def test_model_without_pad_token(tiny: FrozenLM) -> None:
     assert tiny.tokenizer.pad_token_id is None
+
+
+def test_what_is_fast_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "cache_root", lambda: tmp_path / "cache")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    measured = []
+    monkeypatch.setattr(precision, "_measured", lambda: measured.append(1) or "bfloat16")
+    for _ in range(3):
+        fast_dtype.cache_clear()  # as a new process would
+        assert fast_dtype() == torch.bfloat16
+    assert len(measured) == 1
+    for broken in ("", "[1]", '{"another machine": "bfloat16"}'):
+        (tmp_path / "cache" / "fast-dtype.json").write_text(broken)
+        fast_dtype.cache_clear()
+        assert fast_dtype() == torch.bfloat16
+    assert len(measured) == 4
+    monkeypatch.setattr(precision, "cache_root", lambda: tmp_path / "cache" / "fast-dtype.json" / "below")
+    fast_dtype.cache_clear()
+    assert fast_dtype() == torch.bfloat16, "a folder that cannot be written is no reason to fail"
+    fast_dtype.cache_clear()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import tempfile
-import time
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +26,7 @@ from lightning_prompts.errors import UserError, nearest
 from lightning_prompts.lm.attention import ATTENTION_NAME
 from lightning_prompts.lm.config import LMConfig
 from lightning_prompts.lm.embedded import EMBEDDED, embedded_folder
+from lightning_prompts.lm.precision import fast_dtype
 
 log = logging.getLogger(__name__)
 
@@ -203,23 +202,3 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>")
-
-
-@lru_cache(maxsize=1)
-def fast_dtype() -> torch.dtype:
-    """bfloat16 where this machine is fast at it: on a GPU if it supports it, on a CPU by a measurement per process."""
-    if torch.cuda.is_available():
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    seconds = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        left, right = torch.randn(256, 1024).to(dtype), torch.randn(1024, 1024).to(dtype)
-        best = float("inf")
-        for _ in range(5):
-            start = time.perf_counter()
-            left @ right
-            best = min(best, time.perf_counter() - start)
-        seconds[dtype] = best
-    chosen = torch.bfloat16 if seconds[torch.bfloat16] < 0.8 * seconds[torch.float32] else torch.float32
-    log.info("dtype auto: %s (matmul %.2f ms in float32, %.2f ms in bfloat16)", chosen,
-             1e3 * seconds[torch.float32], 1e3 * seconds[torch.bfloat16])  # fmt: skip
-    return chosen
