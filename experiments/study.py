@@ -133,6 +133,12 @@ def side_by_side(found: dict[tuple[str, str], Results], what: str) -> list[str]:
             sets = [
                 key for key in results if key.startswith("test/") and key.count("/") == 2 and key.endswith(f"/{what}")
             ]
+            parts = [
+                sum(sizes)
+                for sizes in zip(*(results[f"{key.rpartition('/')[0]}/examples"] for key in sets), strict=True)
+            ]
+            if parts == results["test/examples"]:  # the members of a mixture, and no further test sets
+                sets = []
             further: list[Any] = [results[key] for key in sets]
             outside = [statistics.mean(values) for values in zip(*further, strict=True)]
             cells.append(cell(results[f"test/{what}"], 2) + (f" → {cell(outside, 2)}" if outside else ""))
