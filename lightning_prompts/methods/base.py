@@ -76,6 +76,11 @@ class PromptMethod(L.LightningModule):
         del examples
         return self.current_prompt()
 
+    def relaxed_prompt_for(self, examples: Sequence[Example]) -> Tensor | None:
+        """What is trained in place of tokens for some examples, where that is something else: ``relaxed_nll``."""
+        del examples
+        return None
+
     def initial_prompt(self) -> Prompt | None:
         """The prompt before training, or ``None`` where that means nothing."""
         return None
@@ -306,6 +311,12 @@ class PromptMethod(L.LightningModule):
                 self.log(f"{name}/examples", float(count), reduce_fx="sum", on_epoch=True, on_step=False,
                          sync_dist=True, add_dataloader_idx=False)  # fmt: skip
 
+    @torch.no_grad()
+    def _log_relaxed(self, split: str, batch: Batch) -> None:
+        relaxed = self.relaxed_prompt_for(batch.examples)
+        if relaxed is not None:
+            self.log_mean(f"{split}/relaxed_nll", self.lm.score(batch.examples, relaxed).nll.mean(), len(batch))
+
     def log_mean(self, name: str, value: float | Tensor, count: int, prog_bar: bool = False) -> None:
         """Log the mean over a batch of ``count`` examples, to be averaged over all examples of the split."""
         # A test set's name is part of the metric's, so Lightning need not number the dataloaders.
@@ -317,6 +328,7 @@ class PromptMethod(L.LightningModule):
         del batch_idx
         rows = self.evaluate(batch.examples, self.prompt_for(batch.examples))
         self._log_rows("val", batch, rows)
+        self._log_relaxed("val", batch)
         return {"rows": rows}
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, list[dict[str, Any]]]:
@@ -324,6 +336,7 @@ class PromptMethod(L.LightningModule):
         del batch_idx, dataloader_idx
         rows = self.evaluate(batch.examples, self.prompt_for(batch.examples))
         self._log_rows(batch.split, batch, rows)
+        self._log_relaxed(batch.split, batch)
         return {"rows": [{"split": batch.split, **row} for row in rows]}
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, list[dict[str, Any]]]:

@@ -7,7 +7,7 @@ BERTScore, or a weighted sum.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -25,7 +25,7 @@ from lightning_prompts.prompts.vocabulary import usable_tokens
 from lightning_prompts.refiners.heads import Head, Tied
 from lightning_prompts.refiners.networks import MLPRefiner, RefinerNetwork
 from lightning_prompts.refiners.refiner import ScoreRefiner, VectorRefiner
-from lightning_prompts.types import Batch
+from lightning_prompts.types import Batch, Example
 
 
 class RefinerTuning(RefinerMethod):
@@ -179,24 +179,11 @@ class RefinerTuning(RefinerMethod):
             )
         return self.answer_step(batch, prompts, self.objective)
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, list[dict[str, Any]]]:
-        """NLL and exact match, and the NLL of the relaxed prompt."""
-        output = super().validation_step(batch, batch_idx)
-        self._log_relaxed(batch, "val")
-        return output
-
-    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, list[dict[str, Any]]]:
-        """The same on a test set."""
-        output = super().test_step(batch, batch_idx, dataloader_idx)
-        self._log_relaxed(batch, batch.split)
-        return output
-
-    @torch.no_grad()
-    def _log_relaxed(self, batch: Batch, split: str) -> None:
+    def relaxed_prompt_for(self, examples: Sequence[Example]) -> Tensor | None:
+        """The relaxed prompts without noise, ``[B, P, D]``, at the temperature of now or of the end."""
         if not isinstance(self.relaxation, ScoreRelaxation):
-            return
+            return None
         fitting = self.trainer.state.fn == TrainerFn.FITTING
         temperature = self._temperature() if fitting else self.temperature.end
-        scores = self.refiner(*self.states(batch.examples))
-        vectors = self.relaxation.relaxed_vectors(scores, self.matrix, self.usable, temperature)
-        self.log_mean(f"{split}/relaxed_nll", self.lm.score(batch.examples, vectors).nll.mean(), len(batch))
+        scores = self.refiner(*self.states(examples))
+        return self.relaxation.relaxed_vectors(scores, self.matrix, self.usable, temperature)

@@ -6,7 +6,7 @@ Objective: answer likelihood.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -23,7 +23,7 @@ from lightning_prompts.prompts.initializers import Initializer, RandomTokens
 from lightning_prompts.prompts.vocabulary import usable_tokens
 from lightning_prompts.search.rounding import Rounding, coordinate_descent
 from lightning_prompts.search.scoring import CandidateScorer
-from lightning_prompts.types import Batch
+from lightning_prompts.types import Batch, Example
 
 
 class RelaxedPromptTuning(DiscretePromptMethod):
@@ -142,8 +142,8 @@ class RelaxedPromptTuning(DiscretePromptMethod):
     def _temperature(self) -> float:
         return self.temperature.at(self.progress(self.trainer.global_step))
 
-    def relaxed_prompt(self) -> Tensor:
-        """The relaxed prompt without noise, ``[P, D]``."""
+    def relaxed_prompt_for(self, examples: Sequence[Example]) -> Tensor:
+        """The relaxed prompt without noise, ``[P, D]``, at the temperature of now or of the end."""
         fitting = self.trainer.state.fn == TrainerFn.FITTING
         temperature = self._temperature() if fitting else self.temperature.end
         return self.relaxation.relaxed_vectors(self.parameters_, self.matrix, self.usable, temperature)
@@ -156,20 +156,3 @@ class RelaxedPromptTuning(DiscretePromptMethod):
         )
         self.log("train/temperature", self._temperature(), batch_size=len(batch))
         return self.answer_step(batch, vectors, self.objective)
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, list[dict[str, Any]]]:
-        """NLL and exact match of the tokens, NLL of the relaxed prompt."""
-        output = super().validation_step(batch, batch_idx)
-        self._log_relaxed(batch, "val")
-        return output
-
-    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, list[dict[str, Any]]]:
-        """The same on a test set, with the best tokens by validation."""
-        output = super().test_step(batch, batch_idx, dataloader_idx)
-        self._log_relaxed(batch, batch.split)
-        return output
-
-    def _log_relaxed(self, batch: Batch, split: str) -> None:
-        with torch.no_grad():
-            nll = self.lm.score(batch.examples, self.relaxed_prompt()).nll.mean()
-        self.log_mean(f"{split}/relaxed_nll", nll, len(batch))
