@@ -155,7 +155,10 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", type=Path, help="configs of the data alone")
     parser.add_argument("--untrained", action="store_true", help="test the initial prompt as well")
     parser.add_argument("--checkpoint", choices=["best", "last"], default="best", help="best on validation, or last")
-    arguments, options = parser.parse_known_args()
+    # Of an option with a space in it, the parser would think that it is a file.
+    spaced = [word for word in sys.argv[1:] if word.startswith("--") and "=" in word and " " in word]
+    arguments, options = parser.parse_known_args([word for word in sys.argv[1:] if word not in spaced])
+    options += spaced
     if missing := [str(path) for path in (*arguments.configs, *(arguments.tasks or [])) if not path.is_file()]:
         parser.error(f"no such config: {', '.join(missing)}; options go ahead of --, as --name=value")
     found = collect(arguments, options)
