@@ -122,7 +122,7 @@ def long_table(found: dict[tuple[str, str], Results]) -> list[str]:
     return lines
 
 
-def side_by_side(found: dict[tuple[str, str], Results], what: str) -> list[str]:
+def side_by_side(found: dict[tuple[str, str], Results], what: str, mixtures: set[str]) -> list[str]:
     """Methods down, tasks across: in distribution, then the mean of the out-of-distribution sets."""
     tasks, names = ([*dict.fromkeys(key[place] for key in found)] for place in (0, 1))
     lines = [f"| {what} | " + " | ".join(tasks) + " |", "|---|" + "---|" * len(tasks)]
@@ -133,11 +133,7 @@ def side_by_side(found: dict[tuple[str, str], Results], what: str) -> list[str]:
             sets = [
                 key for key in results if key.startswith("test/") and key.count("/") == 2 and key.endswith(f"/{what}")
             ]
-            parts = [
-                sum(sizes)
-                for sizes in zip(*(results[f"{key.rpartition('/')[0]}/examples"] for key in sets), strict=True)
-            ]
-            if parts == results["test/examples"]:  # the members of a mixture, and no further test sets
+            if task in mixtures:  # these are its members' metrics, and no further test sets
                 sets = []
             further: list[Any] = [results[key] for key in sets]
             outside = [statistics.mean(values) for values in zip(*further, strict=True)]
@@ -164,8 +160,10 @@ def main() -> None:
     found = collect(arguments, options)
     print("\n".join(long_table(found)))
     if arguments.tasks:
+        classes = {task.stem: yaml.safe_load(task.read_text(encoding="utf-8"))["data"] for task in arguments.tasks}
+        mixtures = {name for name, data in classes.items() if data.get("class_path") == "Mixture"}
         for what in ("exact_match", "nll"):
-            print("\n" + "\n".join(side_by_side(found, what)))
+            print("\n" + "\n".join(side_by_side(found, what, mixtures)))
 
 
 if __name__ == "__main__":
