@@ -114,7 +114,11 @@ class QuestionAnswer(TextDataModule):
         wanted = [("question", self.question), ("answer", self.answer)] if answers else [("question", self.question)]
         for role, name in wanted:
             if name not in names:
-                raise UserError(f"{path} has no field {name!r} (data.{role}); {nearest(name, names)}")
+                others = [known for known in names if known not in (self.question, self.answer)]
+                hint = nearest(name, others) if others else f"known: {', '.join(names)}"
+                if role == "answer":
+                    hint += "; questions without answers go to predict, as data.predict"
+                raise UserError(f"{path} has no field {name!r} (data.{role}); {hint}")
         rows = []
         for number, raw in enumerate(table, start=1):
             for _, name in wanted:

@@ -19,7 +19,7 @@ os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 import lightning as L  # noqa: N812 - Lightning's own convention
 import torch
 from jsonargparse import Namespace
-from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, RichProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, RichProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from rich.console import Console
@@ -114,6 +114,8 @@ class RunFolder(SaveConfigCallback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write ``config.yaml``."""
         if trainer.is_global_zero:
+            for name in ("metrics.json", "predictions.jsonl", "generations.jsonl"):  # of what was trained so far
+                (Path(trainer.default_root_dir) / name).unlink(missing_ok=True)
             path = Path(trainer.default_root_dir) / self.config_filename
             path.parent.mkdir(parents=True, exist_ok=True)
             config = self.config.clone()
@@ -283,8 +285,9 @@ class _Bar(RichProgressBar):
 def _use_rich_progress_bar(trainer: L.Trainer) -> None:
     """In place of Lightning's default; not a callback of the config, so that ``enable_progress_bar`` can say no."""
     installed: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    if not any(isinstance(callback, RichProgressBar) for callback in installed):
-        installed[:] = [callback for callback in installed if not isinstance(callback, ProgressBar)]
+    defaults = [callback for callback in installed if type(callback) in (RichProgressBar, TQDMProgressBar)]
+    if defaults or not any(isinstance(callback, ProgressBar) for callback in installed):
+        installed[:] = [callback for callback in installed if callback not in defaults]
         installed.insert(0, _Bar())
 
 

@@ -47,7 +47,9 @@ def test_fit_test_predict(finished: Path, capsys: pytest.CaptureFixture[str]) ->
     assert code("test", "-c", config, "--ckpt_path", str(best)) == 0
     metrics = json.loads((finished / "metrics.json").read_text())
     rows = [json.loads(line) for line in (finished / "predictions.jsonl").read_text().splitlines()]
-    assert set(metrics) == {"test/nll", "test/exact_match", "test/examples"}
+    counts = {"train/non_finite_steps", "train/restores"}
+    assert set(metrics) == {"test/nll", "test/exact_match", "test/examples", *counts}
+    assert all(metrics[name] == 0 for name in counts)
     assert len(rows) == metrics["test/examples"]
     assert set(rows[0]) == {"split", "question", "answer", "generated", "nll", "correct"}
     assert sum(row["nll"] for row in rows) / len(rows) == pytest.approx(metrics["test/nll"], rel=1e-5)
@@ -137,10 +139,12 @@ def test_no_untrained_prompt_is_measured_by_accident(finished: Path, capsys: pyt
 
 
 def test_resuming_goes_on_from_last(finished: Path) -> None:
+    assert code("test", "-c", str(finished / "config.yaml"), "--ckpt_path", "last", "--verbose", "false") == 0
     assert code("fit", "-c", str(finished / "config.yaml"), "--ckpt_path", "last", "--trainer.max_steps", "6") == 0
     assert torch.load(finished / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 6
     assert (finished / "logs" / "version_1" / "metrics.csv").is_file()
     assert (finished / "logs" / "version_0" / "metrics.csv").is_file(), "nothing lost"
+    assert not (finished / "metrics.json").exists(), "those were another prompt's"
 
 
 class Crafted:
