@@ -336,6 +336,37 @@ def test_the_token_gradient_is_the_finite_difference(fluency: float, antonyms: l
         assert found[position, token].item() == pytest.approx(difference, rel=0.02, abs=2e-3)
 
 
+def test_fluency_is_accumulated_like_the_rest_of_the_gradient(tmp_path: Path) -> None:
+    """Two halves of a batch, or the batch at once."""
+    found = []
+    for batch, accumulate in ((8, 1), (4, 2)):
+        L.seed_everything(0)
+        model = HardPromptSearch(init=FromText(" abc"), candidates=4, top_k=5, fluency=0.7, lm=LM)
+        model._search = lambda model=model: (found.append(model.token_gradient()), model._start_over())  # type: ignore[method-assign]
+        same = Antonyms(batch_size=batch, max_train_examples=8, val_fraction=0.01, test_fraction=0.01)
+        fit = trainer(tmp_path, max_steps=1, limit_val_batches=0, accumulate_grad_batches=accumulate)
+        fit.fit(model, datamodule=same)
+    assert torch.allclose(found[0], found[1], atol=1e-4)
+
+
+def test_a_pool_larger_than_what_is_left_has_no_dropped_candidate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lightning_prompts.methods import hard_prompt_search
+
+    L.seed_everything(0)
+    real = hard_prompt_search.race
+
+    def one_left(*args: Any) -> torch.Tensor:
+        losses = real(*args)
+        return torch.where(losses == losses.min(), losses, torch.inf)
+
+    monkeypatch.setattr(hard_prompt_search, "race", one_left)
+    model = HardPromptSearch(init=FromText(" ab"), candidates=20, top_k=50, pool=3, lm=LM, max_new_tokens=1)
+    trainer(tmp_path, max_steps=1, limit_val_batches=0).fit(model, datamodule=data())
+    assert len(torch.unique(model.pool_ids, dim=0)) == 1
+
+
 def test_a_search_on_the_same_examples_never_gets_worse(tmp_path: Path) -> None:
     L.seed_everything(0)
     losses: list[float] = []

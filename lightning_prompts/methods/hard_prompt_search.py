@@ -115,8 +115,7 @@ class HardPromptSearch(DiscretePromptMethod):
         self.register_buffer("pool_ids", ids[None].repeat(self.pool, 1))
         self.keep_ids(self.length)
         self.scorer = CandidateScorer(self.lm, self.memory_mb)
-        self._rows: list[Row] = []  # what the gradient at hand was taken on
-        self._fluency_gradient = torch.zeros(())
+        self._start_over()
 
     def describe_trained(self) -> str:
         """Tokens, not numbers."""
@@ -141,7 +140,10 @@ class HardPromptSearch(DiscretePromptMethod):
         if self.fluency:
             logits = self.lm.prompt_logits(self._before(), self.embeddings)
             # The prompt is input and target: the gradient by the input comes with the backward pass, this is the other.
-            self._fluency_gradient = -self.fluency / len(logits) * functional.log_softmax(logits.detach(), -1)
+            # Lightning divides the loss by the batches that gradients are accumulated over.
+            batches = self.trainer.accumulate_grad_batches if self._trainer is not None else 1
+            share = self.fluency / len(logits) / batches
+            self._fluency_gradient = self._fluency_gradient - share * functional.log_softmax(logits.detach(), -1)
             loss = loss + self.fluency * functional.cross_entropy(logits, self.token_ids())
         return loss
 
@@ -153,17 +155,23 @@ class HardPromptSearch(DiscretePromptMethod):
     def _search(self) -> None:
         """One step: candidates from the gradient, scored on the same batch as the pool."""
         if self.embeddings.grad is None:  # it was not finite, and a callback took it away
-            self._rows = []
+            self._start_over()
             return
         candidates = torch.unique(torch.cat([self.pool_ids, self._draw(self.token_gradient())]), dim=0)
         offsets = self.fluency * self._prompt_nll(candidates) if self.fluency else None
         losses = race(self.scorer, self._rows, candidates, self.objective, self.racing, offsets)
         order = losses.argsort()[: self.pool]
+        order = order[torch.isfinite(losses[order])]  # what dropped out of the race was not scored to the end
         self.log("train/candidates", float(len(candidates)))
         self.log("train/best_candidate", losses[order[0]], prog_bar=True)
         self.pool_ids.copy_(candidates[order.repeat(self.pool)[: self.pool]])  # some twice where there are too few
         self.embeddings.copy_(self.lm.embed(self.pool_ids[0]))
-        self._rows = []
+        self._start_over()
+
+    def _start_over(self) -> None:
+        """Forget what the gradient was taken on."""
+        self._rows: list[Row] = []
+        self._fluency_gradient: Tensor = torch.zeros((), device=self.lm.device)
 
     def token_gradient(self) -> Tensor:
         """Gradient of the loss by the prompt's one-hot rows ``[P, V]``, after a backward pass."""

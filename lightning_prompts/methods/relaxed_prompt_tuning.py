@@ -112,6 +112,7 @@ class RelaxedPromptTuning(DiscretePromptMethod):
         self.register_buffer("rounded_ids", torch.zeros(self.length, dtype=torch.long, device=self.lm.device))
         self.register_buffer("rounded_at", torch.tensor(0, device=self.lm.device))  # which step; 0 for not yet
         self.keep_ids(self.length)
+        self.scorer = CandidateScorer(self.lm, self.memory_mb)
 
     def checkpoint_meta(self) -> dict[str, str | int]:
         """See `PromptMethod`; scores and vectors are not the same."""
@@ -135,8 +136,7 @@ class RelaxedPromptTuning(DiscretePromptMethod):
         rows = self.lm.encode_answers([train[index] for index in order.tolist()], self.matrix[: self.length],
                                       self.objective.with_end)  # fmt: skip
         scores = self.relaxation.scores(self.parameters_.detach(), self.matrix, self.usable)
-        scorer = CandidateScorer(self.lm, self.memory_mb)
-        self.rounded_ids.copy_(coordinate_descent(scorer, rows, scores, self.objective, self.rounding))
+        self.rounded_ids.copy_(coordinate_descent(self.scorer, rows, scores, self.objective, self.rounding))
         self.rounded_at.fill_(step)
 
     def _temperature(self) -> float:
