@@ -52,6 +52,9 @@ class HardPromptSearch(DiscretePromptMethod):
     crossing = "token gradients plus search"
     pool_ids: Tensor
 
+    _rows: list[Row]  # what the gradient at hand was taken on
+    _fluency_gradient: Tensor
+
     def __init__(
         self,
         length: int | None = None,
@@ -170,8 +173,8 @@ class HardPromptSearch(DiscretePromptMethod):
 
     def _start_over(self) -> None:
         """Forget what the gradient was taken on."""
-        self._rows: list[Row] = []
-        self._fluency_gradient: Tensor = torch.zeros((), device=self.lm.device)
+        self._rows = []
+        self._fluency_gradient = torch.zeros((), device=self.lm.device)
 
     def token_gradient(self) -> Tensor:
         """Gradient of the loss by the prompt's one-hot rows ``[P, V]``, after a backward pass."""
