@@ -64,6 +64,7 @@ class FrozenLM(nn.Module):
         self.tokens_forwarded = 0  # prompt, text and answer tokens run through the model, by this process
         text_config = model.config.get_text_config()
         self.width = int(text_config.hidden_size)
+        self.layers = int(text_config.num_hidden_layers)
         self.context = int(getattr(text_config, "max_position_embeddings", None) or 1 << 30)
         self.vocabulary = len(self._embedding_weight())
         self._head_rows: Tensor | None = None

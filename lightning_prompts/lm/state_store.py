@@ -22,11 +22,11 @@ from rich.console import Console
 from rich.progress import track
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm.embedded import cache_root
 from lightning_prompts.lm.frozen import FrozenLM
+from lightning_prompts.lm.padding import padded
 from lightning_prompts.types import Example
 
 FORMAT = 1
@@ -48,9 +48,8 @@ class Query:
 
     def check(self, lm: FrozenLM) -> None:
         """Raise a `UserError` if the LM has no such layer."""
-        layers = int(lm.model.config.get_text_config().num_hidden_layers)
-        if not -1 <= self.layer <= layers:
-            raise UserError(f"query.layer must be -1 or from 0 to {layers}, the LM's layers; got {self.layer}")
+        if not -1 <= self.layer <= lm.layers:
+            raise UserError(f"query.layer must be -1 or from 0 to {lm.layers}, the LM's layers; got {self.layer}")
 
     def check_question(self, lm: FrozenLM, example: Example) -> None:
         """Raise a `UserError` that names the row if its question cannot be read; tokenises only where it might be."""
@@ -142,10 +141,7 @@ class StateStore:
                  if (states := file.get(question)) is not None}  # fmt: skip
         missing = sorted(set(questions) - set(found))
         found.update(zip(missing, self.compute(missing), strict=True))
-        parts = [found[question].to(self.lm.device).float() for question in questions]
-        lengths = torch.tensor([len(part) for part in parts], device=self.lm.device)
-        states = pad_sequence(parts, batch_first=True)
-        return states, torch.arange(states.shape[1], device=self.lm.device) < lengths[:, None]
+        return padded([found[question].to(self.lm.device).float() for question in questions])
 
     def compute(self, questions: Sequence[str]) -> list[Tensor]:
         """The states of some questions, by a forward pass of the LM, in its dtype."""

@@ -9,11 +9,13 @@ from typing import Any, ClassVar
 import lightning as L  # noqa: N812 - Lightning's own convention
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lightning_prompts.answers import same_answer
+from lightning_prompts.crossings.temperature import Temperature
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm import FrozenLM, LMConfig, Prompt, answer_scores, prompt_length, slot_length
 from lightning_prompts.objectives import Objective
@@ -245,6 +247,12 @@ class PromptMethod(L.LightningModule):
         # a checkpoint is restored would start its epoch anew.
         steps = step / self.trainer.estimated_stepping_batches if step else 0.0
         return min(1.0, max(steps, self.budget_used))
+
+    def temperature_now(self, temperature: Temperature) -> float:
+        """The temperature at this point of the run; the last one when it is over."""
+        if self.trainer.state.fn != TrainerFn.FITTING:
+            return temperature.end
+        return temperature.at(self.progress(self.trainer.global_step))
 
     def answer_step(self, batch: Batch, prompt: Prompt, objective: Objective) -> Tensor:
         """The training step of every method that follows a gradient through the frozen LM.

@@ -54,7 +54,7 @@ class RefinerMethod(PromptMethod):
         self._store: StateStore | None = None
 
     @abstractmethod
-    def refine(self, states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:
+    def refine(self, states: Tensor, mask: Tensor) -> Tensor:
         """The prompts as they go into the LM in evaluation.
 
         Args:
@@ -62,7 +62,7 @@ class RefinerMethod(PromptMethod):
             mask: ``[B, T]`` bool.
 
         Returns:
-            ``[B, P, D]``, and their token ids ``[B, P]`` where they are tokens.
+            ``[B, P, D]``.
         """
 
     @property
@@ -104,7 +104,7 @@ class RefinerMethod(PromptMethod):
 
     def prompt_for(self, examples: Sequence[Example]) -> Tensor:
         """A prompt for each example, ``[B, P, D]``."""
-        return self.refine(*self.states(examples))[0]
+        return self.refine(*self.states(examples))
 
     @torch.no_grad()
     def evaluate(self, examples: Sequence[Example], prompt: Prompt) -> list[dict[str, Any]]:

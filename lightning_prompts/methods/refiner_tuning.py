@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from lightning_prompts.crossings.relaxation import Crossing, ScoreRelaxation, Soft
@@ -157,25 +156,22 @@ class RefinerTuning(RefinerMethod):
             return self.matrix[self.relaxation.tokens(base, self.matrix, self.usable)]
         return base
 
-    def refine(self, states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:
+    def refine(self, states: Tensor, mask: Tensor) -> Tensor:
         """See `RefinerMethod`."""
-        output = self.refiner(states, mask)
+        output: Tensor = self.refiner(states, mask)
         if not isinstance(self.relaxation, ScoreRelaxation):
-            return output, None
-        ids = self.relaxation.tokens(output, self.matrix, self.usable)
-        return self.matrix[ids], ids
-
-    def _temperature(self) -> float:
-        return self.temperature.at(self.progress(self.trainer.global_step))
+            return output
+        return self.matrix[self.relaxation.tokens(output, self.matrix, self.usable)]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch."""
         del batch_idx
         prompts = self.refiner(*self.states(batch.examples))
         if isinstance(self.relaxation, ScoreRelaxation):
-            self.log("train/temperature", self._temperature(), batch_size=len(batch))
+            temperature = self.temperature_now(self.temperature)
+            self.log("train/temperature", temperature, batch_size=len(batch))
             prompts = self.relaxation.train_vectors(
-                prompts, self.matrix, self.usable, self._temperature(), self.step_generator(self.device)
+                prompts, self.matrix, self.usable, temperature, self.step_generator(self.device)
             )
         return self.answer_step(batch, prompts, self.objective)
 
@@ -183,7 +179,5 @@ class RefinerTuning(RefinerMethod):
         """The relaxed prompts without noise, ``[B, P, D]``, at the temperature of now or of the end."""
         if not isinstance(self.relaxation, ScoreRelaxation):
             return None
-        fitting = self.trainer.state.fn == TrainerFn.FITTING
-        temperature = self._temperature() if fitting else self.temperature.end
         scores = self.refiner(*self.states(examples))
-        return self.relaxation.relaxed_vectors(scores, self.matrix, self.usable, temperature)
+        return self.relaxation.relaxed_vectors(scores, self.matrix, self.usable, self.temperature_now(self.temperature))

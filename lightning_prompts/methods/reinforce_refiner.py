@@ -198,10 +198,9 @@ class ReinforceRefiner(RefinerMethod):
         assert isinstance(base, Tensor)
         return self.lm.text(self.support_ids[base.argmax(-1)]) if self.network is None else None
 
-    def refine(self, states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor | None]:
+    def refine(self, states: Tensor, mask: Tensor) -> Tensor:
         """See `RefinerMethod`: the likeliest prompts."""
-        chosen = self.refiner(states, mask).argmax(-1)
-        return self.matrix[chosen], self.support_ids[chosen]
+        return self.matrix[self.refiner(states, mask).argmax(-1)]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Draw, reward, and turn the rewards into a loss."""

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from lightning_prompts.crossings.relaxation import Relaxation, Softmax
@@ -139,20 +138,17 @@ class RelaxedPromptTuning(DiscretePromptMethod):
         self.rounded_ids.copy_(coordinate_descent(self.scorer, rows, scores, self.objective, self.rounding))
         self.rounded_at.fill_(step)
 
-    def _temperature(self) -> float:
-        return self.temperature.at(self.progress(self.trainer.global_step))
-
     def relaxed_prompt_for(self, examples: Sequence[Example]) -> Tensor:
         """The relaxed prompt without noise, ``[P, D]``, at the temperature of now or of the end."""
-        fitting = self.trainer.state.fn == TrainerFn.FITTING
-        temperature = self._temperature() if fitting else self.temperature.end
+        temperature = self.temperature_now(self.temperature)
         return self.relaxation.relaxed_vectors(self.parameters_, self.matrix, self.usable, temperature)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch under the relaxation."""
         del batch_idx
+        temperature = self.temperature_now(self.temperature)
         vectors = self.relaxation.train_vectors(
-            self.parameters_, self.matrix, self.usable, self._temperature(), self.step_generator(self.device)
+            self.parameters_, self.matrix, self.usable, temperature, self.step_generator(self.device)
         )
-        self.log("train/temperature", self._temperature(), batch_size=len(batch))
+        self.log("train/temperature", temperature, batch_size=len(batch))
         return self.answer_step(batch, vectors, self.objective)

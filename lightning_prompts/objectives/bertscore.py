@@ -14,11 +14,11 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.nn.utils.rnn import pad_sequence
 
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm import FrozenLM, LMConfig, Scores
 from lightning_prompts.lm.encoding import Row
+from lightning_prompts.lm.padding import padded
 from lightning_prompts.objectives.base import Objective
 
 
@@ -83,9 +83,10 @@ class BertScoreLoss(Objective):
                 f"{lm.name} ({lm.vocabulary}), so no gradient can pass; leave it out to score with the LM itself, "
                 "or use it as a reward of ReinforceRefiner"
             )
-        layers = _layers(scorer)
-        if self.layer is not None and not -1 <= self.layer <= layers:
-            raise UserError(f"objective.layer must be -1 or from 0 to {layers}, the scorer's layers; got {self.layer}")
+        if self.layer is not None and not -1 <= self.layer <= scorer.layers:
+            raise UserError(
+                f"objective.layer must be -1 or from 0 to {scorer.layers}, the scorer's layers; got {self.layer}"
+            )
 
     def loss(self, lm: FrozenLM, rows: Sequence[Row], logits: Tensor, scores: Scores) -> Tensor:
         """See `Objective`."""
@@ -104,24 +105,20 @@ class BertScoreLoss(Objective):
             ``[B]`` float32, differentiable in ``expected``.
         """
         scorer = self._scorer(lm)
-        layer = max(1, _layers(scorer) // 3) if self.layer is None else self.layer
+        layer = max(1, scorer.layers // 3) if self.layer is None else self.layer
         matrix = scorer.embedding_matrix()
         lead = scorer.encoder.tokens(self.lead)
-        vectors = pad_sequence([part.to(matrix.dtype) @ matrix for part in expected], batch_first=True)
+        vectors = padded([part.to(matrix.dtype) @ matrix for part in expected])[0]
         slots = [lead + [-1 - a for a in range(len(part))] for part in expected]
         candidate = scorer.hidden_states(slots, vectors, layer)
         with torch.no_grad():
             reference = scorer.hidden_states([lead + ids for ids in references], vectors[0, :0], layer)
         first = len(lead)
-        return greedy_matching(*_padded([part[first:] for part in candidate]),
-                               *_padded([part[first:] for part in reference]))[2]  # fmt: skip
+        return greedy_matching(*padded([part[first:] for part in candidate]),
+                               *padded([part[first:] for part in reference]))[2]  # fmt: skip
 
     def _scorer(self, lm: FrozenLM) -> FrozenLM:
         return lm if self.scorer is None else _load(self.scorer, str(lm.device))
-
-
-def _layers(scorer: FrozenLM) -> int:
-    return int(scorer.model.config.get_text_config().num_hidden_layers)
 
 
 @lru_cache(maxsize=1)
@@ -133,12 +130,6 @@ def _answers_only(logits: Tensor, rows: Sequence[Row]) -> list[Tensor]:
     """Each row's logits ``[A, V]``, without those of what follows its answer."""
     parts = logits.split([len(row.answer) + len(row.end) for row in rows])
     return [part[: len(row.answer)] for part, row in zip(parts, rows, strict=True)]
-
-
-def _padded(parts: list[Tensor]) -> tuple[Tensor, Tensor]:
-    lengths = torch.tensor([len(part) for part in parts], device=parts[0].device)
-    padded = pad_sequence(parts, batch_first=True)
-    return padded, torch.arange(padded.shape[1], device=padded.device) < lengths[:, None]
 
 
 def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:
