@@ -6,6 +6,7 @@ from callbacks.non_finite_guard import NonFiniteGuard
 from callbacks.prompt_readout import PromptReadout
 from callbacks.result_files import ResultFiles
 from callbacks.sample_generations import SampleGenerations
+from callbacks.stop_on_signal import StopOnSignal
 from callbacks.text_metrics import TextMetrics
 from callbacks.throughput import Throughput
 from callbacks.validate_at_end import ValidateAtEnd
@@ -17,6 +18,7 @@ __all__ = [
     "PromptReadout",
     "ResultFiles",
     "SampleGenerations",
+    "StopOnSignal",
     "TextMetrics",
     "Throughput",
     "ValidateAtEnd",

@@ -1,31 +1,15 @@
-"""Writing into the run folder: a file is either whole or not there."""
+"""Writing JSON into the run folder."""
 
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import lightning as L  # noqa: N812 - Lightning's own convention
 
-
-def write_atomic(path: Path, text: str) -> None:
-    """Write a text file through a temporary one beside it, so that a killed process leaves no half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, work = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(work, 0o644)  # mkstemp's files are private
-        os.replace(work, path)
-    except BaseException:
-        Path(work).unlink(missing_ok=True)
-        raise
+from lightning_prompts.files import write_atomic
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -9,7 +9,8 @@ import lightning as L  # noqa: N812 - Lightning's own convention
 import torch
 from torch import Tensor
 
-from callbacks.files import RowLog, write_atomic
+from callbacks.files import RowLog
+from lightning_prompts.files import write_atomic
 
 if TYPE_CHECKING:
     from lightning_prompts.methods import PromptMethod

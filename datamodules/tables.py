@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_prompts.errors import UserError
+from lightning_prompts.files import check_text
 
 FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 
@@ -27,6 +28,8 @@ def read_table(path: Path) -> list[dict[str, Any]]:
         raise UserError(f"{path}: the ending must be one of {', '.join(FORMATS)}")
     if path.stat().st_size == 0:
         raise UserError(f"{path} is empty")
+    if kind != "parquet":
+        check_text(path)
     return _read_json(path) if kind == "json" else _read_with_datasets(path, kind)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -22,18 +23,21 @@ from jsonargparse import Namespace
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, RichProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
 from rich.table import Table
 
 import callbacks
 import datamodules
 from lightning_prompts import methods
-from lightning_prompts.checkpoints import check_readable
+from lightning_prompts.checkpoints import AtomicCheckpointIO, check_readable
 from lightning_prompts.config_errors import check_yaml, one_line, user_error
 from lightning_prompts.crossings.baselines import Baseline
 from lightning_prompts.crossings.reinforce import Shaping, Support
 from lightning_prompts.crossings.relaxation import Crossing
 from lightning_prompts.errors import UserError
+from lightning_prompts.files import write_atomic
 from lightning_prompts.objectives import Objective
 from lightning_prompts.objectives.rewards import Reward
 from lightning_prompts.prompts.initializers import Initializer
@@ -65,6 +69,7 @@ CALLBACK_DEFAULTS: list[dict[str, Any]] = [
     {"class_path": "callbacks.SampleGenerations"},
     {"class_path": "callbacks.Throughput"},
 ]
+ALWAYS = (callbacks.ResultFiles, callbacks.ValidateAtEnd, callbacks.StopOnSignal)  # whatever a config says
 
 
 CONFIGURABLE = (
@@ -122,7 +127,7 @@ class RunFolder(SaveConfigCallback):
             config.trainer.default_root_dir = str(trainer.default_root_dir)
             config.ckpt_path = None
             config.overwrite = False
-            callbacks.files.write_atomic(path, self.parser.dump(config, skip_none=False))
+            write_atomic(path, self.parser.dump(config, skip_none=False))
 
 
 class PromptCLI(LightningCLI):
@@ -140,7 +145,7 @@ class PromptCLI(LightningCLI):
             seed_everything_default=0,
             auto_configure_optimizers=False,
             save_config_callback=RunFolder,
-            trainer_defaults={**TRAINER_DEFAULTS, "callbacks": [callbacks.ResultFiles(), callbacks.ValidateAtEnd()]},
+            trainer_defaults={**TRAINER_DEFAULTS, "callbacks": [always() for always in ALWAYS]},
             load_from_checkpoint_support=False,
             args=None if args is None else list(args),
         )
@@ -198,6 +203,8 @@ class PromptCLI(LightningCLI):
         if config.logger in (None, True):
             kwargs["logger"] = False  # see RunFolder
         trainer = super().instantiate_trainer(**kwargs)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str((self.folder / "checkpoints").absolute())
@@ -237,6 +244,12 @@ def run(args: Sequence[str] | None = None) -> int:
         return _fail(str(error))
     except KeyboardInterrupt:
         return 130
+    except SIGTERMException as error:
+        return int(error.code or 128 + signal.SIGTERM)
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):  # which Lightning turns into 1
+            return 130
+        raise
     except Exception as error:  # noqa: BLE001 - a person reads this; the traceback is one variable away
         if wrapped := user_error(error):
             return _fail(str(wrapped))

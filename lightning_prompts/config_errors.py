@@ -12,6 +12,7 @@ import torch
 import yaml
 
 from lightning_prompts.errors import UserError, nearest
+from lightning_prompts.files import check_text
 from lightning_prompts.lm import LMConfig
 
 AMBIGUOUS = re.compile(
@@ -106,6 +107,7 @@ def check_yaml(args: Sequence[str]) -> None:
     for flag, following in zip(args, [*args[1:], ""], strict=False):
         path = Path(following if flag in ("-c", "--config") else flag.removeprefix("--config="))
         if (flag in ("-c", "--config") or flag.startswith("--config=")) and path.is_file():
+            check_text(path)
             try:
                 yaml.safe_load(path.read_text(encoding="utf-8"))
             except (yaml.MarkedYAMLError, UnicodeDecodeError) as error:

@@ -20,8 +20,9 @@ ALLOWED = {
     "lightning_prompts.errors": set(),
     "lightning_prompts.template": {"types", "errors"},
     "lightning_prompts.answers": set(),
-    "lightning_prompts.checkpoints": {"errors"},
-    "lightning_prompts.lm": {"types", "errors", "template"},
+    "lightning_prompts.files": {"errors"},
+    "lightning_prompts.checkpoints": {"errors", "files"},
+    "lightning_prompts.lm": {"types", "errors", "template", "files"},
     "lightning_prompts.randomness": set(),
     "lightning_prompts.prompts": {"types", "errors", "template", "lm", "randomness"},
     "lightning_prompts.objectives": {"types", "errors", "template", "answers", "lm"},
@@ -41,8 +42,8 @@ ALLOWED = {
         "answers",
         "randomness",
     },
-    "datamodules": {"types", "errors", "template", "answers"},
-    "callbacks": {"types", "errors", "methods", "objectives"},
+    "datamodules": {"types", "errors", "template", "answers", "files"},
+    "callbacks": {"types", "errors", "methods", "objectives", "files"},
 }
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import platform
 import time
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
 import torch
 
+from lightning_prompts.errors import UserError
+from lightning_prompts.files import write_atomic
 from lightning_prompts.lm.embedded import cache_root
 
 log = logging.getLogger(__name__)
@@ -56,13 +58,8 @@ def _measured() -> str:
 
 def _keep(path: Path, known: dict[str, str]) -> None:
     """Write it down; a machine that does not let us measures again next time."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(f".{os.getpid()}.part")
-        part.write_text(json.dumps(known))
-        part.replace(path)
-    except OSError:
-        pass
+    with suppress(OSError, UserError):
+        write_atomic(path, json.dumps(known))
 
 
 def _processor() -> str:

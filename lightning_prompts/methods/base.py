@@ -19,7 +19,7 @@ from lightning_prompts.crossings.temperature import Temperature
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm import FrozenLM, LMConfig, Prompt, answer_scores, prompt_length, slot_length
 from lightning_prompts.objectives import Objective
-from lightning_prompts.randomness import run_seed
+from lightning_prompts.randomness import random_state, run_seed, set_random_state
 from lightning_prompts.template import final_result
 from lightning_prompts.types import Batch, Example
 
@@ -172,7 +172,7 @@ class PromptMethod(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what identifies the prompt, and the state of the random numbers."""
         checkpoint[META] = self.checkpoint_meta()
-        checkpoint["rng"] = torch.get_rng_state()
+        checkpoint["rng"] = random_state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint that was not made by this method on this model.
@@ -190,7 +190,7 @@ class PromptMethod(L.LightningModule):
                     "use it with the config.yaml of the run that wrote it"
                 )
         if self._trainer is not None and self.trainer.training:
-            torch.set_rng_state(checkpoint["rng"].cpu())
+            set_random_state(checkpoint["rng"])
 
     # --- training ---------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,47 @@
+"""Writing and reading files: what is written is either whole or not there, what is read is of a sane kind."""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+from pathlib import Path
+
+from lightning_prompts.errors import UserError
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write a file through a temporary one beside it, so that neither a killed process nor a full disk leaves half.
+
+    Raises:
+        UserError: There is no room; what was there before still is.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, work = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content.encode("utf-8") if isinstance(content, str) else content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(work, 0o644)  # mkstemp's files are private
+            os.replace(work, path)
+        except BaseException:
+            Path(work).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        if error.errno in _NO_ROOM:
+            raise UserError(
+                f"no room on the disk for {path} ({error.strerror}); an earlier file of that name is still whole. "
+                "Make room and go on with --ckpt_path last"
+            ) from error
+        raise
+
+
+def check_text(path: Path) -> None:
+    """Raise a `UserError` if a file that ought to be text is not: before all of it is read into memory."""
+    with path.open("rb") as file:
+        if b"\0" in file.read(4096):
+            raise UserError(f"{path} is not a text file: it holds zero bytes (UTF-8 is what is read here)")
