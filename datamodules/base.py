@@ -145,6 +145,7 @@ class TextDataModule(L.LightningDataModule):
             batch_size=self.batch_size,
             sampler=EpochSampler(len(examples), torch.initial_seed() % 2**63),
             collate_fn=Batch,
+            generator=torch.Generator(),
         )
 
     def val_dataloader(self) -> DataLoader[Any]:
@@ -162,7 +163,13 @@ class TextDataModule(L.LightningDataModule):
 
     def _in_order(self, split: Split) -> DataLoader[Any]:
         collate = partial(Batch, split=split, members=self.member_names(split))
-        return DataLoader(self.examples(split), batch_size=self.eval_batch_size, collate_fn=collate)  # type: ignore[arg-type]
+        # With generators of their own, loaders leave the run's randomness alone, which a resumed run goes on with.
+        return DataLoader(
+            self.examples(split),  # type: ignore[arg-type]
+            batch_size=self.eval_batch_size,
+            collate_fn=collate,
+            generator=torch.Generator(),
+        )
 
 
 class EpochSampler(Sampler[int]):

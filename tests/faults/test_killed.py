@@ -1,0 +1,142 @@
+"""Processes that are killed or interrupted at any moment: nothing is lost but time."""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import TINY
+from harness import Run, dies_in
+
+from lightning_prompts.checkpoints import check_readable
+
+COMMON = [
+    "fit", "--model.lm.name", TINY, "--model.max_new_tokens", "1", "--data", "Antonyms", "--data.batch_size", "8",
+    "--data.max_train_examples", "50", "--trainer.max_steps", "24", "--trainer.max_epochs", "-1",
+    "--trainer.limit_val_batches", "2", "--trainer.val_check_interval", "2", "--trainer.accelerator", "cpu",
+    "--trainer.enable_progress_bar", "false", "--data.eval_batch_size", "4",
+]  # fmt: skip
+METHODS = {
+    "soft prompt": ["--model", "SoftPromptTuning", "--model.length", "3"],
+    "gumbel, two batches a step": [
+        "--model", "RelaxedPromptTuning", "--model.length", "3", "--model.relaxation", "GumbelSoftmax",
+        "--trainer.accumulate_grad_batches", "2", "--trainer.max_steps", "12",
+    ],
+    "hard search": ["--model", "HardPromptSearch", "--model.length", "3", "--model.candidates", "8"],
+    "reinforce, moving average": [
+        "--model", "ReinforceRefiner", "--model.length", "2", "--model.samples", "2", "--model.refiner", "MLPRefiner",
+        "--model.refiner.width", "8", "--model.baseline", "MovingAverage", "--model.support.class_path", "TopK",
+        "--model.support.init_args.k", "20",
+    ],
+}  # fmt: skip
+
+
+def command(method: str, folder: Path) -> list[str]:
+    return [COMMON[0], *METHODS[method][:2], *COMMON[1:], *METHODS[method][2:],
+            "--trainer.default_root_dir", str(folder)]  # fmt: skip
+
+
+def last(folder: Path) -> Path:
+    return folder / "checkpoints" / "last.ckpt"
+
+
+def result(folder: Path) -> dict[str, Any]:
+    """All that decides how a run goes on, and what it has found."""
+    checkpoint = torch.load(last(folder), weights_only=True)
+    return {name: checkpoint[name] for name in ("state_dict", "optimizer_states", "lr_schedulers", "rng", "global_step")}
+
+
+def same(left: Any, right: Any) -> bool:
+    if isinstance(left, dict):
+        return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
+    if isinstance(left, list | tuple):
+        return len(left) == len(right) and all(map(same, left, right))
+    return torch.equal(left, right) if isinstance(left, torch.Tensor) else bool(left == right)
+
+
+def resume(method: str, folder: Path, log: Path) -> Run:
+    """Go on from the last checkpoint; begin anew where there is none yet."""
+    words = ["--ckpt_path", "last"] if last(folder).exists() else ["--overwrite", "true"]
+    return Run([*command(method, folder), *words], log)
+
+
+@pytest.fixture(scope="module", params=METHODS)
+def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any], float]:
+    """A run without a fault: its method, result and seconds."""
+    folder = tmp_path_factory.mktemp("whole")
+    start = time.monotonic()
+    run = Run(command(request.param, folder / "run"), folder / "log")
+    assert run.wait() == 0, run.output
+    return request.param, result(folder / "run"), time.monotonic() - start
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_killed_at_any_moment(whole: tuple[str, dict[str, Any], float], number: int, tmp_path: Path) -> None:
+    method, expected, seconds = whole
+    moment = random.Random(f"{method} {number}").uniform(0.2, 0.95) * seconds
+    folder, log = tmp_path / "run", tmp_path / "log"
+    run = Run(command(method, folder), log)
+    time.sleep(moment)
+    run.process.kill()
+    run.process.join()
+    for path in folder.glob("checkpoints/*.ckpt"):
+        check_readable(path)
+    assert resume(method, folder, log).wait() == 0, log.read_text()
+    assert same(result(folder), expected), f"killed after {moment:.2f} of {seconds:.2f} s"
+
+
+@pytest.mark.parametrize("name", ["os.fsync", "os.replace"])
+@pytest.mark.parametrize("call", [1, 2, 3, 6, 11])
+def test_killed_while_a_file_is_written(name: str, call: int, tmp_path: Path) -> None:
+    folder, log = tmp_path / "run", tmp_path / "log"
+    assert Run(command("soft prompt", folder), log, dies_in(name, call)).wait() == -signal.SIGKILL
+    for path in folder.glob("checkpoints/*.ckpt"):
+        check_readable(path)
+    assert resume("soft prompt", folder, log).wait() == 0, log.read_text()
+    whole = tmp_path / "whole"
+    assert Run(command("soft prompt", whole), log).wait() == 0
+    assert same(result(folder), result(whole))
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupted(whole: tuple[str, dict[str, Any], float], number: int, code: int, tmp_path: Path) -> None:
+    method, expected, _ = whole
+    folder, log = tmp_path / "run", tmp_path / "log"
+    run = Run(command(method, folder), log)
+    run.send(number, when=last(folder).exists)
+    assert run.wait() == code, run.output
+    assert "Traceback" not in run.output
+    assert f"go on with --ckpt_path {last(folder)}" in run.output
+    stopped = result(folder)["global_step"]
+    assert 0 < stopped < expected["global_step"]
+    assert resume(method, folder, log).wait() == 0, log.read_text()
+    assert same(result(folder), expected), f"stopped after step {stopped}"
+
+
+def test_interrupted_twice_ends_at_once(tmp_path: Path) -> None:
+    """The second signal does not wait for the step."""
+    folder, log = tmp_path / "run", tmp_path / "log"
+    run = Run(command("soft prompt", folder), log)
+    run.send(signal.SIGINT, when=last(folder).exists)
+    run.send(signal.SIGINT, when=lambda: "once more" in run.output)
+    assert run.wait() == 130, run.output
+    assert resume("soft prompt", folder, log).wait() == 0, log.read_text()
+
+
+def test_interrupted_while_testing(tmp_path: Path) -> None:
+    folder, log = tmp_path / "run", tmp_path / "log"
+    words = ["test", "--model", "FixedPrompt", *COMMON[1:3], "--data", "Antonyms", "--data.eval_batch_size", "1",
+             "--trainer.accelerator", "cpu", "--trainer.default_root_dir", str(folder),
+             "--trainer.enable_progress_bar", "false"]  # fmt: skip
+    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+        run = Run(words, log)
+        time.sleep(1.5)
+        run.send(number)
+        assert run.wait() in (code, -number), run.output
+    assert "Traceback" not in log.read_text()
+    assert not (folder / "metrics.json").exists()
