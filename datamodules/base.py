@@ -28,11 +28,13 @@ class SourceRow:
         fields: The fields by name, ``question`` and ``answer`` among them.
         source: For error messages (``"train.jsonl row 12"``).
         reference: What generations are compared with, where that is not the whole answer.
+        labels: The classes that the answer is one of, each as its verbalisers; see `Example`.
     """
 
     fields: Mapping[str, object]
     source: str
     reference: str | None = None
+    labels: Sequence[Sequence[str]] = ()
 
 
 class TextDataModule(L.LightningDataModule):
@@ -122,7 +124,7 @@ class TextDataModule(L.LightningDataModule):
 
     def render(self, row: SourceRow) -> Example:
         """A row as an example."""
-        return self.template.render(row.fields, row.source, row.reference, self.extract, self.numeric)
+        return self.template.render(row.fields, row.source, row.reference, self.extract, self.numeric, row.labels)
 
     def setup(self, stage: str) -> None:
         """Read the data, so that what is wrong with it is said before anything else starts."""
