@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from lightning_prompts.errors import UserError, nearest
@@ -74,6 +74,7 @@ class Template:
         reference: str | None = None,
         extract: str | None = None,
         numeric: bool = False,
+        labels: Sequence[Sequence[str]] = (),
     ) -> Example:
         """Put a row's fields into the text.
 
@@ -83,12 +84,14 @@ class Template:
             reference: What generations are compared with, where that is not the whole answer.
             extract: Finds the same in a generation; see `Example`.
             numeric: Compare numbers instead of letters; see `Example`.
+            labels: The classes that the answer is one of, each as its verbalisers; see `Example`.
 
         Returns:
             The example; values are inserted as they are, braces in them have no meaning.
 
         Raises:
-            UserError: The template names a field that the row lacks.
+            UserError: The template names a field that the row lacks; the reference is no class; two classes are
+                written alike.
         """
         pieces: dict[str, list[str]] = {"before": [], "after": [], "answer": []}
         part = "before"
@@ -113,12 +116,13 @@ class Template:
                 after, lead = "", after
         answer = fields.get(ANSWER)
         written = None if answer is None else str(answer).strip()
+        reference = written if reference is None else reference
         return Example(
             before=before,
             after=after.rstrip() if self.chat else after,
             answer=None if written is None else f"{lead}{written}",
             end=None if self.chat and not tail else tail,
-            reference=written if reference is None else reference,
+            reference=reference,
             fields=fields,
             source=source,
             stop=self.stop,
@@ -126,7 +130,31 @@ class Template:
             system=self.system,
             extract=extract,
             numeric=numeric,
+            labels=_classes(labels, reference, source),
         )
+
+
+def _classes(labels: Sequence[Sequence[str]], reference: str | None, source: str) -> tuple[tuple[str, ...], ...]:
+    """The classes of an example, checked; see `Template.render`."""
+    if not labels:
+        return ()
+    where = f"{source}: " if source else ""
+    classes = tuple(tuple(verbalisers) for verbalisers in labels)
+    owners: dict[str, int] = {}
+    for index, verbalisers in enumerate(classes):
+        if not verbalisers or not all(text.strip() for text in verbalisers):
+            kind = "an empty" if verbalisers else "no"
+            raise UserError(f"{where}label {index} has {kind} verbaliser; give the ways to write it")
+        for text in verbalisers:
+            if owners.setdefault(text, index) != index:
+                raise UserError(
+                    f"{where}labels {classes[owners[text]][0]!r} and {verbalisers[0]!r} share the verbaliser {text!r}; "
+                    "each way to write a label must belong to one label alone"
+                )
+    names = [verbalisers[0] for verbalisers in classes]
+    if reference is not None and reference not in names:
+        raise UserError(f"{where}label {reference!r} is unknown; known labels: {', '.join(names)}")
+    return classes
 
 
 def cut(text: str, stop: str) -> str:

@@ -43,6 +43,8 @@ class Example:
             last match's first group is compared with ``reference``; ``None`` compares the whole generation.
         numeric: Compare final answers as numbers and formulas, whatever stands around them, instead of to the letter.
         member: The task of a mixture that this is from, whose metrics are reported apart.
+        labels: The classes that the answer is one of, each as its verbalisers: the ways to write it, the first of them
+            as in ``reference``. Empty where the answer is free text.
     """
 
     before: str
@@ -58,6 +60,13 @@ class Example:
     extract: str | None = None
     numeric: bool = False
     member: str = ""
+    labels: tuple[tuple[str, ...], ...] = ()
+
+    @property
+    def label(self) -> int | None:
+        """The class of the reference, an index into ``labels``; ``None`` without classes or without a reference."""
+        names = [verbalisers[0] for verbalisers in self.labels]
+        return names.index(self.reference) if self.reference in names else None
 
     @property
     def question(self) -> str:

@@ -75,3 +75,31 @@ def test_bad_stop() -> None:
 )
 def test_cut(text: str, stop: str, expected: str) -> None:
     assert cut(text, stop) == expected
+
+
+TYPES = (("expression", "abbreviation"), ("human",))
+
+
+@pytest.mark.parametrize(("answer", "index"), [("expression", 0), (" human ", 1), (None, None)])
+def test_the_class_of_a_reference(answer: str | None, index: int | None) -> None:
+    template = Template("{prompt}\n{question}\nAnswer: {answer}")
+    example = template.render({"question": "q", "answer": answer}, labels=TYPES)
+    assert example.labels == TYPES
+    assert example.label == index
+    assert template.render({"question": "q", "answer": "free"}).label is None
+
+
+@pytest.mark.parametrize(
+    ("answer", "labels", "words"),
+    [
+        ("abbreviation", TYPES, r"rows.jsonl row 3: label 'abbreviation' is unknown; known labels: expression, human"),
+        ("a", (("a", "x"), ("b", "x")), "row 3: labels 'a' and 'b' share the verbaliser 'x'"),
+        ("a", (("a",), ("a",)), "row 3: labels 'a' and 'a' share the verbaliser 'a'"),
+        ("a", (("a",), ()), "row 3: label 1 has no verbaliser"),
+        ("a", (("a", " "), ("b",)), "row 3: label 0 has an empty verbaliser"),
+    ],
+)
+def test_bad_labels(answer: str, labels: tuple[tuple[str, ...], ...], words: str) -> None:
+    template = Template("{prompt}\n{question}\nAnswer: {answer}")
+    with pytest.raises(UserError, match=words):
+        template.render({"question": "q", "answer": answer}, "rows.jsonl row 3", labels=labels)

@@ -30,8 +30,8 @@ METHODS = {
     "hard search": ["--model", "HardPromptSearch", "--model.length", "3", "--model.candidates", "8"],
     "reinforce, moving average": [
         "--model", "ReinforceRefiner", "--model.length", "2", "--model.samples", "2", "--model.refiner", "MLPRefiner",
-        "--model.refiner.width", "8", "--model.baseline", "MovingAverage", "--model.support.class_path", "TopK",
-        "--model.support.init_args.k", "20",
+        "--model.refiner.hidden", "8", "--model.baseline", "MovingAverage", "--model.support", "TopK",
+        "--model.support.k", "20",
     ],
 }  # fmt: skip
 
@@ -48,7 +48,9 @@ def last(folder: Path) -> Path:
 def result(folder: Path) -> dict[str, Any]:
     """All that decides how a run goes on, and what it has found."""
     checkpoint = torch.load(last(folder), weights_only=True)
-    return {name: checkpoint[name] for name in ("state_dict", "optimizer_states", "lr_schedulers", "rng", "global_step")}
+    return {
+        name: checkpoint[name] for name in ("state_dict", "optimizer_states", "lr_schedulers", "rng", "global_step")
+    }
 
 
 def same(left: Any, right: Any) -> bool:
@@ -66,7 +68,9 @@ def resume(method: str, folder: Path, log: Path) -> Run:
 
 
 @pytest.fixture(scope="module", params=METHODS)
-def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any], float]:
+def whole(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, dict[str, Any], float]:
     """A run without a fault: its method, result and seconds."""
     folder = tmp_path_factory.mktemp("whole")
     start = time.monotonic()
