@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_prompts.errors import UserError
+from lightning_prompts.lm.finite import first_not_finite
 
 if TYPE_CHECKING:
     from lightning_prompts.methods import PromptMethod
@@ -142,18 +143,13 @@ class NonFiniteGuard(L.Callback):
         """Run the batch again, and find out where numbers stop being finite."""
         if self._batch is None:
             return "the cause is unknown"
-        found: list[str] = []
-        handles = [
-            module.register_forward_hook(_watch(name, found)) for name, module in pl_module.named_modules() if name
-        ]
-        try:
-            with _no_logging(pl_module), torch.enable_grad():
-                loss = pl_module.training_step(*self._batch)
-        finally:
-            for handle in handles:
-                handle.remove()
+        losses: list[Any] = []
+        batch = self._batch
+        with _no_logging(pl_module), torch.enable_grad():
+            found = first_not_finite(pl_module, lambda: losses.append(pl_module.training_step(*batch)))
         if found:
-            return f"the first module whose output is not finite is {found[0]}"
+            return f"the first module whose output is not finite is {found}"
+        (loss,) = losses
         if isinstance(loss, Tensor) and not torch.isfinite(loss).all():
             return "all modules' outputs are finite, the loss is not"
         return "on this batch everything is finite again, so it was the gradient or the weights"
@@ -192,16 +188,6 @@ def _all_agree(trainer: L.Trainer, good: bool) -> bool:
         return good
     flag = torch.tensor(0.0 if good else 1.0, device=trainer.strategy.root_device)
     return float(trainer.strategy.reduce(flag, reduce_op="sum")) == 0
-
-
-def _watch(name: str, found: list[str]) -> Any:
-    def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-        tensors = output if isinstance(output, tuple) else (output,)
-        if not all(bool(torch.isfinite(part).all()) for part in tensors
-                   if isinstance(part, Tensor) and part.is_floating_point()):  # fmt: skip
-            found.append(name)
-
-    return hook
 
 
 @contextmanager

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,9 @@ def read_table(path: Path) -> list[dict[str, Any]]:
         raise UserError(f"{path}: the ending must be one of {', '.join(FORMATS)}")
     if path.stat().st_size == 0:
         raise UserError(f"{path} is empty")
-    if kind != "parquet":
+    if kind == "parquet":
+        _check_parquet(path)
+    else:
         check_text(path)
     return _read_json(path) if kind == "json" else _read_with_datasets(path, kind)
 
@@ -45,13 +49,8 @@ def _read_json(path: Path) -> list[dict[str, Any]]:
     text = path.read_bytes().decode("utf-8-sig", errors="replace")
     rows: Any = None
     if path.suffix.lower() == ".json":
-        try:
-            rows = json.loads(text)
-        except RecursionError as error:
-            raise UserError(f"{path} is nested too deeply to be a table") from error
-        except json.JSONDecodeError as error:
-            if text.lstrip().startswith("["):
-                raise UserError(f"{path}: line {error.lineno} is not valid JSON ({error.msg})") from error
+        with suppress(_NotJsonError) if not text.lstrip().startswith("[") else nullcontext():
+            rows = _parsed(text, path)
         if isinstance(rows, dict):  # {"examples": [...]}, as benchmarks have it; or one row
             lists = [value for value in rows.values() if isinstance(value, list)]
             tables = [value for value in lists if value and isinstance(value[0], dict)]  # and not {"keywords": [...]}
@@ -62,21 +61,43 @@ def _read_json(path: Path) -> list[dict[str, Any]]:
         rows = []
         for number, line in enumerate(text.splitlines(), start=1):
             if line.strip():
-                try:
-                    rows.append(json.loads(line))
-                except json.JSONDecodeError as error:
-                    raise UserError(f"{path}: line {number} is not valid JSON ({error.msg})") from error
+                rows.append(_parsed(line, path, number))
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict):
             raise UserError(f"{path} row {number} is a {type(row).__name__}, not an object with fields")
     return list(rows)
 
 
+def _parsed(text: str, path: Path, line: int | None = None) -> Any:  # noqa: ANN401
+    """What JSON text holds; ``line`` is its own, or else it is counted."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise _NotJsonError(f"{path}: line {line or error.lineno} is not valid JSON ({error.msg})") from error
+    except RecursionError as error:
+        raise UserError(f"{path}: {f'line {line}' if line else 'it'} is nested too deeply to be a table") from error
+    except ValueError as error:  # a number of more digits than Python reads
+        raise UserError(f"{path}: {f'line {line}: ' if line else ''}{' '.join(str(error).split())[:120]}") from error
+
+
+class _NotJsonError(UserError):
+    """The text is no JSON; it may be JSON Lines."""
+
+
+def _check_parquet(path: Path) -> None:
+    """Look at the marks at both ends, ahead of readers that log what they trip over."""
+    with path.open("rb") as file:
+        begins = file.read(4)
+        file.seek(-min(4, path.stat().st_size), 2)
+        if (begins, file.read(4)) != (b"PAR1", b"PAR1"):
+            raise UserError(f"{path} is not readable as parquet: it is cut off, or of another kind")
+
+
 def _read_with_datasets(path: Path, kind: str) -> list[dict[str, Any]]:
     import datasets
 
     datasets.disable_progress_bars()
-    datasets.logging.set_verbosity_error()
+    datasets.logging.set_verbosity(logging.CRITICAL)  # what is wrong is told below
     options: dict[str, Any] = {}
     if kind == "csv":  # every field as it stands: no number parsing, "NA" is a word
         mark = "\t" if path.suffix.lower() == ".tsv" else ","

@@ -31,8 +31,19 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         write_atomic(Path(path), buffer.getvalue())
 
 
-def check_readable(path: Path) -> None:
+# What going on from a checkpoint needs, and of what kind.
+PARTS: dict[str, type] = {
+    "state_dict": dict, "optimizer_states": list, "lr_schedulers": list, "loops": dict, "callbacks": dict, "rng": dict,
+    "epoch": int, "global_step": int,
+}  # fmt: skip
+
+
+def check_readable(path: Path, resume: bool = False) -> None:
     """Make sure that a checkpoint is whole and holds nothing but data.
+
+    Args:
+        path: The file.
+        resume: Training is to go on from it, so it must have all parts.
 
     Raises:
         UserError: It is missing, truncated, or carries pickled code, which is refused without running it.
@@ -46,10 +57,34 @@ def check_readable(path: Path) -> None:
             damaged = archive.testzip()
         if damaged:
             raise UserError(f"checkpoint {path} is damaged (at {damaged}); take last.ckpt or best.ckpt of the run")
-        torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
             f"checkpoint {path} holds more than data (pickled code), so it is refused; nothing in it was run"
         ) from error
     except (zipfile.BadZipFile, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise UserError(f"checkpoint {path} is damaged: {' '.join(str(error).split())[:200]}") from error
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
+        raise UserError(f"checkpoint {path} is none of a run: it has no state_dict")
+    for name, kind in PARTS.items() if resume else ():
+        if not isinstance(checkpoint.get(name), kind):
+            raise UserError(f"checkpoint {path} cannot be gone on from: its {name} is missing or no {kind.__name__}")
+    for name, needed in (("loops", "fit_loop"), ("rng", "torch"), ("state_dict", "")):
+        if resume and (not checkpoint[name] or (needed and needed not in checkpoint[name])):
+            raise UserError(f"checkpoint {path} cannot be gone on from: its {name} is empty or lacks {needed}")
+    if resume and not checkpoint["optimizer_states"]:
+        raise UserError(f"checkpoint {path} cannot be gone on from: it has no state of an optimiser")
+
+
+def does_not_fit(error: BaseException) -> UserError | None:
+    """What to tell about an error that came up while a checkpoint was put back; ``None`` for others."""
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_globals.get("__name__", "").endswith("checkpoint_connector"):
+            reason = " ".join(str(error).split())[:200]
+            return UserError(
+                f"the checkpoint does not fit this run, or is damaged ({type(error).__name__}: {reason}); "
+                "use it with the config.yaml of the run that wrote it"
+            )
+        trace = trace.tb_next
+    return None

@@ -31,15 +31,16 @@ from rich.table import Table
 import callbacks
 import datamodules
 from lightning_prompts import methods
-from lightning_prompts.checkpoints import AtomicCheckpointIO, check_readable
+from lightning_prompts.checkpoints import AtomicCheckpointIO, check_readable, does_not_fit
 from lightning_prompts.config_errors import check_yaml, one_line, user_error
 from lightning_prompts.crossings.baselines import Baseline
 from lightning_prompts.crossings.reinforce import Shaping, Support
 from lightning_prompts.crossings.relaxation import Crossing
 from lightning_prompts.errors import UserError
-from lightning_prompts.files import write_atomic
+from lightning_prompts.files import no_room, write_atomic
 from lightning_prompts.objectives import Objective
 from lightning_prompts.objectives.rewards import Reward
+from lightning_prompts.processes import process_lost
 from lightning_prompts.prompts.initializers import Initializer
 from lightning_prompts.refiners.heads import Head
 from lightning_prompts.refiners.networks import RefinerNetwork
@@ -190,7 +191,7 @@ class PromptCLI(LightningCLI):
         if config.ckpt_path in ("last", "best"):
             config.ckpt_path = str(saved / f"{config.ckpt_path}.ckpt")
         if config.ckpt_path is not None:
-            check_readable(Path(config.ckpt_path))
+            check_readable(Path(config.ckpt_path), resume=self.config.subcommand == "fit")
         elif self.config.subcommand != "fit" and (saved / "best.ckpt").exists():
             raise UserError(
                 f"{self.folder} holds a trained prompt: give --ckpt_path {saved / 'best.ckpt'}, or another "
@@ -250,11 +251,18 @@ def run(args: Sequence[str] | None = None) -> int:
         if isinstance(error.__context__, KeyboardInterrupt):  # which Lightning turns into 1
             return 130
         raise
+    except RecursionError:
+        return _fail("a config or data file is nested too deeply, or holds itself")
     except Exception as error:  # noqa: BLE001 - a person reads this; the traceback is one variable away
-        if wrapped := user_error(error):
+        if wrapped := _told(error):
             return _fail(str(wrapped))
         return _fail(f"{type(error).__name__}: {error}", unexpected=True)
     return 0
+
+
+def _told(error: Exception) -> UserError | None:
+    """An error in words for people, where it is a known one."""
+    return user_error(error) or no_room(error) or process_lost(error) or does_not_fit(error)
 
 
 def _fail(message: str, unexpected: bool = False) -> int:

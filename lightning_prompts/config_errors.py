@@ -79,6 +79,8 @@ def one_line(message: str, classes: Iterable[type], path_prefixes: tuple[str, ..
         parts = [part for part in option.split(".") if part not in ("class_path", "init_args")]
         known = _setting_names(classes)
         wrong = next((part for part in parts if part not in known), parts[-1])
+        if wrong == parts[-1] and (own := _setting_names_of(parts[:-1], classes)):
+            known = own
         return f"unknown setting {'.'.join(parts)!r}; {nearest(wrong, known)}"
     if match := SUBCOMMAND.search(text):
         name, choices = match.groups()
@@ -110,6 +112,8 @@ def check_yaml(args: Sequence[str]) -> None:
             check_text(path)
             try:
                 yaml.safe_load(path.read_text(encoding="utf-8"))
+            except RecursionError as error:
+                raise UserError(f"{path} is nested too deeply to be a config") from error
             except (yaml.MarkedYAMLError, UnicodeDecodeError) as error:
                 mark = getattr(error, "problem_mark", None)
                 where = f" line {mark.line + 1}" if mark else ""
@@ -151,6 +155,13 @@ def _class_names(bases: list[type], key: str | None) -> list[str]:
         return [name for name in dir(torch.optim) if inspect.isclass(getattr(torch.optim, name))]
     chosen = [base for base in bases if wanted in (None, base.__name__)]
     return sorted({child.__name__ for base in chosen for child in _subclasses(base)})
+
+
+def _setting_names_of(parents: list[str], bases: list[type]) -> list[str]:
+    """Settings of the classes that the innermost key may hold; nothing where that is not known."""
+    role = ROLES.get(parents[-1]) if parents else None
+    owners = [child for base in bases if base.__name__ == role for child in _subclasses(base)]
+    return sorted({name for owner in owners for name in inspect.signature(owner).parameters if name != "self"})
 
 
 def _setting_names(bases: list[type]) -> list[str]:

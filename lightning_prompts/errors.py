@@ -6,6 +6,8 @@ import difflib
 import math
 from collections.abc import Iterable
 
+MOST_NAMES = 40
+
 
 class UserError(Exception):
     """Something the user can put right. The command line prints it as one line, without a traceback."""
@@ -36,11 +38,12 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
         count: How many names to offer at most.
 
     Returns:
-        ``"did you mean A, B?"``, or ``"known: A, B, ..."`` when nothing is close.
+        ``"did you mean A, B?"``, or ``"known: A, B, ..."`` when nothing is close; of very many names only some.
     """
     names = list(known)
     by_folded = {known_name.casefold(): known_name for known_name in names}
     close = difflib.get_close_matches(name.casefold(), by_folded, n=count, cutoff=0.5)
     if close:
         return f"did you mean {', '.join(by_folded[match] for match in close)}?"
-    return f"known: {', '.join(names)}"
+    shown = names if len(names) <= MOST_NAMES else [*names[:MOST_NAMES], f"and {len(names) - MOST_NAMES} more"]
+    return f"known: {', '.join(shown)}"

@@ -12,6 +12,17 @@ from lightning_prompts.errors import UserError
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
+def no_room(error: BaseException) -> UserError | None:
+    """What to tell about an error that means a full disk; ``None`` for others."""
+    if not isinstance(error, OSError) or error.errno not in _NO_ROOM:
+        return None
+    where = f" for {error.filename}" if error.filename else ""
+    return UserError(
+        f"no room on the disk{where} ({error.strerror}); the checkpoints that were written before are whole. "
+        "Make room and go on with --ckpt_path last"
+    )
+
+
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Write a file through a temporary one beside it, so that neither a killed process nor a full disk leaves half.
 
@@ -32,11 +43,9 @@ def write_atomic(path: Path, content: str | bytes) -> None:
             Path(work).unlink(missing_ok=True)
             raise
     except OSError as error:
-        if error.errno in _NO_ROOM:
-            raise UserError(
-                f"no room on the disk for {path} ({error.strerror}); an earlier file of that name is still whole. "
-                "Make room and go on with --ckpt_path last"
-            ) from error
+        error.filename = str(path)  # and not the temporary one
+        if told := no_room(error):
+            raise told from error
         raise
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from test_methods import data, trainer
 from torch import Tensor
 
-from callbacks import GradientScaling
+from callbacks import GradientScaling, NonFiniteGuard
 from lightning_prompts.crossings.relaxation import GumbelSoftmax
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm import LMConfig
@@ -129,6 +130,21 @@ def test_a_resumed_run_has_the_same_scale(tmp_path: Path) -> None:
         fit.fit(model, datamodule=data(), ckpt_path=resume, weights_only=True)
         found.append((scaling._plugin.scale, model.current_prompt().tolist()))
     assert found[0] == found[1]
+
+
+def test_an_overflow_in_the_model_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """No scale helps; the guard skips the steps, and the layer is named once. In evaluation it is an error."""
+    L.seed_everything(0)
+    model = MAKE["soft"](HALF)
+    model.configure_model()
+    model.lm.model.model.layers[1].mlp.register_forward_hook(lambda module, inputs, output: output * 1e9)
+    where = r"no finite numbers in float16 from model\.layers\.1\.mlp on.*set model\.lm\.dtype to bfloat16"
+    before = model.current_prompt().detach().clone()
+    trainer(tmp_path, max_steps=3, limit_val_batches=0, callbacks=[NonFiniteGuard()]).fit(model, datamodule=data())
+    assert len([line for line in caplog.messages if re.search(where, line)]) == 1
+    assert torch.equal(model.current_prompt(), before)
+    with pytest.raises(UserError, match=where):
+        trainer(tmp_path).test(model, datamodule=data(), verbose=False)
 
 
 @pytest.mark.parametrize(

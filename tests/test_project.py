@@ -21,6 +21,7 @@ ALLOWED = {
     "lightning_prompts.template": {"types", "errors"},
     "lightning_prompts.answers": set(),
     "lightning_prompts.files": {"errors"},
+    "lightning_prompts.processes": {"errors"},
     "lightning_prompts.checkpoints": {"errors", "files"},
     "lightning_prompts.lm": {"types", "errors", "template", "files"},
     "lightning_prompts.randomness": set(),
@@ -43,7 +44,7 @@ ALLOWED = {
         "randomness",
     },
     "datamodules": {"types", "errors", "template", "answers", "files"},
-    "callbacks": {"types", "errors", "methods", "objectives", "files"},
+    "callbacks": {"types", "errors", "methods", "objectives", "files", "lm"},
 }
 
 

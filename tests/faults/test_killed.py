@@ -31,7 +31,7 @@ METHODS = {
     "reinforce, moving average": [
         "--model", "ReinforceRefiner", "--model.length", "2", "--model.samples", "2", "--model.refiner", "MLPRefiner",
         "--model.refiner.hidden", "8", "--model.baseline", "MovingAverage", "--model.support", "TopK",
-        "--model.support.k", "20",
+        "--model.support.count", "20",
     ],
 }  # fmt: skip
 
