@@ -67,6 +67,9 @@ class QuestionAnswer(TextDataModule):
                 raise UserError(f"data.{name} must be above 0, got {size}; give a share below 1 or a count")
         if not any(self.files.values()):
             raise UserError("QuestionAnswer needs a file: set data.train (or data.test, data.predict)")
+        for role, name in (("question", question), ("answer", answer)):
+            if not isinstance(name, str):
+                raise UserError(f"data.{role} must be the name of a field, got {name!r}")
         self.question, self.answer = question, answer
         self.sizes: dict[Split, float] = {"test": test_size, "val": val_size}
         self.disjoint = disjoint

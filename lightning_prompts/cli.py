@@ -36,7 +36,7 @@ from lightning_prompts.config_errors import check_yaml, one_line, user_error
 from lightning_prompts.crossings.baselines import Baseline
 from lightning_prompts.crossings.reinforce import Shaping, Support
 from lightning_prompts.crossings.relaxation import Crossing
-from lightning_prompts.errors import UserError
+from lightning_prompts.errors import UserError, check_finite
 from lightning_prompts.files import no_room, write_atomic
 from lightning_prompts.objectives import Objective
 from lightning_prompts.objectives.rewards import Reward
@@ -177,6 +177,7 @@ class PromptCLI(LightningCLI):
             config.trainer.default_root_dir = str(Path("runs") / name)
         self.folder = Path(config.trainer.default_root_dir)
         _check_writable(self.folder)
+        _check_trainer(config.trainer)
         self._check_checkpoint(config)
         fresh = self.config.subcommand == "fit" and config.ckpt_path is None
         if fresh and not config.overwrite and (self.folder / "config.yaml").exists():
@@ -262,7 +263,10 @@ def run(args: Sequence[str] | None = None) -> int:
 
 def _told(error: Exception) -> UserError | None:
     """An error in words for people, where it is a known one."""
-    return user_error(error) or no_room(error) or process_lost(error) or does_not_fit(error)
+    told = user_error(error) or no_room(error) or process_lost(error) or does_not_fit(error)
+    if told is None and "Does not validate against" in str(error):  # by the parser, while it builds
+        return UserError(one_line(str(error), CONFIGURABLE))
+    return told
 
 
 def _fail(message: str, unexpected: bool = False) -> int:
@@ -310,6 +314,16 @@ def _use_rich_progress_bar(trainer: L.Trainer) -> None:
     if defaults or not any(isinstance(callback, ProgressBar) for callback in installed):
         installed[:] = [callback for callback in installed if callback not in defaults]
         installed.insert(0, _Bar())
+
+
+def _check_trainer(config: Namespace) -> None:
+    """What Lightning finds out too late, or in words that help nobody."""
+    if config.accumulate_grad_batches < 1:
+        raise UserError(f"trainer.accumulate_grad_batches must be at least 1, got {config.accumulate_grad_batches}")
+    for name, above in (("gradient_clip_val", False), ("val_check_interval", True)):
+        value = config[name]
+        if isinstance(value, int | float):
+            check_finite(f"trainer.{name}", value, above=above)
 
 
 def _check_writable(folder: Path) -> None:

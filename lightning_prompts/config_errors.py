@@ -45,6 +45,8 @@ ROLES = {
     "support": "Support",
     "shaping": "Shaping",
 }
+UNION = re.compile(r"(?:Parser key \"([\w.]+)\": )?Does not validate against any of the Union subtypes "
+                   r"Subtypes: \[(.+?)\] Errors: .*Given value: (.*)$")  # fmt: skip
 SUBCOMMAND = re.compile(r"invalid choice: '(.+?)' \(choose from (.+)\)")
 REQUIRED = re.compile(r"the following arguments are required: (.+)|Key \"(.+?)\" is required")
 
@@ -73,6 +75,9 @@ def one_line(message: str, classes: Iterable[type], path_prefixes: tuple[str, ..
     if match := WRONG_VALUE.search(text):
         key, kind, value = match.groups()
         return f"{key}: expected {_article(kind)}, got {value!r}" if value else f"{key}: expected {_article(kind)}"
+    if match := UNION.search(text):
+        key, kinds, value = match.groups()
+        return f"{key + ': ' if key else ''}expected {_kinds(kinds)}, got {value.strip()!r}"[:400]
     if match := NOT_ACCEPTED.search(text):
         name = next(group for group in match.groups() if group)
         option = name.split()[0].lstrip("-").split("=")[0]
@@ -135,14 +140,33 @@ def user_error(error: BaseException | None) -> UserError | None:
     return None
 
 
+def _kinds(kinds: str) -> str:
+    """Types of a union in words."""
+    words = re.sub(r"<class '(?:\w+\.)*(\w+)'>", lambda match: _article(match[1]), kinds)
+    words = re.sub(r"(?:\w+\.)*Literal\[(.+?)\]", lambda match: f"one of {match[1]}", words)
+    words = re.sub(r"\blist\[(.+?)\](?=, |$)", r"a list of \1", words).replace("'", "")
+    return " or ".join(part.strip() for part in re.split(r", (?=a |an |null|true|\w+$)", words))
+
+
 def _article(kind: str) -> str:
-    return {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text"}.get(kind, kind)
+    return {
+        "int": "a whole number",
+        "float": "a number",
+        "bool": "true or false",
+        "str": "a text",
+        "NoneType": "null",
+    }.get(kind, kind)
+
+
+def abstract(kind: type) -> bool:
+    """Whether something is left for subclasses to write; also where no metaclass keeps count."""
+    return any(getattr(getattr(kind, name, None), "__isabstractmethod__", False) for name in dir(kind))
 
 
 def _subclasses(base: type) -> Iterator[type]:
     child: type
     for child in base.__subclasses__():
-        if not inspect.isabstract(child) and not child.__name__.startswith("_"):
+        if not abstract(child) and not child.__name__.startswith("_"):
             yield child
         yield from _subclasses(child)
 
