@@ -1,0 +1,67 @@
+r"""Does a prompt that was trained on a quantised model work on the model itself, and the other way round?
+
+    python experiments/quantization_transfer.py --folder runs/quantization experiments/antonyms/soft_prompt.yaml
+
+Trains a config on the LM in bfloat16, int8 and nf4, tests each prompt on each of them, and prints a table: mean and
+spread over seeds. Runs that have their metrics are kept. Other options are handed on to every run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from study import cell, execute
+
+# What the weights are; activations are bfloat16 in all of them.
+FORMS: dict[str, list[str]] = {
+    "bfloat16": ["--model.lm.dtype", "bfloat16"],
+    "int8": ["--model.lm.dtype", "bfloat16", "--model.lm.quantization", "int8"],
+    "nf4": ["--model.lm.dtype", "bfloat16", "--model.lm.quantization", "nf4"],
+}
+
+
+def trained(config: Path, form: str, seed: int, folder: Path, options: list[str]) -> Path:
+    """The checkpoint of a prompt that was trained on a form of the model."""
+    checkpoint = folder / "checkpoints" / "last.ckpt"
+    if not (folder / "budget.json").is_file():  # written when training is over
+        execute(["fit", "-c", str(config), "--seed_everything", str(seed), "--data.seed", str(seed), *FORMS[form],
+                 *options, "--trainer.default_root_dir", str(folder), "--overwrite", "true"])  # fmt: skip
+    return checkpoint
+
+
+def tested(run: Path, checkpoint: Path, form: str, folder: Path) -> dict[str, float]:
+    """The metrics of a prompt on a form of the model."""
+    done = folder / "metrics.json"
+    if not done.is_file():
+        plain = ["--model.lm.quantization", "null"] if form == "bfloat16" else []
+        execute(["test", "-c", str(run / "config.yaml"), *plain, *FORMS[form], "--ckpt_path", str(checkpoint),
+                 "--trainer.default_root_dir", str(folder), "--verbose", "false"])  # fmt: skip
+    return dict(json.loads(done.read_text(encoding="utf-8")))
+
+
+def main() -> None:
+    """Run everything, print the table as Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", type=Path)
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    arguments, options = parser.parse_known_args()
+    print("| trained on | " + " | ".join(f"scored on {form}" for form in FORMS) + " |")
+    print("|---|" + "---|" * len(FORMS))
+    for form in FORMS:
+        cells = []
+        for other in FORMS:
+            found = []
+            for seed in arguments.seeds:
+                run = arguments.folder / form / f"seed-{seed}"
+                checkpoint = trained(arguments.config, form, seed, run, options)
+                found.append(tested(run, checkpoint, other, run / other))
+            nll, exact = ([metrics[f"test/{name}"] for metrics in found] for name in ("nll", "exact_match"))
+            cells.append(f"{cell(nll, 3)} / {cell(exact, 3)}")
+        print(f"| {form} | " + " | ".join(cells) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
