@@ -18,7 +18,15 @@ from callbacks import GradientScaling, NonFiniteGuard
 from lightning_prompts.crossings.relaxation import GumbelSoftmax
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm import LMConfig
-from lightning_prompts.methods import PrefixTuning, PromptMethod, RefinerTuning, RelaxedPromptTuning, SoftPromptTuning
+from lightning_prompts.methods import (
+    HardPromptSearch,
+    LoraTuning,
+    PrefixTuning,
+    PromptMethod,
+    RefinerTuning,
+    RelaxedPromptTuning,
+    SoftPromptTuning,
+)
 from lightning_prompts.objectives import BertScoreLoss
 from lightning_prompts.refiners.networks import MLPRefiner
 
@@ -30,6 +38,12 @@ MAKE = {
     "refiner": lambda lm: RefinerTuning(
         3, MLPRefiner(8), crossing=GumbelSoftmax(), objective=BertScoreLoss(), lm=lm, max_new_tokens=1
     ),
+}
+
+TRAINED = {
+    **MAKE,
+    "search": lambda lm: HardPromptSearch(2, candidates=4, lm=lm, max_new_tokens=1),
+    "lora": lambda lm: LoraTuning(lm=lm, max_new_tokens=1),
 }
 
 
@@ -56,6 +70,20 @@ def test_scaled_gradients_are_the_gradients(name: str, tmp_path: Path) -> None:
         found[kind] = torch.cat([value.flatten() for value in gradients(MAKE[name](lm), tmp_path, *callbacks)])
     distance = (found["scaled"] - found["plain"]).norm() / found["plain"].norm()
     assert distance < 0.05, "what float16 rounds away"
+
+
+@pytest.mark.parametrize("quantization", ["int8", "nf4"])
+@pytest.mark.parametrize("name", TRAINED)
+def test_every_gradient_method_trains_through_quantised_weights(name: str, quantization: str, tmp_path: Path) -> None:
+    L.seed_everything(0)
+    blocks = TINY.replace("hidden_size=32,intermediate_size=48", "hidden_size=64,intermediate_size=128")
+    model = TRAINED[name](LMConfig(blocks, quantization=quantization))  # type: ignore[arg-type]
+    model.configure_model()
+    before = [value.detach().clone() for value in model.trainable_parameters()]
+    trainer(tmp_path, max_steps=2, limit_val_batches=0).fit(model, datamodule=data())
+    after = model.trainable_parameters()
+    assert all(torch.isfinite(value).all() for value in after)
+    assert any(not torch.equal(*pair) for pair in zip(before, after, strict=True))
 
 
 def test_other_precisions_are_left_alone(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import TINY
 
 WORDS = [
@@ -87,3 +88,39 @@ def test_ctrl_c_stops_all_at_the_same_step(tmp_path: Path) -> None:
     finally:
         if first.poll() is None:
             os.killpg(first.pid, signal.SIGKILL)
+
+
+FAULTY = '''
+import lightning as L
+import torch
+
+
+class Nan(L.Callback):
+    """Breaks the loss of the second process in its third step."""
+
+    def on_before_backward(self, trainer, pl_module, loss):
+        if trainer.global_rank == 1 and trainer.fit_loop.total_batch_idx == 2:
+            loss.mul_(float("nan"))
+
+    def on_train_end(self, trainer, pl_module):
+        prompt = pl_module.current_prompt().detach()
+        assert torch.isfinite(prompt).all()
+        everywhere = trainer.strategy.all_gather(prompt)
+        assert torch.equal(everywhere[0], everywhere[1]), "both processes have the same prompt"
+        print("SAME", trainer.global_step)
+'''
+
+
+def test_a_fault_in_one_process_is_a_fault_in_all(tmp_path: Path) -> None:
+    (tmp_path / "faulty.py").write_text(FAULTY)
+    words = [*WORDS, "--trainer.max_steps", "6", "--trainer.callbacks+", "faulty.Nan"]
+    done = subprocess.run(
+        [sys.executable, "-m", "lightning_prompts", *words, "--trainer.default_root_dir", str(tmp_path / "run")],
+        capture_output=True, text=True, timeout=120,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("SAME 6") == 2, done.stdout
+    state = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"]
+    guard = next(value for name, value in state.items() if "NonFiniteGuard" in name)
+    assert (guard["skipped"], guard["restores"]) == (1, 0)
