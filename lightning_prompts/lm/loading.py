@@ -61,6 +61,11 @@ def load_model(config: LMConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
             "support; use a model with full or sliding-window attention"
         )
     model.requires_grad_(False)
+    for module in model.modules():
+        # bitsandbytes packs 4-bit weights for the CPU at the first pass without gradient, and from then on none comes
+        # through them, silently: training would stop at the first validation.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
     return model, tokenizer
 
 
