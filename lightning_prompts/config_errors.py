@@ -43,6 +43,10 @@ ROLES = {
     "baseline": "Baseline",
     "support": "Support",
     "shaping": "Shaping",
+    "proposals": "Proposals",
+    "messages": "MessageChoice",
+    "templates": "PosteriorTemplate",
+    "sharpening": "Sharpening",
 }
 SUBCOMMAND = re.compile(r"invalid choice: '(.+?)' \(choose from (.+)\)")
 REQUIRED = re.compile(r"the following arguments are required: (.+)|Key \"(.+?)\" is required")

@@ -2,6 +2,7 @@
 
 from lightning_prompts.methods.base import PromptMethod
 from lightning_prompts.methods.chain_of_thought import ChainOfThought
+from lightning_prompts.methods.deep_language_network import DeepLanguageNetwork
 from lightning_prompts.methods.few_shot import FewShot
 from lightning_prompts.methods.fixed_prompt import FixedPrompt
 from lightning_prompts.methods.hard_prompt_search import HardPromptSearch
@@ -15,6 +16,7 @@ from lightning_prompts.methods.soft_prompt_tuning import SoftPromptTuning
 
 __all__ = [
     "ChainOfThought",
+    "DeepLanguageNetwork",
     "FewShot",
     "FixedPrompt",
     "HardPromptSearch",

@@ -52,6 +52,7 @@ class PromptMethod(L.LightningModule):
     prompt_kind: ClassVar[str]
     crossing: ClassVar[str]
     gradient_through_lm: ClassVar[bool] = True  # the loss is computed from the LM's output
+    monitor: ClassVar[tuple[str, str]] = ("val/nll", "min")  # what tells the best checkpoint, and which way
 
     def __init__(
         self,
@@ -99,6 +100,19 @@ class PromptMethod(L.LightningModule):
     def prompt_text(self) -> str | None:
         """The prompt in words, exactly, or ``None`` where there are none."""
         return None
+
+    def proposed(self) -> list[dict[str, Any]]:
+        """The candidates that the last step tried, as rows; none where a method does not try several."""
+        return []
+
+    def validated(self) -> list[dict[str, Any]]:
+        """What the last validation of training has found about prompts, as rows, where a method goes by it."""
+        return []
+
+    @property
+    def tokens_forwarded(self) -> int:
+        """Tokens that were run through the LM, or through all of them, by this process."""
+        return self.lm.tokens_forwarded
 
     def prepare(self, examples: Sequence[Example]) -> list[Example]:
         """What examples become before the LM sees them in evaluation: unchanged, unless a method adds text."""
