@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import re
 from dataclasses import dataclass, replace
 
 from lightning_prompts.errors import UserError
@@ -14,7 +13,7 @@ from lightning_prompts.types import Example
 
 THINK = "Let's think step by step. {answer}"
 THOUGHTS = "Your thoughts were:\n{hidden}\n\n"
-OPTIONS = re.compile(r"\s*^Options:.*", re.DOTALL | re.MULTILINE)
+STRIPPED = "stripped"  # the field with the input without answer options, where the data has it
 
 
 @dataclass(frozen=True)
@@ -29,8 +28,8 @@ class LanguageLayer:
             of the layer below and asked for the answer.
         residual: Whether the layer sees the input beside what the layer below wrote.
         learn: Whether the prompt changes.
-        strip_options: Leave the answer options (from a line ``Options:`` on) out of the input; ``None`` does so in the
-            first of several layers, as the paper does.
+        strip_options: Leave the answer options out of the input, where the data has a field ``stripped`` without them;
+            ``None`` does so in the first of several layers, as the paper does.
         max_new_tokens: How long a hidden text may get.
         stop: Regular expression; a hidden text ends where it first matches.
         lm: The layer's own LM; ``None`` for the method's.
@@ -92,7 +91,7 @@ class PlacedLayer:
 
     def question(self, example: Example) -> str:
         """The input as this layer sees it."""
-        return OPTIONS.sub("", example.question) if self.strips else example.question
+        return str(example.fields.get(STRIPPED, example.question)) if self.strips else example.question
 
     def place(self, example: Example, hidden: str = "", hint: str = "") -> Example:
         """The example as this layer reads it, its prompt slot open.

@@ -104,20 +104,20 @@ class Posterior:
     Attributes:
         samples: ``K``, draws for each example.
         temperature: Of the draws; 0 for the likeliest text alone.
-        templates: Draw ``k`` uses template ``k`` modulo their number.
+        templates: Draw ``k`` uses template ``k`` modulo their number; ``None`` for `GivenAnswer` alone.
         sharpening: How much each draw counts.
     """
 
     samples: int = 5
     temperature: float = 0.7
-    templates: Sequence[PosteriorTemplate] = field(default_factory=lambda: [GivenAnswer()])
+    templates: Sequence[PosteriorTemplate] | None = None
     sharpening: Sharpening = field(default_factory=SoftmaxSharpening)
 
     def __post_init__(self) -> None:
         """Check the settings."""
         if self.samples < 1:
             raise UserError(f"posterior.samples (K) must be at least 1, got {self.samples}")
-        if not self.templates:
+        if self.templates is not None and not self.templates:
             raise UserError("posterior.templates is empty; give PriorTemplate, GivenAnswer or EditThought")
         check_finite("posterior.temperature", self.temperature)
 
@@ -127,8 +127,9 @@ class Posterior:
         """Draws ``[B][K]``; some may be empty."""
         seeds = torch.randint(2**62, (len(thoughts), self.samples), generator=generator).tolist()
         drawn = [[""] * self.samples for _ in thoughts]
-        for start, template in enumerate(self.templates):
-            places = list(range(start, self.samples, len(self.templates)))
+        templates = [GivenAnswer()] if self.templates is None else self.templates
+        for start, template in enumerate(templates):
+            places = list(range(start, self.samples, len(templates)))
             if not places:
                 continue
             asked = [template.place(layer, prompt, thought) for thought in thoughts]

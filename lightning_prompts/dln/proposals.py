@@ -120,6 +120,8 @@ class LanguageModelProposals(Proposals):
         max_new_tokens: How long an instruction may get.
         held_out: Each proposal sees a random half of the batch, while all of it judges.
         shown: At most so many examples are shown; fewer where the context window ends.
+        stop: Regular expression; an instruction ends where it first matches. A newline helps against small LMs, which
+            go on with the pattern of the examples.
         messages: Which message is given.
     """
 
@@ -128,6 +130,7 @@ class LanguageModelProposals(Proposals):
     max_new_tokens: int = 64
     held_out: bool = True
     shown: int = 10
+    stop: str = r"\n\s*\n"
     messages: MessageChoice = CycledMessages()  # noqa: RUF009 - it is frozen
 
     def __post_init__(self) -> None:
@@ -162,7 +165,7 @@ class LanguageModelProposals(Proposals):
         """The question to the proposer, with as many examples as its context window takes."""
         room = proposer.lm.context - self.max_new_tokens
         while True:
-            example = _question(proposer, self.write(parent, cases, message))
+            example = _question(proposer, self.write(parent, cases, message), self.stop)
             if not cases or len(proposer.lm.encoder.row(example, 0).context) <= room:
                 return example
             cases = cases[:-1]
@@ -180,10 +183,10 @@ class LanguageModelProposals(Proposals):
         return text + ASK.format(message="" if message is None else MESSAGES[message])
 
 
-def _question(proposer: Reader, text: str) -> Example:
+def _question(proposer: Reader, text: str, stop: str = r"\n\s*\n") -> Example:
     """As a chat where the proposer has one."""
     chat = bool(proposer.lm.tokenizer.chat_template)
-    return Example(before=text, after="", answer=None, stop=r"\n\s*\n", chat=chat, source="proposal")
+    return Example(before=text, after="", answer=None, stop=stop, chat=chat, source="proposal")
 
 
 def _instruction(text: str) -> str:

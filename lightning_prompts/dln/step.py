@@ -221,7 +221,7 @@ class Stepper:
         """Draws of every hidden layer, the top one's first in time, the first layer's first in the list."""
         draws: list[Draws] = []
         examples, prompts = seen.examples, seen.prompts
-        targets = [_reference(example) for example in examples]
+        targets = [example.target for example in examples]
         for index in reversed(range(len(seen.hidden))):
             layer, above, below = self.network.layers[index], index + 1, seen.below(index)
             thoughts = [
@@ -250,7 +250,7 @@ class Stepper:
         """What a layer did and should have done: the answers, or for a hidden layer the best draws as targets."""
         layer = self.network.layers[index]
         outputs = [answer.text for answer in seen.answers] if layer.top else seen.hidden[index]
-        targets = [_reference(example) for example in seen.examples] if layer.top else draws[index].best
+        targets = [example.target for example in seen.examples] if layer.top else draws[index].best
         inputs = [layer.question(example) for example in seen.examples]
         if index:
             inputs = [f"{text}\n\nThoughts: {under}" for text, under in zip(inputs, seen.below(index), strict=True)]
@@ -322,8 +322,3 @@ class Stepper:
             return log_probs.view(shape), None if classes is None else classes.view(shape)
         repeated = [several for several in texts for _ in range(count)]
         return self.network.hidden_log_probs(index, placed, prompts, repeated).view(shape), None
-
-
-def _reference(example: Example) -> str:
-    """What should have been answered."""
-    return example.reference if example.reference is not None else str(example.answer or "").strip()

@@ -1,5 +1,6 @@
 """One thin LightningModule per method; each file opens with its paper and its triple."""
 
+from lightning_prompts.methods.ape import Ape
 from lightning_prompts.methods.base import PromptMethod
 from lightning_prompts.methods.chain_of_thought import ChainOfThought
 from lightning_prompts.methods.deep_language_network import DeepLanguageNetwork
@@ -15,6 +16,7 @@ from lightning_prompts.methods.scratch_transformer import ScratchTransformer
 from lightning_prompts.methods.soft_prompt_tuning import SoftPromptTuning
 
 __all__ = [
+    "Ape",
     "ChainOfThought",
     "DeepLanguageNetwork",
     "FewShot",

@@ -5,7 +5,6 @@ Prompt: text, one for each layer. Crossing: proposals by an LM. Objective: answe
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,8 +17,6 @@ from lightning_prompts.lm import LMConfig
 from lightning_prompts.methods.text_prompts import TextPromptMethod
 from lightning_prompts.types import Example
 
-log = logging.getLogger(__name__)
-
 
 class DeepLanguageNetwork(TextPromptMethod):
     """Layers that are calls of an LM, each with a prompt; a training step proposes prompts and takes the best.
@@ -29,6 +26,7 @@ class DeepLanguageNetwork(TextPromptMethod):
 
     Args:
         layers: From the one that reads the input to the one that answers; ``None`` for one without a prompt.
+        text: The top layer's prompt to start from, in the place of what ``layers`` says; ``None`` for that.
         proposals: Where candidates come from; ``None`` for 19 written by the proposer.
         posterior: How hidden texts are drawn and weighed; ``None`` for the paper's. Only for two layers or more.
         error_weight: ``lambda``, what the likelihood of hidden texts that led to errors costs at the start; falls to 0
@@ -48,6 +46,7 @@ class DeepLanguageNetwork(TextPromptMethod):
     def __init__(
         self,
         layers: list[LanguageLayer] | None = None,
+        text: str | None = None,
         proposals: list[Proposals] | None = None,
         posterior: Posterior | None = None,
         error_weight: float = 0.0,
@@ -62,7 +61,7 @@ class DeepLanguageNetwork(TextPromptMethod):
     ) -> None:
         """Check what goes together; nothing is loaded yet."""
         layers = [LanguageLayer()] if layers is None else layers
-        super().__init__(layers, memory, tolerance, max_prompt_tokens, proposer, memory_mb, lm, max_new_tokens)
+        super().__init__(layers, text, memory, tolerance, max_prompt_tokens, proposer, memory_mb, lm, max_new_tokens)
         check_finite("error_weight", error_weight)
         check_finite("trust", trust)
         if len(layers) == 1 and (posterior is not None or error_weight):
@@ -103,5 +102,4 @@ class DeepLanguageNetwork(TextPromptMethod):
             self.log(f"train/reward_{layer}", before, batch_size=count)
             self.log(f"train/gain_{layer}", after - before, batch_size=count, prog_bar=True)
         for layer in result.empty:
-            log.warning("step %d: no proposal for layer %d was new, short enough and not empty; its prompt stays",
-                        self.trainer.global_step, layer)  # fmt: skip
+            self.keeps_prompt(layer)

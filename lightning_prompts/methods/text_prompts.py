@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,6 +24,8 @@ from lightning_prompts.methods.base import PromptMethod
 from lightning_prompts.search.optimizer import SearchOptimizer
 from lightning_prompts.types import Batch, Example
 
+log = logging.getLogger(__name__)
+
 STATE = "text_prompts"
 
 
@@ -34,6 +38,7 @@ class TextPromptMethod(PromptMethod):
 
     Args:
         layers: From the one that reads the input to the one that answers.
+        text: The top layer's prompt to start from, in the place of what ``layers`` says; ``None`` for that.
         memory: ``M``; see `PromptMemory`.
         tolerance: See `PromptMemory`.
         max_prompt_tokens: No prompt gets longer, so that every example fits the context window with it.
@@ -50,6 +55,7 @@ class TextPromptMethod(PromptMethod):
     def __init__(
         self,
         layers: Sequence[LanguageLayer],
+        text: str | None,
         memory: int,
         tolerance: int,
         max_prompt_tokens: int,
@@ -71,6 +77,8 @@ class TextPromptMethod(PromptMethod):
             raise UserError(f"max_prompt_tokens must be at least 1, got {max_prompt_tokens}")
         if not memory_mb > 0:
             raise UserError(f"memory_mb must be above 0, got {memory_mb}")
+        if text is not None:
+            layers = [*layers[:-1], replace(layers[-1], prompt=text)]
         self.layer_settings = list(layers)
         self.placed = [PlacedLayer(layer, index, len(layers)) for index, layer in enumerate(layers)]
         self.default_lm, self.proposer_config = lm, proposer
@@ -182,12 +190,17 @@ class TextPromptMethod(PromptMethod):
         """The prompts to start from are the first to be the best."""
         if self.prompt_memory.best is not None:
             return
-        batches = self._validation_batches()
+        batches = self.validation_batches()
         if batches:
             rows = [row for batch in batches for row in self.evaluate(batch, self.current_prompt())]
             self.prompt_memory.update(self.prompts, sum(bool(row["correct"]) for row in rows) / len(rows))
 
-    def _validation_batches(self) -> list[list[Example]]:
+    def keeps_prompt(self, layer: int) -> None:
+        """Say that a step had nothing to choose from."""
+        log.warning("step %d: no proposal for layer %d was new, short enough and not empty; its prompt stays",
+                    self.trainer.global_step, layer)  # fmt: skip
+
+    def validation_batches(self) -> list[list[Example]]:
         """What validation looks at."""
         data = getattr(self.trainer, "datamodule", None)
         limit = self.trainer.limit_val_batches
