@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -107,6 +108,7 @@ FRAME = (
 SUCCESS = "Input:\n{input}\nCorrect output: {target}\n\n"
 ERROR = "Input:\n{input}\nOutput of the student: {output}\nCorrect output: {target}\n\n"
 ASK = "Improve the instruction, so that the student gets all of them right. {message}\nThe new instruction:"
+PARAGRAPH = r"\n\s*\n"
 MARKS = re.compile(r"^(?:[>*#\-\s\"'`]|(?:the |a )?(?:new |improved )?instruction(?: is)?\s*:)+", re.IGNORECASE)
 
 
@@ -130,7 +132,7 @@ class LanguageModelProposals(Proposals):
     max_new_tokens: int = 64
     held_out: bool = True
     shown: int = 10
-    stop: str = r"\n\s*\n"
+    stop: str = PARAGRAPH
     messages: MessageChoice = CycledMessages()  # noqa: RUF009 - it is frozen
 
     def __post_init__(self) -> None:
@@ -152,7 +154,8 @@ class LanguageModelProposals(Proposals):
             cases = request.shuffled()
             if self.held_out:
                 cases = cases[: (len(cases) + 1) // 2]
-            asked.append(self._fitted(request.proposer, parent, cases[: self.shown], message))
+            write = functools.partial(self.write, parent, message)
+            asked.append(fitted(request.proposer, cases[: self.shown], self.max_new_tokens, self.stop, write))
             made.append((parent, message))
         seeds = [request.seed() for _ in asked]
         texts = request.proposer.draw(asked, "", self.max_new_tokens, self.temperature, seeds)
@@ -161,17 +164,8 @@ class LanguageModelProposals(Proposals):
             for text, (parent, message) in zip(texts, made, strict=True)
         ]
 
-    def _fitted(self, proposer: Reader, parent: str, cases: list[Case], message: int | None) -> Example:
-        """The question to the proposer, with as many examples as its context window takes."""
-        room = proposer.lm.context - self.max_new_tokens
-        while True:
-            example = _question(proposer, self.write(parent, cases, message), self.stop)
-            if not cases or len(proposer.lm.encoder.row(example, 0).context) <= room:
-                return example
-            cases = cases[:-1]
-
     @staticmethod
-    def write(parent: str, cases: Sequence[Case], message: int | None) -> str:
+    def write(parent: str, message: int | None, cases: Sequence[Case]) -> str:
         """The question as text."""
         text = FRAME.format(prompt=parent)
         for heading, form, right in (("Done well:\n\n", SUCCESS, True), ("Errors:\n\n", ERROR, False)):
@@ -183,7 +177,32 @@ class LanguageModelProposals(Proposals):
         return text + ASK.format(message="" if message is None else MESSAGES[message])
 
 
-def _question(proposer: Reader, text: str, stop: str = r"\n\s*\n") -> Example:
+def fitted(
+    proposer: Reader, cases: Sequence[Case], room: int, stop: str, write: Callable[[Sequence[Case]], str]
+) -> Example:
+    """The question to a proposer, with as many of the cases as its context window takes.
+
+    Args:
+        proposer: The LM that is asked.
+        cases: What is to be shown, the most important first.
+        room: Tokens that the proposer may write.
+        stop: See `Example`.
+        write: From cases to the question.
+
+    Raises:
+        UserError: The question does not even fit without cases.
+    """
+    for count in range(len(cases), -1, -1):
+        example = _question(proposer, write(cases[:count]), stop)
+        if len(proposer.lm.encoder.row(example, 0).context) + room <= proposer.lm.context:
+            return example
+    raise UserError(
+        f"the context window of {proposer.lm.name} ({proposer.lm.context}) is too small for a question to the proposer "
+        f"and {room} new tokens; take another proposer, or RuleRewrites or MinedExamples"
+    )
+
+
+def _question(proposer: Reader, text: str, stop: str) -> Example:
     """As a chat where the proposer has one."""
     chat = bool(proposer.lm.tokenizer.chat_template)
     return Example(before=text, after="", answer=None, stop=stop, chat=chat, source="proposal")
@@ -212,7 +231,7 @@ class Paraphrases(Proposals):
         """See `Proposals`."""
         parents = [request.parents[index % len(request.parents)] for index in range(self.count)]
         ask = "Write a variation of the following instruction, keeping its meaning.\n\nInstruction: {}\n\nVariation:"
-        asked = [_question(request.proposer, ask.format(parent)) for parent in parents]
+        asked = [_question(request.proposer, ask.format(parent), PARAGRAPH) for parent in parents]
         seeds = [request.seed() for _ in asked]
         texts = request.proposer.draw(asked, "", self.max_new_tokens, self.temperature, seeds)
         return [
@@ -242,21 +261,20 @@ class InducedInstructions(Proposals):
         asked = []
         for _ in range(self.count):
             cases = request.shuffled()[: self.shown]
-            while True:
-                pairs = "".join(SUCCESS.format(input=case.input, target=case.target) for case in cases)
-                question = _question(
-                    request.proposer,
-                    "I gave a friend an instruction. Following it, the friend read each input and wrote its output:"
-                    f"\n\n{pairs}What was the instruction?\nThe instruction:",
-                )
-                tokens = len(request.proposer.lm.encoder.row(question, 0).context)
-                if not cases or tokens <= request.proposer.lm.context - self.max_new_tokens:
-                    break
-                cases = cases[:-1]
+            question = fitted(request.proposer, cases, self.max_new_tokens, PARAGRAPH, self.write)
             asked.append(question)
         seeds = [request.seed() for _ in asked]
         texts = request.proposer.draw(asked, "", self.max_new_tokens, self.temperature, seeds)
         return [Proposal(_instruction(text), request.parents[0], type(self).__name__) for text in texts]
+
+    @staticmethod
+    def write(cases: Sequence[Case]) -> str:
+        """The question as text."""
+        pairs = "".join(SUCCESS.format(input=case.input, target=case.target) for case in cases)
+        return (
+            "I gave a friend an instruction. Following it, the friend read each input and wrote its output:"
+            f"\n\n{pairs}What was the instruction?\nThe instruction:"
+        )
 
 
 # --- without an LM ----------------------------------------------------------------------------------------------------
