@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import TINY
 from lightning.pytorch.callbacks import ModelCheckpoint
-from test_labels import plain_classes, plain_sum
+from test_label_scores import plain_classes, plain_sum
 
 from callbacks import PromptTable, ResultFiles, ValidateAtEnd
 from datamodules.base import SourceRow, TextDataModule

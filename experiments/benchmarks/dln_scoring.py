@@ -3,9 +3,10 @@
     python experiments/benchmarks/dln_scoring.py [--prompts 20] [--examples 20] [--repeats 3]
 
 20 prompts (instructions of about 20 tokens) x 20 examples x 2 or 6 labels, the prompt first in the template or the
-example first. The other side makes one text of every prompt, example and way to write the label (with a leading space
-and without), pads them to batches, and runs each whole, with logits at every position: once with as many texts in a
-batch as suits it best of those tried. Both give the classes' normalised log-probabilities, which are compared.
+example first. The other side makes one text of every prompt, example and label, pads them to batches, and runs each
+whole, with logits at every position, with as many texts in a batch as suits it best of those tried. Both give the
+classes' normalised log-probabilities, which are compared. With --ways 2 a label is written with a leading space and
+without, as methods score it, which is twice as many texts for the other side.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from lightning_prompts.dln.cache import TextCache
 from lightning_prompts.dln.reader import Reader
 from lightning_prompts.lm import FrozenLM, LMConfig
 from lightning_prompts.lm.embedded import embedded_folder
+from lightning_prompts.lm.encoding import LabelTokens
 from lightning_prompts.lm.labels import class_log_probs
 from lightning_prompts.template import Template
 from lightning_prompts.types import Example
@@ -46,7 +48,47 @@ TASKS = {2: "whether the review of the film is negative or positive", 6: "what k
 OPENINGS = ("Read the text below and decide", "Think about the words and say", "You are an expert; tell us",
             "Look at each word carefully, and then write")  # fmt: skip
 ENDINGS = ("Answer with one word.", "Be exact.", "Do not explain.", "Consider every word.", "Choose the best option.")
-WORDS = ["the", "a", "this", "film", "story", "actor", "plot", "is", "was", "seems", "never", "always", "quite", "rather", "slow", "warm", "dull", "bright", "long", "short", "and", "but", "with", "of", "in", "who", "what", "where", "made", "wrote", "first", "second", "city", "river", "war", "music", "painter", "name", "year"]  # fmt: skip
+WORDS = [
+    "the",
+    "a",
+    "this",
+    "film",
+    "story",
+    "actor",
+    "plot",
+    "is",
+    "was",
+    "seems",
+    "never",
+    "always",
+    "quite",
+    "rather",
+    "slow",
+    "warm",
+    "dull",
+    "bright",
+    "long",
+    "short",
+    "and",
+    "but",
+    "with",
+    "of",
+    "in",
+    "who",
+    "what",
+    "where",
+    "made",
+    "wrote",
+    "first",
+    "second",
+    "city",
+    "river",
+    "war",
+    "music",
+    "painter",
+    "name",
+    "year",
+]
 console = Console(stderr=True)
 
 
@@ -64,10 +106,24 @@ def examples(template: str, labels: tuple[str, ...], count: int) -> list[Example
     return [Template(template).render({"question": row, "answer": labels[0]}, labels=classes) for row in rows]
 
 
+def written(lm: FrozenLM, labels: tuple[str, ...], ways: int) -> LabelTokens:
+    """Labels as tokens."""
+    pairs = [(tuple(lm.encoder.tokens(space + name)), index) for index, name in enumerate(labels)
+             for space in (" ", "")[:ways]]  # fmt: skip
+    return LabelTokens(tuple(tokens for tokens, _ in pairs), tuple(index for _, index in pairs), len(labels))
+
+
+def shared(lm: FrozenLM, given: list[Example], prompts: list[str], known: LabelTokens, memory_mb: float) -> Tensor:
+    """This project's: ``[C, N, Y]``."""
+    sums = Reader(lm, 0, TextCache(), memory_mb).sums(given, prompts, [known.tokens] * len(given))
+    return class_log_probs(torch.tensor(sums), known)
+
+
 @torch.no_grad()
-def full_passes(lm: FrozenLM, model: Any, given: list[Example], prompts: list[str], size: int) -> Tensor:
-    """Every (prompt, example, way to write a label) as a text of its own, ``size`` texts at a time, ``[C, N, Y]``."""
-    known = lm.encoder.label_tokens(given[0].labels)
+def full_passes(
+    lm: FrozenLM, model: Any, given: list[Example], prompts: list[str], known: LabelTokens, size: int
+) -> Tensor:
+    """Every (prompt, example, label) as a text of its own, ``size`` texts at a time, ``[C, N, Y]``."""
     texts, starts = [], []
     for prompt in prompts:
         ids = lm.encoder.tokens(prompt)
@@ -101,15 +157,19 @@ def compare(lm: FrozenLM, model: Any, order: str, count: int, arguments: argpars
     """One template and number of labels; the two take turns."""
     given = examples(TEMPLATES[order], LABELS[count], arguments.examples)
     prompts = instructions(TASKS[count], arguments.prompts)
-    trial = {size: timed(lambda size=size: full_passes(lm, model, given, prompts[:2], size))[0] for size in (8, 32, 64)}
+    known = written(lm, LABELS[count], arguments.ways)
+    trial = {
+        size: timed(lambda size=size: full_passes(lm, model, given, prompts[:2], known, size))[0]
+        for size in (8, 32, 64)
+    }
     size = min(trial, key=trial.__getitem__)
     ours, theirs, difference = [], [], 0.0
     for _ in track(range(arguments.repeats), description=f"{order}, {count} labels", console=console):
         before = lm.tokens_forwarded
-        seconds, mine = timed(lambda: Reader(lm, 0, TextCache(), arguments.memory_mb).class_log_probs(given, prompts))
+        seconds, mine = timed(lambda: shared(lm, given, prompts, known, arguments.memory_mb))
         tokens = lm.tokens_forwarded - before
         ours.append(seconds)
-        seconds, other = timed(lambda: full_passes(lm, model, given, prompts, size))
+        seconds, other = timed(lambda: full_passes(lm, model, given, prompts, known, size))
         theirs.append(seconds)
         difference = max(difference, float((mine - other).abs().max()))
     row = {"template": order, "labels": count, "batch": size, "full_s": statistics.median(theirs),
@@ -124,6 +184,7 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--labels", type=int, nargs="*", choices=sorted(LABELS), default=sorted(LABELS))
+    parser.add_argument("--ways", type=int, choices=(1, 2), default=1, help="to write a label")
     parser.add_argument("--memory-mb", type=float, default=256.0)
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/dln_scoring.json"))
     arguments = parser.parse_args()
