@@ -4,6 +4,7 @@ from callbacks.budget import Budget
 from callbacks.gradient_scaling import GradientScaling
 from callbacks.non_finite_guard import NonFiniteGuard
 from callbacks.prompt_readout import PromptReadout
+from callbacks.prompt_table import PromptTable
 from callbacks.result_files import ResultFiles
 from callbacks.sample_generations import SampleGenerations
 from callbacks.stop_on_signal import StopOnSignal
@@ -16,6 +17,7 @@ __all__ = [
     "GradientScaling",
     "NonFiniteGuard",
     "PromptReadout",
+    "PromptTable",
     "ResultFiles",
     "SampleGenerations",
     "StopOnSignal",

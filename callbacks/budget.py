@@ -67,7 +67,7 @@ class Budget(L.Callback):
         return max((self.used[name] / limit for name, limit in limits.items() if limit), default=0.0)
 
     def _mark(self, pl_module: L.LightningModule) -> None:
-        self._time, self._tokens = time.perf_counter(), cast("PromptMethod", pl_module).lm.tokens_forwarded
+        self._time, self._tokens = time.perf_counter(), cast("PromptMethod", pl_module).tokens_forwarded
 
     def _count(self, pl_module: L.LightningModule) -> None:
         time_before, tokens_before = self._time, self._tokens

@@ -44,15 +44,16 @@ class ResultFiles(L.Callback):
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the metrics and the rows they were computed from."""
+        rows = self._gathered(trainer)
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("test/")}
         for name in metrics:
             if name.endswith("/examples"):
                 metrics[name] = int(metrics[name])
+        metrics.update(_predicted(rows))
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, NonFiniteGuard):
                 metrics.update(callback.counts())
         folder = Path(trainer.default_root_dir)
-        rows = self._gathered(trainer)
         if trainer.is_global_zero:
             write_jsonl(folder / "predictions.jsonl", rows)
             write_json(folder / "metrics.json", metrics)
@@ -70,3 +71,9 @@ class ResultFiles(L.Callback):
         parts: list[list[dict[str, Any]]] = [[] for _ in range(trainer.world_size)]
         torch.distributed.all_gather_object(parts, self.rows)
         return [row for part in parts for row in part]
+
+
+def _predicted(rows: list[dict[str, Any]]) -> dict[str, int]:
+    """How often each class was chosen in each test set, as ``test/predicted/NAME``: a bias that accuracy hides."""
+    names = [f"{row['split']}/predicted/{row['label']}" for row in rows if "label" in row]
+    return {name: names.count(name) for name in sorted(set(names))}

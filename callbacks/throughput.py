@@ -37,7 +37,7 @@ class Throughput(L.Callback):
     ) -> None:
         """Start the clock."""
         self._start = time.perf_counter()
-        self._tokens_before = cast("PromptMethod", pl_module).lm.tokens_forwarded
+        self._tokens_before = cast("PromptMethod", pl_module).tokens_forwarded
 
     def on_train_batch_end(
         self,
@@ -51,7 +51,7 @@ class Throughput(L.Callback):
         self._seconds += time.perf_counter() - self._start
         self._steps += 1
         self._examples += len(batch)
-        self._tokens += cast("PromptMethod", pl_module).lm.tokens_forwarded - self._tokens_before
+        self._tokens += cast("PromptMethod", pl_module).tokens_forwarded - self._tokens_before
         if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             pl_module.log_dict(
                 {

@@ -7,6 +7,9 @@ import string
 from collections import Counter
 from fractions import Fraction
 
+from lightning_prompts.template import final_result
+from lightning_prompts.types import Example
+
 # A number, with 1e3 and 1/2, that no letter of a formula follows (2x; but 5cm).
 _NUMBER = re.compile(
     r"(?<![\w.^])([-+]?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?(?:\s*/\s*\d+(?:\.\d+)?)?)"
@@ -106,6 +109,14 @@ def same_answer(text: str, reference: str) -> bool:
     if re.search(r"\\(?!text|mathrm|mbox|[dt]?frac|left|right|%|\$|!|,|\s|\(|\))", _simple(mine)):
         return False
     return (found := number(mine)) is not None and found == number(wanted)
+
+
+def is_correct(example: Example, text: str) -> bool | None:
+    """Whether a generation has the example's reference answer; ``None`` where there is none."""
+    if example.reference is None:
+        return None
+    result = final_result(text, example.extract)
+    return same_answer(result, example.reference) if example.numeric else result == example.reference
 
 
 def token_f1(text: str, reference: str) -> float:

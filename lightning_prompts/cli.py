@@ -36,6 +36,10 @@ from lightning_prompts.config_errors import check_yaml, one_line, user_error
 from lightning_prompts.crossings.baselines import Baseline
 from lightning_prompts.crossings.reinforce import Shaping, Support
 from lightning_prompts.crossings.relaxation import Crossing
+from lightning_prompts.dln.messages import MessageChoice
+from lightning_prompts.dln.posterior import PosteriorTemplate
+from lightning_prompts.dln.proposals import Proposals
+from lightning_prompts.dln.sharpening import Sharpening
 from lightning_prompts.errors import UserError, check_finite
 from lightning_prompts.files import no_room, write_atomic
 from lightning_prompts.objectives import Objective
@@ -67,6 +71,7 @@ CALLBACK_DEFAULTS: list[dict[str, Any]] = [
     {"class_path": "callbacks.GradientScaling"},
     {"class_path": "callbacks.NonFiniteGuard"},
     {"class_path": "callbacks.PromptReadout"},
+    {"class_path": "callbacks.PromptTable"},
     {"class_path": "callbacks.SampleGenerations"},
     {"class_path": "callbacks.Throughput"},
 ]
@@ -75,7 +80,7 @@ ALWAYS = (callbacks.ResultFiles, callbacks.ValidateAtEnd, callbacks.StopOnSignal
 
 CONFIGURABLE = (
     methods.PromptMethod, datamodules.TextDataModule, Initializer, Crossing, RefinerNetwork, Head, Objective, Reward,
-    Baseline, Support, Shaping, L.Callback,
+    Baseline, Support, Shaping, Proposals, MessageChoice, PosteriorTemplate, Sharpening, L.Callback,
 )  # fmt: skip
 
 
@@ -210,9 +215,17 @@ class PromptCLI(LightningCLI):
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str((self.folder / "checkpoints").absolute())
+            if isinstance(callback, ModelCheckpoint) and callback.monitor == methods.PromptMethod.monitor[0]:
+                self._follow(callback)
         if config.enable_progress_bar is not False:
             _use_rich_progress_bar(trainer)
         return trainer
+
+    def _follow(self, callback: ModelCheckpoint) -> None:
+        """The default's metric is that of most methods; where the method is about another, so is the best."""
+        name, mode = self.model.monitor
+        callback.monitor, callback.mode = name, mode
+        callback.kth_value = torch.tensor(torch.inf if mode == "min" else -torch.inf)
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)
@@ -344,7 +357,7 @@ def _check_writable(folder: Path) -> None:
 def _clear(folder: Path) -> None:
     """Remove what an earlier run wrote, and nothing else."""
     files = ["config.yaml", "metrics.json", "predictions.jsonl", "generations.jsonl", "prompt.jsonl", "prompt.txt",
-             "samples.jsonl", "budget.json"]  # fmt: skip
+             "prompts.jsonl", "samples.jsonl", "budget.json"]  # fmt: skip
     paths = [folder / name for name in files]
     paths += [*(folder / "checkpoints").glob("*.ckpt"), *(folder / "logs").glob("version_*/*")]
     for path in paths:

@@ -11,6 +11,8 @@ import lightning as L  # noqa: N812 - Lightning's own convention
 import torch
 import yaml
 
+from lightning_prompts.dln.layer import LanguageLayer
+from lightning_prompts.dln.posterior import Posterior
 from lightning_prompts.errors import UserError, nearest
 from lightning_prompts.files import check_text
 from lightning_prompts.lm import LMConfig
@@ -44,6 +46,10 @@ ROLES = {
     "baseline": "Baseline",
     "support": "Support",
     "shaping": "Shaping",
+    "proposals": "Proposals",
+    "messages": "MessageChoice",
+    "templates": "PosteriorTemplate",
+    "sharpening": "Sharpening",
 }
 UNION = re.compile(r"(?:Parser key \"([\w.]+)\": )?Does not validate against any of the Union subtypes "
                    r"Subtypes: \[(.+?)\] Errors: .*Given value: (.*)$")  # fmt: skip
@@ -190,7 +196,7 @@ def _setting_names_of(parents: list[str], bases: list[type]) -> list[str]:
 
 def _setting_names(bases: list[type]) -> list[str]:
     """Every name that a setting of a method, datamodule, callback, language model or trainer has."""
-    owners = [child for base in bases for child in _subclasses(base)] + [L.Trainer, LMConfig]
+    owners = [child for base in bases for child in _subclasses(base)] + [L.Trainer, LMConfig, LanguageLayer, Posterior]
     names = {"model", "data", "trainer", "seed_everything", "ckpt_path", "config", "overwrite"}
     for owner in owners:
         names.update(name for name in inspect.signature(owner).parameters if name != "self")

@@ -69,6 +69,11 @@ class Example:
         return names.index(self.reference) if self.reference in names else None
 
     @property
+    def target(self) -> str:
+        """What should be answered, without white space around it; empty where that is unknown."""
+        return self.reference if self.reference is not None else (self.answer or "").strip()
+
+    @property
     def question(self) -> str:
         """What a reader would call the question: the field of that name, or else the text around the slot."""
         return str(self.fields.get("question", f"{self.before}{self.after}"))

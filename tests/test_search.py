@@ -16,8 +16,9 @@ from lightning_prompts.lm.plain import score_plain
 from lightning_prompts.objectives import Likelihood
 from lightning_prompts.prompts.vocabulary import usable_tokens
 from lightning_prompts.search.candidates import draw_candidates, survives, top_tokens
+from lightning_prompts.search.passes import fill
 from lightning_prompts.search.rounding import Rounding, coordinate_descent
-from lightning_prompts.search.scoring import CandidateScorer, Racing, fill, race
+from lightning_prompts.search.scoring import CandidateScorer, Racing, race
 from lightning_prompts.template import Template
 from lightning_prompts.types import Example
 

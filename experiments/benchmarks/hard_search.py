@@ -38,7 +38,8 @@ from lightning_prompts.lm.encoding import Row
 from lightning_prompts.objectives import Likelihood
 from lightning_prompts.prompts.vocabulary import usable_tokens
 from lightning_prompts.search.candidates import draw_candidates, top_tokens
-from lightning_prompts.search.scoring import CandidateScorer, Racing, fill, race
+from lightning_prompts.search.passes import fill
+from lightning_prompts.search.scoring import CandidateScorer, Racing, race
 
 NAME = "smollm2-135m-instruct"
 TEMPLATE = "{prompt} {question} is in English the opposite of the word {answer}"

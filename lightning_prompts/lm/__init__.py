@@ -3,17 +3,22 @@
 from lightning_prompts.lm.config import LMConfig
 from lightning_prompts.lm.frozen import FrozenLM, Scores, answer_scores
 from lightning_prompts.lm.key_values import KeyValues, Prompt, prompt_length, slot_length
+from lightning_prompts.lm.labels import LabelScores, label_scores
+from lightning_prompts.lm.sampling import Sampling
 from lightning_prompts.lm.state_store import Query, StateStore
 
 __all__ = [
     "FrozenLM",
     "KeyValues",
     "LMConfig",
+    "LabelScores",
     "Prompt",
     "Query",
+    "Sampling",
     "Scores",
     "StateStore",
     "answer_scores",
+    "label_scores",
     "prompt_length",
     "slot_length",
 ]

@@ -22,6 +22,8 @@ class LMConfig:
             batch that it was computed in, since the outliers of all its tokens decide what is kept in half precision.
         revision: Commit, tag or branch of a hub model.
         gradient_checkpointing: Keep less for the backward pass and compute it again: less memory, a third more time.
+        calibrate_labels: Where answers are classes, take off what the model says without a question (contextual
+            calibration, Zhao et al. 2021), whatever the method.
     """
 
     name: str = "smollm2-135m-instruct"
@@ -29,3 +31,4 @@ class LMConfig:
     quantization: Quantization | None = None
     revision: str | None = None
     gradient_checkpointing: bool = False
+    calibrate_labels: bool = False

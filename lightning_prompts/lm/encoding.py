@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from transformers import PreTrainedTokenizerBase
 
@@ -38,6 +39,24 @@ class Row:
         return self.context[: spots[0]], self.context[spots[-1] + 1 :]
 
 
+Labels: TypeAlias = tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LabelTokens:
+    """Classes as token sequences.
+
+    Attributes:
+        tokens: The sequences.
+        owners: The class of each, an index.
+        classes: ``Y``, how many there are.
+    """
+
+    tokens: tuple[tuple[int, ...], ...]
+    owners: tuple[int, ...]
+    classes: int
+
+
 class Encoder:
     """Turns examples into rows.
 
@@ -54,6 +73,7 @@ class Encoder:
         self.lead: list[int] = full[: full.index(plain[0])] if plain and plain[0] in full else []
         first = tokenizer.convert_ids_to_tokens(plain)[0] if plain else ""
         self._adds_space = str(first).startswith("▁")
+        self._label_tokens: dict[Labels, LabelTokens] = {}
 
     def tokens(self, text: str, start: bool = False) -> list[int]:
         """Token ids of a piece of text, without special tokens.
@@ -88,6 +108,26 @@ class Encoder:
         if not tokens:
             raise UserError(f"{where}the answer is empty")
         return Row(context, tokens, self._end(example) if with_end else [])
+
+    def label_tokens(self, labels: Labels) -> LabelTokens:
+        """The token sequences that stand for classes: every verbaliser with a leading space and without, each once.
+
+        Raises:
+            UserError: Two classes are the same tokens.
+        """
+        if labels not in self._label_tokens:
+            owners: dict[tuple[int, ...], int] = {}
+            for index, verbalisers in enumerate(labels):
+                for text in verbalisers:
+                    for written in (f" {text.strip()}", text.strip()):
+                        tokens = tuple(self.tokens(written))
+                        if owners.setdefault(tokens, index) != index:
+                            raise UserError(
+                                f"labels {labels[owners[tokens]][0]!r} and {labels[index][0]!r} are the same tokens, "
+                                f"those of {written!r}; give them different verbalisers"
+                            )
+            self._label_tokens[labels] = LabelTokens(tuple(owners), tuple(owners.values()), len(labels))
+        return self._label_tokens[labels]
 
     def _end(self, example: Example) -> list[int]:
         if example.end is not None:

@@ -5,6 +5,7 @@ Training loss, evaluation, candidate scores and rewards all come from `FrozenLM.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import re
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from lightning_prompts.lm.encoding import Encoder, Row, share
 from lightning_prompts.lm.finite import first_not_finite
 from lightning_prompts.lm.key_values import KeyValues, Prompt, slot_length
 from lightning_prompts.lm.loading import load_model
+from lightning_prompts.lm.sampling import Sampling
 from lightning_prompts.template import cut
 from lightning_prompts.types import Example
 
@@ -163,12 +165,16 @@ class FrozenLM(nn.Module):
         """
         rows = [self.encoder.row(example, length, with_end) for example in examples]
         for example, row in zip(examples, rows, strict=True):
-            if (total := ahead + len(row.context) + len(row.answer) + len(row.end)) > self.context:
-                raise UserError(
-                    f"{example.source or 'example'}: prompt ({length + ahead}), text and answer are {total} tokens, "
-                    f"more than the context window of {self.name} ({self.context}); shorten the prompt or drop the row"
-                )
+            self.check_fits(example, ahead + len(row.context) + len(row.answer) + len(row.end), length + ahead)
         return rows
+
+    def check_fits(self, example: Example, total: int, length: int) -> None:
+        """Raise a `UserError` if ``total`` tokens, ``length`` of them the prompt, are more than the context window."""
+        if total > self.context:
+            raise UserError(
+                f"{example.source or 'example'}: prompt ({length}), text and answer are {total} tokens, "
+                f"more than the context window of {self.name} ({self.context}); shorten the prompt or drop the row"
+            )
 
     def check_lengths(self, examples: Sequence[Example], length: int, ahead: int = 0) -> None:
         """Raise a `UserError` if an example does not fit the context window, tokenising only those that might not."""
@@ -252,14 +258,14 @@ class FrozenLM(nn.Module):
         return text.index_copy(0, spots, soft.to(text.dtype))
 
     def _pack(
-        self, levels: list[list[list[int]]], prompt: Prompt, memory: RowMemory | None = None
+        self, levels: list[list[list[int]]], prompt: Prompt, memory: RowMemory | None = None, rows: int = -1
     ) -> tuple[Tensor, Layout]:
-        """Pack levels of segments into ``[M, D]``; see `share`."""
+        """Pack levels of segments into ``[M, D]``; see `share`. Level ``rows`` has a segment for each row."""
         past = prompt if isinstance(prompt, KeyValues) else None
         layout = Layout([[len(part) for part in level] for level in levels], self.device, past, memory)
-        shared = sum(len(part) for level in levels[:-1] for part in level)
-        # Of a prompt per row nothing is shared, so the owner of shared tokens does not matter.
-        owner = [0] * shared + [b for b, part in enumerate(levels[-1]) for _ in part]
+        # Of a prompt per row nothing is shared, so the owner of other levels' tokens does not matter.
+        own = levels[rows]
+        owner = [b if level is own else 0 for level in levels for b, part in enumerate(level) for _ in part]
         ids = [token for level in levels for part in level for token in part]
         return self._embed_packed(ids, torch.tensor(owner, device=self.device), prompt), layout
 
@@ -324,6 +330,54 @@ class FrozenLM(nn.Module):
         spots = [end - count + 1 + i for end, count in zip(last, counts, strict=True) for i in range(count)]
         return self._logits(embeddings, layout, torch.tensor(spots, device=self.device))
 
+    @torch.no_grad()
+    def continuation_scores(
+        self,
+        contexts: Sequence[list[int]],
+        continuations: Sequence[Sequence[Sequence[int]]],
+        prompt: Prompt,
+        groups: Sequence[int] = (),
+    ) -> Tensor:
+        """Log-probabilities of several continuations of each of ``N`` contexts, each context run once.
+
+        Args:
+            contexts: Token ids, at least one each, ``-1 - p`` for position ``p`` of the prompt.
+            continuations: Of each context, token ids of as many continuations as it has, at least one token each.
+            prompt: See `score`.
+            groups: Every so many contexts share more than all do, and of these every so many still more; each a
+                divisor of the one before. What they share is run once per group.
+
+        Returns:
+            Sums over tokens, in nats, float32: of the first context's continuations, then of the second's, ...
+        """
+        feeds = [_distinct_feeds(several) for several in continuations]
+        most = max(map(len, feeds))
+        rows = [Row(context, []) for context in contexts]
+        levels = share(rows, contexts, [len(contexts), *groups], _same_for_all(prompt))
+        after = sum(len(part) for level in levels[:-1] for part in level)
+        ends = list(itertools.accumulate((len(part) for part in levels[-1]), initial=after))
+        padded = [feed for several in feeds for feed in (several + [[]] * (most - len(several)))]
+        embeddings, layout = self._pack([*levels, padded] if most else levels, prompt, rows=len(levels) - 1)
+        spots = [end - 1 for end in ends[1:]] + list(range(ends[-1], len(embeddings)))
+        logits = self._logits(embeddings, layout, torch.tensor(spots, device=self.device))
+        places: list[int] = []  # which row of the logits predicts a token
+        tokens: list[int] = []
+        owners: list[int] = []
+        start, count = len(contexts), 0
+        for n, (several, fed) in enumerate(zip(continuations, feeds, strict=True)):
+            starts = list(itertools.accumulate(map(len, fed), initial=start))
+            for ids in several:
+                rest = list(ids[:-1])
+                mine = next((at for at, feed in zip(starts, fed, strict=False) if feed[: len(rest)] == rest), start)
+                places += [n, *range(mine, mine + len(rest))]
+                tokens += ids
+                owners += [count] * len(ids)
+                count += 1
+            start = starts[-1]
+        where, what, whose = (torch.tensor(part, device=self.device) for part in (places, tokens, owners))
+        values = logits[where, what] - torch.logsumexp(logits, -1)[where]
+        return torch.zeros(count, device=self.device).index_add(0, whose, values)
+
     def hidden_states(self, rows: Sequence[list[int]], prompt: Prompt, layer: int = -1) -> list[Tensor]:
         """The LM's hidden states at every token of some texts, differentiable in the prompt.
 
@@ -350,40 +404,51 @@ class FrozenLM(nn.Module):
         return self.encode(examples, slot_length(prompt), with_end, _ahead(prompt))
 
     @torch.no_grad()
-    def generate(self, examples: Sequence[Example], prompt: Prompt, max_new_tokens: int) -> list[str]:
-        """Greedy answers, batched, with keys and values cached.
+    def generate(
+        self, examples: Sequence[Example], prompt: Prompt, max_new_tokens: int, sampling: Sampling | None = None
+    ) -> list[str]:
+        """Answers, greedy or drawn, batched, with keys and values cached.
 
         Args:
             examples: ``B`` examples; their reference answers are not looked at.
             prompt: As in `score`.
             max_new_tokens: At most so many tokens each, fewer where the context window ends.
+            sampling: How to draw; ``None`` takes the likeliest token each time.
 
         Returns:
             One text per example, up to its ``stop`` pattern or the end token, stripped.
         """
         questions = [replace(example, answer=None) for example in examples]
         rows = self.encode(questions, slot_length(prompt), ahead=_ahead(prompt))
-        tokens = self.generate_tokens(rows, prompt, max_new_tokens, [example.stop for example in examples])
+        stops = [example.stop for example in examples]
+        tokens = self.generate_tokens(rows, prompt, max_new_tokens, stops, sampling)
         return [cut(self.text(ids, special=False), example.stop) for ids, example in zip(tokens, examples, strict=True)]
 
     @torch.no_grad()
     def generate_tokens(
-        self, rows: Sequence[Row], prompt: Prompt, max_new_tokens: int, stops: Sequence[str] | None = None
+        self,
+        rows: Sequence[Row],
+        prompt: Prompt,
+        max_new_tokens: int,
+        stops: Sequence[str] | None = None,
+        sampling: Sampling | None = None,
     ) -> list[list[int]]:
-        """Greedy token ids after each row's context, without an end token; ``stops`` only end rows early."""
+        """Token ids after each row's context, without an end token; ``stops`` only end rows early."""
         generated: list[list[int]] = [[] for _ in rows]
         limits = [min(max_new_tokens, self.context - _ahead(prompt) - len(row.context)) for row in rows]
         done = [limit <= 0 for limit in limits]
         steps = max(limits)
         if steps <= 0:
             return generated
-        levels = share(rows, [row.context for row in rows], [len(rows)], _same_for_all(prompt))
+        groups = [len(rows), *([] if sampling is None or sampling.group is None else [sampling.group])]
+        levels = share(rows, [row.context for row in rows], groups, _same_for_all(prompt))
         lengths = [len(own) for own in levels[-1]]
         memory = RowMemory(max(lengths) + steps)
         embeddings, layout = self._pack(levels, prompt, memory)
         ends = self._end_tokens()
         for step in range(steps):
-            chosen = self._logits(embeddings, layout, layout.last).argmax(-1)
+            logits = self._logits(embeddings, layout, layout.last)
+            chosen = logits.argmax(-1) if sampling is None else sampling.choose(logits, step)
             for b, token in enumerate(chosen.tolist()):
                 if done[b] or token in ends:
                     done[b] = True
@@ -409,6 +474,16 @@ class FrozenLM(nn.Module):
         configured = getattr(self.model.generation_config, "eos_token_id", None)
         ends.update(configured if isinstance(configured, list) else [configured])
         return {int(end) for end in ends if end is not None}
+
+
+def _distinct_feeds(continuations: Sequence[Sequence[int]]) -> list[list[int]]:
+    """What must be run to predict continuations: all but the last token of each, without what others begin with."""
+    kept: list[list[int]] = []
+    for ids in sorted(continuations, key=len, reverse=True):
+        feed = list(ids[:-1])
+        if feed and all(other[: len(feed)] != feed for other in kept):
+            kept.append(feed)
+    return kept
 
 
 def _same_for_all(prompt: Prompt) -> bool:

@@ -1,7 +1,9 @@
 """One thin LightningModule per method; each file opens with its paper and its triple."""
 
+from lightning_prompts.methods.ape import Ape
 from lightning_prompts.methods.base import PromptMethod
 from lightning_prompts.methods.chain_of_thought import ChainOfThought
+from lightning_prompts.methods.deep_language_network import DeepLanguageNetwork
 from lightning_prompts.methods.few_shot import FewShot
 from lightning_prompts.methods.fixed_prompt import FixedPrompt
 from lightning_prompts.methods.hard_prompt_search import HardPromptSearch
@@ -14,7 +16,9 @@ from lightning_prompts.methods.scratch_transformer import ScratchTransformer
 from lightning_prompts.methods.soft_prompt_tuning import SoftPromptTuning
 
 __all__ = [
+    "Ape",
     "ChainOfThought",
+    "DeepLanguageNetwork",
     "FewShot",
     "FixedPrompt",
     "HardPromptSearch",

@@ -14,13 +14,22 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from lightning_prompts.answers import same_answer
+from lightning_prompts.answers import is_correct
 from lightning_prompts.crossings.temperature import Temperature
 from lightning_prompts.errors import UserError
-from lightning_prompts.lm import FrozenLM, LMConfig, Prompt, answer_scores, prompt_length, slot_length
+from lightning_prompts.lm import (
+    FrozenLM,
+    LabelScores,
+    LMConfig,
+    Prompt,
+    answer_scores,
+    label_scores,
+    prompt_length,
+    slot_length,
+)
+from lightning_prompts.lm.labels import HIDDEN
 from lightning_prompts.objectives import Objective
 from lightning_prompts.randomness import random_state, run_seed, set_random_state
-from lightning_prompts.template import final_result
 from lightning_prompts.types import Batch, Example
 
 META = "lightning_prompts"
@@ -43,6 +52,7 @@ class PromptMethod(L.LightningModule):
     prompt_kind: ClassVar[str]
     crossing: ClassVar[str]
     gradient_through_lm: ClassVar[bool] = True  # the loss is computed from the LM's output
+    monitor: ClassVar[tuple[str, str]] = ("val/nll", "min")  # what tells the best checkpoint, and which way
 
     def __init__(
         self,
@@ -90,6 +100,24 @@ class PromptMethod(L.LightningModule):
     def prompt_text(self) -> str | None:
         """The prompt in words, exactly, or ``None`` where there are none."""
         return None
+
+    def task_instruction(self) -> str:
+        """The task in a sentence, as the datamodule has it; empty where there is none."""
+        data = None if self._trainer is None else getattr(self.trainer, "datamodule", None)
+        return str(getattr(data, "instruction", ""))
+
+    def proposed(self) -> list[dict[str, Any]]:
+        """The candidates that the last step tried, as rows; none where a method does not try several."""
+        return []
+
+    def validated(self) -> list[dict[str, Any]]:
+        """What the last validation of training has found about prompts, as rows, where a method goes by it."""
+        return []
+
+    @property
+    def tokens_forwarded(self) -> int:
+        """Tokens that were run through the LM, or through all of them, by this process."""
+        return self.lm.tokens_forwarded
 
     def prepare(self, examples: Sequence[Example]) -> list[Example]:
         """What examples become before the LM sees them in evaluation: unchanged, unless a method adds text."""
@@ -277,7 +305,7 @@ class PromptMethod(L.LightningModule):
 
     @torch.no_grad()
     def evaluate(self, examples: Sequence[Example], prompt: Prompt) -> list[dict[str, Any]]:
-        """Score and generate answers.
+        """Score and generate answers, or choose among classes where there are any.
 
         Args:
             examples: ``B`` examples, with or without reference answers.
@@ -285,15 +313,30 @@ class PromptMethod(L.LightningModule):
 
         Returns:
             One row per example: question, answer, generated, nll (nats per answer token), correct; the last two are
-            ``None`` without a reference.
+            ``None`` without a reference. Where the answer is a class: label, the likeliest one, which is what was
+            generated. Where the method has thought about the question: hidden, the thoughts.
         """
         prepared = self.prepare(examples)
-        generated = self.lm.generate(prepared, prompt, self.max_new_tokens)
+        rows: list[dict[str, Any]] = [{} for _ in examples]
+        for labelled, judge in ((True, self._classify), (False, self._generate)):
+            mine = [index for index, example in enumerate(examples) if bool(example.labels) == labelled]
+            if mine:
+                own = prompt[mine] if isinstance(prompt, Tensor) and prompt.dim() == 3 else prompt
+                for index, row in zip(mine, judge([prepared[index] for index in mine], own), strict=True):
+                    rows[index] = row
+        for row, example, shown in zip(rows, examples, prepared, strict=True):
+            if HIDDEN in shown.fields and HIDDEN not in example.fields:
+                row[HIDDEN] = shown.fields[HIDDEN]
+        return rows
+
+    def _generate(self, examples: Sequence[Example], prompt: Prompt) -> list[dict[str, Any]]:
+        """Rows of examples whose answer is free text."""
+        generated = self.lm.generate(examples, prompt, self.max_new_tokens)
         answered = [index for index, example in enumerate(examples) if example.answer is not None]
         nll: dict[int, float] = {}
         if answered:
             own = prompt[answered] if isinstance(prompt, Tensor) and prompt.dim() == 3 else prompt
-            scores = self.lm.score([prepared[index] for index in answered], own)
+            scores = self.lm.score([examples[index] for index in answered], own)
             nll = dict(zip(answered, scores.nll.tolist(), strict=True))
         return [
             {
@@ -301,10 +344,30 @@ class PromptMethod(L.LightningModule):
                 "answer": example.reference,
                 "generated": text,
                 "nll": nll.get(index),
-                "correct": _correct(example, text),
+                "correct": is_correct(example, text),
             }
             for index, (example, text) in enumerate(zip(examples, generated, strict=True))
         ]
+
+    def _classify(self, examples: Sequence[Example], prompt: Prompt) -> list[dict[str, Any]]:
+        """Rows of examples whose answer is a class: the likeliest one is the answer, and nothing is generated."""
+        scores = self.label_scores(examples, prompt)
+        chosen = scores.log_probs.argmax(-1).tolist()
+        return [
+            {
+                "question": example.question,
+                "answer": example.reference,
+                "generated": example.labels[label][0],
+                "nll": nll,
+                "correct": None if example.reference is None else label == example.label,
+                "label": example.labels[label][0],
+            }
+            for example, label, nll in zip(examples, chosen, scores.nll, strict=True)
+        ]
+
+    def label_scores(self, examples: Sequence[Example], prompt: Prompt) -> LabelScores:
+        """What the LM thinks of the classes of prepared examples, as `evaluate` asks it."""
+        return label_scores(self.lm, examples, prompt, self.lm_config.calibrate_labels)
 
     def _log_rows(self, split: str, batch: Batch, rows: list[dict[str, Any]]) -> None:
         # Of the members that this batch lacks, too: all processes must log the same names.
@@ -315,6 +378,9 @@ class PromptMethod(L.LightningModule):
             nll, correct = (sum(float(row[key]) for row in mine) / max(count, 1) for key in ("nll", "correct"))
             self.log_mean(f"{name}/nll", nll, count, prog_bar=name == "val")
             self.log_mean(f"{name}/exact_match", correct, count, prog_bar=name == "val")
+            if any(example.labels for example in batch.examples):
+                right = [float(row["correct"]) for row in mine if "label" in row]
+                self.log_mean(f"{name}/accuracy", sum(right) / max(len(right), 1), len(right))
             if split != "val":
                 self.log(f"{name}/examples", float(count), reduce_fx="sum", on_epoch=True, on_step=False,
                          sync_dist=True, add_dataloader_idx=False)  # fmt: skip
@@ -351,14 +417,6 @@ class PromptMethod(L.LightningModule):
         """Generations, for questions without answers too."""
         del batch_idx
         return {"rows": self.evaluate(batch.examples, self.prompt_for(batch.examples))}
-
-
-def _correct(example: Example, text: str) -> bool | None:
-    """Whether a generation has the reference answer; ``None`` where there is none."""
-    if example.reference is None:
-        return None
-    result = final_result(text, example.extract)
-    return same_answer(result, example.reference) if example.numeric else result == example.reference
 
 
 def _iterable(parameters: list[Any]) -> Iterable[Any]:

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm import LMConfig
+from lightning_prompts.lm.labels import HIDDEN
 from lightning_prompts.methods.fixed_prompt import FixedPrompt
 from lightning_prompts.template import cut
 from lightning_prompts.types import Example
@@ -21,7 +22,7 @@ class ChainOfThought(FixedPrompt):
     Args:
         trigger: What makes the LM reason.
         extraction: What asks for the answer, after the reasoning.
-        text: What stands in the prompt slot.
+        text: What stands in the prompt slot; ``None`` for the task's own instruction.
         reasoning_tokens: How long the reasoning may get.
         reasoning_stop: Regular expression; the reasoning ends where it first matches.
         lm: The frozen language model.
@@ -32,7 +33,7 @@ class ChainOfThought(FixedPrompt):
         self,
         trigger: str = "\nLet's think step by step.",
         extraction: str = "\nTherefore, the answer is",
-        text: str = "",
+        text: str | None = "",
         reasoning_tokens: int = 64,
         reasoning_stop: str = r"\n\n",
         lm: LMConfig = LMConfig(),  # noqa: B008
@@ -51,14 +52,16 @@ class ChainOfThought(FixedPrompt):
         """Have the reasoning written, and ask for the answer after it."""
         asked = [replace(example, after=example.after + self.trigger, stop=self.reasoning_stop) for example in examples]
         reasoning = self.lm.generate(asked, self.current_prompt(), self.reasoning_tokens)
+        thoughts = [cut(thought, self.reasoning_stop) for thought in reasoning]
         return [
             replace(
                 example,
-                after=f"{example.after}{self.trigger} {cut(thought, self.reasoning_stop)}{self.extraction}",
+                after=f"{example.after}{self.trigger} {thought}{self.extraction}",
+                fields={**example.fields, HIDDEN: thought},
                 # The answer follows a word now, whatever it followed before.
                 answer=None if example.answer is None else f" {example.answer.lstrip()}",
             )
-            for example, thought in zip(examples, reasoning, strict=True)
+            for example, thought in zip(examples, thoughts, strict=True)
         ]
 
     def added_tokens(self) -> int:

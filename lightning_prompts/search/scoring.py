@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import statistics
 from collections.abc import Sequence
@@ -12,11 +11,10 @@ import torch
 from torch import Tensor
 
 from lightning_prompts.errors import UserError
-from lightning_prompts.lm import FrozenLM, Scores
-from lightning_prompts.lm.encoding import Row, share
+from lightning_prompts.lm import Scores
+from lightning_prompts.lm.encoding import Row
 from lightning_prompts.objectives import Likelihood
-
-log = logging.getLogger(__name__)
+from lightning_prompts.search.passes import Passes, fill, tokens_to_run, transposed
 
 
 @dataclass(frozen=True)
@@ -65,21 +63,8 @@ class Racing:
         return difference.mean(-1) <= quantile * chance
 
 
-class CandidateScorer:
-    """Scores candidates x examples, a memory's worth at a time.
-
-    Args:
-        lm: The frozen language model.
-        memory_mb: Activations and logits of one pass take about so many megabytes. 256 suits the caches of a CPU, where
-            more is slower; a GPU wants more. Where memory runs out all the same, passes are halved until they fit; the
-            result is the same.
-    """
-
-    def __init__(self, lm: FrozenLM, memory_mb: float = 256.0) -> None:
-        """Nothing is run yet."""
-        self.lm = lm
-        self.memory_mb = memory_mb
-        self.limit: int | None = None  # candidates per pass that fitted after memory ran out
+class CandidateScorer(Passes):
+    """Scores candidates x examples, a memory's worth at a time."""
 
     @torch.no_grad()
     def score(self, rows: Sequence[Row], candidates: Tensor) -> Scores:
@@ -93,22 +78,10 @@ class CandidateScorer:
             Scores whose tensors are ``[C, N]``.
         """
         filled = fill(rows, candidates.tolist())
-        by_candidate = _tokens(filled[:2], by_candidate=True) <= _tokens(filled[:2], by_candidate=False)
-        size = min(len(filled), self.limit or len(filled), self._fitting(filled[0]))
-        parts: list[Scores] = []
-        done = 0
-        while done < len(filled):
-            try:
-                part = self._pass(filled[done : done + size], by_candidate)
-            except RuntimeError as error:  # torch's out-of-memory errors are runtime errors, of two kinds
-                if not _out_of_memory(error) or size == 1:
-                    raise
-                size = self.limit = size // 2
-                log.warning("out of memory: scoring %d candidates at a time from now on", size)
-                continue
-            parts.append(part)
-            done += size
-        return _joined(parts)
+        by_candidate = tokens_to_run(filled[:2]) <= tokens_to_run(transposed(filled[:2]))
+        answers = sum(len(row.answer) + len(row.end) for row in rows)
+        size = self.fitting(tokens_to_run(filled[:1]), answers)
+        return _joined(self.run(filled, size, len(rows), lambda part: self._pass(part, by_candidate)))
 
     def _pass(self, filled: list[list[Row]], by_candidate: bool) -> Scores:
         """``[C][N]`` rows in one forward pass -> scores ``[C, N]``."""
@@ -116,18 +89,9 @@ class CandidateScorer:
         if by_candidate:
             scores = self.lm.score_rows([row for part in filled for row in part], none, group=len(filled[0]))
             return _shaped(scores, (len(filled), -1), transpose=False)
-        columns = list(zip(*filled, strict=True))
+        columns = transposed(filled)
         scores = self.lm.score_rows([row for part in columns for row in part], none, group=len(filled))
         return _shaped(scores, (len(columns), -1), transpose=True)
-
-    def _fitting(self, rows: list[Row]) -> int:
-        """Candidates per pass within the budget, by what a token and a row of logits take in float32."""
-        config = self.lm.model.config.get_text_config()
-        inner = int(getattr(config, "intermediate_size", None) or 4 * self.lm.width)
-        tokens = _tokens([rows], by_candidate=True)
-        answers = sum(len(row.answer) + len(row.end) for row in rows)
-        each = 4 * (tokens * (3 * inner + 8 * self.lm.width) + 3 * answers * self.lm.vocabulary)
-        return max(1, int(self.memory_mb * 2**20 / each))
 
 
 @torch.no_grad()
@@ -164,24 +128,6 @@ def race(
     return result
 
 
-def fill(rows: Sequence[Row], candidates: Sequence[list[int]]) -> list[list[Row]]:
-    """Put token ids into the slots, ``[C][N]`` rows."""
-    cuts = [row.around_slot() for row in rows]
-    return [
-        [Row(head + ids + tail, row.answer, row.end) for row, (head, tail) in zip(rows, cuts, strict=True)]
-        for ids in candidates
-    ]
-
-
-def _tokens(filled: list[list[Row]], by_candidate: bool) -> int:
-    """Tokens that one pass would run."""
-    groups = filled if by_candidate else [list(column) for column in zip(*filled, strict=True)]
-    rows = [row for group in groups for row in group]
-    feeds = [row.context + (row.answer + row.end)[:-1] for row in rows]
-    levels = share(rows, feeds, [len(rows), len(groups[0])], shared_prompt=True)
-    return sum(len(part) for level in levels for part in level)
-
-
 def _shaped(scores: Scores, shape: tuple[int, int], transpose: bool) -> Scores:
     parts = [getattr(scores, name).view(shape) for name in ("nll", "tokens", "greedy", "end_nll")]
     return Scores(*(part.T if transpose else part for part in parts))
@@ -191,7 +137,3 @@ def _joined(parts: list[Scores]) -> Scores:
     return Scores(
         *(torch.cat([getattr(part, name) for part in parts]) for name in ("nll", "tokens", "greedy", "end_nll"))
     )
-
-
-def _out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

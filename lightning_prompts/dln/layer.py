@@ -1,0 +1,124 @@
+"""A layer: a call of an LM with a prompt, which turns text into text."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, replace
+
+from lightning_prompts.errors import UserError
+from lightning_prompts.lm import LMConfig
+from lightning_prompts.lm.labels import HIDDEN
+from lightning_prompts.template import Template
+from lightning_prompts.types import Example
+
+THINK = "Let's think step by step. {answer}"
+THOUGHTS = "Your thoughts were:\n{hidden}\n\n"
+STRIPPED = "stripped"  # the field with the input without answer options, where the data has it
+
+
+@dataclass(frozen=True)
+class LanguageLayer:
+    r"""The settings of a layer.
+
+    Attributes:
+        prompt: The prompt to start from; may be empty. ``None`` for the task's own instruction.
+        template: Text with ``{prompt}``, ``{question}`` (the input x), ``{hidden}`` (what the layer below wrote), other
+            fields of the data, and ``{answer}`` at the end, which is what this layer writes. ``None`` for the paper's:
+            a single layer uses the task's own template, others are told to think step by step, or shown the thoughts
+            of the layer below and asked for the answer.
+        residual: Whether the layer sees the input beside what the layer below wrote.
+        learn: Whether the prompt changes.
+        strip_options: Leave the answer options out of the input, where the data has a field ``stripped`` without them;
+            ``None`` does so in the first of several layers, as the paper does.
+        max_new_tokens: How long a hidden text may get.
+        stop: Regular expression; a hidden text ends where it first matches.
+        lm: The layer's own LM; ``None`` for the method's.
+    """
+
+    prompt: str | None = ""
+    template: str | None = None
+    residual: bool = True
+    learn: bool = True
+    strip_options: bool | None = None
+    max_new_tokens: int = 64
+    stop: str = r"\n\n"
+    lm: LMConfig | None = None
+
+    def __post_init__(self) -> None:
+        """Check the settings.
+
+        Raises:
+            UserError: See `Template`; or the template and ``residual`` disagree.
+        """
+        if self.max_new_tokens < 1:
+            raise UserError(f"layers.max_new_tokens must be at least 1, got {self.max_new_tokens}")
+        if self.template is not None:
+            fields = Template(self.template, self.stop).fields
+            if not self.residual and "question" in fields:
+                raise UserError("layers.residual is false, but the layer's template has {question}; drop one of them")
+
+
+class PlacedLayer:
+    """A layer at its place in the network: which template it uses, what it sees.
+
+    Args:
+        settings: The layer's settings.
+        index: Its place, 0 for the one that reads the input.
+        count: ``N``, how many layers there are.
+
+    Raises:
+        UserError: The template of the first layer asks for a hidden text, or that of a later one does not.
+    """
+
+    def __init__(self, settings: LanguageLayer, index: int, count: int) -> None:
+        """Choose the templates."""
+        self.settings, self.index = settings, index
+        self.first, self.top = index == 0, index == count - 1
+        self.strips = settings.strip_options if settings.strip_options is not None else self.first and not self.top
+        self.template = settings.template
+        if self.template is None and count > 1:
+            seen = ("{question}\n\n" if settings.residual or self.first else "") + ("" if self.first else THOUGHTS)
+            if not settings.residual and not self.first:
+                seen = "{hidden}\n\n"
+            self.template = f"{{prompt}}\n\n{seen}Answer: {{answer}}" if self.top else f"{seen}{{prompt}}\n{THINK}"
+        if self.template is not None:
+            asks = HIDDEN in Template(self.template).fields
+            if asks == self.first:
+                raise UserError(
+                    f"layer {index} of {count}: its template {'has' if asks else 'lacks'} {{hidden}}, the text of the "
+                    f"layer below; {'there is none below the first' if asks else 'add it'}"
+                )
+
+    def question(self, example: Example) -> str:
+        """The input as this layer sees it."""
+        return str(example.fields.get(STRIPPED, example.question)) if self.strips else example.question
+
+    def place(self, example: Example, hidden: str = "", hint: str = "") -> Example:
+        """The example as this layer reads it, its prompt slot open.
+
+        Args:
+            example: From the task.
+            hidden: What the layer below wrote.
+            hint: Text after the input, for draws from a posterior.
+
+        Returns:
+            An example whose answer is what the layer is to write: the task's for the top layer, else unknown.
+        """
+        if self.template is None and not hint:
+            return example
+        if self.template is None:
+            return replace(example, after=example.after + hint)
+        answer = None if example.answer is None or not self.top else example.answer.strip()
+        fields = {**example.fields, "question": self.question(example) + hint, "answer": answer}
+        if not self.first:
+            fields[HIDDEN] = hidden
+        stop = example.stop if self.top else self.settings.stop
+        placed = _template(self.template, stop, example.chat, example.system).render(fields, example.source)
+        return replace(
+            example, before=placed.before, after=placed.after, answer=placed.answer, stop=stop, fields=fields
+        )
+
+
+@functools.lru_cache(maxsize=64)
+def _template(text: str, stop: str, chat: bool, system: str | None) -> Template:
+    return Template(text, stop=stop, chat=chat, system=system)

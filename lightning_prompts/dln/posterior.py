@@ -1,0 +1,142 @@
+"""Hidden texts that might explain an answer: draws from an approximate posterior (section 4.2 of the paper)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from lightning_prompts.dln.layer import PlacedLayer
+from lightning_prompts.dln.reader import Reader
+from lightning_prompts.dln.sharpening import Sharpening, SoftmaxSharpening
+from lightning_prompts.errors import UserError, check_finite
+from lightning_prompts.types import Example
+
+
+@dataclass(frozen=True)
+class Thought:
+    """What a draw may look at.
+
+    Attributes:
+        example: The task's example.
+        below: What the layer below wrote.
+        draft: What the layer itself wrote.
+        target: What should follow from the thought: the answer, or the best thought of the layer above.
+        right: Whether the network's answer was right.
+        next_prompt: The prompt of the layer above.
+    """
+
+    example: Example
+    below: str
+    draft: str
+    target: str
+    right: bool
+    next_prompt: str
+
+
+class PosteriorTemplate(ABC):
+    """A way to ask for a hidden text."""
+
+    @abstractmethod
+    def place(self, layer: PlacedLayer, prompt: str, thought: Thought) -> tuple[Example, str]:
+        """The example that is asked, its slot open, and what goes into the slot."""
+
+
+@dataclass(frozen=True)
+class PriorTemplate(PosteriorTemplate):
+    """The layer as it is, the target unknown."""
+
+    def place(self, layer: PlacedLayer, prompt: str, thought: Thought) -> tuple[Example, str]:
+        """See `PosteriorTemplate`."""
+        return layer.place(thought.example, thought.below), prompt
+
+
+@dataclass(frozen=True)
+class GivenAnswer(PosteriorTemplate):
+    """The layer, told the target behind the input.
+
+    Attributes:
+        text: What tells it; ``{target}`` stands for the target.
+    """
+
+    text: str = "\n\nGiven that the answer is:\n{target}"
+
+    def __post_init__(self) -> None:
+        """Check the text."""
+        if "{target}" not in self.text:
+            raise UserError(f"GivenAnswer.text must have {{target}} in it, got {self.text!r}")
+
+    def place(self, layer: PlacedLayer, prompt: str, thought: Thought) -> tuple[Example, str]:
+        """See `PosteriorTemplate`."""
+        hint = self.text.replace("{target}", thought.target)
+        return layer.place(thought.example, thought.below, hint), prompt
+
+
+@dataclass(frozen=True)
+class EditThought(PosteriorTemplate):
+    """B_h: shown the draft and the target, asked to refine a thought that led to a right answer, to fix another.
+
+    Attributes:
+        refine: The message for drafts with a right answer.
+        fix: The message for others.
+    """
+
+    refine: str = "Rewrite the thoughts more clearly, so that the answer follows from them."
+    fix: str = "Correct the thoughts, so that the answer follows from them."
+
+    def place(self, layer: PlacedLayer, prompt: str, thought: Thought) -> tuple[Example, str]:
+        """See `PosteriorTemplate`."""
+        text = (
+            f"What is asked for:\n{thought.next_prompt}\n\nThe problem:\n{layer.question(thought.example)}\n\n"
+            f"Thoughts about it:\n{thought.draft}\n\nThe answer should be:\n{thought.target}\n\n"
+            f"{self.refine if thought.right else self.fix}\n\nThoughts:"
+        )
+        placed = layer.place(thought.example, thought.below)
+        return replace(placed, before="", after=text), ""
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """How hidden texts are drawn and weighed.
+
+    Attributes:
+        samples: ``K``, draws for each example.
+        temperature: Of the draws; 0 for the likeliest text alone.
+        templates: Draw ``k`` uses template ``k`` modulo their number; ``None`` for `GivenAnswer` alone.
+        sharpening: How much each draw counts.
+    """
+
+    samples: int = 5
+    temperature: float = 0.7
+    templates: Sequence[PosteriorTemplate] | None = None
+    sharpening: Sharpening = field(default_factory=SoftmaxSharpening)
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        if self.samples < 1:
+            raise UserError(f"posterior.samples (K) must be at least 1, got {self.samples}")
+        if self.templates is not None and not self.templates:
+            raise UserError("posterior.templates is empty; give PriorTemplate, GivenAnswer or EditThought")
+        check_finite("posterior.temperature", self.temperature)
+
+    def draw(
+        self, layer: PlacedLayer, reader: Reader, prompt: str, thoughts: Sequence[Thought], generator: torch.Generator
+    ) -> list[list[str]]:
+        """Draws ``[B][K]``; some may be empty."""
+        seeds = torch.randint(2**62, (len(thoughts), self.samples), generator=generator).tolist()
+        drawn = [[""] * self.samples for _ in thoughts]
+        templates = [GivenAnswer()] if self.templates is None else self.templates
+        for start, template in enumerate(templates):
+            places = list(range(start, self.samples, len(templates)))
+            if not places:
+                continue
+            asked = [template.place(layer, prompt, thought) for thought in thoughts]
+            texts = reader.draw(
+                [example for example, _ in asked for _ in places], asked[0][1], layer.settings.max_new_tokens,
+                self.temperature, [seeds[b][k] for b in range(len(thoughts)) for k in places], len(places),
+            )  # fmt: skip
+            for index, text in enumerate(texts):
+                drawn[index // len(places)][places[index % len(places)]] = text
+        return drawn

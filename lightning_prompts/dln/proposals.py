@@ -1,0 +1,365 @@
+"""New prompts from old ones (B_pi of the paper): written by an LM, mined from examples, or rewritten by rule."""
+
+from __future__ import annotations
+
+import functools
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from lightning_prompts.dln.messages import MESSAGES, Arms, CycledMessages, MessageChoice
+from lightning_prompts.dln.reader import Reader
+from lightning_prompts.errors import UserError, check_finite
+from lightning_prompts.types import Example
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a layer did with an example of the batch.
+
+    Attributes:
+        input: What it saw.
+        output: What it wrote.
+        target: What it should have written.
+        right: Whether the network's answer was right.
+    """
+
+    input: str
+    output: str
+    target: str
+    right: bool
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A prompt to try.
+
+    Attributes:
+        text: The prompt.
+        parent: The prompt that it was made from.
+        kind: The class that made it.
+        message: Which message the proposer was given, if any.
+    """
+
+    text: str
+    parent: str
+    kind: str
+    message: int | None = None
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a layer's proposals are made from.
+
+    Attributes:
+        parents: The current prompt, then those of the memory.
+        cases: Of the batch.
+        options: The names of the classes, where all examples have the same and the layer answers; else empty.
+        arms: What the messages have brought so far.
+        generator: Of everything random.
+        proposer: The LM that writes.
+    """
+
+    parents: Sequence[str]
+    cases: Sequence[Case]
+    options: Sequence[str]
+    arms: Arms
+    generator: torch.Generator
+    proposer: Reader
+
+    def shuffled(self) -> list[Case]:
+        """The batch in a fresh order."""
+        return [self.cases[index] for index in torch.randperm(len(self.cases), generator=self.generator).tolist()]
+
+    def seed(self) -> int:
+        """A fresh seed."""
+        return int(torch.randint(2**62, (1,), generator=self.generator))
+
+
+class Proposals(ABC):
+    """A source of prompts."""
+
+    @abstractmethod
+    def propose(self, request: Request) -> list[Proposal]:
+        """Prompts to try; empty ones and duplicates are sorted out later, see `distinct`."""
+
+
+def distinct(proposals: Sequence[Proposal], known: Sequence[str]) -> list[Proposal]:
+    """Without the empty ones, those that are known already, and all but the first of equals."""
+    seen = {" ".join(text.split()) for text in known}
+    kept = []
+    for proposal in proposals:
+        plain = " ".join(proposal.text.split())
+        if plain and plain not in seen:
+            seen.add(plain)
+            kept.append(proposal)
+    return kept
+
+
+# --- written by an LM -------------------------------------------------------------------------------------------------
+
+FRAME = (
+    "A student answers questions by following an instruction. A teacher looks at the student's work and improves the "
+    "instruction, so that the student makes fewer errors.\n\nThe instruction now:\n{prompt}\n\n"
+)
+SUCCESS = "Input:\n{input}\nCorrect output: {target}\n\n"
+ERROR = "Input:\n{input}\nOutput of the student: {output}\nCorrect output: {target}\n\n"
+ASK = "Improve the instruction, so that the student gets all of them right. {message}\nThe new instruction:"
+PARAGRAPH = r"\n\s*\n"
+MARKS = re.compile(r"^(?:[>*#\-\s\"'`]|(?:the |a )?(?:new |improved )?instruction(?: is)?\s*:)+", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class LanguageModelProposals(Proposals):
+    """An LM in the part of a teacher rewrites an instruction, seeing what it did well and where it failed.
+
+    Attributes:
+        count: How many.
+        temperature: Of the writing.
+        max_new_tokens: How long an instruction may get.
+        held_out: Each proposal sees a random half of the batch, while all of it judges.
+        shown: At most so many examples are shown; fewer where the context window ends.
+        stop: Regular expression; an instruction ends where it first matches. A newline helps against small LMs, which
+            go on with the pattern of the examples.
+        messages: Which message is given.
+    """
+
+    count: int = 19
+    temperature: float = 0.7
+    max_new_tokens: int = 64
+    held_out: bool = True
+    shown: int = 10
+    stop: str = PARAGRAPH
+    messages: MessageChoice = CycledMessages()  # noqa: RUF009 - it is frozen
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        for name in ("count", "max_new_tokens"):
+            if getattr(self, name) < 1:
+                raise UserError(f"LanguageModelProposals.{name} must be at least 1, got {getattr(self, name)}")
+        if self.shown < 0:
+            raise UserError(f"LanguageModelProposals.shown must not be negative, got {self.shown}")
+        check_finite("LanguageModelProposals.temperature", self.temperature)
+
+    def propose(self, request: Request) -> list[Proposal]:
+        """See `Proposals`: number ``j`` rewrites parent ``j`` modulo their number, seeing the batch in a new order."""
+        asked: list[Example] = []
+        made: list[tuple[str, int | None]] = []
+        for index in range(self.count):
+            parent = request.parents[index % len(request.parents)]
+            message = self.messages.choose(request.arms, index, request.generator)
+            cases = request.shuffled()
+            if self.held_out:
+                cases = cases[: (len(cases) + 1) // 2]
+            write = functools.partial(self.write, parent, message)
+            asked.append(fitted(request.proposer, cases[: self.shown], self.max_new_tokens, self.stop, write))
+            made.append((parent, message))
+        seeds = [request.seed() for _ in asked]
+        texts = request.proposer.draw(asked, "", self.max_new_tokens, self.temperature, seeds)
+        return [
+            Proposal(_instruction(text), parent, type(self).__name__, message)
+            for text, (parent, message) in zip(texts, made, strict=True)
+        ]
+
+    @staticmethod
+    def write(parent: str, message: int | None, cases: Sequence[Case]) -> str:
+        """The question as text."""
+        text = FRAME.format(prompt=parent)
+        for heading, form, right in (("Done well:\n\n", SUCCESS, True), ("Errors:\n\n", ERROR, False)):
+            mine = [case for case in cases if case.right == right]
+            if mine:
+                text += heading + "".join(
+                    form.format(input=case.input, output=case.output, target=case.target) for case in mine
+                )
+        return text + ASK.format(message="" if message is None else MESSAGES[message])
+
+
+def fitted(
+    proposer: Reader, cases: Sequence[Case], room: int, stop: str, write: Callable[[Sequence[Case]], str]
+) -> Example:
+    """The question to a proposer, with as many of the cases as its context window takes.
+
+    Args:
+        proposer: The LM that is asked.
+        cases: What is to be shown, the most important first.
+        room: Tokens that the proposer may write.
+        stop: See `Example`.
+        write: From cases to the question.
+
+    Raises:
+        UserError: The question does not even fit without cases.
+    """
+    for count in range(len(cases), -1, -1):
+        example = _question(proposer, write(cases[:count]), stop)
+        if len(proposer.lm.encoder.row(example, 0).context) + room <= proposer.lm.context:
+            return example
+    raise UserError(
+        f"the context window of {proposer.lm.name} ({proposer.lm.context}) is too small for a question to the proposer "
+        f"and {room} new tokens; take another proposer, or RuleRewrites or MinedExamples"
+    )
+
+
+def _question(proposer: Reader, text: str, stop: str) -> Example:
+    """As a chat where the proposer has one."""
+    chat = bool(proposer.lm.tokenizer.chat_template)
+    return Example(before=text, after="", answer=None, stop=stop, chat=chat, source="proposal")
+
+
+def _instruction(text: str) -> str:
+    """What of the proposer's text is the instruction."""
+    return MARKS.sub("", text).strip().strip("\"'`*").strip()
+
+
+@dataclass(frozen=True)
+class Paraphrases(Proposals):
+    """An LM says the same in other words (the resampling of APE, Zhou et al. 2023, section 3.3).
+
+    Attributes:
+        count: How many.
+        temperature: Of the writing.
+        max_new_tokens: How long an instruction may get.
+    """
+
+    count: int = 8
+    temperature: float = 0.7
+    max_new_tokens: int = 64
+
+    def propose(self, request: Request) -> list[Proposal]:
+        """See `Proposals`."""
+        parents = [request.parents[index % len(request.parents)] for index in range(self.count)]
+        ask = "Write a variation of the following instruction, keeping its meaning.\n\nInstruction: {}\n\nVariation:"
+        asked = [_question(request.proposer, ask.format(parent), PARAGRAPH) for parent in parents]
+        seeds = [request.seed() for _ in asked]
+        texts = request.proposer.draw(asked, "", self.max_new_tokens, self.temperature, seeds)
+        return [
+            Proposal(_instruction(text), parent, type(self).__name__)
+            for text, parent in zip(texts, parents, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class InducedInstructions(Proposals):
+    """An LM guesses the instruction from inputs and outputs alone (APE's forward mode, Zhou et al. 2023, section 3.1).
+
+    Attributes:
+        count: How many.
+        shown: Examples in each question; fewer where the context window ends.
+        temperature: Of the writing.
+        max_new_tokens: How long an instruction may get.
+    """
+
+    count: int = 15
+    shown: int = 5
+    temperature: float = 0.7
+    max_new_tokens: int = 64
+
+    def propose(self, request: Request) -> list[Proposal]:
+        """See `Proposals`."""
+        asked = []
+        for _ in range(self.count):
+            cases = request.shuffled()[: self.shown]
+            question = fitted(request.proposer, cases, self.max_new_tokens, PARAGRAPH, self.write)
+            asked.append(question)
+        seeds = [request.seed() for _ in asked]
+        texts = request.proposer.draw(asked, "", self.max_new_tokens, self.temperature, seeds)
+        return [Proposal(_instruction(text), request.parents[0], type(self).__name__) for text in texts]
+
+    @staticmethod
+    def write(cases: Sequence[Case]) -> str:
+        """The question as text."""
+        pairs = "".join(SUCCESS.format(input=case.input, target=case.target) for case in cases)
+        return (
+            "I gave a friend an instruction. Following it, the friend read each input and wrote its output:"
+            f"\n\n{pairs}What was the instruction?\nThe instruction:"
+        )
+
+
+# --- without an LM ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class MinedExamples(Proposals):
+    """Adds worked examples of the batch to an instruction, in the place of those that an earlier step has added.
+
+    Attributes:
+        count: How many proposals.
+        shots: At most so many examples in each, one at least.
+        errors_first: Take what the network got wrong before the rest.
+    """
+
+    count: int = 4
+    shots: int = 2
+    errors_first: bool = False
+
+    HEADING = "\n\nFor example:\n"
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        for name in ("count", "shots"):
+            if getattr(self, name) < 1:
+                raise UserError(f"MinedExamples.{name} must be at least 1, got {getattr(self, name)}")
+
+    def propose(self, request: Request) -> list[Proposal]:
+        """See `Proposals`."""
+        proposals = []
+        for index in range(self.count):
+            parent = request.parents[index % len(request.parents)]
+            cases = request.shuffled()
+            if self.errors_first:
+                cases.sort(key=lambda case: case.right)
+            shots = 1 + int(torch.randint(self.shots, (1,), generator=request.generator))
+            worked = "\n\n".join(f"{case.input}\nAnswer: {case.target}" for case in cases[:shots])
+            text = parent.partition(self.HEADING)[0] + self.HEADING + worked
+            proposals.append(Proposal(text, parent, type(self).__name__))
+        return proposals
+
+
+@dataclass(frozen=True)
+class RuleRewrites(Proposals):
+    """Readable changes to an instruction by rule: sentences added, dropped or turned round, the options named.
+
+    Attributes:
+        count: How many proposals.
+    """
+
+    count: int = 4
+
+    ADDED = (
+        "Think carefully before you answer.", "Look at every word.", "Compare the options with each other.",
+        "Answer with one word.", "Do not guess.", "Be exact.", "Read the whole input first.",
+    )  # fmt: skip
+    OPENINGS = ("Question: ", "Task: ", "Instruction: ", "You are an expert. ", "Please answer: ")
+
+    def __post_init__(self) -> None:
+        """Check the setting."""
+        if self.count < 1:
+            raise UserError(f"RuleRewrites.count must be at least 1, got {self.count}")
+
+    def propose(self, request: Request) -> list[Proposal]:
+        """See `Proposals`: rewrites of all parents by all rules, some of them drawn."""
+        known = set(request.parents)
+        made = [
+            Proposal(text, parent, type(self).__name__)
+            for parent in request.parents
+            for text in self.rewrites(parent, request.options)
+        ]
+        made = list({proposal.text: proposal for proposal in made if proposal.text not in known}.values())
+        order = torch.randperm(len(made), generator=request.generator).tolist()
+        return [made[index] for index in order[: self.count]]
+
+    def rewrites(self, prompt: str, options: Sequence[str]) -> list[str]:
+        """Every rewrite of a prompt."""
+        body, heading, examples = prompt.partition(MinedExamples.HEADING)
+        sentences = re.split(r"(?<=[.!?:])\s+", body.strip())
+        texts = [f"{body} {sentence}".strip() for sentence in self.ADDED if sentence not in body]
+        texts += [opening + body for opening in self.OPENINGS if body and not body.startswith(self.OPENINGS)]
+        if len(sentences) > 1:
+            texts += [" ".join(sentences[:k] + sentences[k + 1 :]) for k in range(len(sentences))]
+            texts.append(" ".join(reversed(sentences)))
+        if options and "Answer with " not in body:
+            for names in (options, list(reversed(options))):
+                texts.append(f"{body} Answer with {', '.join(names[:-1])} or {names[-1]}.".strip())
+        return [text + heading + examples for text in texts] + ([body] if heading else [])

@@ -1,0 +1,44 @@
+"""How good a candidate prompt is on a batch, and which candidate wins."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def expected_log_probs(log_probs: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
+    """The batch mean of ``sum_jk v_j w_k log p(target_k | input_j, candidate)``: the candidate's part of the ELBO.
+
+    Args:
+        log_probs: ``[C, B, J, K]``.
+        inputs: Weights ``v`` of the texts that the layer reads, ``[B, J]``.
+        targets: Weights ``w`` of the texts that it should write, ``[B, K]``.
+
+    Returns:
+        ``[C]`` in nats.
+    """
+    return torch.einsum("cbjk,bj,bk->cb", log_probs, inputs, targets).mean(-1)
+
+
+def divergence(log_probs: Tensor, inputs: Tensor) -> Tensor:
+    """How far each candidate moves the classes: the batch mean of KL(current || candidate).
+
+    Args:
+        log_probs: Of the classes, ``[C, B, J, Y]``, the current prompt first; negative infinity where there is none.
+        inputs: Weights of the texts that the layer reads, ``[B, J]``.
+
+    Returns:
+        ``[C]`` in nats.
+    """
+    current = log_probs[:1]
+    terms = torch.where(torch.isinf(current), 0.0, current.exp() * (current - log_probs))
+    return torch.einsum("cbj,bj->cb", terms.sum(-1), inputs).mean(-1)
+
+
+def best(rewards: Tensor) -> int:
+    """The index of the largest reward ``[C]``; the current prompt, which is the first, wins every tie.
+
+    What is not a number is no reward.
+    """
+    rewards = rewards.nan_to_num(nan=float("-inf"))
+    return 0 if rewards[0] >= rewards.max() else int(rewards.argmax())

@@ -1,0 +1,80 @@
+"""How much each draw from a posterior counts (section 4.2 of the paper, and its ablations)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_prompts.errors import check_finite
+
+
+class Sharpening(ABC):
+    """From log-probabilities to weights."""
+
+    @abstractmethod
+    def score(self, answer: Tensor, prior: Tensor) -> Tensor:
+        """Unnormalised log-weights ``[B, K]``.
+
+        Args:
+            answer: How likely the target is after each draw, ``[B, K]``, length-normalised.
+            prior: How likely each draw is, ``[B, K]``, length-normalised.
+        """
+
+    def __call__(self, answer: Tensor, prior: Tensor, there: Tensor) -> Tensor:
+        """Weights ``[B, K]`` that sum to 1 over the draws that are ``there`` (``[B, K]`` bool); 0 where none is."""
+        scores = self.score(answer, prior).masked_fill(~there, float("-inf"))
+        return torch.softmax(scores, -1).nan_to_num(0.0)
+
+
+@dataclass(frozen=True)
+class SoftmaxSharpening(Sharpening):
+    """The softmax of ``alpha * (log p(target | draw) + log p(draw))``.
+
+    Attributes:
+        alpha: Larger counts the best draws more; 0 counts all alike.
+        prior: Whether the second term counts.
+    """
+
+    alpha: float = 1.0
+    prior: bool = True
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        check_finite("sharpening.alpha", self.alpha)
+
+    def score(self, answer: Tensor, prior: Tensor) -> Tensor:
+        """See `Sharpening`."""
+        return self.alpha * (answer + prior if self.prior else answer)
+
+
+@dataclass(frozen=True)
+class UniformWeights(Sharpening):
+    """No sharpening: all draws alike."""
+
+    def score(self, answer: Tensor, prior: Tensor) -> Tensor:
+        """See `Sharpening`."""
+        return torch.zeros_like(answer)
+
+
+@dataclass(frozen=True)
+class ArgMaxWeights(Sharpening):
+    """The best draw alone, the first of equals.
+
+    Attributes:
+        prior: Whether the draw's own probability counts.
+    """
+
+    prior: bool = True
+
+    def score(self, answer: Tensor, prior: Tensor) -> Tensor:
+        """See `Sharpening`."""
+        return answer + prior if self.prior else answer
+
+    def __call__(self, answer: Tensor, prior: Tensor, there: Tensor) -> Tensor:
+        """See `Sharpening`."""
+        scores = self.score(answer, prior).masked_fill(~there, float("-inf"))
+        best = torch.nn.functional.one_hot(scores.argmax(-1), scores.shape[-1])
+        return best.to(answer.dtype) * there.any(-1, keepdim=True)

@@ -1,0 +1,42 @@
+"""Drawing tokens at a temperature, the same ones for a row whatever stands beside it in the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_prompts.errors import check_finite
+
+
+class Sampling:
+    """Draws the next token of each row by the inverse of its distribution function.
+
+    One number in [0, 1) for each row and step decides, and it follows from the row's own seed: neither the other rows
+    nor the length of the longest one matters.
+
+    Args:
+        temperature: Logits are divided by it; above 0.
+        seeds: One of each row.
+        group: So many rows next to each other are draws for one context, which is run once.
+
+    Raises:
+        UserError: The temperature is no number above 0.
+    """
+
+    def __init__(self, temperature: float, seeds: Sequence[int], group: int | None = None) -> None:
+        """Nothing is drawn yet."""
+        check_finite("temperature", temperature, above=True)
+        self.temperature = temperature
+        self.group = group
+        self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self._drawn: list[Tensor] = []
+
+    def choose(self, logits: Tensor, step: int) -> Tensor:
+        """Tokens ``[B]`` drawn from logits ``[B, V]``; steps count from 0, each is asked for once or more."""
+        while len(self._drawn) <= step:
+            self._drawn.append(torch.cat([torch.rand(1, dtype=torch.double, generator=g) for g in self._generators]))
+        upto = torch.softmax(logits.float() / self.temperature, -1).double().cumsum(-1)
+        wanted = self._drawn[step].to(logits.device)[:, None] * upto[:, -1:]
+        return torch.searchsorted(upto, wanted, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)

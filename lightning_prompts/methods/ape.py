@@ -1,0 +1,114 @@
+"""Automatic Prompt Engineer (Zhou et al. 2023, arXiv 2211.01910): propose instructions, keep the best.
+
+Prompt: text. Crossing: proposals by an LM. Objective: accuracy on validation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from lightning_prompts.dln.layer import LanguageLayer
+from lightning_prompts.dln.messages import Arms
+from lightning_prompts.dln.proposals import Case, InducedInstructions, Paraphrases, Request, distinct
+from lightning_prompts.errors import UserError
+from lightning_prompts.lm import LMConfig
+from lightning_prompts.methods.text_prompts import TextPromptMethod
+from lightning_prompts.types import Example
+
+SURVIVORS = "survivors"
+
+
+class Ape(TextPromptMethod):
+    """Has an LM guess the instruction from examples, and keeps what is best on validation.
+
+    The first training step proposes from its batch; each further one proposes variations of the ``survivors`` best
+    (iterative APE). ``max_steps: 1`` is APE without resampling. The initial prompt is a candidate as well.
+
+    Args:
+        text: The prompt to start from; ``None`` for the task's own instruction.
+        induced: How instructions are guessed.
+        paraphrases: How variations are made.
+        survivors: How many of the best are varied.
+        max_prompt_tokens: Longer proposals are dropped.
+        proposer: The LM that writes proposals; ``None`` for the method's own.
+        memory_mb: Megabytes that one scoring pass may take, about; on a GPU give it more.
+        lm: The frozen language model.
+        max_new_tokens: How long an answer in free text may get.
+    """
+
+    crossing = "proposals by an LM"
+    objective_name = "accuracy"
+
+    def __init__(
+        self,
+        text: str | None = None,
+        induced: InducedInstructions = InducedInstructions(),  # noqa: B008
+        paraphrases: Paraphrases = Paraphrases(),  # noqa: B008
+        survivors: int = 3,
+        max_prompt_tokens: int = 200,
+        proposer: LMConfig | None = None,
+        memory_mb: float = 256.0,
+        lm: LMConfig = LMConfig(),  # noqa: B008
+        max_new_tokens: int = 16,
+    ) -> None:
+        """Check the settings."""
+        super().__init__([LanguageLayer(text)], None, 0, -1, max_prompt_tokens, proposer, memory_mb, lm, max_new_tokens)
+        if survivors < 1:
+            raise UserError(f"survivors must be at least 1, got {survivors}")
+        self.induced, self.paraphrases, self.count = induced, paraphrases, survivors
+        self.survivors: list[str] = []
+
+    def improve(self, examples: Sequence[Example]) -> list[dict[str, Any]]:
+        """Propose, judge on validation, and keep the best; the current prompt wins every tie."""
+        cases = [Case(example.question, "", example.target, True) for example in examples]
+        parents = self.survivors or self.prompts
+        request = Request(parents, cases, [], Arms(), self.step_generator(), self.proposer)
+        source = self.paraphrases if self.survivors else self.induced
+        fresh = [
+            proposal
+            for proposal in distinct(source.propose(request), [*self.prompts, *self.survivors])
+            if len(self.lm.encoder.tokens(proposal.text)) <= self.max_prompt_tokens
+        ]
+        if not fresh:
+            self.keeps_prompt(0)
+        candidates = list(dict.fromkeys([*self.prompts, *self.survivors, *(proposal.text for proposal in fresh)]))
+        kinds = {proposal.text: proposal.kind for proposal in fresh}
+        scores = [self.accuracy([text]) for text in candidates]
+        order = sorted(range(len(candidates)), key=lambda c: -scores[c])  # stable
+        self.survivors = [candidates[c] for c in order[: self.count]]
+        self.prompts = [candidates[order[0]]]
+        self.log("train/accuracy", scores[order[0]], batch_size=len(examples), prog_bar=True)
+        return [
+            {
+                "layer": 0,
+                "kind": kinds.get(text, "memory" if c else "current"),
+                "message": None,
+                "reward": round(scores[c], 5),
+                "chosen": c == order[0],
+                "prompt": text,
+            }
+            for c, text in enumerate(candidates)
+        ]
+
+    def accuracy(self, prompts: Sequence[str]) -> float:
+        """Share of right answers on the validation split."""
+        batches = self.validation_batches()
+        if not batches:
+            raise UserError("Ape keeps what is best on validation; give it a validation split")
+        answers = [
+            answer
+            for batch in batches
+            for answer in self.network.answer(batch, self.network.think(batch, prompts), prompts)
+        ]
+        return sum(answer.right for answer in answers) / len(answers)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what the next step varies."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint[SURVIVORS] = list(self.survivors)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take it back."""
+        super().on_load_checkpoint(checkpoint)
+        self.survivors = list(checkpoint[SURVIVORS])
