@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import random
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import lightning as L  # noqa: N812 - Lightning's own convention
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 
+from datamodules.order import BalancedSampler, EpochSampler, ResumableLoader
 from lightning_prompts.errors import UserError
 from lightning_prompts.template import Template
 from lightning_prompts.types import Batch, Example
@@ -56,6 +57,7 @@ class TextDataModule(L.LightningDataModule):
 
     extract: str | None = None  # see `Example`
     numeric: bool = False
+    balanced: bool = False  # training batches with as many examples of each class as of any other
 
     def __init__(
         self,
@@ -145,9 +147,15 @@ class TextDataModule(L.LightningDataModule):
         return ResumableLoader(
             examples,  # type: ignore[arg-type]
             batch_size=self.batch_size,
-            sampler=EpochSampler(len(examples), torch.initial_seed() % 2**63),
+            sampler=self.sampler(examples, torch.initial_seed() % 2**63),
             collate_fn=Batch,
         )
+
+    def sampler(self, examples: Sequence[Example], seed: int) -> EpochSampler:
+        """The order of the training examples."""
+        if self.balanced:
+            return BalancedSampler(examples, self.batch_size, seed)
+        return EpochSampler(len(examples), seed)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """In order."""
@@ -165,62 +173,6 @@ class TextDataModule(L.LightningDataModule):
     def _in_order(self, split: Split) -> DataLoader[Any]:
         collate = partial(Batch, split=split, members=self.member_names(split))
         return DataLoader(self.examples(split), batch_size=self.eval_batch_size, collate_fn=collate)  # type: ignore[arg-type]
-
-
-class EpochSampler(Sampler[int]):
-    """A permutation that depends on the seed and the epoch alone, so that a resumed run sees the same order.
-
-    Args:
-        size: How many examples.
-        seed: The run's seed.
-    """
-
-    def __init__(self, size: int, seed: int) -> None:
-        """Start at epoch 0."""
-        self.size = size
-        self.seed = seed
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning at the start of each epoch."""
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[int]:
-        """The indices of one epoch."""
-        generator = torch.Generator().manual_seed((self.seed + self.epoch) % 2**63)
-        return iter(torch.randperm(self.size, generator=generator).tolist())
-
-    def __len__(self) -> int:
-        """How many examples."""
-        return self.size
-
-
-class ResumableLoader(DataLoader[Example]):
-    """A DataLoader whose place within the epoch goes into checkpoints (Lightning calls the two state methods)."""
-
-    _yielded = 0
-    _resume = (0, 0)  # an epoch, and how many of its batches not to hand out again
-
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        """The epoch's batches, from the place that was restored."""
-        epoch, skip = self._resume
-        self._yielded = 0
-        for batch in super().__iter__():
-            self._yielded += 1
-            if self._yielded > skip or self._epoch != epoch:
-                yield batch
-
-    @property
-    def _epoch(self) -> int:
-        return int(getattr(self.sampler, "epoch", 0))
-
-    def state_dict(self) -> dict[str, int]:
-        """The epoch, and how many of its batches were handed out."""
-        return {"epoch": self._epoch, "yielded": 0 if self._yielded >= len(self) else self._yielded}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Skip so many batches when that epoch is begun."""
-        self._resume = (state["epoch"], state["yielded"])
 
 
 def disjoint_components(pairs: Sequence[tuple[str, str]]) -> list[list[int]]:

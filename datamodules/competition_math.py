@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from datamodules.problems import HubSource, WorkedProblems
+from datamodules.hub import HubSource
+from datamodules.problems import WorkedProblems
 from lightning_prompts.answers import boxed
 
 

@@ -6,7 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from datamodules.problems import HubSource, WorkedProblems
+from datamodules.hub import HubSource
+from datamodules.problems import WorkedProblems
 
 _CALCULATOR = re.compile(r"<<[^<>]*>>")
 

@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 from huggingface_hub import HfApi
 
+from datamodules.base import Split
 from lightning_prompts.errors import UserError
+
+
+@dataclass(frozen=True)
+class HubSource:
+    """Where a dataset lies on the hub.
+
+    Attributes:
+        path: Its id.
+        config: Its configuration.
+        splits: What its splits are called, for ``train`` and perhaps ``val`` and ``test``.
+    """
+
+    path: str
+    config: str | None
+    splits: Mapping[Split, str]
 
 
 def hub_rows(

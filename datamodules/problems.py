@@ -2,32 +2,16 @@
 
 from __future__ import annotations
 
-import random
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from datamodules.base import SourceRow, Split, TextDataModule
-from datamodules.hub import hub_rows
-from datamodules.tables import blank, read_table
-from lightning_prompts.errors import UserError, nearest
-
-
-@dataclass(frozen=True)
-class HubSource:
-    """Where a dataset lies on the hub.
-
-    Attributes:
-        path: Its id.
-        config: Its configuration.
-        splits: What its splits are called, for ``train`` and perhaps ``test``.
-    """
-
-    path: str
-    config: str | None
-    splits: Mapping[Split, str]
+from datamodules.hub import HubSource, hub_rows
+from datamodules.splitting import hold_out
+from datamodules.tables import check_fields, read_table
+from lightning_prompts.errors import UserError
 
 
 class WorkedProblems(TextDataModule, ABC):
@@ -109,15 +93,7 @@ class WorkedProblems(TextDataModule, ABC):
             sizes = {"val": self.val_size}
             if "test" not in splits:
                 sizes["test"] = self.test_size or self.val_size
-            train = splits["train"]
-            if sum(sizes.values()) >= len(train):
-                asked = " and ".join(f"data.{split}_size {size}" for split, size in sizes.items())
-                raise UserError(f"{asked} of {len(train)} training rows leave nothing to train on; lower them")
-            order = random.Random(self.seed).sample(range(len(train)), len(train))
-            for split, size in sizes.items():
-                held, order = order[:size], order[size:]
-                splits[split] = [train[index] for index in sorted(held)]
-            splits["train"] = [train[index] for index in sorted(order)]
+            splits |= hold_out(splits["train"], sizes, self.seed)
         if self.test_size is not None:
             splits["test"] = splits["test"][: self.test_size]
         return splits
@@ -138,23 +114,15 @@ class WorkedProblems(TextDataModule, ABC):
                 limit = self.max_train_examples + self.val_size + (self.test_size or self.val_size)
             raws = hub_rows(source.path, source.config, source.splits[split], f"data.{split}", self._keep, limit)
             named = [(f"{source.path} {split} row {number}", raw) for number, raw in enumerate(raws, start=1)]
-        rows = [self._row(where, raw) for where, raw in named if self._complete(where, raw) and self._keep(raw)]
+        for where, raw in named:
+            check_fields(where, raw, self.required)
+        rows = [self._row(where, raw) for where, raw in named if self._keep(raw)]
         if not rows:
             raise UserError(
                 f"{file or self.source.path}: none of its {split} rows passes the filters (data.max_characters and the "
                 "dataset's own, such as problem_sources or subjects); loosen them"
             )
         return rows
-
-    def _complete(self, where: str, raw: Mapping[str, Any]) -> bool:
-        for name in self.required:
-            if name not in raw:
-                raise UserError(f"{where} has no field {name!r}; {nearest(name, list(raw))}")
-            if blank(raw[name]):
-                raise UserError(f"{where}: field {name!r} is empty")
-            if isinstance(raw[name], list | dict):
-                raise UserError(f"{where}: field {name!r} is a {type(raw[name]).__name__}, not a text")
-        return True
 
     def _keep(self, raw: Mapping[str, Any]) -> bool:
         if not self.wanted(raw):

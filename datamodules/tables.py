@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning_prompts.errors import UserError
+from lightning_prompts.errors import UserError, nearest
 
 FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 
@@ -49,7 +50,9 @@ def _read_json(path: Path) -> list[dict[str, Any]]:
             if text.lstrip().startswith("["):
                 raise UserError(f"{path}: line {error.lineno} is not valid JSON ({error.msg})") from error
         if isinstance(rows, dict):  # {"examples": [...]}, as benchmarks have it; or one row
-            rows = next((value for value in rows.values() if isinstance(value, list)), [rows])
+            lists = [value for value in rows.values() if isinstance(value, list)]
+            tables = [value for value in lists if value and isinstance(value[0], dict)]  # and not {"keywords": [...]}
+            rows = next(iter(tables or lists), [rows])
         if rows is not None and not isinstance(rows, list):
             raise UserError(f"{path} holds a {type(rows).__name__}, not rows")
     if rows is None:
@@ -93,3 +96,34 @@ def _read_with_datasets(path: Path, kind: str) -> list[dict[str, Any]]:
 def blank(value: object) -> bool:
     """Whether a field has nothing in it."""
     return value is None or not str(value).strip()
+
+
+def check_fields(where: str, raw: Mapping[str, Any], names: Iterable[str]) -> None:
+    """Raise unless a row has these fields, with a text or a number in each.
+
+    Args:
+        where: The row, for the error message.
+        raw: Its fields.
+        names: Those that it must have.
+
+    Raises:
+        UserError: One is missing, empty, or a list.
+    """
+    for name in names:
+        if name not in raw:
+            raise UserError(f"{where} has no field {name!r}; {nearest(name, list(raw))}")
+        if blank(raw[name]):
+            raise UserError(f"{where}: field {name!r} is empty")
+        if isinstance(raw[name], list | dict):
+            raise UserError(f"{where}: field {name!r} is a {type(raw[name]).__name__}, not a text")
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """What a JSON file says beside its rows (``{"task_prefix": ..., "examples": [...]}``); nothing in other files."""
+    if path.suffix.lower() != ".json":
+        return {}
+    try:
+        document = json.loads(path.read_bytes().decode("utf-8-sig", errors="replace"))
+    except json.JSONDecodeError:  # JSON Lines, as `read_table` found
+        return {}
+    return document if isinstance(document, dict) else {}

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from datamodules import Antonyms, QuestionAnswer
-from datamodules.base import EpochSampler, ResumableLoader, disjoint_components
+from datamodules.base import disjoint_components
+from datamodules.order import EpochSampler, ResumableLoader
 from datamodules.question_answer import read_table
 from datamodules.wordnet import antonym_table
 from lightning_prompts.errors import UserError

@@ -11,6 +11,7 @@ import yaml
 from conftest import TINY
 from test_project import CONFIGS, ROOT
 
+from datamodules.classification import TASKS
 from lightning_prompts.cli import run
 
 SMALL = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--model.max_new_tokens", "2",
@@ -35,6 +36,10 @@ def test_every_yaml_trains_saves_reloads_and_tests(config: Path, tmp_path: Path)
         rows = [{"question": f"How much is {n} and {n}?", "answer": f"Twice {n}.\n#### {2 * n}"} for n in range(300)]
         (tmp_path / "own.json").write_text(json.dumps(rows))
         words += ["--data.train", str(tmp_path / "own.json"), "--data.test", str(tmp_path / "own.json")]
+    if parts.get("data", {}).get("class_path") == "Classification":
+        rows = [{"sentence": f"Sentence {n}.", "label": n % len(TASKS[settings["task"]].classes)} for n in range(600)]
+        (tmp_path / "own.json").write_text(json.dumps(rows))
+        words += ["--data.train", str(tmp_path / "own.json")]
     if parts.get("model", {}).get("class_path") == "ReinforceRefiner":  # the tiny model has 256 tokens in all
         words += ["--model.support", "TopK", "--model.support.count", "20"]
     if parts.get("model", {}).get("class_path") in ("FixedPrompt", "FewShot", "ChainOfThought"):

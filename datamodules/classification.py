@@ -1,0 +1,164 @@
+"""Four classifications of sentences: sentiment, opinion polarity, question type, subjectivity."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from datamodules.base import SourceRow, Split
+from datamodules.hub import HubSource
+from datamodules.labelled import FORWARD, LabelledTask, RawRow
+from datamodules.tables import check_fields
+from lightning_prompts.errors import UserError, nearest
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One of the datasets.
+
+    Attributes:
+        classes: What the labels 0, 1, ... stand for in local files.
+        hub: Where it lies on the hub.
+        sentence: Field of the hub's rows.
+        label: Field of the hub's rows.
+        hub_classes: What 0, 1, ... stand for on the hub, where that is something else.
+        codes: Other names of the classes.
+    """
+
+    classes: tuple[str, ...]
+    hub: HubSource
+    sentence: str = "sentence"
+    label: str = "label"
+    hub_classes: tuple[str, ...] = ()
+    codes: Mapping[str, str] = field(default_factory=dict)
+
+
+_POLES = ("negative", "positive")
+_SPLITS = {"train": "train", "test": "test"}
+_TREC_CODES = {"desc": "description", "enty": "entity", "abbr": "expression", "abbreviation": "expression",
+               "hum": "human", "loc": "location", "num": "number", "numeric": "number"}  # fmt: skip
+TASKS = {
+    # The test sentences on the hub have no labels.
+    "sst2": _Task(_POLES, HubSource("stanfordnlp/sst2", None, {"train": "train", "test": "validation"})),
+    "mpqa": _Task(_POLES, HubSource("rahulsikder223/SentEval-MPQA", None, _SPLITS)),
+    "trec": _Task(
+        ("description", "entity", "expression", "human", "location", "number"),
+        HubSource("SetFit/TREC-QC", None, _SPLITS),
+        sentence="text",
+        label="label_coarse_original",
+        codes=_TREC_CODES,
+    ),
+    "subj": _Task(
+        ("subjective", "objective"),
+        HubSource("SetFit/subj", None, _SPLITS),
+        sentence="text",
+        hub_classes=("objective", "subjective"),
+    ),
+}
+
+
+class Classification(LabelledTask):
+    r"""Sentences and the class of each.
+
+    ``sst2`` (Socher et al. 2013) and ``mpqa`` (Wiebe et al. 2005): negative or positive. ``trec`` (Voorhees & Tice
+    2000): a question asks for a description, entity, expression, human, location or number. ``subj`` (Pang & Lee 2004):
+    subjective or objective. From the hub, or from local files; one file (``train``) is enough, what is missing is held
+    out of it. A label is a class's name or its number, in the order in which they are named here.
+
+    Args:
+        task: Which.
+        train: Local file to train on, and to hold out from.
+        val: Local validation file.
+        test: Local test file.
+        sentence: Field of the local files that holds the sentence.
+        label: Field of the local files that holds the label.
+        order: The classes that labels 0, 1, ... of the local files stand for; ``None`` for the usual order.
+        labels: The ways to write a class, by its name, where its name is not the one: ``{expression: [expression,
+            abbreviation]}``. The first is the answer.
+        balanced: Training batches with as many examples of each class as of any other.
+        template: Text with ``{prompt}``, ``{question}`` (the sentence), ``{answer}`` and any other field of the rows.
+        stop: Regular expression; a generated answer ends where it first matches.
+        chat: Render through the model's chat template.
+        system: The system turn of a chat.
+        val_size: Validation rows, at most.
+        test_size: Test rows, at most; ``None`` for all of the test file.
+        batch_size: Examples per training step.
+        eval_batch_size: Examples per evaluation step.
+        max_train_examples: Keep only so many training examples, drawn by ``seed``.
+        seed: Seed of what is drawn and held out.
+    """
+
+    def __init__(
+        self,
+        task: Literal["sst2", "mpqa", "trec", "subj"] = "sst2",
+        train: str | None = None,
+        val: str | None = None,
+        test: str | None = None,
+        sentence: str = "sentence",
+        label: str = "label",
+        order: list[str] | None = None,
+        labels: dict[str, list[str]] | None = None,
+        balanced: bool = False,
+        template: str = FORWARD,
+        stop: str = r"\n",
+        chat: bool = False,
+        system: str | None = None,
+        val_size: int = 256,
+        test_size: int | None = 250,
+        batch_size: int = 20,
+        eval_batch_size: int = 64,
+        max_train_examples: int | None = 400,
+        seed: int = 0,
+    ) -> None:
+        """Check the classes."""
+        super().__init__(template, stop, chat, system, train, val, test, balanced, val_size, test_size,
+                         batch_size, eval_batch_size, max_train_examples, seed)  # fmt: skip
+        if task not in TASKS:
+            raise UserError(f"data.task {task!r} is unknown; {nearest(task, TASKS)}")
+        self.task = TASKS[task]
+        classes = self.task.classes
+        for name in [*(order or ()), *(labels or ())]:
+            if name not in classes:
+                option = "order" if name in (order or ()) else "labels"
+                raise UserError(f"data.{option}: {task} has no class {name!r}; known: {', '.join(classes)}")
+        for name, verbalisers in (labels or {}).items():
+            if not verbalisers:
+                raise UserError(f"data.labels: {name} has no verbaliser; give the ways to write it")
+        if order is not None and sorted(order) != sorted(classes):
+            raise UserError(f"data.order must name each class of {task} once: {', '.join(classes)}")
+        self.sentence, self.label = (sentence, label) if self.files else (self.task.sentence, self.task.label)
+        self.order: Sequence[str] = order or classes
+        if not self.files:
+            self.order = self.task.hub_classes or classes
+        self.verbalisers = {name: tuple((labels or {}).get(name, (name,))) for name in classes}
+
+    @property
+    def hub(self) -> HubSource:
+        """See `LabelledTask`."""
+        return self.task.hub
+
+    def parse(self, tables: Mapping[Split, list[RawRow]]) -> dict[Split, list[SourceRow]]:
+        """Labels become names, and names become answers."""
+        return {split: [self._row(raw) for raw in table] for split, table in tables.items()}
+
+    def _row(self, raw: RawRow) -> SourceRow:
+        check_fields(raw.source, raw.fields, (self.sentence, self.label))
+        question = str(raw.fields[self.sentence]).strip()
+        answer = self.verbalisers[self._class(raw)][0]
+        fields = {**raw.fields, "question": question, "stripped": question, "answer": answer}
+        return SourceRow(fields, raw.source, labels=tuple(self.verbalisers.values()))
+
+    def _class(self, raw: RawRow) -> str:
+        value = str(raw.fields[self.label]).strip()
+        if value.isdecimal() and int(value) < len(self.order):
+            return self.order[int(value)]
+        name = value.casefold()
+        name = self.task.codes.get(name, name)
+        if name in self.verbalisers:
+            return name
+        for known, verbalisers in self.verbalisers.items():
+            if value in verbalisers:
+                return known
+        known_labels = ", ".join(f"{number} {known}" for number, known in enumerate(self.order))
+        raise UserError(f"{raw.source}: label {raw.fields[self.label]!r} is unknown; known labels: {known_labels}")

@@ -1,0 +1,80 @@
+"""Dividing rows into splits, the same way wherever a dataset has no split of its own."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import TypeVar
+
+from datamodules.base import SourceRow, Split
+from lightning_prompts.errors import UserError
+
+log = logging.getLogger(__name__)
+Row = TypeVar("Row")
+
+
+def hold_out(train: Sequence[Row], sizes: Mapping[Split, int], seed: int) -> dict[Split, list[Row]]:
+    """Take rows for other splits out of the training rows, drawn by a seed; what is left is ``train``.
+
+    Args:
+        train: All rows.
+        sizes: How many rows each of the other splits gets.
+        seed: What the draw follows.
+
+    Returns:
+        The splits, each in the order of the rows.
+
+    Raises:
+        UserError: Nothing would be left to train on.
+    """
+    if sum(sizes.values()) >= len(train):
+        asked = " and ".join(f"data.{split}_size {size}" for split, size in sizes.items())
+        raise UserError(f"{asked} of {len(train)} training rows leave nothing to train on; lower them")
+    order = random.Random(seed).sample(range(len(train)), len(train))
+    splits: dict[Split, list[Row]] = {}
+    for split, size in sizes.items():
+        held, order = order[:size], order[size:]
+        splits[split] = [train[index] for index in sorted(held)]
+    splits["train"] = [train[index] for index in sorted(order)]
+    return splits
+
+
+def draw(rows: Sequence[Row], size: int | None, seed: int, split: Split) -> list[Row]:
+    """So many rows, or all where there are no more, drawn by a seed, in their order."""
+    if size is None or size >= len(rows):
+        return list(rows)
+    return [rows[index] for index in sorted(random.Random(f"{seed} {split}").sample(range(len(rows)), size))]
+
+
+def apart(
+    splits: Mapping[Split, list[SourceRow]], key: Callable[[SourceRow], Hashable]
+) -> dict[Split, list[SourceRow]]:
+    """Drop validation rows that are test rows too, and training rows that are either, or stand there twice.
+
+    Args:
+        splits: Rows of ``train``, ``val`` and ``test``, as far as there are such.
+        key: What two rows share that ask the same.
+
+    Raises:
+        UserError: Nothing is left of a split.
+    """
+    seen: set[Hashable] = set()
+    kept: dict[Split, list[SourceRow]] = {}
+    for split in ("test", "val", "train"):
+        if split not in splits:
+            continue
+        rows = splits[split] if split == "test" else [row for row in splits[split] if key(row) not in seen]
+        if split == "train":
+            rows = list({key(row): row for row in reversed(rows)}.values())[::-1]  # the first of those that are alike
+        if len(rows) < len(splits[split]):
+            log.info("%d of %d %s rows dropped: they ask what other rows ask", len(splits[split]) - len(rows),
+                     len(splits[split]), split)  # fmt: skip
+        if not rows:
+            raise UserError(
+                f"all {len(splits[split])} {split} rows are rows of another split too; give data.{split} another file"
+                + ("" if split == "train" else ", or none, so that its rows are held out")
+            )
+        kept[split] = rows
+        seen.update(map(key, rows))
+    return kept
