@@ -19,6 +19,7 @@ from test_label_scores import plain_classes, plain_sum
 from callbacks import PromptTable, ResultFiles, ValidateAtEnd
 from datamodules.base import SourceRow, TextDataModule
 from lightning_prompts.dln.cache import TextCache
+from lightning_prompts.dln.information import mutual_information
 from lightning_prompts.dln.layer import LanguageLayer, PlacedLayer
 from lightning_prompts.dln.memory import PromptMemory
 from lightning_prompts.dln.messages import (
@@ -860,3 +861,20 @@ def test_an_example_beyond_the_window_is_found_before_the_first_step(tmp_path: P
     method = network(lm=LMConfig(f"{TINY},max_position_embeddings=100"))
     with pytest.raises(UserError, match="context window"):
         trainer(tmp_path, 1).fit(method, Toy())
+
+
+# --- analysis ---------------------------------------------------------------------------------------------------------
+
+
+def test_mutual_information_of_known_cases() -> None:
+    same = torch.tensor([[0.3, 0.7]] * 4).log()
+    assert mutual_information(same).item() == pytest.approx(0.0, abs=1e-6)
+    decided = torch.tensor([[1.0, 0.0], [0.0, 1.0]]).log()
+    assert mutual_information(decided).item() == pytest.approx(math.log(2))
+    table = torch.tensor([[0.9, 0.1, 0.0], [0.2, 0.8, 0.0], [0.5, 0.5, 0.0]])
+    joint = table / 3
+    mean = joint.sum(0)
+    expected = sum(
+        float(joint[k, y]) * math.log(float(table[k, y] / mean[y])) for k in range(3) for y in range(2)
+    )  # sum over p(k, y) log p(y | k) / p(y)
+    assert mutual_information(table.log()).item() == pytest.approx(expected, abs=1e-6)

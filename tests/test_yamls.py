@@ -42,6 +42,8 @@ def test_every_yaml_trains_saves_reloads_and_tests(config: Path, tmp_path: Path)
         words += ["--data.train", str(tmp_path / "own.json")]
     if parts.get("model", {}).get("class_path") == "ReinforceRefiner":  # the tiny model has 256 tokens in all
         words += ["--model.support", "TopK", "--model.support.count", "20"]
+    if parts.get("model", {}).get("class_path") in ("DeepLanguageNetwork", "Ape"):
+        words += ["--data.batch_size", "4"]
     if parts.get("model", {}).get("class_path") in ("FixedPrompt", "FewShot", "ChainOfThought"):
         assert run(["test", *words, "--verbose", "false"]) == 0
     else:

@@ -138,10 +138,11 @@ def full_passes(
         width = max(map(len, part))
         ids = torch.tensor([text + [0] * (width - len(text)) for text in part])
         mask = torch.tensor([[1] * len(text) + [0] * (width - len(text)) for text in part])
-        logits = model(input_ids=ids, attention_mask=mask).logits.float().log_softmax(-1)
+        logits = model(input_ids=ids, attention_mask=mask).logits
         for row, text in enumerate(part):
-            places = range(starts[first + row], len(text))
-            sums.append(float(sum(logits[row, at - 1, text[at]] for at in places)))
+            start = starts[first + row]
+            log_probs = logits[row, start - 1 : len(text) - 1].float().log_softmax(-1)
+            sums.append(float(log_probs.gather(-1, torch.tensor(text[start:])[:, None]).sum()))
     grid = torch.tensor(sums).view(len(prompts), len(given), -1)
     return class_log_probs(grid, known)
 

@@ -1,0 +1,159 @@
+"""What a Deep Language Network has learned: its prompts over time, its hidden texts, and what they carry.
+
+    python experiments/dln/analysis.py runs/dln2 [--examples 10] [--draws 5]
+
+Reads a run folder (``config.yaml``, ``checkpoints/best.ckpt``, ``prompts.jsonl``) and prints, as Markdown:
+
+1. The prompts of every validation with their accuracy, and how many proposals of each kind were tried and chosen.
+2. The messages' mean gains.
+3. For networks of two layers or more: hidden texts of some test examples under the initial and under the best prompts,
+   and how much they say about the answer, in nats, before and after (`mutual_information`): the answer that the network
+   gives, over examples, and over draws of the hidden text for the same example.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L  # noqa: N812 - Lightning's own convention
+import torch
+from torch import Tensor
+
+from lightning_prompts.cli import PromptCLI
+from lightning_prompts.dln.information import mutual_information
+from lightning_prompts.methods import DeepLanguageNetwork
+from lightning_prompts.types import Example
+
+
+class Loaded(PromptCLI):
+    """Builds what a run's config names, and runs nothing."""
+
+    def test(self, **kwargs: Any) -> None:
+        """In the place of the Trainer's."""
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """A Markdown table."""
+    if not rows:
+        return "(none)"
+    lines = ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
+    for row in rows:
+        cells = [str(value).replace("\n", "⏎").replace("|", "\\|") for value in row.values()]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def over_time(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The prompts of every validation."""
+    return [
+        {"step": row["step"], "accuracy": row["accuracy"], "best": row["best_accuracy"],
+         "prompts": "\n--\n".join(row["prompts"]), "back to best": "yes" if row["back_to_best"] else ""}
+        for row in rows
+        if row["kind"] == "validation"
+    ]  # fmt: skip
+
+
+def kinds(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """How often each kind of candidate was tried and chosen, by layer."""
+    tried = [row for row in rows if "reward" in row]
+    counts = Counter((row["layer"], row["kind"]) for row in tried)
+    chosen = Counter((row["layer"], row["kind"]) for row in tried if row["chosen"])
+    return [
+        {"layer": layer, "kind": kind, "tried": count, "chosen": chosen[layer, kind]}
+        for (layer, kind), count in sorted(counts.items())
+    ]
+
+
+def classes(method: DeepLanguageNetwork, examples: Sequence[Example], texts: Sequence[str], prompt: str) -> Tensor:
+    """Log-probabilities of the classes after hidden texts, ``[B, Y]``."""
+    placed = [method.network.top.place(example, text) for example, text in zip(examples, texts, strict=True)]
+    return method.network.readers[-1].class_log_probs(placed, [prompt])[0]
+
+
+def draws(
+    method: DeepLanguageNetwork, examples: Sequence[Example], prompts: Sequence[str], count: int
+) -> list[list[str]]:
+    """Hidden texts of the layer below the top one, drawn at temperature 0.7, ``[K][B]``."""
+    index = len(method.network.layers) - 2
+    layer, reader = method.network.layers[index], method.network.readers[index]
+    below = method.network.think(examples, prompts)[index - 1] if index else [""] * len(examples)
+    placed = [layer.place(example, under) for example, under in zip(examples, below, strict=True)]
+    size = len(placed)
+    return [
+        reader.draw(placed, prompts[index], layer.settings.max_new_tokens, 0.7, range(k * size, (k + 1) * size))
+        for k in range(count)
+    ]
+
+
+def information(
+    method: DeepLanguageNetwork, examples: Sequence[Example], prompts: Sequence[str], count: int
+) -> dict[str, Any]:
+    """What hidden texts carry under some prompts."""
+    hidden = method.network.think(examples, prompts)[-1]
+    answered = classes(method, examples, hidden, prompts[-1])
+    several = torch.stack(
+        [classes(method, examples, texts, prompts[-1]) for texts in draws(method, examples, prompts, count)]
+    )
+    right = sum(answer.right for answer in method.network.answer(examples, [hidden], prompts))
+    return {
+        "accuracy": f"{right / len(examples):.3f}",
+        "I(x, h; y)": f"{mutual_information(answered):.4f}",
+        "I(h; y | x)": f"{by_draws:.4f}",
+        "different h": len(set(hidden)),
+        "mean length": f"{sum(map(len, hidden)) / len(hidden):.0f}",
+    }
+
+
+def main() -> None:
+    """Read, compute, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--examples", type=int, default=10, help="whose hidden texts are shown")
+    parser.add_argument("--measured", type=int, default=100, help="that information is estimated from")
+    parser.add_argument("--draws", type=int, default=5)
+    arguments = parser.parse_args()
+    rows = [json.loads(line) for line in (arguments.run / "prompts.jsonl").read_text(encoding="utf-8").splitlines()]
+    print(f"Prompts over time\n\n{table(over_time(rows))}\n\nProposals\n\n{table(kinds(rows))}")
+    cli = Loaded(["test", "-c", str(arguments.run / "config.yaml"), "--ckpt_path", "best"])
+    method, data = cli.model, cli.datamodule
+    method.configure_model()
+    checkpoint = torch.load(arguments.run / "checkpoints" / "best.ckpt", weights_only=True)
+    method.on_load_checkpoint(checkpoint)
+    L.seed_everything(0, verbose=False)
+    gains = [
+        {
+            "layer": layer,
+            "message": message,
+            "proposals": arms.counts[message],
+            "mean gain": f"{arms.mean(message):.4f}",
+        }
+        for layer, arms in enumerate(method.arms)
+        for message in range(len(arms.counts))
+    ]
+    print(f"\nMessages\n\n{table(gains)}")
+    if len(method.prompts) < 2:
+        return
+    examples = data.examples("test")[: max(arguments.examples, arguments.measured)]
+    before, after = [layer.prompt for layer in method.layer_settings], method.active_prompts()
+    with torch.no_grad():
+        texts = [method.network.think(examples[: arguments.examples], prompts)[-1] for prompts in (before, after)]
+        shown = [
+            {"question": example.question, "answer": example.reference, "before": first, "after": second}
+            for example, first, second in zip(examples, *texts, strict=False)
+        ]
+        print(f"\nHidden texts\n\n{table(shown)}")
+        if all(example.labels for example in examples):
+            both = [
+                {"prompts": name, **information(method, examples[: arguments.measured], prompts, arguments.draws)}
+                for name, prompts in (("initial", before), ("best", after))
+            ]
+            print(f"\nWhat they carry\n\n{table(both)}")
+
+
+if __name__ == "__main__":
+    main()
