@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import sys
 from pathlib import Path
@@ -13,7 +14,8 @@ from conftest import TINY
 from transformers import AutoModelForCausalLM
 
 import callbacks
-from lightning_prompts.lm import FrozenLM
+from lightning_prompts.cli import run
+from lightning_prompts.lm import FrozenLM, LMConfig
 
 EXPERIMENTS = Path(callbacks.__file__).parent.parent / "experiments"
 
@@ -124,3 +126,40 @@ def test_the_antonym_table_is_made_from_wordnet_s_files(
     script("antonyms/make_table.py").main()
     assert table.read_text() == "word\tantonym\tpart\tcount\ncold\thot\tadj\t4\n"
     assert "1 pairs, 1 of them" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("order", ["prompt first", "example first"])
+@pytest.mark.parametrize("ways", [1, 2])
+def test_the_scoring_benchmark_compares_the_same_numbers(order: str, ways: int) -> None:
+    benchmark = script("benchmarks/dln_scoring.py")
+    lm = FrozenLM.load(LMConfig(f"{TINY},max_position_embeddings=2048"))
+    arguments = argparse.Namespace(prompts=3, examples=3, repeats=1, ways=ways, memory_mb=256.0)
+    row = benchmark.compare(lm, lm.model, order, 6, arguments)
+    assert row["difference"] < 1e-4
+    assert row["ratio"] > 0
+
+
+def test_a_network_s_run_is_analysed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "tiny.yaml"
+    config.write_text(
+        "model:\n  class_path: DeepLanguageNetwork\n  init_args:\n"
+        "    layers: [{prompt: Think., max_new_tokens: 4}, {prompt: Say.}]\n"
+        "    proposals: [{class_path: LanguageModelProposals, init_args: {count: 2, max_new_tokens: 4, shown: 1}}]\n"
+        "    posterior: {samples: 2}\n"
+        f'    lm: {{name: "{TINY},max_position_embeddings=2048"}}\n'
+        "data:\n  class_path: Hyperbaton\n  init_args: {train_size: 8, val_size: 6, test_size: 6, batch_size: 4}\n"
+        "trainer: {max_steps: 2, val_check_interval: 1, check_val_every_n_epoch: null, accelerator: cpu, "
+        f"enable_progress_bar: false, max_epochs: -1, default_root_dir: {tmp_path / 'run'}}}\n"
+    )
+    assert run(["fit", "-c", str(config)]) == 0
+    analysis = script("dln/analysis.py")
+    monkeypatch.setattr(sys, "argv", ["analysis.py", str(tmp_path / "run"), "--examples", "3", "--draws", "2"])
+    analysis.main()
+    printed = capsys.readouterr().out
+    for heading in ("Prompts over time", "Proposals", "Messages", "Hidden texts", "What they carry"):
+        assert f"{heading}\n\n|" in printed
+    assert "| 0 | LanguageModelProposals | " in printed
+    assert printed.count("Which sentence has the correct adjective order") == 3
+    assert "| initial | " in printed

@@ -96,9 +96,9 @@ def information(
     """What hidden texts carry under some prompts."""
     hidden = method.network.think(examples, prompts)[-1]
     answered = classes(method, examples, hidden, prompts[-1])
-    several = torch.stack(
-        [classes(method, examples, texts, prompts[-1]) for texts in draws(method, examples, prompts, count)]
-    )
+    drawn = draws(method, examples, prompts, count)
+    several = torch.stack([classes(method, examples, texts, prompts[-1]) for texts in drawn])
+    by_draws = torch.stack([mutual_information(one) for one in several.unbind(1)]).mean()
     right = sum(answer.right for answer in method.network.answer(examples, [hidden], prompts))
     return {
         "accuracy": f"{right / len(examples):.3f}",
