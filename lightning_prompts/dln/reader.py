@@ -6,11 +6,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from lightning_prompts.dln.cache import TextCache
 from lightning_prompts.errors import UserError
-from lightning_prompts.lm import FrozenLM, Sampling
+from lightning_prompts.lm import FrozenLM, LabelScores, Sampling
 from lightning_prompts.lm.encoding import Row
 from lightning_prompts.lm.labels import calibrated, class_log_probs, without_content
 from lightning_prompts.search.continuations import ContinuationScorer
@@ -58,13 +57,8 @@ class Reader:
         Raises:
             UserError: A text does not fit the context window.
         """
-        keys = [
-            [
-                self.cache.key(self.number, example, prompt, several)
-                for example, several in zip(examples, texts, strict=True)
-            ]
-            for prompt in prompts
-        ]
+        pairs = list(zip(examples, texts, strict=True))
+        keys = [[self.cache.key(self.number, example, prompt, text) for example, text in pairs] for prompt in prompts]
         known = self.cache.scores
         # Prompts that lack the same examples make a grid.
         grids: dict[tuple[int, ...], list[int]] = {}
@@ -131,33 +125,43 @@ class Reader:
         Returns:
             ``[C, N, Y]`` in nats, float64 on the CPU; negative infinity behind an example's last class.
         """
-        own = self._classes(examples, prompts)
-        if self.calibrate:
-            bare = [without_content(example) for example in examples]
-            bias = self._classes([one for several in bare for one in several], prompts)
-            counts = iter(range(0, len(bias[0]), len(bare[0])))
-            starts = [next(counts) for _ in examples]
-            own = [
-                [
-                    calibrated(log_probs, torch.stack(biases[start : start + len(bare[0])]))
-                    for log_probs, start in zip(line, starts, strict=True)
-                ]
-                for line, biases in zip(own, bias, strict=True)
-            ]
-        flat = pad_sequence([part for line in own for part in line], batch_first=True, padding_value=float("-inf"))
-        return flat.view(len(prompts), len(examples), -1)
+        return self._calibrated(examples, prompts, self._classes(examples, prompts)[0])
 
-    def _classes(self, examples: Sequence[Example], prompts: Sequence[str]) -> list[list[Tensor]]:
-        """``[C][N]`` tensors ``[Y]``."""
+    def label_scores(self, examples: Sequence[Example], prompt: str) -> LabelScores:
+        """What `lm.label_scores` says of placed examples with a prompt."""
+        classes, nll = self._classes(examples, [prompt], answers=True)
+        return LabelScores(self._calibrated(examples, [prompt], classes)[0].float(), nll)
+
+    def _calibrated(self, examples: Sequence[Example], prompts: Sequence[str], classes: Tensor) -> Tensor:
+        """What the LM says without a question taken off ``[C, N, Y]``, where that is wanted."""
+        if not self.calibrate:
+            return classes
+        bare = [one for example in examples for one in without_content(example)]
+        bias, _ = self._classes(bare, prompts)
+        return calibrated(classes, bias.unflatten(1, (len(examples), -1)))
+
+    def _classes(
+        self, examples: Sequence[Example], prompts: Sequence[str], answers: bool = False
+    ) -> tuple[Tensor, list[float | None]]:
+        """Log-probabilities ``[C, N, Y]``; and, if wanted, the NLL of each answer under the first prompt."""
         labels = [self.lm.encoder.label_tokens(example.labels) for example in examples]
-        sums = self.sums(examples, prompts, [known.tokens for known in labels])
-        return [
-            [
-                class_log_probs(torch.tensor(values, dtype=torch.double), known)
-                for values, known in zip(line, labels, strict=True)
-            ]
-            for line in sums
+        own = [tuple(self.lm.encoder.tokens(example.answer or "")) if answers else () for example in examples]
+        texts = [
+            (*known.tokens, answer) if answer and answer not in known.tokens else known.tokens
+            for known, answer in zip(labels, own, strict=True)
         ]
+        sums = self.sums(examples, prompts, texts)
+        shape = (len(prompts), len(examples), max(known.classes for known in labels))
+        result = torch.full(shape, float("-inf"), dtype=torch.double)
+        for known in set(labels):
+            places = [n for n, mine in enumerate(labels) if mine == known]
+            values = torch.tensor([[line[n][: len(known.tokens)] for n in places] for line in sums], dtype=torch.double)
+            result[:, places, : known.classes] = class_log_probs(values, known)
+        nll = [
+            -values[several.index(answer)] / len(answer) if answer else None
+            for values, several, answer in zip(sums[0], texts, own, strict=True)
+        ]
+        return result, nll
 
     # --- texts ------------------------------------------------------------------------------------------------------
 

@@ -58,6 +58,7 @@ def calibrated(log_probs: Tensor, content_free: Tensor) -> Tensor:
         Log-probabilities ``[..., Y]``.
     """
     bias = torch.logsumexp(content_free, -2)  # of their mean, but for a constant
+    bias = bias.masked_fill(torch.isinf(log_probs), 0.0)  # there is no such class
     return torch.log_softmax(log_probs - bias, -1)
 
 
@@ -116,11 +117,7 @@ def label_scores(lm: FrozenLM, examples: Sequence[Example], prompt: Prompt, cali
     of_row = {index: b for b, several in enumerate(owner.tolist()) for index in several}
     own = prompt[[of_row[index] for index in range(len(empty))]] if isinstance(prompt, Tensor) and per_row else prompt
     bias = _scores(lm, [replace(bare, answer=None) for bare in empty], own).log_probs
-    results = [
-        calibrated(log_probs[: len(example.labels)], bias[several][:, : len(example.labels)])
-        for example, log_probs, several in zip(examples, scored.log_probs, owner, strict=True)
-    ]
-    return LabelScores(_together(results), scored.nll)
+    return LabelScores(calibrated(scored.log_probs, bias[owner]), scored.nll)
 
 
 def _scores(lm: FrozenLM, examples: Sequence[Example], prompt: Prompt) -> LabelScores:
@@ -135,14 +132,8 @@ def _scores(lm: FrozenLM, examples: Sequence[Example], prompt: Prompt) -> LabelS
     ]
     sums = lm.continuation_scores([row.context for row in rows], continuations, prompt)
     parts = sums.split([len(several) for several in continuations])
+    log_probs = [class_log_probs(part[: len(known.tokens)], known) for part, known in zip(parts, labels, strict=True)]
     return LabelScores(
-        _together(
-            [class_log_probs(part[: len(known.tokens)], known) for part, known in zip(parts, labels, strict=True)]
-        ),
+        pad_sequence(log_probs, batch_first=True, padding_value=float("-inf")),
         [-float(part[-1]) / len(row.answer) if row.answer else None for part, row in zip(parts, rows, strict=True)],
     )
-
-
-def _together(parts: Sequence[Tensor]) -> Tensor:
-    """``[Y]`` each -> ``[B, Y]``."""
-    return pad_sequence(list(parts), batch_first=True, padding_value=float("-inf"))

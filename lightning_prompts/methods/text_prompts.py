@@ -225,17 +225,7 @@ class TextPromptMethod(PromptMethod):
     def label_scores(self, prepared: Sequence[Example], prompt: Prompt) -> LabelScores:
         """See `PromptMethod`; what is known is looked up."""
         del prompt
-        texts = [self.active_prompts()[-1]]
-        reader = self.network.readers[-1]
-        log_probs = reader.class_log_probs(prepared, texts)[0]
-        answered = [index for index, example in enumerate(prepared) if example.answer is not None]
-        nll: list[float | None] = [None] * len(prepared)
-        if answered:
-            placed = [prepared[index] for index in answered]
-            means = reader.log_probs(placed, texts, [[str(example.answer)] for example in placed])[0, :, 0]
-            for index, mean in zip(answered, means.tolist(), strict=True):
-                nll[index] = -mean
-        return LabelScores(log_probs.float(), nll)
+        return self.network.readers[-1].label_scores(prepared, self.active_prompts()[-1])
 
     def on_validation_epoch_start(self) -> None:
         """Start counting."""
