@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning as L  # noqa: N812 - Lightning's own convention
 import pytest
@@ -814,6 +815,22 @@ def test_few_shot_on_labels(tmp_path: Path) -> None:
         assert row["correct"] == (row["label"] == row["answer"])
 
 
+def test_every_method_can_calibrate(tmp_path: Path) -> None:
+    lm = LMConfig(f"{TINY},max_position_embeddings=700", calibrate_labels=True)
+    found = []
+    for method in (FixedPrompt(text="Say.", lm=lm), network(layers=[LanguageLayer("Say.")], posterior=None,
+                                                            error_weight=0.0, lm=lm)):  # fmt: skip
+        folder = tmp_path / type(method).__name__
+        trainer(folder, 1).test(method, Toy(), verbose=False)
+        found.append([json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()])
+    vectors = method.current_prompt()
+    scores = label_scores(method.lm, Toy().examples("test"), vectors, calibrate=True).log_probs
+    names = [YES_NO[label][0] for label in scores.argmax(-1).tolist()]
+    assert [row["label"] for row in found[0]] == [row["label"] for row in found[1]] == names
+    plain = label_scores(method.lm, Toy().examples("test"), vectors).log_probs
+    assert names != [YES_NO[label][0] for label in plain.argmax(-1).tolist()], "it makes a difference here"
+
+
 def test_layers_share_an_lm_where_they_name_the_same(tmp_path: Path) -> None:
     other = LMConfig(f"{TINY},num_hidden_layers=1,max_position_embeddings=700")
     layers = [LanguageLayer("Think.", max_new_tokens=4, lm=other), LanguageLayer("Say.")]
@@ -846,6 +863,20 @@ def test_ape_keeps_the_best_on_validation(tmp_path: Path) -> None:
             assert row["reward"] == pytest.approx(sum(right) / len(right), abs=1e-5)
         best = max(row["reward"] for row in mine)
         assert next(row for row in mine if row["reward"] == best)["chosen"], "the first of equals, so the current one"
+
+
+def test_trust_needs_classes(tiny: FrozenLM) -> None:
+    with pytest.raises(UserError, match="trust compares class probabilities"):
+        stepper_of(tiny, [LanguageLayer()], trust=0.5).step(
+            examples(labels=False), ["Start."], PromptMemory(0, -1), [Arms()], 0.0, generator()
+        )
+
+
+def test_one_process_learns(monkeypatch: pytest.MonkeyPatch) -> None:
+    method = network()
+    monkeypatch.setattr(method, "_trainer", SimpleNamespace(world_size=2))
+    with pytest.raises(UserError, match=r"set trainer\.devices to 1"):
+        method.on_fit_start()
 
 
 def test_all_filtered_out_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -109,7 +109,9 @@ class PlacedLayer:
         if self.template is None:
             return replace(example, after=example.after + hint)
         answer = None if example.answer is None or not self.top else example.answer.strip()
-        fields = {**example.fields, "question": self.question(example) + hint, HIDDEN: hidden, "answer": answer}
+        fields = {**example.fields, "question": self.question(example) + hint, "answer": answer}
+        if not self.first:
+            fields[HIDDEN] = hidden
         stop = example.stop if self.top else self.settings.stop
         placed = _template(self.template, stop, example.chat, example.system).render(fields, example.source)
         return replace(

@@ -21,6 +21,7 @@ from lightning_prompts.dln.posterior import Posterior, Thought
 from lightning_prompts.dln.proposals import Case, Proposal, Proposals, Request, distinct
 from lightning_prompts.dln.reader import Reader
 from lightning_prompts.dln.rewards import best, divergence, expected_log_probs
+from lightning_prompts.errors import UserError
 from lightning_prompts.types import Example
 
 
@@ -287,7 +288,9 @@ class Stepper:
         texts, weights = (None, one) if top else (draws[index].texts, draws[index].weights)
         log_probs, classes = self._log_probs(index, prompts, seen.examples, read, texts)
         rewards = expected_log_probs(log_probs, read.weights, weights)
-        if classes is not None and self.settings.trust:
+        if top and self.settings.trust:
+            if classes is None:
+                raise UserError("trust compares class probabilities, and these answers are free text; set trust to 0")
             rewards = rewards - self.settings.trust * divergence(classes, read.weights)
         if not top and error_weight:
             below, layer = seen.below(index), self.network.layers[index]

@@ -187,7 +187,13 @@ class TextPromptMethod(PromptMethod):
         return self.handle.sum() * 0  # Lightning follows a gradient; this one leads nowhere
 
     def on_fit_start(self) -> None:
-        """The prompts to start from are the first to be the best."""
+        """The prompts to start from are the first to be the best.
+
+        Raises:
+            UserError: There are several processes, which would go on with different prompts.
+        """
+        if self.trainer.world_size > 1:
+            raise UserError(f"{type(self).__name__} learns in one process; set trainer.devices to 1")
         if self.prompt_memory.best is not None:
             return
         batches = self.validation_batches()
