@@ -55,6 +55,7 @@ class TextDataModule(L.LightningDataModule):
         seed: Seed of splits and of ``max_train_examples``.
     """
 
+    instruction: str = ""  # the task in a sentence: where text prompts start that ask for the task's own
     extract: str | None = None  # see `Example`
     numeric: bool = False
     balanced: bool = False  # training batches with as many examples of each class as of any other

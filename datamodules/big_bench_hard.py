@@ -22,6 +22,15 @@ MOST_TARGETS = 8  # Targets that no question lists are classes if they are so fe
 # In some tasks BIG-bench has other words for what BIG-Bench Hard calls yes and no.
 _YES, _NO = {"yes", "true", "plausible", "correct"}, {"no", "false", "implausible", "incorrect"}
 
+# Sordoni et al. 2023, in our words; for other tasks there is none.
+INSTRUCTIONS = {
+    "hyperbaton": "Which sentence has the correct adjective order?",
+    "navigate": "If you follow these instructions, do you return to the starting point?",
+    "date_understanding": "Infer the date from the context.",
+    "logical_deduction_seven_objects": "The paragraph describes seven objects in a fixed order, and its statements are "
+    "consistent. Which option follows?",
+}
+
 
 @dataclass(frozen=True)
 class _Item:
@@ -85,6 +94,7 @@ class BigBenchHard(LabelledTask):
         super().__init__(template, stop, chat, system, train, val, test, balanced, val_size, test_size,
                          batch_size, eval_batch_size, max_train_examples, seed)  # fmt: skip
         self.task = task
+        self.instruction = INSTRUCTIONS.get(task, "")
         self._repeated: set[str] = set()
 
     @property

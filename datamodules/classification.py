@@ -18,6 +18,7 @@ class _Task:
     """One of the datasets.
 
     Attributes:
+        instruction: The task in a sentence.
         classes: What the labels 0, 1, ... stand for in local files.
         hub: Where it lies on the hub.
         sentence: Field of the hub's rows.
@@ -26,6 +27,7 @@ class _Task:
         codes: Other names of the classes.
     """
 
+    instruction: str
     classes: tuple[str, ...]
     hub: HubSource
     sentence: str = "sentence"
@@ -35,14 +37,17 @@ class _Task:
 
 
 _POLES = ("negative", "positive")
+_REVIEW = "Read the following review, then choose whether it is negative or positive."
 _SPLITS = {"train": "train", "test": "test"}
 _TREC_CODES = {"desc": "description", "enty": "entity", "abbr": "expression", "abbreviation": "expression",
                "hum": "human", "loc": "location", "num": "number", "numeric": "number"}  # fmt: skip
 TASKS = {
     # The test sentences on the hub have no labels.
-    "sst2": _Task(_POLES, HubSource("stanfordnlp/sst2", None, {"train": "train", "test": "validation"})),
-    "mpqa": _Task(_POLES, HubSource("rahulsikder223/SentEval-MPQA", None, _SPLITS)),
+    "sst2": _Task(_REVIEW, _POLES, HubSource("stanfordnlp/sst2", None, {"train": "train", "test": "validation"})),
+    "mpqa": _Task(_REVIEW, _POLES, HubSource("rahulsikder223/SentEval-MPQA", None, _SPLITS)),
     "trec": _Task(
+        "Read the following question, then choose whether it is about a description, entity, expression, human, "
+        "location or number.",
         ("description", "entity", "expression", "human", "location", "number"),
         HubSource("SetFit/TREC-QC", None, _SPLITS),
         sentence="text",
@@ -50,6 +55,7 @@ TASKS = {
         codes=_TREC_CODES,
     ),
     "subj": _Task(
+        "Read the following sentence, then choose whether it is subjective or objective.",
         ("subjective", "objective"),
         HubSource("SetFit/subj", None, _SPLITS),
         sentence="text",
@@ -117,6 +123,7 @@ class Classification(LabelledTask):
         if task not in TASKS:
             raise UserError(f"data.task {task!r} is unknown; {nearest(task, TASKS)}")
         self.task = TASKS[task]
+        self.instruction = self.task.instruction
         classes = self.task.classes
         for name in [*(order or ()), *(labels or ())]:
             if name not in classes:

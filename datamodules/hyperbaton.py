@@ -46,6 +46,8 @@ class Hyperbaton(GeneratedReasoning):
         seed: Seed of the questions.
     """
 
+    instruction = "Which sentence has the correct adjective order?"
+
     def __init__(
         self,
         test: str | None = None,

@@ -42,6 +42,8 @@ class Navigate(GeneratedReasoning):
         seed: Seed of the questions.
     """
 
+    instruction = _START
+
     def __init__(
         self,
         test: str | None = None,

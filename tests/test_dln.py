@@ -831,6 +831,25 @@ def test_every_method_can_calibrate(tmp_path: Path) -> None:
     assert names != [YES_NO[label][0] for label in plain.argmax(-1).tolist()], "it makes a difference here"
 
 
+def test_prompts_start_at_the_task_s_own_instruction(tmp_path: Path) -> None:
+    lm = LMConfig(f"{TINY},max_position_embeddings=700")
+    data = Toy()
+    data.instruction = "Odd?"
+    found = []
+    for text in (None, "Odd?", ""):
+        method = FixedPrompt(text=text, lm=lm)
+        folder = tmp_path / str(text)
+        trainer(folder, 1).test(method, data, verbose=False)
+        found.append((folder / "predictions.jsonl").read_text())
+    assert found[0] == found[1] != found[2]
+    method = network(layers=[LanguageLayer("Think.", max_new_tokens=4), LanguageLayer(None)])
+    trainer(tmp_path / "two", 1, 1).fit(method, data)
+    assert method.initial_prompts == ["Think.", "Odd?"]
+    ape = Ape(text=None, induced=InducedInstructions(2, max_new_tokens=4), max_prompt_tokens=60, lm=lm)
+    trainer(tmp_path / "ape", 1, 1).fit(ape, data)
+    assert ape.initial_prompts == ["Odd?"]
+
+
 def test_layers_share_an_lm_where_they_name_the_same(tmp_path: Path) -> None:
     other = LMConfig(f"{TINY},num_hidden_layers=1,max_position_embeddings=700")
     layers = [LanguageLayer("Think.", max_new_tokens=4, lm=other), LanguageLayer("Say.")]

@@ -139,7 +139,7 @@ def main() -> None:
     if len(method.prompts) < 2:
         return
     examples = data.examples("test")[: max(arguments.examples, arguments.measured)]
-    before, after = [layer.prompt for layer in method.layer_settings], method.active_prompts()
+    before, after = method.initial_prompts, method.active_prompts()
     with torch.no_grad():
         texts = [method.network.think(examples[: arguments.examples], prompts)[-1] for prompts in (before, after)]
         shown = [

@@ -21,7 +21,7 @@ class LanguageLayer:
     r"""The settings of a layer.
 
     Attributes:
-        prompt: The prompt to start from; may be empty.
+        prompt: The prompt to start from; may be empty. ``None`` for the task's own instruction.
         template: Text with ``{prompt}``, ``{question}`` (the input x), ``{hidden}`` (what the layer below wrote), other
             fields of the data, and ``{answer}`` at the end, which is what this layer writes. ``None`` for the paper's:
             a single layer uses the task's own template, others are told to think step by step, or shown the thoughts
@@ -35,7 +35,7 @@ class LanguageLayer:
         lm: The layer's own LM; ``None`` for the method's.
     """
 
-    prompt: str = ""
+    prompt: str | None = ""
     template: str | None = None
     residual: bool = True
     learn: bool = True

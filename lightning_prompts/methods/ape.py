@@ -26,7 +26,7 @@ class Ape(TextPromptMethod):
     (iterative APE). ``max_steps: 1`` is APE without resampling. The initial prompt is a candidate as well.
 
     Args:
-        text: The prompt to start from.
+        text: The prompt to start from; ``None`` for the task's own instruction.
         induced: How instructions are guessed.
         paraphrases: How variations are made.
         survivors: How many of the best are varied.
@@ -42,7 +42,7 @@ class Ape(TextPromptMethod):
 
     def __init__(
         self,
-        text: str = "",
+        text: str | None = None,
         induced: InducedInstructions = InducedInstructions(),  # noqa: B008
         paraphrases: Paraphrases = Paraphrases(),  # noqa: B008
         survivors: int = 3,
@@ -53,7 +53,7 @@ class Ape(TextPromptMethod):
         max_new_tokens: int = 16,
     ) -> None:
         """Check the settings."""
-        super().__init__([LanguageLayer()], text, 0, -1, max_prompt_tokens, proposer, memory_mb, lm, max_new_tokens)
+        super().__init__([LanguageLayer(text)], None, 0, -1, max_prompt_tokens, proposer, memory_mb, lm, max_new_tokens)
         if survivors < 1:
             raise UserError(f"survivors must be at least 1, got {survivors}")
         self.induced, self.paraphrases, self.count = induced, paraphrases, survivors

@@ -101,6 +101,11 @@ class PromptMethod(L.LightningModule):
         """The prompt in words, exactly, or ``None`` where there are none."""
         return None
 
+    def task_instruction(self) -> str:
+        """The task in a sentence, as the datamodule has it; empty where there is none."""
+        data = None if self._trainer is None else getattr(self.trainer, "datamodule", None)
+        return str(getattr(data, "instruction", ""))
+
     def proposed(self) -> list[dict[str, Any]]:
         """The candidates that the last step tried, as rows; none where a method does not try several."""
         return []

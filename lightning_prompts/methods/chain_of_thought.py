@@ -22,7 +22,7 @@ class ChainOfThought(FixedPrompt):
     Args:
         trigger: What makes the LM reason.
         extraction: What asks for the answer, after the reasoning.
-        text: What stands in the prompt slot.
+        text: What stands in the prompt slot; ``None`` for the task's own instruction.
         reasoning_tokens: How long the reasoning may get.
         reasoning_stop: Regular expression; the reasoning ends where it first matches.
         lm: The frozen language model.
@@ -33,7 +33,7 @@ class ChainOfThought(FixedPrompt):
         self,
         trigger: str = "\nLet's think step by step.",
         extraction: str = "\nTherefore, the answer is",
-        text: str = "",
+        text: str | None = "",
         reasoning_tokens: int = 64,
         reasoning_stop: str = r"\n\n",
         lm: LMConfig = LMConfig(),  # noqa: B008

@@ -23,7 +23,8 @@ class FewShot(FixedPrompt):
 
     Args:
         shots: How many examples.
-        text: What stands in the prompt slot, of the question and of the examples.
+        text: What stands in the prompt slot, of the question and of the examples; ``None`` for the task's own
+            instruction.
         separator: Stands between the examples.
         lm: The frozen language model.
         max_new_tokens: How long a generated answer may get.
@@ -32,7 +33,7 @@ class FewShot(FixedPrompt):
     def __init__(
         self,
         shots: int = 5,
-        text: str = "",
+        text: str | None = "",
         separator: str = "\n",
         lm: LMConfig = LMConfig(),  # noqa: B008
         max_new_tokens: int = 16,

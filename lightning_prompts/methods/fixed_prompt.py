@@ -17,7 +17,7 @@ class FixedPrompt(PromptMethod):
     """Puts a text into the prompt slot and scores it.
 
     Args:
-        text: The prompt; may be empty. Mind its leading space.
+        text: The prompt; may be empty. Mind its leading space. ``None`` for the task's own instruction.
         lm: The frozen language model.
         max_new_tokens: How long a generated answer may get.
     """
@@ -26,13 +26,15 @@ class FixedPrompt(PromptMethod):
     crossing = "nothing to cross"
     objective_name = "none"
 
-    def __init__(self, text: str = "", lm: LMConfig = LMConfig(), max_new_tokens: int = 16) -> None:  # noqa: B008
+    def __init__(self, text: str | None = "", lm: LMConfig = LMConfig(), max_new_tokens: int = 16) -> None:  # noqa: B008
         """Keep the text."""
         super().__init__(lm, max_new_tokens)
-        self.text = text
+        self.given, self.text = text, text or ""
 
     def build_prompt(self) -> None:
         """Tokenise the text."""
+        if self.given is None:
+            self.text = self.task_instruction()
         self.ids = torch.tensor(self.lm.encoder.tokens(self.text), dtype=torch.long, device=self.lm.device)
 
     def current_prompt(self) -> Tensor:

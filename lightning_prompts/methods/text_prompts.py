@@ -83,7 +83,8 @@ class TextPromptMethod(PromptMethod):
         self.placed = [PlacedLayer(layer, index, len(layers)) for index, layer in enumerate(layers)]
         self.default_lm, self.proposer_config = lm, proposer
         self.max_prompt_tokens, self.memory_mb = max_prompt_tokens, memory_mb
-        self.prompts = [layer.prompt for layer in layers]
+        self.initial_prompts = [layer.prompt or "" for layer in layers]
+        self.prompts = list(self.initial_prompts)
         self.prompt_memory = PromptMemory(memory, tolerance)
         self.arms = [Arms() for _ in layers]
         self.cache = TextCache()
@@ -116,10 +117,13 @@ class TextPromptMethod(PromptMethod):
         readers = [self.readers[config] for config in configs]
         self.network = LanguageNetwork(self.placed, readers[:-1], self.max_new_tokens)
         self.proposer = readers[-1]
-        for layer, reader in zip(self.layer_settings, readers, strict=False):
-            if (count := len(reader.lm.encoder.tokens(layer.prompt))) > self.max_prompt_tokens:
+        own = self.task_instruction()
+        self.initial_prompts = [own if layer.prompt is None else layer.prompt for layer in self.layer_settings]
+        self.prompts = list(self.initial_prompts)
+        for prompt, reader in zip(self.initial_prompts, readers, strict=False):
+            if (count := len(reader.lm.encoder.tokens(prompt))) > self.max_prompt_tokens:
                 raise UserError(
-                    f"the initial prompt {layer.prompt[:40]!r} has {count} tokens, more than max_prompt_tokens "
+                    f"the initial prompt {prompt[:40]!r} has {count} tokens, more than max_prompt_tokens "
                     f"({self.max_prompt_tokens}); raise it"
                 )
 
@@ -280,6 +284,7 @@ class TextPromptMethod(PromptMethod):
         """Add the prompts and all that decides how they go on."""
         super().on_save_checkpoint(checkpoint)
         checkpoint[STATE] = {
+            "initial": list(self.initial_prompts),
             "prompts": list(self.prompts),
             "memory": self.prompt_memory.state(),
             "arms": [arms.state() for arms in self.arms],
@@ -290,7 +295,7 @@ class TextPromptMethod(PromptMethod):
         """Take them back."""
         super().on_load_checkpoint(checkpoint)
         state = checkpoint[STATE]
-        self.prompts = list(state["prompts"])
+        self.initial_prompts, self.prompts = list(state["initial"]), list(state["prompts"])
         self.prompt_memory.load(state["memory"])
         for arms, known in zip(self.arms, state["arms"], strict=True):
             arms.load(known)
