@@ -47,6 +47,7 @@ from lightning_prompts.dln.proposals import (
     distinct,
 )
 from lightning_prompts.dln.reader import Reader
+from lightning_prompts.dln.rewards import best
 from lightning_prompts.dln.sharpening import ArgMaxWeights, Sharpening, SoftmaxSharpening, UniformWeights
 from lightning_prompts.dln.step import Stepper, StepSettings
 from lightning_prompts.errors import UserError
@@ -283,6 +284,13 @@ def test_a_tie_keeps_the_current_prompt(tiny: FrozenLM, monkeypatch: pytest.Monk
         assert result.prompts == [chosen]
 
 
+def test_what_is_not_a_number_does_not_win() -> None:
+    nan = float("nan")
+    assert best(torch.tensor([-1.0, nan, -2.0])) == 0
+    assert best(torch.tensor([nan, -3.0, -2.0, nan])) == 2
+    assert best(torch.tensor([nan, nan])) == 0
+
+
 def test_nothing_changes_where_all_is_right(tiny: FrozenLM) -> None:
     stepper = stepper_of(tiny, [LanguageLayer()])
     answers = stepper.forward(examples(), ["Start."]).answers
@@ -366,8 +374,8 @@ def test_a_step_of_two_layers(sharpening: Sharpening, labels: bool) -> None:
                 reward -= error_weight * plain_mean(lm, first.place(example), text, draft) / len(wrong)
         assert candidate.reward == pytest.approx(reward, abs=1e-4)
     for layer in (0, 1):
-        best = max(result.candidates[layer], key=lambda candidate: candidate.reward)
-        assert result.prompts[layer] == best.proposal.text, "both replaced, each by its best"
+        winner = max(result.candidates[layer], key=lambda candidate: candidate.reward)
+        assert result.prompts[layer] == winner.proposal.text, "both replaced, each by its best"
 
 
 def test_a_step_of_three_layers(tiny: FrozenLM) -> None:

@@ -154,6 +154,8 @@ def test_a_network_s_run_is_analysed(
         f"enable_progress_bar: false, max_epochs: -1, default_root_dir: {tmp_path / 'run'}}}\n"
     )
     assert run(["fit", "-c", str(config)]) == 0
+    saved = torch.load(tmp_path / "run" / "checkpoints" / "best.ckpt", weights_only=True)
+    assert any("'val/exact_match'" in key for key in saved["callbacks"]), "the best is the one of the best accuracy"
     analysis = script("dln/analysis.py")
     monkeypatch.setattr(sys, "argv", ["analysis.py", str(tmp_path / "run"), "--examples", "3", "--draws", "2"])
     analysis.main()

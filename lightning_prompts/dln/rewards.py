@@ -36,5 +36,9 @@ def divergence(log_probs: Tensor, inputs: Tensor) -> Tensor:
 
 
 def best(rewards: Tensor) -> int:
-    """The index of the largest reward ``[C]``; the current prompt, which is the first, wins every tie."""
+    """The index of the largest reward ``[C]``; the current prompt, which is the first, wins every tie.
+
+    What is not a number is no reward.
+    """
+    rewards = rewards.nan_to_num(nan=float("-inf"))
     return 0 if rewards[0] >= rewards.max() else int(rewards.argmax())

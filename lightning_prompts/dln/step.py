@@ -32,14 +32,12 @@ class StepSettings:
     Attributes:
         proposals: Where candidates come from.
         posterior: How hidden texts are drawn; without effect for one layer.
-        error_weight: ``lambda_t``, what the likelihood of hidden texts that led to errors costs.
         trust: Weight of the divergence from the current prompt's classes.
         max_prompt_tokens: Longer proposals are dropped.
     """
 
     proposals: Sequence[Proposals]
     posterior: Posterior
-    error_weight: float = 0.0
     trust: float = 0.0
     max_prompt_tokens: int = 200
 
@@ -171,7 +169,7 @@ class Stepper:
             prompts: Of the layers; the weights of draws follow from these, and all are replaced together.
             memory: Prompts that may be rewritten beside the current ones, and are candidates themselves.
             arms: What the messages have brought, by layer; updated.
-            error_weight: ``lambda_t`` of this step.
+            error_weight: ``lambda_t`` of this step, what the likelihood of hidden texts that led to errors costs.
             generator: Of everything random.
 
         Returns:
