@@ -17,7 +17,7 @@ from lightning_prompts.errors import UserError, nearest
             "subclasses with name SGD. Give the full class path to avoid ambiguity: torch.optim.SGD, b.optim.SGD.",
             "several classes are called SGD; write the full path of one: torch.optim.SGD, b.optim.SGD",
         ),
-        ("the following arguments are required: fit.data", "no --data given; known: Addition, Antonyms, GSM8K"),
+        ("the following arguments are required: fit.data", "no --data given; known: Addition, Antonyms, BigBenchHard"),
         ("something\n   new Namespace(a=1, b=Namespace())", "something new"),
         (
             'Parser key "model.init_args.reward": ... Expected a dot import path string: Rouge',
