@@ -28,7 +28,7 @@ ALLOWED = {
     "lightning_prompts.crossings": {"types", "errors", "template", "lm", "randomness"},
     "lightning_prompts.refiners": {"types", "errors", "template", "lm", "randomness"},
     "lightning_prompts.search": {"types", "errors", "template", "lm", "objectives"},
-    "lightning_prompts.dln": {"types", "errors", "template", "answers", "lm", "objectives", "search", "randomness"},
+    "lightning_prompts.dln": {"types", "errors", "template", "answers", "lm", "search"},
     "lightning_prompts.methods": {
         "types",
         "errors",
