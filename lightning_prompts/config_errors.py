@@ -11,6 +11,8 @@ import lightning as L  # noqa: N812 - Lightning's own convention
 import torch
 import yaml
 
+from lightning_prompts.dln.layer import LanguageLayer
+from lightning_prompts.dln.posterior import Posterior
 from lightning_prompts.errors import UserError, nearest
 from lightning_prompts.lm import LMConfig
 
@@ -157,7 +159,7 @@ def _class_names(bases: list[type], key: str | None) -> list[str]:
 
 def _setting_names(bases: list[type]) -> list[str]:
     """Every name that a setting of a method, datamodule, callback, language model or trainer has."""
-    owners = [child for base in bases for child in _subclasses(base)] + [L.Trainer, LMConfig]
+    owners = [child for base in bases for child in _subclasses(base)] + [L.Trainer, LMConfig, LanguageLayer, Posterior]
     names = {"model", "data", "trainer", "seed_everything", "ckpt_path", "config", "overwrite"}
     for owner in owners:
         names.update(name for name in inspect.signature(owner).parameters if name != "self")
