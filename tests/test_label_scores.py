@@ -214,6 +214,26 @@ def test_whichever_comes_first_is_shared(tiny: FrozenLM) -> None:
     assert tokens["example first"] == len("Q: ") + sum(size + len("\n") for size in sizes) + 4 * 4 * (20 + 0)
 
 
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_blocks_that_begin_alike_run_that_once(name: str, tiny: FrozenLM) -> None:
+    rows = [
+        replace(example, after=f"{example.after} {thought}")
+        for example in examples(name)[:2]
+        for thought in ("abc", "def", "ghi")
+    ]
+    prompts, texts = [[40 + c] * 9 for c in range(3)], [[[49], [50, 51]]] * 6
+    before = tiny.tokens_forwarded
+    plain = ContinuationScorer(tiny).score(tiny.encode(rows, 1), prompts, texts)
+    middle = tiny.tokens_forwarded
+    found = ContinuationScorer(tiny).score(tiny.encode(rows, 1), prompts, texts, block=3)
+    assert torch.allclose(torch.tensor(found), torch.tensor(plain), atol=1e-5)
+    fewer = (middle - before) - (tiny.tokens_forwarded - middle)
+    shared = [len(example.question) + len("\nAnswer: ") for example in examples()[:2]]
+    assert fewer == 3 * 2 * sum(shared) if name == "prompt first" else fewer > 0
+    pieces = ContinuationScorer(tiny, memory_mb=1e-3).score(tiny.encode(rows, 1), prompts, texts, block=3)
+    assert torch.allclose(torch.tensor(pieces), torch.tensor(plain), atol=1e-5)
+
+
 def test_continuations_survive_want_of_memory(tiny: FrozenLM, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = tiny.encode(examples(), 1)
     prompts, texts = [[40 + c] * 5 for c in range(4)], [[[49], [50, 51]]] * 4

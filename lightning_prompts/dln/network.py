@@ -72,30 +72,38 @@ class LanguageNetwork:
         texts = self.readers[-1].write(placed, prompts[-1], self.max_new_tokens)
         return [Answer(text, bool(is_correct(e, text))) for e, text in zip(examples, texts, strict=True)]
 
-    def answer_log_probs(self, placed: Sequence[Example], prompts: Sequence[str]) -> tuple[Tensor, Tensor | None]:
+    def answer_log_probs(
+        self, placed: Sequence[Example], prompts: Sequence[str], block: int = 1
+    ) -> tuple[Tensor, Tensor | None]:
         """How likely the reference answers are to the top layer: of the class, or per token of free text.
 
         Args:
             placed: ``B`` examples as the top layer reads them.
             prompts: ``C`` candidates for its prompt.
+            block: Every so many examples are about the same input.
 
         Returns:
             ``[C, B]``, and the log-probabilities of all classes ``[C, B, Y]`` where there are classes.
         """
         reader = self.readers[-1]
         if not all(example.labels for example in placed):
-            return reader.log_probs(placed, prompts, [[str(example.answer)] for example in placed])[..., 0], None
-        classes = reader.class_log_probs(placed, prompts)
+            return reader.log_probs(placed, prompts, [[str(example.answer)] for example in placed], block)[..., 0], None
+        classes = reader.class_log_probs(placed, prompts, block)
         wanted = torch.tensor([example.label for example in placed])
         return classes.gather(-1, wanted.expand(len(prompts), -1)[..., None])[..., 0], classes
 
     def hidden_log_probs(
-        self, index: int, placed: Sequence[Example], prompts: Sequence[str], texts: Sequence[Sequence[str]]
+        self,
+        index: int,
+        placed: Sequence[Example],
+        prompts: Sequence[str],
+        texts: Sequence[Sequence[str]],
+        block: int = 1,
     ) -> Tensor:
         """Mean token log-probabilities of texts ``[B][K]`` that hidden layer ``index`` might write, ``[C, B, K]``."""
         spaced = [[f"{self._lead(example)}{text}" if text else "" for text in several]
                   for example, several in zip(placed, texts, strict=True)]  # fmt: skip
-        return self.readers[index].log_probs(placed, prompts, spaced)
+        return self.readers[index].log_probs(placed, prompts, spaced, block)
 
     @staticmethod
     def _lead(example: Example) -> str:

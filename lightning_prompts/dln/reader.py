@@ -42,7 +42,7 @@ class Reader:
     # --- scores -----------------------------------------------------------------------------------------------------
 
     def sums(
-        self, examples: Sequence[Example], prompts: Sequence[str], texts: Sequence[Texts]
+        self, examples: Sequence[Example], prompts: Sequence[str], texts: Sequence[Texts], block: int = 1
     ) -> list[list[tuple[float, ...]]]:
         """Log-probabilities of texts after placed examples with prompts, those that are known looked up.
 
@@ -50,6 +50,7 @@ class Reader:
             examples: ``N`` placed examples.
             prompts: ``C`` prompts.
             texts: Of each example, what may follow; at least one token each.
+            block: Every so many examples are about the same input.
 
         Returns:
             Sums over tokens in nats, ``[C][N]``.
@@ -73,7 +74,8 @@ class Reader:
             part = [examples[n] for n in places]
             ids = [self.lm.encoder.tokens(prompts[c]) for c in lines]
             rows = self._rows(part, ids, [texts[n] for n in places])
-            found = self.scorer.score(rows, ids, [texts[n] for n in places])
+            whole = len(places) == len(examples)  # where some are known, blocks are no longer whole
+            found = self.scorer.score(rows, ids, [texts[n] for n in places], block if whole else 1)
             self.calls += len(ids) * sum(len(texts[n]) for n in places)
             for c, values in zip(lines, found, strict=True):
                 fresh.update({keys[c][n]: tuple(value) for n, value in zip(places, values, strict=True)})
@@ -95,13 +97,16 @@ class Reader:
                 )
         return rows
 
-    def log_probs(self, examples: Sequence[Example], prompts: Sequence[str], texts: Sequence[Sequence[str]]) -> Tensor:
+    def log_probs(
+        self, examples: Sequence[Example], prompts: Sequence[str], texts: Sequence[Sequence[str]], block: int = 1
+    ) -> Tensor:
         """Mean token log-probabilities of texts, with the white space that they start with.
 
         Args:
             examples: ``N`` placed examples.
             prompts: ``C`` prompts.
             texts: ``K`` texts of each example; one without tokens scores 0.
+            block: See `sums`.
 
         Returns:
             ``[C, N, K]`` in nats, float64 on the CPU.
@@ -112,20 +117,22 @@ class Reader:
         asked = [n for n, several in enumerate(wanted) if several]
         if not asked:
             return result
-        sums = self.sums([examples[n] for n in asked], prompts, [wanted[n] for n in asked])
+        whole = len(asked) == len(examples)
+        texts_asked = [wanted[n] for n in asked]
+        sums = self.sums([examples[n] for n in asked], prompts, texts_asked, block if whole else 1)
         for c, line in enumerate(sums):
             for n, values in zip(asked, line, strict=True):
                 means = {tokens: value / len(tokens) for tokens, value in zip(wanted[n], values, strict=True)}
                 result[c, n] = torch.tensor([means.get(tokens, 0.0) for tokens in ids[n]], dtype=torch.double)
         return result
 
-    def class_log_probs(self, examples: Sequence[Example], prompts: Sequence[str]) -> Tensor:
-        """Log-probabilities of the classes of placed examples.
+    def class_log_probs(self, examples: Sequence[Example], prompts: Sequence[str], block: int = 1) -> Tensor:
+        """Log-probabilities of the classes of placed examples; ``block`` as in `sums`.
 
         Returns:
             ``[C, N, Y]`` in nats, float64 on the CPU; negative infinity behind an example's last class.
         """
-        return self._calibrated(examples, prompts, self._classes(examples, prompts)[0])
+        return self._calibrated(examples, prompts, self._classes(examples, prompts, block=block)[0])
 
     def label_scores(self, examples: Sequence[Example], prompt: str) -> LabelScores:
         """What `lm.label_scores` says of placed examples with a prompt."""
@@ -141,7 +148,7 @@ class Reader:
         return calibrated(classes, bias.unflatten(1, (len(examples), -1)))
 
     def _classes(
-        self, examples: Sequence[Example], prompts: Sequence[str], answers: bool = False
+        self, examples: Sequence[Example], prompts: Sequence[str], answers: bool = False, block: int = 1
     ) -> tuple[Tensor, list[float | None]]:
         """Log-probabilities ``[C, N, Y]``; and, if wanted, the NLL of each answer under the first prompt."""
         labels = [self.lm.encoder.label_tokens(example.labels) for example in examples]
@@ -150,7 +157,7 @@ class Reader:
             (*known.tokens, answer) if answer and answer not in known.tokens else known.tokens
             for known, answer in zip(labels, own, strict=True)
         ]
-        sums = self.sums(examples, prompts, texts)
+        sums = self.sums(examples, prompts, texts, block)
         shape = (len(prompts), len(examples), max(known.classes for known in labels))
         result = torch.full(shape, float("-inf"), dtype=torch.double)
         for known in set(labels):

@@ -319,7 +319,7 @@ class Stepper:
         ]
         shape = (len(prompts), len(examples), count, -1)
         if texts is None:
-            log_probs, classes = self.network.answer_log_probs(placed, prompts)
+            log_probs, classes = self.network.answer_log_probs(placed, prompts, count)
             return log_probs.view(shape), None if classes is None else classes.view(shape)
         repeated = [several for several in texts for _ in range(count)]
-        return self.network.hidden_log_probs(index, placed, prompts, repeated).view(shape), None
+        return self.network.hidden_log_probs(index, placed, prompts, repeated, count).view(shape), None

@@ -311,7 +311,7 @@ class FrozenLM(nn.Module):
         contexts: Sequence[list[int]],
         continuations: Sequence[Sequence[Sequence[int]]],
         prompt: Prompt,
-        group: int | None = None,
+        groups: Sequence[int] = (),
     ) -> Tensor:
         """Log-probabilities of several continuations of each of ``N`` contexts, each context run once.
 
@@ -319,15 +319,16 @@ class FrozenLM(nn.Module):
             contexts: Token ids, at least one each, ``-1 - p`` for position ``p`` of the prompt.
             continuations: Of each context, token ids of as many continuations as it has, at least one token each.
             prompt: See `score`.
-            group: Every ``group`` contexts share more than all do; see `answer_logits`.
+            groups: Every so many contexts share more than all do, and of these every so many still more; each a
+                divisor of the one before. What they share is run once per group.
 
         Returns:
             Sums over tokens, in nats, float32: of the first context's continuations, then of the second's, ...
         """
         feeds = [_distinct_feeds(several) for several in continuations]
         most = max(map(len, feeds))
-        groups = [len(contexts), *([] if group is None else [group])]
-        levels = share([Row(context, []) for context in contexts], contexts, groups, _same_for_all(prompt))
+        rows = [Row(context, []) for context in contexts]
+        levels = share(rows, contexts, [len(contexts), *groups], _same_for_all(prompt))
         after = sum(len(part) for level in levels[:-1] for part in level)
         ends = list(itertools.accumulate((len(part) for part in levels[-1]), initial=after))
         padded = [feed for several in feeds for feed in (several + [[]] * (most - len(several)))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -21,7 +22,11 @@ class ContinuationScorer(Passes):
 
     @torch.no_grad()
     def score(
-        self, rows: Sequence[Row], prompts: Sequence[list[int]], continuations: Sequence[Sequence[Tokens]]
+        self,
+        rows: Sequence[Row],
+        prompts: Sequence[list[int]],
+        continuations: Sequence[Sequence[Tokens]],
+        block: int = 1,
     ) -> list[list[list[float]]]:
         """Log-probability of every continuation of every example under every prompt.
 
@@ -29,6 +34,7 @@ class ContinuationScorer(Passes):
             rows: ``N`` rows with a prompt slot; what is in their answers does not matter.
             prompts: Token ids of ``C`` prompts, of any lengths.
             continuations: Of each example, token ids of one or more texts.
+            block: Every so many examples next to each other begin alike (a question with several thoughts about it).
 
         Returns:
             Sums over tokens in nats, ``[C][N]`` lists of as many as the example has continuations.
@@ -40,33 +46,39 @@ class ContinuationScorer(Passes):
         # No group of one prompt's examples, or one example's prompts, is larger than what fits.
         widest = max((row for part in grid for row in part), key=lambda row: len(row.context))
         room = self.fitting(len(widest.context) + len(widest.answer), logits)
+        room = room // block * block or room
         results: list[list[list[float]]] = [[] for _ in prompts]
         for start in range(0, len(rows), room):
             part = [line[start : start + room] for line in grid]
             texts = continuations[start : start + room]
-            for line, new in zip(results, self._score(part, texts, logits), strict=True):
+            for line, new in zip(results, self._score(part, texts, logits, block), strict=True):
                 line += new
         return results
 
     def _score(
-        self, grid: list[list[Row]], continuations: Sequence[Sequence[Tokens]], logits: int
+        self, grid: list[list[Row]], continuations: Sequence[Sequence[Tokens]], logits: int, block: int
     ) -> list[list[list[float]]]:
         """``[C][N]`` rows -> ``[C][N]`` lists."""
-        by_prompt = tokens_to_run(grid[:2]) <= tokens_to_run(transposed(grid[:2]))
+        block = block if len(grid[0]) % block == 0 else 1
+        by_prompt = tokens_to_run(grid[:2], block) <= tokens_to_run(transposed(grid[:2]))
         lines = grid if by_prompt else transposed(grid)
         # What follows a row: the same for all prompts.
         texts = [continuations] * len(grid) if by_prompt else [[several] * len(grid) for several in continuations]
-        size = self.fitting(max(tokens_to_run([line]) for line in lines), logits * len(lines[0]))
-        passes = self.run(list(zip(lines, texts, strict=True)), size, len(lines[0]), self._pass)
+        groups = [len(lines[0]), block] if by_prompt and block > 1 else [len(lines[0])]
+        size = self.fitting(max(tokens_to_run([line], groups[-1]) for line in lines), logits * len(lines[0]))
+        work = functools.partial(self._pass, groups)
+        passes = self.run(list(zip(lines, texts, strict=True)), size, len(lines[0]), work)
         scored = [line for part in passes for line in part]
         return scored if by_prompt else transposed(scored)
 
-    def _pass(self, lines: list[tuple[list[Row], Sequence[Sequence[Tokens]]]]) -> list[list[list[float]]]:
+    def _pass(
+        self, groups: Sequence[int], lines: list[tuple[list[Row], Sequence[Sequence[Tokens]]]]
+    ) -> list[list[list[float]]]:
         """Lines of rows with their continuations, in one forward pass."""
         contexts = [row.context for line, _ in lines for row in line]
         texts = [several for _, part in lines for several in part]
         none = torch.empty(0, self.lm.width)
-        sums = self.lm.continuation_scores(contexts, texts, none, group=len(lines[0][0])).tolist()
+        sums = self.lm.continuation_scores(contexts, texts, none, groups).tolist()
         values = iter(sums)
         rows = iter([[next(values) for _ in several] for several in texts])
         return [[next(rows) for _ in line] for line, _ in lines]

@@ -86,11 +86,11 @@ def transposed(grid: Sequence[Sequence[Item]]) -> list[list[Item]]:
     return [list(column) for column in zip(*grid, strict=True)]
 
 
-def tokens_to_run(groups: Sequence[Sequence[Row]]) -> int:
-    """Tokens of one pass over groups of as many rows each, what they share counted once."""
+def tokens_to_run(groups: Sequence[Sequence[Row]], block: int = 1) -> int:
+    """Tokens of one pass over groups of as many rows each, what they and every ``block`` rows share counted once."""
     rows = [row for group in groups for row in group]
     feeds = [row.context + (row.answer + row.end)[:-1] for row in rows]
-    levels = share(rows, feeds, [len(rows), len(groups[0])], shared_prompt=True)
+    levels = share(rows, feeds, [len(rows), len(groups[0]), block], shared_prompt=True)
     return sum(len(part) for level in levels for part in level)
 
 
