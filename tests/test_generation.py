@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from conftest import SHAPES
 
 from lightning_prompts.lm import FrozenLM
+from lightning_prompts.lm.sampling import Sampling
 from lightning_prompts.template import Template
 from lightning_prompts.types import Example
 
@@ -92,3 +94,32 @@ def test_a_row_near_the_end_of_the_window_stops_alone(room: int, shapes: Models)
 
 def test_no_tokens_asked_for(tiny: FrozenLM, antonyms: list[Example]) -> None:
     assert tiny.generate_tokens(tiny.encode(antonyms, 2), make_prompt(tiny, 2), 0) == [[] for _ in antonyms]
+
+
+@pytest.mark.parametrize("most", [1, 2, 5])
+@pytest.mark.parametrize("kind", ["greedy", "drawn", "drawn, in groups", "a prompt per row"])
+def test_out_of_memory_halves_the_batch_and_changes_nothing(
+    kind: str, most: int, tiny: FrozenLM, antonyms: list[Example], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    examples = [example for example in antonyms[:4] for _ in range(2)]
+    prompt = torch.randn(8, 3, tiny.width) if kind == "a prompt per row" else torch.randn(3, tiny.width)
+
+    def generate() -> list[str]:
+        group = 2 if kind == "drawn, in groups" else None
+        sampling = Sampling(0.7, range(8), group) if "drawn" in kind else None
+        return tiny.generate(examples, prompt, 6, sampling)
+
+    expected = generate()
+    plain = tiny._generate_tokens
+    passes: list[int] = []
+
+    def small(rows: Any, *args: Any) -> Any:
+        if len(rows) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        passes.append(len(rows))
+        return plain(rows, *args)
+
+    monkeypatch.setattr(tiny, "_generate_tokens", small)
+    assert generate() == expected
+    assert sum(passes) == 8
+    assert max(passes) <= most

@@ -25,6 +25,7 @@ from lightning_prompts.lm.encoding import Encoder, Row, share
 from lightning_prompts.lm.finite import first_not_finite
 from lightning_prompts.lm.key_values import KeyValues, Prompt, slot_length
 from lightning_prompts.lm.loading import load_model
+from lightning_prompts.lm.memory import out_of_memory
 from lightning_prompts.lm.sampling import Sampling
 from lightning_prompts.template import cut
 from lightning_prompts.types import Example
@@ -433,7 +434,36 @@ class FrozenLM(nn.Module):
         stops: Sequence[str] | None = None,
         sampling: Sampling | None = None,
     ) -> list[list[int]]:
-        """Token ids after each row's context, without an end token; ``stops`` only end rows early."""
+        """Token ids after each row's context, without an end token; ``stops`` only end rows early.
+
+        Where memory runs out, halves of the rows are run one after the other, with the same result.
+        """
+        try:
+            return self._generate_tokens(rows, prompt, max_new_tokens, stops, sampling)
+        except RuntimeError as error:
+            if not out_of_memory(error) or len(rows) == 1:
+                raise
+        half = (len(rows) + 1) // 2
+        if sampling is not None and sampling.group is not None and len(rows) > sampling.group:
+            half = -(-half // sampling.group) * sampling.group
+        log.warning("out of memory: generating %d texts at a time instead of %d", half, len(rows))
+        generated: list[list[int]] = []
+        for part in (slice(0, half), slice(half, len(rows))):
+            own = prompt if _same_for_all(prompt) else prompt[part]  # type: ignore[index]
+            draws = None if sampling is None else sampling.part(part)
+            generated += self.generate_tokens(
+                rows[part], own, max_new_tokens, None if stops is None else stops[part], draws
+            )
+        return generated
+
+    def _generate_tokens(
+        self,
+        rows: Sequence[Row],
+        prompt: Prompt,
+        max_new_tokens: int,
+        stops: Sequence[str] | None,
+        sampling: Sampling | None,
+    ) -> list[list[int]]:
         generated: list[list[int]] = [[] for _ in rows]
         limits = [min(max_new_tokens, self.context - _ahead(prompt) - len(row.context)) for row in rows]
         done = [limit <= 0 for limit in limits]

@@ -30,8 +30,15 @@ class Sampling:
         check_finite("temperature", temperature, above=True)
         self.temperature = temperature
         self.group = group
+        self.seeds = tuple(seeds)
         self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         self._drawn: list[Tensor] = []
+
+    def part(self, rows: slice) -> Sampling:
+        """The same draws for some of the rows."""
+        seeds = self.seeds[rows]
+        group = self.group if self.group is not None and len(seeds) % self.group == 0 else None
+        return Sampling(self.temperature, seeds, group)
 
     def choose(self, logits: Tensor, step: int) -> Tensor:
         """Tokens ``[B]`` drawn from logits ``[B, V]``; steps count from 0, each is asked for once or more."""

@@ -6,10 +6,9 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-import torch
-
 from lightning_prompts.lm import FrozenLM
 from lightning_prompts.lm.encoding import Row, share
+from lightning_prompts.lm.memory import out_of_memory
 
 log = logging.getLogger(__name__)
 
@@ -60,8 +59,8 @@ class Passes:
         while done < len(items):
             try:
                 result = work(list(items[done : done + size]))
-            except RuntimeError as error:  # torch's out-of-memory errors are runtime errors, of two kinds
-                if not _out_of_memory(error) or size == 1:
+            except RuntimeError as error:
+                if not out_of_memory(error) or size == 1:
                     raise
                 size //= 2
                 self.limit = size * rows
@@ -92,7 +91,3 @@ def tokens_to_run(groups: Sequence[Sequence[Row]], block: int = 1) -> int:
     feeds = [row.context + (row.answer + row.end)[:-1] for row in rows]
     levels = share(rows, feeds, [len(rows), len(groups[0]), block], shared_prompt=True)
     return sum(len(part) for level in levels for part in level)
-
-
-def _out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
