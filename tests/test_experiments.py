@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import itertools
+import json
 import sys
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 from conftest import TINY
@@ -165,3 +168,34 @@ def test_a_network_s_run_is_analysed(
     assert "| 0 | LanguageModelProposals | " in printed
     assert printed.count("Which sentence has the correct adjective order") == 3
     assert "| initial | " in printed
+
+
+def test_paired_comparison(tmp_path: Path) -> None:
+    """A difference that every question shows is found, where the spread over questions hides it; none is not found."""
+    paired = script("paired.py")
+    generator = np.random.default_rng(0)
+    hard = generator.normal(3, 2, size=60)
+    for name, shift in (("first", 0.0), ("better", -0.1), ("same", 0.0)):
+        values = hard + shift + generator.normal(0, 0.05, size=60)
+        for seed in range(2):
+            folder = tmp_path / name / f"seed-{seed}"
+            folder.mkdir(parents=True)
+            lines = [json.dumps({"question": f"q{n}", "answer": "a", "nll": value, "correct": value < 3})
+                     for n, value in enumerate(values[seed::2])]  # fmt: skip
+            (folder / "predictions.jsonl").write_text("\n".join(lines))
+    lines = paired.table([tmp_path / name for name in ("first", "better", "same")], "nll")
+    better, same = (line.split("|") for line in lines[3:5])
+    assert float(better[3].split()[0]) == pytest.approx(-0.1, abs=0.03)
+    assert float(better[4]) < 0.001
+    assert float(same[4]) > 0.05
+    with pytest.raises(SystemExit, match="run experiments/study.py first"):
+        paired.table([tmp_path], "nll")
+
+
+def test_permutation_is_the_enumeration() -> None:
+    """With few questions all sign changes can be counted."""
+    paired = script("paired.py")
+    differences = np.array([0.5, 0.2, 0.9, -0.1, 0.4])
+    signs = np.array(list(itertools.product([-1, 1], repeat=5)))
+    exact = (np.abs((signs * differences).mean(-1)) >= abs(differences.mean()) - 1e-12).mean()
+    assert paired.permutation(differences, np.random.default_rng(0)) == pytest.approx(exact, abs=0.02)
