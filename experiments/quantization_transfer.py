@@ -16,7 +16,7 @@ from study import cell, execute
 
 # What the weights are; activations are bfloat16 in all of them.
 FORMS: dict[str, list[str]] = {
-    "bfloat16": ["--model.lm.dtype", "bfloat16"],
+    "bfloat16": ["--model.lm.dtype", "bfloat16", "--model.lm.quantization", "none"],
     "int8": ["--model.lm.dtype", "bfloat16", "--model.lm.quantization", "int8"],
     "nf4": ["--model.lm.dtype", "bfloat16", "--model.lm.quantization", "nf4"],
 }
@@ -35,8 +35,7 @@ def tested(run: Path, checkpoint: Path, form: str, folder: Path) -> dict[str, fl
     """The metrics of a prompt on a form of the model."""
     done = folder / "metrics.json"
     if not done.is_file():
-        plain = ["--model.lm.quantization", "null"] if form == "bfloat16" else []
-        execute(["test", "-c", str(run / "config.yaml"), *plain, *FORMS[form], "--ckpt_path", str(checkpoint),
+        execute(["test", "-c", str(run / "config.yaml"), *FORMS[form], "--ckpt_path", str(checkpoint),
                  "--trainer.default_root_dir", str(folder), "--verbose", "false"])  # fmt: skip
     return dict(json.loads(done.read_text(encoding="utf-8")))
 

@@ -180,7 +180,7 @@ def test_paired_comparison(tmp_path: Path) -> None:
         for seed in range(2):
             folder = tmp_path / name / f"seed-{seed}"
             folder.mkdir(parents=True)
-            lines = [json.dumps({"question": f"q{n}", "answer": "a", "nll": value, "correct": value < 3})
+            lines = [json.dumps({"question": f"q{n}", "answer": "a", "nll": value, "correct": bool(value < 3)})
                      for n, value in enumerate(values[seed::2])]  # fmt: skip
             (folder / "predictions.jsonl").write_text("\n".join(lines))
     lines = paired.table([tmp_path / name for name in ("first", "better", "same")], "nll")
@@ -188,7 +188,7 @@ def test_paired_comparison(tmp_path: Path) -> None:
     assert float(better[3].split()[0]) == pytest.approx(-0.1, abs=0.03)
     assert float(better[4]) < 0.001
     assert float(same[4]) > 0.05
-    with pytest.raises(SystemExit, match="run experiments/study.py first"):
+    with pytest.raises(SystemExit, match="run experiments/study"):
         paired.table([tmp_path], "nll")
 
 
@@ -199,3 +199,26 @@ def test_permutation_is_the_enumeration() -> None:
     signs = np.array(list(itertools.product([-1, 1], repeat=5)))
     exact = (np.abs((signs * differences).mean(-1)) >= abs(differences.mean()) - 1e-12).mean()
     assert paired.permutation(differences, np.random.default_rng(0)) == pytest.approx(exact, abs=0.02)
+
+
+def test_prompts_move_between_quantised_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each form is trained on once, and scored on all; runs that are there are kept."""
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
+    transfer = script("quantization_transfer.py")
+    blocks = TINY.replace("hidden_size=32,intermediate_size=48", "hidden_size=64,intermediate_size=128")
+    words = ["x", "--folder", str(tmp_path), "--seeds", "0", "--", str(EXPERIMENTS / "antonyms" / "soft_prompt.yaml")]
+    options = [f"--model.lm.name={blocks}", "--trainer.max_steps=1", "--trainer.limit_val_batches=2",
+               "--trainer.limit_test_batches=1", "--trainer.accelerator=cpu",
+               "--trainer.enable_progress_bar=false"]  # fmt: skip
+    monkeypatch.setattr(sys, "argv", [words[0], *options, *words[1:]])
+    transfer.main()
+    lines = capsys.readouterr().out.splitlines()
+    table = [line for line in lines if line.startswith("| ")]
+    assert [line.split(" | ")[0] for line in table] == ["| trained on", "| bfloat16", "| int8", "| nf4"]
+    assert all(line.count("/") == 3 for line in table[1:])
+    made = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("metrics.json")}
+    assert len(made) == 9
+    transfer.main()
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("metrics.json")} == made

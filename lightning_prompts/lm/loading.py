@@ -176,7 +176,9 @@ def _random_model(config: LMConfig, dtype: torch.dtype) -> tuple[PreTrainedModel
             f"model {config.name!r}: {' '.join(str(error).split())[:300]}; "
             "write random:TYPE,key=value,... with a transformers model type, such as random:llama,hidden_size=64"
         ) from error
-    if config.quantization is not None:  # bitsandbytes quantises while loading, so there must be something to load
+    if (
+        _quantization(config, dtype) is not None
+    ):  # bitsandbytes quantises while loading, so there must be something to load
         with tempfile.TemporaryDirectory() as folder:
             model.save_pretrained(folder)
             model = AutoModelForCausalLM.from_pretrained(
