@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm import FrozenLM, LMConfig, embedded, precision
@@ -67,7 +68,9 @@ def _convert_slowly(gguf: Path, target: Path) -> None:
     with (target.parent / "conversions").open("a") as file:
         file.write("x")
     target.mkdir()
-    (target / "config.json").write_text("{}")
+    for name in ("config.json", "tokenizer.json"):
+        (target / name).write_text("{}")
+    save_file({"weights": torch.zeros(3)}, target / "model.safetensors")
 
 
 def _start(cache: str) -> None:
