@@ -121,7 +121,8 @@ class _ScaledPrecision(MixedPrecision):
         result = super().optimizer_step(optimizer, model, closure, **kwargs)
         skipped = self.scale < before
         self._skipped += skipped
-        cast("PromptMethod", model).step_skipped = skipped
+        if skipped:  # or else it is as a guard has left it
+            cast("PromptMethod", model).step_skipped = True
         return result
 
     def take_skipped(self) -> int:

@@ -52,6 +52,7 @@ class NonFiniteGuard(L.Callback):
         self._in_a_row = self._good = 0
         self._loss_finite = True
         self._skipped_now = False
+        self._step = 0
         self._snapshot: dict[str, Any] = {}
         self._batch: tuple[Batch, int] | None = None
 
@@ -67,15 +68,21 @@ class NonFiniteGuard(L.Callback):
         """Remember the batch, in case it has to be looked into."""
         self._batch = (batch, batch_idx)
         self._skipped_now = False
+        self._step = trainer.global_step
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
         """Look at the loss; with accumulation, at each of them."""
         self._loss_finite = self._loss_finite and bool(torch.isfinite(loss.detach()).all())
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
-        """Skip the step by taking the gradients away: optimisers pass over what has none."""
+        """Skip the step by taking the gradients away: optimisers pass over what has none.
+
+        Gradients that overflow under a loss scale are the scaler's: it skips the step, counts it, and tries another.
+        """
         gradients = [value.grad for value in _values(optimizer) if value.grad is not None]
-        good = self._loss_finite and all(bool(torch.isfinite(gradient).all()) for gradient in gradients)
+        good = self._loss_finite and (
+            _scaled(trainer) or all(bool(torch.isfinite(gradient).all()) for gradient in gradients)
+        )
         self._loss_finite = True
         if _all_agree(trainer, good):
             self._in_a_row = 0
@@ -94,7 +101,7 @@ class NonFiniteGuard(L.Callback):
         if not healthy or self._in_a_row >= self.patience:
             self._restore(trainer, pl_module, "something trained is not finite" if not healthy else
                           f"{self._in_a_row} steps in a row had no finite loss or gradient")  # fmt: skip
-        elif not self._skipped_now:
+        elif not self._skipped_now and trainer.global_step > self._step:
             self._good += 1
             if self._good % self.snapshot_every == 0:
                 self._keep(trainer, pl_module)
@@ -129,13 +136,13 @@ class NonFiniteGuard(L.Callback):
                 state[name].copy_(value)
         for optimizer, kept in zip(trainer.optimizers, self._snapshot["optimizers"], strict=True):
             optimizer.load_state_dict({**optimizer.state_dict(), "state": copy.deepcopy(kept)})
+            optimizer.zero_grad(set_to_none=True)  # what was accumulated belongs to the state that is gone
             for group in optimizer.param_groups:
-                for name in ("lr", "initial_lr"):
+                for name in ("lr", "initial_lr", "max_lr", "min_lr"):
                     if name in group:
                         group[name] = group[name] / 2
         for config in trainer.lr_scheduler_configs:
-            if hasattr(config.scheduler, "base_lrs"):
-                config.scheduler.base_lrs = [rate / 2 for rate in config.scheduler.base_lrs]
+            _halve(config.scheduler)
         self._in_a_row = 0
         log.warning("step %d: %s; the last good state is back, with half the learning rate", trainer.global_step, why)
 
@@ -166,6 +173,20 @@ class NonFiniteGuard(L.Callback):
         """Take them back."""
         self.skipped, self.restores = state_dict["skipped"], state_dict["restores"]
         self._in_a_row, self._good = state_dict["in_a_row"], state_dict["good"]
+
+
+def _halve(scheduler: Any) -> None:
+    """A scheduler's own idea of the learning rates, those that it is made of included."""
+    for name in ("base_lrs", "max_lrs", "min_lrs"):
+        if hasattr(scheduler, name):
+            setattr(scheduler, name, [rate / 2 for rate in getattr(scheduler, name)])
+    for part in getattr(scheduler, "_schedulers", []):
+        _halve(part)
+
+
+def _scaled(trainer: L.Trainer) -> bool:
+    """Whether a loss scaler is at work."""
+    return getattr(trainer.strategy.precision_plugin, "scaler", None) is not None
 
 
 def _values(optimizer: Optimizer) -> list[nn.Parameter]:

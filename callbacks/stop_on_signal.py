@@ -33,13 +33,14 @@ class StopOnSignal(L.Callback):
     def __init__(self) -> None:
         """Nothing came yet."""
         super().__init__()
-        self.signal: int | None = None
+        self.signal: int | None = None  # what all processes have agreed to follow
+        self._mine: int | None = None  # what came to this one
         self._before: dict[int, Any] = {}
         self._step = 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Listen, in Lightning's place; only a main thread can. What ignores a signal goes on ignoring it."""
-        self.signal = None
+        self.signal = self._mine = None
         if threading.current_thread() is not threading.main_thread():
             return
         environment = getattr(trainer.strategy, "cluster_environment", None)
@@ -49,10 +50,10 @@ class StopOnSignal(L.Callback):
                 self._before[number] = signal.signal(number, self._received)
 
     def _received(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None:
+        if self._mine is not None:
             self._listen_no_more()
             raise SIGTERMException(128 + number)
-        self.signal = number
+        self._mine = number
         log.warning("%s: stopping after this step; once more stops at once", signal.Signals(number).name)
 
     def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
@@ -60,8 +61,11 @@ class StopOnSignal(L.Callback):
         self._step = trainer.global_step
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
-        """Ask the loop to end, unless gradients are still being accumulated, which no checkpoint holds."""
-        if trainer.global_step > self._step and self._asked(trainer):
+        """Ask the loop to end, unless gradients are still being accumulated, which no checkpoint holds.
+
+        Not at the end of an epoch, which Lightning would count as over: the next one's first step will do.
+        """
+        if trainer.global_step > self._step and self._asked(trainer) and not trainer.is_last_batch:
             _end_loop(trainer, True)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -71,15 +75,17 @@ class StopOnSignal(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Now the loop may end."""
-        if self.signal is not None and not trainer.sanity_checking and self._before:
+        if self.signal is not None and not trainer.sanity_checking and not trainer.is_last_batch and self._before:
             _end_loop(trainer, True)
 
     def _asked(self, trainer: L.Trainer) -> bool:
         """Whether a signal reached any process; all know of it afterwards."""
         if trainer.world_size > 1:
-            mine = torch.tensor(float(self.signal or 0), device=trainer.strategy.root_device)
+            mine = torch.tensor(float(self._mine or 0), device=trainer.strategy.root_device)
             highest = float(trainer.strategy.reduce(mine, reduce_op="max"))
             self.signal = int(highest) or None
+        else:
+            self.signal = self._mine
         return self.signal is not None
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
@@ -92,6 +98,12 @@ class StopOnSignal(L.Callback):
         path = _last_checkpoint(trainer)
         trainer.save_checkpoint(path, weights_only=False)
         log.warning("stopped after step %d; go on with --ckpt_path %s", trainer.global_step, path)
+
+    @property
+    def exit_code(self) -> int:
+        """0, or what a signal asks for that came so late that the run was at its end."""
+        came = self.signal or self._mine
+        return 0 if came is None else 128 + came
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Listen no more."""

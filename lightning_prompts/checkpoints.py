@@ -80,7 +80,8 @@ def does_not_fit(error: BaseException) -> UserError | None:
     """What to tell about an error that came up while a checkpoint was put back; ``None`` for others."""
     trace = error.__traceback__
     while trace is not None:
-        if trace.tb_frame.f_globals.get("__name__", "").endswith("checkpoint_connector"):
+        putting_back = trace.tb_frame.f_code.co_name.lstrip("_").startswith(("restore", "resume"))
+        if putting_back and trace.tb_frame.f_globals.get("__name__", "").endswith("checkpoint_connector"):
             reason = " ".join(str(error).split())[:200]
             return UserError(
                 f"the checkpoint does not fit this run, or is damaged ({type(error).__name__}: {reason}); "

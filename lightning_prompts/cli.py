@@ -42,6 +42,7 @@ from lightning_prompts.dln.proposals import Proposals
 from lightning_prompts.dln.sharpening import Sharpening
 from lightning_prompts.errors import UserError, check_finite
 from lightning_prompts.files import no_room, write_atomic
+from lightning_prompts.lm.memory import out_of_memory
 from lightning_prompts.objectives import Objective
 from lightning_prompts.objectives.rewards import Reward
 from lightning_prompts.processes import process_lost
@@ -236,6 +237,12 @@ class PromptCLI(LightningCLI):
             kwargs["verbose"] = False  # see after_test
         return kwargs
 
+    def after_fit(self) -> None:
+        """A signal that came too late to stop anything is told by the exit code all the same."""
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, callbacks.StopOnSignal) and callback.exit_code:
+                raise SIGTERMException(callback.exit_code)
+
     def after_test(self) -> None:
         """One row for each test set, where Lightning would make one column for each."""
         if self.config.test.verbose and self.trainer.is_global_zero:
@@ -276,7 +283,13 @@ def run(args: Sequence[str] | None = None) -> int:
 
 def _told(error: Exception) -> UserError | None:
     """An error in words for people, where it is a known one."""
-    told = user_error(error) or no_room(error) or process_lost(error) or does_not_fit(error)
+    told = user_error(error) or no_room(error) or process_lost(error)
+    if told is None and out_of_memory(error):
+        return UserError(
+            "out of memory; lower data.batch_size and data.eval_batch_size, or set model.lm.dtype: bfloat16 or "
+            "model.lm.gradient_checkpointing: true"
+        )
+    told = told or does_not_fit(error)
     if told is None and "Does not validate against" in str(error):  # by the parser, while it builds
         return UserError(one_line(str(error), CONFIGURABLE))
     return told
@@ -355,15 +368,20 @@ def _check_writable(folder: Path) -> None:
 
 
 def _clear(folder: Path) -> None:
-    """Remove what an earlier run wrote, and nothing else."""
+    """Remove what an earlier run wrote under the names that it gives, and nothing else."""
     files = ["config.yaml", "metrics.json", "predictions.jsonl", "generations.jsonl", "prompt.jsonl", "prompt.txt",
              "prompts.jsonl", "samples.jsonl", "budget.json"]  # fmt: skip
     paths = [folder / name for name in files]
-    paths += [*(folder / "checkpoints").glob("*.ckpt"), *(folder / "logs").glob("version_*/*")]
+    for pattern in ("best.ckpt", "last.ckpt", "epoch=*-step=*.ckpt"):
+        paths += (folder / "checkpoints").glob(pattern)
+    for pattern in ("metrics.csv", "hparams.yaml", "events.out.tfevents.*"):
+        paths += (folder / "logs").glob(f"version_*/{pattern}")
     for path in paths:
-        path.unlink(missing_ok=True)
+        if not path.is_dir():
+            path.unlink(missing_ok=True)
     for path in (folder / "logs").glob("version_*"):
-        path.rmdir()
+        if not any(path.iterdir()):
+            path.rmdir()
 
 
 def _quiet() -> None:

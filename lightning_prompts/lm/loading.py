@@ -19,6 +19,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
+    dynamic_module_utils,
 )
 from transformers.utils import logging as transformers_logging
 
@@ -29,6 +30,9 @@ from lightning_prompts.lm.embedded import EMBEDDED, embedded_folder
 from lightning_prompts.lm.precision import fast_dtype
 
 log = logging.getLogger(__name__)
+
+# A folder's own code is refused even where a library loads it without a word about trust; 0 stands for "don't ask".
+dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
 
 RANDOM = "random:"
 
@@ -170,8 +174,10 @@ def _random_model(config: LMConfig, dtype: torch.dtype) -> tuple[PreTrainedModel
             raise ValueError(f"vocab_size must be at least {len(tokenizer)}, the tokenizer's")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            model = AutoModelForCausalLM.from_config(model_config, dtype=dtype, attn_implementation=ATTENTION_NAME)
-    except (OSError, ValueError, TypeError, ImportError, StrictDataclassError) as error:
+            model = AutoModelForCausalLM.from_config(
+                model_config, dtype=dtype, attn_implementation=ATTENTION_NAME, trust_remote_code=False
+            )
+    except (OSError, ValueError, TypeError, ImportError, AttributeError, StrictDataclassError) as error:
         raise UserError(
             f"model {config.name!r}: {' '.join(str(error).split())[:300]}; "
             "write random:TYPE,key=value,... with a transformers model type, such as random:llama,hidden_size=64"
@@ -186,6 +192,7 @@ def _random_model(config: LMConfig, dtype: torch.dtype) -> tuple[PreTrainedModel
                 dtype=dtype,
                 attn_implementation=ATTENTION_NAME,
                 quantization_config=_quantization(config, dtype),
+                trust_remote_code=False,
             )
     return model, tokenizer
 
