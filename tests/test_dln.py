@@ -46,7 +46,7 @@ from lightning_prompts.dln.proposals import (
     RuleRewrites,
     distinct,
 )
-from lightning_prompts.dln.reader import Reader
+from lightning_prompts.dln.reader import Reader, identity
 from lightning_prompts.dln.rewards import best
 from lightning_prompts.dln.sharpening import ArgMaxWeights, Sharpening, SoftmaxSharpening, UniformWeights
 from lightning_prompts.dln.step import Stepper, StepSettings
@@ -79,7 +79,7 @@ class Given(Proposals):
 
 
 def reader_of(lm: FrozenLM, cache: TextCache | None = None, **settings: bool) -> Reader:
-    return Reader(lm, 0, cache or TextCache(), 256.0, **settings)
+    return Reader(lm, lm.name, cache or TextCache(), 256.0, **settings)
 
 
 def stepper_of(
@@ -170,6 +170,37 @@ def test_a_cache_goes_through_a_checkpoint(tiny: FrozenLM, tmp_path: Path) -> No
     assert other.write(examples(), "Go.", 5) == texts
     assert tiny.tokens_forwarded == before
     assert other.write(examples(), "Go.", 3) != texts, "another length is another question"
+
+
+def test_a_cache_is_of_its_model(tiny: FrozenLM) -> None:
+    cache = TextCache()
+    other = FrozenLM.load(LMConfig(f"{TINY},num_hidden_layers=1"))
+    for lm in (tiny, other):
+        expected = reader_of(lm).class_log_probs(examples(), ["Go."])
+        assert torch.equal(reader_of(lm, cache).class_log_probs(examples(), ["Go."]), expected)
+    half = FrozenLM.load(LMConfig(TINY, dtype="bfloat16"))
+    config = LMConfig(TINY)
+    same = {
+        identity(tiny, config),
+        identity(tiny, replace(config, dtype="auto")),
+        identity(tiny, replace(config, quantization="none", calibrate_labels=True)),
+    }
+    assert len(same) == 1
+    assert len({*same, identity(half, replace(config, dtype="auto")), identity(tiny, replace(config, revision="a")),
+                identity(tiny, replace(config, quantization="nf4"))}) == 4  # fmt: skip
+
+
+def test_a_checkpoint_is_of_its_hidden_layers_models() -> None:
+    def build(hidden: LMConfig | None) -> DeepLanguageNetwork:
+        method = network(layers=[LanguageLayer("Think.", lm=hidden), LanguageLayer("Say.")])
+        method.configure_model()
+        return method
+
+    checkpoint: dict[str, object] = {}
+    build(LMConfig(f"{TINY},num_hidden_layers=1,max_position_embeddings=700")).on_save_checkpoint(checkpoint)
+    with pytest.raises(UserError, match="for another hidden layers' model .*num_hidden_layers=1"):
+        build(None).on_load_checkpoint(checkpoint)
+    build(LMConfig(f"{TINY},num_hidden_layers=1,max_position_embeddings=700")).on_load_checkpoint(checkpoint)
 
 
 def test_a_full_cache_forgets_the_oldest(tiny: FrozenLM) -> None:
@@ -263,6 +294,27 @@ def test_a_step_of_one_layer(labels: bool, tiny: FrozenLM) -> None:
     if labels:
         right = [int(plain_classes(tiny, e, slot(tiny, e, "Start.")[1]).argmax()) == e.label for e in batch]
         assert [answer.right for answer in result.answers] == right
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_labelled_and_free_text_examples_in_one_batch(count: int, tiny: FrozenLM) -> None:
+    labelled, free = examples(), examples(labels=False)
+    batch = [labelled[0], free[1], free[2], labelled[3]]
+    layers = [LanguageLayer(max_new_tokens=4), LanguageLayer()][-count:]
+    stepper = stepper_of(tiny, layers)
+    prompts = ["Think.", "Start."][-count:]
+    answers = stepper.forward(batch, prompts).answers
+    of_labelled, of_free = (stepper.forward(part, prompts).answers for part in (labelled, free))
+    assert answers == [of_labelled[0], of_free[1], of_free[2], of_labelled[3]]
+    # Two hidden texts for each example, as a step has them.
+    top = stepper.network.top
+    hidden = ["So.", "It is."] if count == 2 else ["", ""]
+    placed = [top.place(example, text) for example in batch for text in hidden]
+    log_probs, classes = stepper.network.answer_log_probs(placed, ["Go.", "Say it."], 2)
+    assert classes is None
+    for c, prompt in enumerate(("Go.", "Say it.")):
+        for n, example in enumerate(placed):
+            assert log_probs[c, n].item() == pytest.approx(plain_answer(tiny, example, prompt), abs=1e-4)
 
 
 def test_memory_is_among_the_candidates(tiny: FrozenLM) -> None:

@@ -115,7 +115,7 @@ def written(lm: FrozenLM, labels: tuple[str, ...], ways: int) -> LabelTokens:
 
 def shared(lm: FrozenLM, given: list[Example], prompts: list[str], known: LabelTokens, memory_mb: float) -> Tensor:
     """This project's: ``[C, N, Y]``."""
-    sums = Reader(lm, 0, TextCache(), memory_mb).sums(given, prompts, [known.tokens] * len(given))
+    sums = Reader(lm, lm.name, TextCache(), memory_mb).sums(given, prompts, [known.tokens] * len(given))
     return class_log_probs(torch.tensor(sums), known)
 
 

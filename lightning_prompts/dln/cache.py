@@ -16,7 +16,8 @@ ENTRIES = 50_000  # of scores; texts are larger, and a tenth as many are kept
 class TextCache:
     """Remembers scores and generated texts, the latest ones; goes into checkpoints.
 
-    Keys are 64 bits of a hash of everything that a result depends on: the LM, the text with its prompt, what follows.
+    Keys are 64 bits of a hash of everything that a result depends on: the LM by its identity, so that a checkpoint's
+    cache says nothing about another one, the text with its prompt, what follows.
     """
 
     def __init__(self, entries: int = ENTRIES) -> None:
@@ -26,7 +27,7 @@ class TextCache:
         self.texts: OrderedDict[int, str] = OrderedDict()
 
     @staticmethod
-    def key(lm: int, example: Example, prompt: str, what: object) -> int:
+    def key(lm: str, example: Example, prompt: str, what: object) -> int:
         """The key of what a placed example with a prompt is followed by."""
         parts = (lm, example.before, example.after, example.chat, example.system, prompt, what)
         digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()

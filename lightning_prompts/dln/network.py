@@ -27,6 +27,12 @@ class Answer:
     right: bool
 
 
+def _by_kind(examples: Sequence[Example]) -> tuple[list[int], list[int]]:
+    """The places of examples with classes, and of those whose answer is free text."""
+    labelled = [b for b, example in enumerate(examples) if example.labels]
+    return labelled, [b for b, example in enumerate(examples) if not example.labels]
+
+
 class LanguageNetwork:
     """``N`` layers; the first reads the input, the top one writes the answer.
 
@@ -66,11 +72,17 @@ class LanguageNetwork:
     ) -> list[Answer]:
         """The answers: the likeliest class, or a text generated at temperature 0 where there are no classes."""
         placed = self.place_top(examples, hidden)
-        if all(example.labels for example in examples):
-            chosen = self.readers[-1].class_log_probs(placed, [prompts[-1]])[0].argmax(-1).tolist()
-            return [Answer(e.labels[label][0], label == e.label) for e, label in zip(examples, chosen, strict=True)]
-        texts = self.readers[-1].write(placed, prompts[-1], self.max_new_tokens)
-        return [Answer(text, bool(is_correct(e, text))) for e, text in zip(examples, texts, strict=True)]
+        labelled, free = _by_kind(examples)
+        answers: dict[int, Answer] = {}
+        if labelled:
+            log_probs = self.readers[-1].class_log_probs([placed[b] for b in labelled], [prompts[-1]])[0]
+            for b, label in zip(labelled, log_probs.argmax(-1).tolist(), strict=True):
+                answers[b] = Answer(examples[b].labels[label][0], label == examples[b].label)
+        if free:
+            texts = self.readers[-1].write([placed[b] for b in free], prompts[-1], self.max_new_tokens)
+            for b, text in zip(free, texts, strict=True):
+                answers[b] = Answer(text, bool(is_correct(examples[b], text)))
+        return [answers[b] for b in range(len(examples))]
 
     def answer_log_probs(
         self, placed: Sequence[Example], prompts: Sequence[str], block: int = 1
@@ -83,14 +95,20 @@ class LanguageNetwork:
             block: Every so many examples are about the same input.
 
         Returns:
-            ``[C, B]``, and the log-probabilities of all classes ``[C, B, Y]`` where there are classes.
+            ``[C, B]``, and the log-probabilities of all classes ``[C, B, Y]`` where all examples have classes.
         """
         reader = self.readers[-1]
-        if not all(example.labels for example in placed):
-            return reader.log_probs(placed, prompts, [[str(example.answer)] for example in placed], block)[..., 0], None
-        classes = reader.class_log_probs(placed, prompts, block)
-        wanted = torch.tensor([example.label for example in placed])
-        return classes.gather(-1, wanted.expand(len(prompts), -1)[..., None])[..., 0], classes
+        labelled, free = _by_kind(placed)  # a block is of one kind, so blocks stay whole
+        result = torch.empty(len(prompts), len(placed), dtype=torch.double)
+        classes = None
+        if labelled:
+            classes = reader.class_log_probs([placed[b] for b in labelled], prompts, block)
+            wanted = torch.tensor([placed[b].label for b in labelled])
+            result[:, labelled] = classes.gather(-1, wanted.expand(len(prompts), -1)[..., None])[..., 0]
+        if free:
+            texts = [[str(placed[b].answer)] for b in free]
+            result[:, free] = reader.log_probs([placed[b] for b in free], prompts, texts, block)[..., 0]
+        return result, None if free else classes
 
     def hidden_log_probs(
         self,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_prompts.dln.cache import TextCache
 from lightning_prompts.errors import UserError
-from lightning_prompts.lm import FrozenLM, LabelScores, Sampling
+from lightning_prompts.lm import FrozenLM, LabelScores, LMConfig, Sampling
 from lightning_prompts.lm.encoding import Row
 from lightning_prompts.lm.labels import calibrated, class_log_probs, without_content
 from lightning_prompts.search.continuations import ContinuationScorer
@@ -18,12 +18,20 @@ from lightning_prompts.types import Example
 Texts = tuple[tuple[int, ...], ...]  # token ids of what may follow
 
 
+def identity(lm: FrozenLM, config: LMConfig) -> str:
+    """What an LM's scores depend on beside the texts.
+
+    The precision is the one that was loaded: what ``auto`` stands for depends on the machine.
+    """
+    return repr((config.name, config.revision, str(lm.model.dtype), config.quantization or "none"))
+
+
 class Reader:
     """Asks an LM, and remembers.
 
     Args:
         lm: The frozen language model.
-        number: Which of the run's LMs it is, for the cache.
+        identity: What tells the LM from all others, in this run and those that load its cache; see `identity`.
         cache: Shared by all that ask.
         memory_mb: Megabytes that one scoring pass may take, about.
         rows: Texts that are written side by side.
@@ -31,10 +39,10 @@ class Reader:
     """
 
     def __init__(
-        self, lm: FrozenLM, number: int, cache: TextCache, memory_mb: float, rows: int = 64, calibrate: bool = False
+        self, lm: FrozenLM, identity: str, cache: TextCache, memory_mb: float, rows: int = 64, calibrate: bool = False
     ) -> None:
         """Nothing has been asked yet."""
-        self.lm, self.number, self.cache = lm, number, cache
+        self.lm, self.identity, self.cache = lm, identity, cache
         self.rows, self.calibrate = rows, calibrate
         self.scorer = ContinuationScorer(lm, memory_mb)
         self.calls = 0  # texts that the LM has scored or written
@@ -59,7 +67,7 @@ class Reader:
             UserError: A text does not fit the context window.
         """
         pairs = list(zip(examples, texts, strict=True))
-        keys = [[self.cache.key(self.number, example, prompt, text) for example, text in pairs] for prompt in prompts]
+        keys = [[self.cache.key(self.identity, example, prompt, text) for example, text in pairs] for prompt in prompts]
         known = self.cache.scores
         # Prompts that lack the same examples make a grid.
         grids: dict[tuple[int, ...], list[int]] = {}
@@ -174,7 +182,7 @@ class Reader:
 
     def write(self, examples: Sequence[Example], prompt: str, max_new_tokens: int) -> list[str]:
         """Greedy texts after placed examples with a prompt, those that are known looked up."""
-        keys = [self.cache.key(self.number, example, prompt, (max_new_tokens, example.stop)) for example in examples]
+        keys = [self.cache.key(self.identity, example, prompt, (max_new_tokens, example.stop)) for example in examples]
         known = self.cache.texts
         missing = {key: example for key, example in zip(keys, examples, strict=True) if key not in known}
         written = self._generate(list(missing.values()), prompt, max_new_tokens, None, 0.0)

@@ -17,7 +17,7 @@ from lightning_prompts.dln.layer import LanguageLayer, PlacedLayer
 from lightning_prompts.dln.memory import PromptMemory
 from lightning_prompts.dln.messages import Arms
 from lightning_prompts.dln.network import LanguageNetwork
-from lightning_prompts.dln.reader import Reader
+from lightning_prompts.dln.reader import Reader, identity
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm import FrozenLM, LabelScores, LMConfig, Prompt
 from lightning_prompts.methods.base import PromptMethod
@@ -112,7 +112,7 @@ class TextPromptMethod(PromptMethod):
             if lm is not self.lm:
                 self.others.append(lm)
             self.readers[config] = Reader(
-                lm, len(self.readers), self.cache, self.memory_mb, calibrate=config.calibrate_labels
+                lm, identity(lm, config), self.cache, self.memory_mb, calibrate=config.calibrate_labels
             )
         readers = [self.readers[config] for config in configs]
         self.network = LanguageNetwork(self.placed, readers[:-1], self.max_new_tokens)
@@ -274,8 +274,10 @@ class TextPromptMethod(PromptMethod):
         """See `PromptMethod`; prompts may be of any length, layers are not."""
         meta = super().checkpoint_meta()
         del meta["length"]
+        hidden = [(layer.lm or self.default_lm).name for layer in self.layer_settings[:-1]]
         return {
             **meta,
+            **({"hidden layers' model": " | ".join(hidden)} if hidden else {}),
             "layers": len(self.layer_settings),
             "templates": repr([layer.template for layer in self.placed]),
         }
