@@ -131,6 +131,11 @@ class BigBenchHard(LabelledTask):
             return _Item(raw, parse_options(f"{prefix} {text}".strip()), str(target).strip())
         if not isinstance(scores, Mapping) or not scores:
             raise UserError(f"{raw.source}: field 'target_scores' must give each option a score, got {scores!r}")
+        for option, score in scores.items():
+            if isinstance(score, bool) or not isinstance(score, int | float) or score != score:
+                raise UserError(
+                    f"{raw.source}: field 'target_scores' must give each option a number, got {score!r} for {option!r}"
+                )
         best = [option for option, score in scores.items() if score == max(scores.values())]
         if len(best) > 1 or len(scores) < 2:
             raise UserError(f"{raw.source}: field 'target_scores' must name one right option, got {scores!r}")

@@ -198,7 +198,7 @@ def test_a_checkpoint_is_of_its_hidden_layers_models() -> None:
 
     checkpoint: dict[str, object] = {}
     build(LMConfig(f"{TINY},num_hidden_layers=1,max_position_embeddings=700")).on_save_checkpoint(checkpoint)
-    with pytest.raises(UserError, match="for another hidden layers' model .*num_hidden_layers=1"):
+    with pytest.raises(UserError, match=r"for another hidden layers' model .*num_hidden_layers=1"):
         build(None).on_load_checkpoint(checkpoint)
     build(LMConfig(f"{TINY},num_hidden_layers=1,max_position_embeddings=700")).on_load_checkpoint(checkpoint)
 
@@ -520,7 +520,18 @@ def test_what_layers_read() -> None:
         (lambda: Posterior(samples=0), "samples"),
         (lambda: Posterior(templates=[]), "templates is empty"),
         (lambda: SoftmaxSharpening(float("nan")), "alpha"),
-        (lambda: LanguageModelProposals(0), "count"),
+        (lambda: LanguageModelProposals(0), "LanguageModelProposals.count"),
+        (lambda: LanguageModelProposals(stop="("), "LanguageModelProposals.stop '(' is not a regular expression"),
+        (lambda: LanguageModelProposals(stop=""), "LanguageModelProposals.stop is empty"),
+        (lambda: Paraphrases(0), "Paraphrases.count"),
+        (lambda: Paraphrases(temperature=float("nan")), "Paraphrases.temperature"),
+        (lambda: Paraphrases(max_new_tokens=0), "Paraphrases.max_new_tokens"),
+        (lambda: InducedInstructions(0), "InducedInstructions.count"),
+        (lambda: InducedInstructions(shown=-1), "InducedInstructions.shown"),
+        (lambda: InducedInstructions(max_new_tokens=0), "InducedInstructions.max_new_tokens"),
+        (lambda: InducedInstructions(temperature=-0.1), "InducedInstructions.temperature"),
+        (lambda: DeepLanguageNetwork(memory_mb=float("inf")), "memory_mb"),
+        (lambda: Ape(memory_mb=float("nan")), "memory_mb"),
         (lambda: MinedExamples(shots=0), "shots"),
         (lambda: DeepLanguageNetwork(posterior=Posterior()), "one layer has none"),
         (lambda: DeepLanguageNetwork(error_weight=0.5), "one layer has none"),

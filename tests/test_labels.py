@@ -337,6 +337,13 @@ def test_questions_that_only_their_options_tell_apart(tmp_path: Path) -> None:
         ({"target": "No"}, "row 31 has no field 'input'"),
         ({"input": "x", "target_scores": {"True": 1, "False": 1}}, "'target_scores' must name one right option"),
         ({"input": "x", "target_scores": {"True": 1}}, "'target_scores' must name one right option"),
+        (
+            {"input": "x", "target_scores": {"True": "1", "False": 0}},
+            "bbh.json row 31: .* a number, got '1' for 'True'",
+        ),
+        ({"input": "x", "target_scores": {"True": None, "False": 0}}, "row 31: .* a number, got None for 'True'"),
+        ({"input": "x", "target_scores": {"True": 1, "False": False}}, "row 31: .* a number, got False for 'False'"),
+        ({"input": "x", "target_scores": {"True": 1, "False": float("nan")}}, "row 31: .* got nan for 'False'"),
         ({"input": "x", "target_scores": []}, "row 31: field 'target_scores' must give each option a score"),
         (
             {"input": "x", "target_scores": {"left": 1, "right": 0}},

@@ -112,6 +112,21 @@ PARAGRAPH = r"\n\s*\n"
 MARKS = re.compile(r"^(?:[>*#\-\s\"'`]|(?:the |a )?(?:new |improved )?instruction(?: is)?\s*:)+", re.IGNORECASE)
 
 
+def _check_written(source: Proposals, count: int, max_new_tokens: int, temperature: float, shown: int = 0) -> None:
+    """Check the settings of a source that has an LM write.
+
+    Raises:
+        UserError: One is too small or no finite number.
+    """
+    kind = type(source).__name__
+    for name, value in (("count", count), ("max_new_tokens", max_new_tokens)):
+        if value < 1:
+            raise UserError(f"{kind}.{name} must be at least 1, got {value}")
+    if shown < 0:
+        raise UserError(f"{kind}.shown must not be negative, got {shown}")
+    check_finite(f"{kind}.temperature", temperature)
+
+
 @dataclass(frozen=True)
 class LanguageModelProposals(Proposals):
     """An LM in the part of a teacher rewrites an instruction, seeing what it did well and where it failed.
@@ -137,12 +152,15 @@ class LanguageModelProposals(Proposals):
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        for name in ("count", "max_new_tokens"):
-            if getattr(self, name) < 1:
-                raise UserError(f"LanguageModelProposals.{name} must be at least 1, got {getattr(self, name)}")
-        if self.shown < 0:
-            raise UserError(f"LanguageModelProposals.shown must not be negative, got {self.shown}")
-        check_finite("LanguageModelProposals.temperature", self.temperature)
+        _check_written(self, self.count, self.max_new_tokens, self.temperature, self.shown)
+        if not self.stop:
+            raise UserError("LanguageModelProposals.stop is empty, and every instruction would be; leave it out")
+        try:
+            re.compile(self.stop)
+        except re.error as error:
+            raise UserError(
+                f"LanguageModelProposals.stop {self.stop!r} is not a regular expression: {error}"
+            ) from error
 
     def propose(self, request: Request) -> list[Proposal]:
         """See `Proposals`: number ``j`` rewrites parent ``j`` modulo their number, seeing the batch in a new order."""
@@ -227,6 +245,10 @@ class Paraphrases(Proposals):
     temperature: float = 0.7
     max_new_tokens: int = 64
 
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        _check_written(self, self.count, self.max_new_tokens, self.temperature)
+
     def propose(self, request: Request) -> list[Proposal]:
         """See `Proposals`."""
         parents = [request.parents[index % len(request.parents)] for index in range(self.count)]
@@ -255,6 +277,10 @@ class InducedInstructions(Proposals):
     shown: int = 5
     temperature: float = 0.7
     max_new_tokens: int = 64
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        _check_written(self, self.count, self.max_new_tokens, self.temperature, self.shown)
 
     def propose(self, request: Request) -> list[Proposal]:
         """See `Proposals`."""

@@ -18,7 +18,7 @@ from lightning_prompts.dln.memory import PromptMemory
 from lightning_prompts.dln.messages import Arms
 from lightning_prompts.dln.network import LanguageNetwork
 from lightning_prompts.dln.reader import Reader, identity
-from lightning_prompts.errors import UserError
+from lightning_prompts.errors import UserError, check_finite
 from lightning_prompts.lm import FrozenLM, LabelScores, LMConfig, Prompt
 from lightning_prompts.methods.base import PromptMethod
 from lightning_prompts.search.optimizer import SearchOptimizer
@@ -75,8 +75,7 @@ class TextPromptMethod(PromptMethod):
             raise UserError(f"tolerance must be -1 (never go back to the best prompts) or more, got {tolerance}")
         if max_prompt_tokens < 1:
             raise UserError(f"max_prompt_tokens must be at least 1, got {max_prompt_tokens}")
-        if not memory_mb > 0:
-            raise UserError(f"memory_mb must be above 0, got {memory_mb}")
+        check_finite("memory_mb", memory_mb, above=True)
         if text is not None:
             layers = [*layers[:-1], replace(layers[-1], prompt=text)]
         self.layer_settings = list(layers)
