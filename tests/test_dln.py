@@ -343,17 +343,43 @@ def test_what_is_not_a_number_does_not_win() -> None:
     assert best(torch.tensor([nan, nan])) == 0
 
 
-def test_nothing_changes_where_all_is_right(tiny: FrozenLM) -> None:
-    stepper = stepper_of(tiny, [LanguageLayer()])
-    answers = stepper.forward(examples(), ["Start."]).answers
+@pytest.mark.parametrize("count", [1, 2])
+def test_several_layers_change_nothing_where_all_is_right(count: int, tiny: FrozenLM) -> None:
+    stepper = stepper_of(tiny, [LanguageLayer(max_new_tokens=4), LanguageLayer()][-count:])
+    prompts = ["Think.", "Start."][-count:]
+    answers = stepper.forward(examples(), prompts).answers
     batch = [example for example, answer in zip(examples(), answers, strict=True) if answer.right]
     assert batch, "this model is right at least once"
     before = tiny.tokens_forwarded
-    result = stepper.step(batch, ["Start."], PromptMemory(2, 2), [Arms()], 0.0, generator())
-    assert result.prompts == ["Start."]
-    assert not result.candidates
+    result = stepper.step(batch, prompts, PromptMemory(2, 2), [Arms()] * count, 0.0, generator())
     assert result.accuracy == 1.0
-    assert tiny.tokens_forwarded == before, "and nothing is proposed or scored"
+    if count == 2:
+        assert result.prompts == prompts
+        assert not result.candidates
+        assert tiny.tokens_forwarded == before, "and nothing is proposed or scored"
+        return
+    assert [candidate.proposal.text for candidate in result.candidates[0]] == ["Start.", "Go.", "Say yes."]
+    for candidate in result.candidates[0]:
+        mean = sum(plain_answer(tiny, example, candidate.proposal.text) for example in batch) / len(batch)
+        assert candidate.reward == pytest.approx(mean, abs=1e-4)
+    assert result.prompts == [max(result.candidates[0], key=lambda candidate: candidate.reward).proposal.text]
+
+
+def test_the_proposer_sees_what_the_layer_reads(tiny: FrozenLM) -> None:
+    for residual in (True, False):
+        layers = [LanguageLayer(max_new_tokens=4), LanguageLayer(residual=residual, max_new_tokens=4),
+                  LanguageLayer(residual=residual)]  # fmt: skip
+        stepper = stepper_of(tiny, layers)
+        batch, prompts = examples(), ["List.", "Think.", "Say."]
+        seen = stepper.forward(batch, prompts)
+        draws = stepper.posterior(seen, generator())
+        for index in range(3):
+            cases = stepper.cases(index, seen, draws)
+            for b, (case, example) in enumerate(zip(cases, batch, strict=True)):
+                placed = stepper.network.layers[index].place(example, seen.below(index)[b])
+                read = placed.before + placed.after
+                assert (example.question in case.input) == (example.question in read) == (index == 0 or residual)
+                assert index == 0 or case.input.endswith(f"Thoughts: {seen.below(index)[b]}")
 
 
 def test_no_proposal_left_keeps_the_prompt(tiny: FrozenLM) -> None:
@@ -621,6 +647,23 @@ def test_gains_are_measured_against_the_parent() -> None:
         assert arms.counts[message] == len(gains)
         assert arms.sums[message] == pytest.approx(sum(gains))
     assert {row.proposal.parent for row in rows[2:]} == {"Start.", "Old."}, "the memory is rewritten too"
+
+
+def test_gains_that_are_no_numbers_are_left_out(tiny: FrozenLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = [-2.0, -1.0, float("nan"), float("-inf")]
+
+    @dataclass(frozen=True)
+    class Told(Proposals):
+        def propose(self, request: Request) -> list[Proposal]:
+            return [Proposal(f"Text {m}.", request.parents[0], "Told", m) for m in range(3)]
+
+    stepper, arms = stepper_of(tiny, [LanguageLayer()]), Arms()
+    stepper.settings = replace(stepper.settings, proposals=[Told()])
+    monkeypatch.setattr(stepper, "rewards", lambda *_: torch.tensor(values))
+    result = stepper.step(examples(), ["Start."], PromptMemory(0, -1), [arms], 0.0, generator())
+    assert result.prompts == ["Text 0."]
+    assert arms.counts == [1, 0, 0, 0]
+    assert arms.sums == [1.0, 0.0, 0.0, 0.0]
 
 
 # --- proposals --------------------------------------------------------------------------------------------------------

@@ -93,6 +93,12 @@ class PlacedLayer:
         """The input as this layer sees it."""
         return str(example.fields.get(STRIPPED, example.question)) if self.strips else example.question
 
+    def shown(self, example: Example, hidden: str) -> str:
+        """What this layer reads, for a proposer: the input and what the layer below wrote, no more than it sees."""
+        if self.first:
+            return self.question(example)
+        return f"{self.question(example)}\n\nThoughts: {hidden}" if self.settings.residual else f"Thoughts: {hidden}"
+
     def place(self, example: Example, hidden: str = "", hint: str = "") -> Example:
         """The example as this layer reads it, its prompt slot open.
 

@@ -7,6 +7,7 @@ of the layer above. The paper has two layers; for more, the best draw of a layer
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -173,12 +174,13 @@ class Stepper:
             generator: Of everything random.
 
         Returns:
-            The result; the same prompts where every answer was right.
+            The result; the same prompts where a network of several layers got every answer right. A single layer looks
+            for likelier answers all the same, as the paper's DLN-1 does.
         """
         seen = self.forward(examples, prompts)
         new = list(prompts)
         result = StepResult(new, seen.answers)
-        if not seen.wrong:
+        if not seen.wrong and len(prompts) > 1:
             return result
         draws = self.posterior(seen, generator)
         for index, layer in enumerate(self.network.layers):
@@ -204,8 +206,9 @@ class Stepper:
             ]
             by_text = {proposal.text: value for proposal, value in zip(proposals, values, strict=True)}
             for proposal, value in zip(proposals, values, strict=True):
-                if proposal.message is not None:
-                    arms[index].update(proposal.message, value - by_text[proposal.parent])
+                gain = value - by_text[proposal.parent]
+                if proposal.message is not None and math.isfinite(gain):  # one that is not would stay in all means
+                    arms[index].update(proposal.message, gain)
         return result
 
     def forward(self, examples: Sequence[Example], prompts: Sequence[str]) -> Forward:
@@ -250,9 +253,7 @@ class Stepper:
         layer = self.network.layers[index]
         outputs = [answer.text for answer in seen.answers] if layer.top else seen.hidden[index]
         targets = [example.target for example in seen.examples] if layer.top else draws[index].best
-        inputs = [layer.question(example) for example in seen.examples]
-        if index:
-            inputs = [f"{text}\n\nThoughts: {under}" for text, under in zip(inputs, seen.below(index), strict=True)]
+        inputs = [layer.shown(example, under) for example, under in zip(seen.examples, seen.below(index), strict=True)]
         return [
             Case(read, output, target, answer.right)
             for read, output, target, answer in zip(inputs, outputs, targets, seen.answers, strict=True)
