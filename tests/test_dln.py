@@ -1005,6 +1005,40 @@ def test_trust_needs_classes(tiny: FrozenLM) -> None:
         )
 
 
+def test_trust_with_free_text_and_ape_without_validation_do_not_start(tmp_path: Path) -> None:
+    one: dict[str, object] = {"layers": [LanguageLayer("Say.")], "posterior": None, "error_weight": 0.0}
+
+    class Mixed(Toy):
+        """The last example to learn from is of free text."""
+
+        def load_rows(self) -> dict[str, list[SourceRow]]:
+            rows = super().load_rows()
+            rows["train"][-1] = replace(rows["train"][-1], labels=())
+            return rows
+
+    for data in (Toy(labels=False), Mixed()):
+        method = network(trust=0.5, **one)
+        with pytest.raises(UserError, match=r"row .*: trust compares class probabilities") as caught:
+            trainer(tmp_path / "trust", 1).fit(method, data)
+        assert "\n" not in str(caught.value)
+        assert method.calls == 0, "before any work"
+    trainer(tmp_path / "mixed", 1).fit(network(**one), Mixed())
+    ape = Ape(text="Say.", lm=LMConfig(f"{TINY},max_position_embeddings=700"), max_prompt_tokens=60)
+    fitting = trainer(tmp_path / "ape", 1)
+    fitting.limit_val_batches = 0
+    with pytest.raises(UserError, match="give data a validation split"):
+        fitting.fit(ape, Toy())
+    assert ape.calls == 0
+
+
+def test_gradients_that_are_not_there_are_not_accumulated(tmp_path: Path) -> None:
+    method, fitting = network(), trainer(tmp_path, 2)
+    fitting.accumulate_grad_batches = 2
+    with pytest.raises(UserError, match="no gradients to accumulate"):
+        fitting.fit(method, Toy())
+    assert method.calls == 0
+
+
 def test_one_process_learns(monkeypatch: pytest.MonkeyPatch) -> None:
     method = network()
     monkeypatch.setattr(method, "_trainer", SimpleNamespace(world_size=2))

@@ -59,6 +59,19 @@ class Ape(TextPromptMethod):
         self.induced, self.paraphrases, self.count = induced, paraphrases, survivors
         self.survivors: list[str] = []
 
+    def on_fit_start(self) -> None:
+        """See `TextPromptMethod`.
+
+        Raises:
+            UserError: There is nothing to validate on.
+        """
+        if not self.validation_batches():
+            raise UserError(
+                "Ape keeps what is best on validation, and there is none; give data a validation split, and leave "
+                "trainer.limit_val_batches above 0"
+            )
+        super().on_fit_start()
+
     def improve(self, examples: Sequence[Example]) -> list[dict[str, Any]]:
         """Propose, judge on validation, and keep the best; the current prompt wins every tie."""
         cases = [Case(example.question, "", example.target, True) for example in examples]
@@ -93,12 +106,9 @@ class Ape(TextPromptMethod):
 
     def accuracy(self, prompts: Sequence[str]) -> float:
         """Share of right answers on the validation split."""
-        batches = self.validation_batches()
-        if not batches:
-            raise UserError("Ape keeps what is best on validation; give it a validation split")
         answers = [
             answer
-            for batch in batches
+            for batch in self.validation_batches()
             for answer in self.network.answer(batch, self.network.think(batch, prompts), prompts)
         ]
         return sum(answer.right for answer in answers) / len(answers)

@@ -193,10 +193,16 @@ class TextPromptMethod(PromptMethod):
         """The prompts to start from are the first to be the best.
 
         Raises:
-            UserError: There are several processes, which would go on with different prompts.
+            UserError: There are several processes, which would go on with different prompts; or batches whose gradients
+                are to be added up, where there are none.
         """
         if self.trainer.world_size > 1:
             raise UserError(f"{type(self).__name__} learns in one process; set trainer.devices to 1")
+        if self.trainer.accumulate_grad_batches > 1:
+            raise UserError(
+                f"{type(self).__name__} has no gradients to accumulate; leave out trainer.accumulate_grad_batches, and "
+                "raise data.batch_size for larger steps"
+            )
         if self.prompt_memory.best is not None:
             return
         batches = self.validation_batches()
