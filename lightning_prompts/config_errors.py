@@ -51,6 +51,7 @@ ROLES = {
     "templates": "PosteriorTemplate",
     "sharpening": "Sharpening",
 }
+TOP = ("model", "data", "trainer", "seed_everything", "ckpt_path", "config", "overwrite")
 UNION = re.compile(r"(?:Parser key \"([\w.]+)\": )?Does not validate against any of the Union subtypes "
                    r"Subtypes: \[(.+?)\] Errors: .*Given value: (.*)$")  # fmt: skip
 SUBCOMMAND = re.compile(r"invalid choice: '(.+?)' \(choose from (.+)\)")
@@ -92,6 +93,8 @@ def one_line(message: str, classes: Iterable[type], path_prefixes: tuple[str, ..
         wrong = next((part for part in parts if part not in known), parts[-1])
         if wrong == parts[-1] and (own := _setting_names_of(parts[:-1], classes)):
             known = own
+        elif len(parts) == 1 and wrong in known:  # a setting of something, in the place of that
+            known = sorted(TOP)
         return f"unknown setting {'.'.join(parts)!r}; {nearest(wrong, known)}"
     if match := SUBCOMMAND.search(text):
         name, choices = match.groups()
@@ -197,7 +200,7 @@ def _setting_names_of(parents: list[str], bases: list[type]) -> list[str]:
 def _setting_names(bases: list[type]) -> list[str]:
     """Every name that a setting of a method, datamodule, callback, language model or trainer has."""
     owners = [child for base in bases for child in _subclasses(base)] + [L.Trainer, LMConfig, LanguageLayer, Posterior]
-    names = {"model", "data", "trainer", "seed_everything", "ckpt_path", "config", "overwrite"}
+    names = set(TOP)
     for owner in owners:
         names.update(name for name in inspect.signature(owner).parameters if name != "self")
     return sorted(names)

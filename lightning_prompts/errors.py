@@ -38,9 +38,10 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
         count: How many names to offer at most.
 
     Returns:
-        ``"did you mean A, B?"``, or ``"known: A, B, ..."`` when nothing is close; of very many names only some.
+        ``"did you mean A, B?"``, or ``"known: A, B, ..."`` when nothing is close; of very many names only some. Never
+        the very name that was given.
     """
-    names = list(known)
+    names = [known_name for known_name in known if known_name != name]  # which is known, but elsewhere
     by_folded = {known_name.casefold(): known_name for known_name in names}
     close = difflib.get_close_matches(name.casefold(), by_folded, n=count, cutoff=0.5)
     if close:

@@ -23,6 +23,7 @@ from lightning_prompts.errors import UserError, nearest
             'Parser key "model.init_args.reward": ... Expected a dot import path string: Rouge',
             "model.init_args.reward: unknown class 'Rouge'; known: AnswerLikelihood, BertScore, ExactMatch",
         ),
+        ("Option 'predict' is not accepted", "unknown setting 'predict'; known: ckpt_path, config, data, model, "),
     ],
 )
 def test_one_line(message: str, line: str) -> None:
@@ -42,3 +43,4 @@ def test_the_user_error_is_found_behind_others() -> None:
 def test_nearest() -> None:
     assert nearest("lenght", ["length", "width"]) == "did you mean length?"
     assert nearest("zzz", ["length", "width"]) == "known: length, width"
+    assert nearest("width", ["length", "width", "widths"]) == "did you mean widths?"

@@ -6,6 +6,7 @@ import argparse
 import importlib.util
 import itertools
 import json
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -168,6 +169,29 @@ def test_a_network_s_run_is_analysed(
     assert "| 0 | LanguageModelProposals | " in printed
     assert printed.count("Which sentence has the correct adjective order") == 3
     assert "| initial | " in printed
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["nowhere"], "nowhere is no folder"),
+        (["."], r"prompts\.jsonl does not exist"),
+        ([".", "--draws", "0"], "--draws must be at least 1, got 0"),
+        ([".", "--examples", "-1"], "--examples must be at least 1, got -1"),
+        ([".", "--measured", "0"], "--measured must be at least 1, got 0"),
+    ],
+)
+def test_what_is_no_run_to_analyse(
+    words: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    analysis = script("dln/analysis.py")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["analysis.py", *words])
+    with pytest.raises(SystemExit) as caught:
+        analysis.main()
+    assert caught.value.code == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert re.search(f"error: .*{told}", last)
 
 
 def test_paired_comparison(tmp_path: Path) -> None:

@@ -106,6 +106,16 @@ def test_calibration_needs_the_question_in_the_text() -> None:
     example = Template("{prompt}{text}: {answer}").render({"text": "a", "question": "b", "answer": "x"}, labels=SIX)
     with pytest.raises(UserError, match="field 'question'"):
         without_content(example)
+    with pytest.raises(UserError, match="field 'question'"):
+        without_content(replace(example, fields={**example.fields, "hidden": "so"}))
+
+
+def test_calibration_of_thoughts_without_the_question() -> None:
+    template = Template("{prompt}\n{hidden}\nAnswer: {answer}")
+    for hidden in ("It is so.", ""):
+        example = template.render({"question": "Is it?", "hidden": hidden, "answer": "x"}, labels=SIX)
+        afters = [f"\n{text if hidden else hidden}\nAnswer:" for text in CONTENT_FREE]
+        assert [bare.after for bare in without_content(example)] == afters
 
 
 def test_what_labels_share_runs_once(tiny: FrozenLM) -> None:

@@ -117,7 +117,17 @@ def main() -> None:
     parser.add_argument("--measured", type=int, default=100, help="that information is estimated from")
     parser.add_argument("--draws", type=int, default=5)
     arguments = parser.parse_args()
-    rows = [json.loads(line) for line in (arguments.run / "prompts.jsonl").read_text(encoding="utf-8").splitlines()]
+    for name in ("examples", "measured", "draws"):
+        if getattr(arguments, name) < 1:
+            parser.error(f"--{name} must be at least 1, got {getattr(arguments, name)}")
+    if not arguments.run.is_dir():
+        parser.error(f"{arguments.run} is no folder; give the folder of a run, such as runs/dln2")
+    table_file = arguments.run / "prompts.jsonl"
+    if not table_file.is_file():
+        parser.error(
+            f"{table_file} does not exist; give the run of a DeepLanguageNetwork with the callback PromptTable"
+        )
+    rows = [json.loads(line) for line in table_file.read_text(encoding="utf-8").splitlines()]
     print(f"Prompts over time\n\n{table(over_time(rows))}\n\nProposals\n\n{table(kinds(rows))}")
     cli = Loaded(["test", "-c", str(arguments.run / "config.yaml"), "--ckpt_path", "best"])
     method, data = cli.model, cli.datamodule
