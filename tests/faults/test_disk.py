@@ -55,13 +55,13 @@ def mounts() -> list[str]:
     return words if allowed else []
 
 
-def test_a_disk_that_fills_up(tmp_path: Path) -> None:
+def test_a_disk_that_fills_up(whole: Path, tmp_path: Path) -> None:
     """A real file system of a few kilobytes where one can be mounted, else the limit on files."""
     disk = tmp_path / "disk"
     disk.mkdir()
     words = [sys.executable, "-m", "lightning_prompts", *command("soft prompt", disk / "run")]
     if namespace := mounts():
-        script = 'mount -t tmpfs -o size=96k tmpfs "$0" && "$@"; code=$?; ls -A "$0/run/checkpoints"; exit $code'
+        script = 'mount -t tmpfs -o size=96k tmpfs "$0" && "$@"; code=$?; cp -r "$0/run" "$0.copy"; exit $code'
         words = [*namespace, "sh", "-c", script, str(disk), *words]
         before = None
     else:
@@ -73,6 +73,12 @@ def test_a_disk_that_fills_up(tmp_path: Path) -> None:
     assert len(errors) == 1, done.stderr
     assert "no room on the disk" in errors[0]
     assert "Traceback" not in done.stderr
+    copy = Path(f"{disk}.copy") if namespace else disk / "run"
+    assert last(copy).exists()
+    for path in copy.glob("checkpoints/*.ckpt"):
+        check_readable(path)
+    assert resume("soft prompt", copy, tmp_path / "log").wait() == 0
+    assert same(result(copy), result(whole))
 
 
 REFINER = [
