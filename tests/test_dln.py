@@ -190,6 +190,25 @@ def test_a_cache_is_of_its_model(tiny: FrozenLM) -> None:
                 identity(tiny, replace(config, quantization="nf4"))}) == 4  # fmt: skip
 
 
+def test_scores_of_another_precision_are_not_looked_up() -> None:
+    def build(**settings: object) -> DeepLanguageNetwork:
+        method = network(lm=LMConfig(f"{TINY},max_position_embeddings=700", **settings))  # type: ignore[arg-type]
+        method.configure_model()
+        return method
+
+    checkpoint: dict[str, object] = {}
+    first, half, again = build(), build(dtype="bfloat16"), build()
+    scores = first.network.readers[-1].class_log_probs(examples(), ["Go."])
+    first.on_save_checkpoint(checkpoint)
+    expected = half.network.readers[-1].class_log_probs(examples(), ["Go."])
+    assert not torch.equal(expected, scores)
+    half.cache.scores.clear()
+    for method, wanted in ((half, expected), (again, scores)):
+        method.on_load_checkpoint(checkpoint)
+        assert torch.equal(method.network.readers[-1].class_log_probs(examples(), ["Go."]), wanted)
+    assert again.calls == 0, "the same model's are"
+
+
 def test_a_checkpoint_is_of_its_hidden_layers_models() -> None:
     def build(hidden: LMConfig | None) -> DeepLanguageNetwork:
         method = network(layers=[LanguageLayer("Think.", lm=hidden), LanguageLayer("Say.")])
