@@ -120,6 +120,7 @@ def result_after_fit(folder: Path) -> object:
     return result(folder)["state_dict"]
 
 
+@pytest.mark.timeout(1200)
 def test_two_starts_at_once_with_a_cold_cache_and_one_with_half_of_it(tmp_path: Path) -> None:
     """The embedded model: one of two converts it, both run; what was cut in half is converted again."""
     cache = tmp_path / "cache"

@@ -13,6 +13,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from conftest import TINY as SHORT
 from hypothesis import HealthCheck, Phase, given, settings
@@ -154,6 +155,7 @@ def check_config(chosen: dict[str, Any]) -> None:
         assert not errors, said
 
 
+@pytest.mark.timeout(1800)  # two hundred runs
 def test_random_configs() -> None:
     check_config()
     assert ENDS["trained"] >= 40, ENDS

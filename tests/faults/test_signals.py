@@ -67,6 +67,7 @@ def result(run: L.Trainer, path: Path) -> dict[str, Any]:
     }
 
 
+@pytest.mark.timeout(900)  # 48 runs, most of them resumed
 @pytest.mark.parametrize("settings", [{}, {"val_check_interval": 3}, {"accumulate_grad_batches": 3}], ids=str)
 def test_a_signal_anywhere(settings: dict[str, Any], tmp_path: Path) -> None:
     expected = result(fit(tmp_path / "whole", settings), tmp_path / "whole.ckpt")
