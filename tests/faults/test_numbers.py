@@ -13,11 +13,8 @@ from test_killed import METHODS, command, last
 
 from callbacks import NonFiniteGuard
 
-BATCHES = {"loss": {4, 9}, "gradient": {3, 12}, "weights": {7}}  # from 0; in steps of their own, with two a step too
-    "loss": {4, 9},
-    "gradient": {3, 12},
-    "weights": {7},
-}  # from 0; each in a step of its own, also with two a step
+# Counted from 0; each in a step of its own, also with two batches a step.
+BATCHES = {"loss": {4, 9}, "gradient": {3, 12}, "weights": {7}}
 
 
 def breaks_numbers(value: float) -> None:
