@@ -301,6 +301,16 @@ class PromptMethod(L.LightningModule):
         self.log("train/nll", scores.nll.mean(), batch_size=len(batch))  # without the ends, as val/nll
         return loss
 
+    def validation_batches(self) -> list[list[Example]]:
+        """What a validation in training looks at, for methods that look ahead of it; nothing where there is none."""
+        data = getattr(self.trainer, "datamodule", None)
+        limit = self.trainer.limit_val_batches
+        if data is None or not limit:
+            return []
+        examples, size = data.examples("val"), data.eval_batch_size
+        batches = [examples[start : start + size] for start in range(0, len(examples), size)]
+        return batches[: limit if isinstance(limit, int) else max(1, int(limit * len(batches)))]
+
     # --- evaluation -------------------------------------------------------------------------------------------------
 
     @torch.no_grad()

@@ -56,14 +56,9 @@ class DiscretePromptMethod(PromptMethod):
 
     def on_fit_start(self) -> None:
         """The tokens to start from are the first to be the best."""
-        data = getattr(self.trainer, "datamodule", None)
-        limit = self.trainer.limit_val_batches
-        if data is None or not limit or not torch.isinf(self.best_nll):
+        batches = self.validation_batches()
+        if not batches or not torch.isinf(self.best_nll):
             return
-        examples = data.examples("val")
-        size = data.eval_batch_size
-        batches = [examples[start : start + size] for start in range(0, len(examples), size)]
-        batches = batches[: limit if isinstance(limit, int) else max(1, int(limit * len(batches)))]
         with torch.no_grad():
             prompt = self.current_prompt()
             nll = torch.cat([self.lm.score(batch, prompt).nll for batch in batches]).mean()

@@ -215,16 +215,6 @@ class TextPromptMethod(PromptMethod):
         log.warning("step %d: no proposal for layer %d was new, short enough and not empty; its prompt stays",
                     self.trainer.global_step, layer)  # fmt: skip
 
-    def validation_batches(self) -> list[list[Example]]:
-        """What validation looks at."""
-        data = getattr(self.trainer, "datamodule", None)
-        limit = self.trainer.limit_val_batches
-        if data is None or not limit:
-            return []
-        examples, size = data.examples("val"), data.eval_batch_size
-        batches = [examples[start : start + size] for start in range(0, len(examples), size)]
-        return batches[: limit if isinstance(limit, int) else max(1, int(limit * len(batches)))]
-
     # --- evaluation -------------------------------------------------------------------------------------------------
 
     def prepare(self, examples: Sequence[Example]) -> list[Example]:
