@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import sys
 
+from lightning_prompts import commands
+
 
 def main() -> None:
     """Run the command line and exit."""
+    args = sys.argv[1:]
+    if not args or args[0] in ("-h", "--help"):
+        print(commands.usage())
+        sys.exit(0 if args else 2)
+    if args[0] in commands.COMMANDS:
+        sys.exit(commands.run(args))
     from lightning_prompts.cli import run
 
     sys.exit(run())

@@ -32,6 +32,7 @@ import callbacks
 import datamodules
 from lightning_prompts import methods
 from lightning_prompts.checkpoints import AtomicCheckpointIO, check_readable, does_not_fit
+from lightning_prompts.commands import fail
 from lightning_prompts.config_errors import check_yaml, one_line, user_error
 from lightning_prompts.crossings.baselines import Baseline
 from lightning_prompts.crossings.reinforce import Shaping, Support
@@ -40,7 +41,7 @@ from lightning_prompts.dln.messages import MessageChoice
 from lightning_prompts.dln.posterior import PosteriorTemplate
 from lightning_prompts.dln.proposals import Proposals
 from lightning_prompts.dln.sharpening import Sharpening
-from lightning_prompts.errors import UserError, check_finite
+from lightning_prompts.errors import DEBUG, UserError, check_finite
 from lightning_prompts.files import no_room, write_atomic
 from lightning_prompts.lm.memory import out_of_memory
 from lightning_prompts.objectives import Objective
@@ -49,8 +50,6 @@ from lightning_prompts.processes import process_lost
 from lightning_prompts.prompts.initializers import Initializer
 from lightning_prompts.refiners.heads import Head
 from lightning_prompts.refiners.networks import RefinerNetwork
-
-DEBUG = "LIGHTNING_PROMPTS_DEBUG"
 
 TRAINER_DEFAULTS: dict[str, Any] = {
     "devices": 1,
@@ -263,7 +262,7 @@ def run(args: Sequence[str] | None = None) -> int:
         check_yaml(sys.argv[1:] if args is None else args)
         PromptCLI(args)
     except UserError as error:
-        return _fail(str(error))
+        return fail(str(error))
     except KeyboardInterrupt:
         return 130
     except SIGTERMException as error:
@@ -273,11 +272,11 @@ def run(args: Sequence[str] | None = None) -> int:
             return 130
         raise
     except RecursionError:
-        return _fail("a config or data file is nested too deeply, or holds itself")
+        return fail("a config or data file is nested too deeply, or holds itself")
     except Exception as error:  # noqa: BLE001 - a person reads this; the traceback is one variable away
         if wrapped := _told(error):
-            return _fail(str(wrapped))
-        return _fail(f"{type(error).__name__}: {error}", unexpected=True)
+            return fail(str(wrapped))
+        return fail(f"{type(error).__name__}: {error}", unexpected=True)
     return 0
 
 
@@ -293,14 +292,6 @@ def _told(error: Exception) -> UserError | None:
     if told is None and "Does not validate against" in str(error):  # by the parser, while it builds
         return UserError(one_line(str(error), CONFIGURABLE))
     return told
-
-
-def _fail(message: str, unexpected: bool = False) -> int:
-    if os.environ.get(DEBUG):
-        raise
-    line = " ".join(message.split())
-    print(f"error: {line}" + (f" (set {DEBUG}=1 to see where)" if unexpected else ""), file=sys.stderr)
-    return 1
 
 
 def _results(metrics: Mapping[str, torch.Tensor]) -> Table:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable
 
 MOST_NAMES = 40
+DEBUG = "LIGHTNING_PROMPTS_DEBUG"  # set, errors are raised instead of told
 
 
 class UserError(Exception):

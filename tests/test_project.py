@@ -18,6 +18,7 @@ CONFIGS = sorted(path for path in (ROOT / "experiments").rglob("*.yaml"))
 ALLOWED = {
     "lightning_prompts.types": set(),
     "lightning_prompts.errors": set(),
+    "lightning_prompts.commands": {"errors"},
     "lightning_prompts.template": {"types", "errors"},
     "lightning_prompts.answers": {"types", "errors", "template"},
     "lightning_prompts.files": {"errors"},
