@@ -279,7 +279,7 @@ def test_weights_not_installed(tmp_path: Path, capsys: pytest.CaptureFixture[str
                                monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     from lightning_prompts.lm import embedded
 
-    missing = embedded.EmbeddedModel("no-such-package-here", "1.0", ".gguf")
+    missing = embedded.EmbeddedModel(("no-such-package-here",), "1.0")
     monkeypatch.setitem(embedded.EMBEDDED, "smollm2-135m-instruct", missing)
     folder = tmp_path / "run"
     expect_error(["fit", "--model", "SoftPromptTuning", *SMALL, "--trainer.default_root_dir", str(folder)],

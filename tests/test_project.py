@@ -27,7 +27,7 @@ ALLOWED = {
     "lightning_prompts.lm": {"types", "errors", "template", "files"},
     "lightning_prompts.randomness": set(),
     "lightning_prompts.prompts": {"types", "errors", "template", "lm", "randomness"},
-    "lightning_prompts.objectives": {"types", "errors", "template", "answers", "lm"},
+    "lightning_prompts.objectives": {"types", "errors", "template", "answers", "lm", "crossings"},
     "lightning_prompts.crossings": {"types", "errors", "template", "lm", "randomness"},
     "lightning_prompts.refiners": {"types", "errors", "template", "lm", "randomness"},
     "lightning_prompts.search": {"types", "errors", "template", "lm", "objectives"},

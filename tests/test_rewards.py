@@ -9,9 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.nn import functional
 
 from lightning_prompts.answers import boxed, final_answer, number, same_answer, token_f1
+from lightning_prompts.crossings.relaxation import StraightThrough
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm import FrozenLM, LMConfig
 from lightning_prompts.lm.embedded import embedded_folder
@@ -26,6 +26,7 @@ from lightning_prompts.objectives.rewards import (
     TokenF1,
     needs_likelihood,
 )
+from lightning_prompts.types import Example
 
 SAME = [
     ("The answer is $1,234.50.", "1234.5"),
@@ -164,21 +165,21 @@ def test_bertscore_models_that_are_not_to_be_had() -> None:
         BertScore(model="/no/such/folder")(["a"], ["b"], [])
 
 
-def one_hot(lm: FrozenLM, texts: list[str]) -> list[Tensor]:
-    return [functional.one_hot(torch.tensor(lm.encoder.tokens(text)), lm.vocabulary).float() for text in texts]
+def embedded(lm: FrozenLM, texts: list[str]) -> list[Tensor]:
+    return [lm.embedding_matrix()[lm.encoder.tokens(text)] for text in texts]
 
 
 def test_bertscore_of_certain_distributions_is_the_packages() -> None:
-    """One-hot distributions through the LM's last layer, and the package on the same model."""
+    """The texts' own embeddings through the LM's last layer, and the package on the same model."""
     import bert_score
 
     lm = FrozenLM.load(LMConfig(dtype="float32"))
-    found = BertScoreLoss(layer=-1, lead="").f1(lm, one_hot(lm, TEXTS), [lm.encoder.tokens(x) for x in REFERENCES])
+    found = BertScoreLoss(layer=-1, lead="").f1(lm, embedded(lm, TEXTS), [lm.encoder.tokens(x) for x in REFERENCES])
     scorer = bert_score.BERTScorer(model_type=str(embedded_folder("smollm2-135m-instruct")), num_layers=30)
     scorer._tokenizer.model_max_length = 512
     from bert_score.utils import get_bert_embedding, greedy_cos_idf, pad_sequence
 
-    def embedded(texts: list[str]) -> tuple[Tensor, Tensor, Tensor]:
+    def packages(texts: list[str]) -> tuple[Tensor, Tensor, Tensor]:
         parts = [get_bert_embedding([text], scorer._model, scorer._tokenizer, scorer._idf_dict or _Ones(), device="cpu")
                  for text in texts]  # fmt: skip
         vectors = pad_sequence([part[0][0] for part in parts], batch_first=True, padding_value=2.0)
@@ -186,7 +187,7 @@ def test_bertscore_of_certain_distributions_is_the_packages() -> None:
         mask = torch.arange(vectors.shape[1]) < counts[:, None]
         return vectors, mask, mask.float()
 
-    wanted = greedy_cos_idf(*embedded(REFERENCES), *embedded(TEXTS))[2]
+    wanted = greedy_cos_idf(*packages(REFERENCES), *packages(TEXTS))[2]
     # The package calls a text of two tokens empty, as if both were special ones, and gives it 0.
     kept = torch.tensor([len(lm.encoder.tokens(text)) != 2 for text in TEXTS])
     kept &= torch.tensor([len(lm.encoder.tokens(text)) != 2 for text in REFERENCES])
@@ -217,7 +218,7 @@ def test_the_losss_gradient_is_the_finite_difference(tiny: FrozenLM) -> None:
     references = [tiny.encoder.tokens("cold")]
 
     def value(at: Tensor) -> Tensor:
-        return loss.f1(tiny, [at.softmax(-1)], references)[0]
+        return loss.f1(tiny, [at.softmax(-1) @ tiny.embedding_matrix()], references)[0]
 
     leaf = logits.clone().requires_grad_(True)
     value(leaf).backward()
@@ -229,11 +230,38 @@ def test_the_losss_gradient_is_the_finite_difference(tiny: FrozenLM) -> None:
 
 def test_a_padded_batch_scores_as_each_alone(tiny: FrozenLM) -> None:
     loss = BertScoreLoss(layer=1)
-    expected = [torch.randn(n, tiny.vocabulary).softmax(-1) for n in (1, 4, 2)]
+    expected = [torch.randn(n, tiny.vocabulary).softmax(-1) @ tiny.embedding_matrix() for n in (1, 4, 2)]
     references = [tiny.encoder.tokens(text) for text in ("ab", "c", "defg")]
     together = loss.f1(tiny, expected, references)
     for b in range(3):
         assert torch.allclose(loss.f1(tiny, expected[b : b + 1], references[b : b + 1])[0], together[b], atol=1e-5)
+
+
+def test_a_straight_through_answer_is_the_greedy_one(tiny: FrozenLM) -> None:
+    """Its loss is that of the greedy tokens, its gradient that of a softmax at the temperature."""
+    example = Example("", " the question:", "cold")
+    row = tiny.encoder.row(example, 0)
+    size = len(row.answer) + len(row.end)
+    logits = torch.randn(size, tiny.vocabulary, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    greedy = tiny.embedding_matrix()[logits[: len(row.answer)].argmax(-1)]
+    wanted = 1 - BertScoreLoss(layer=2).f1(tiny, [greedy], [row.answer]).item()
+    gradients = []
+    for temperature in (0.5, 1.0):
+        objective = BertScoreLoss(layer=2, crossing=StraightThrough(), temperature=temperature)
+        loss = objective.loss(tiny, [row], logits, None)  # type: ignore[arg-type] - it has no use for the scores
+        assert loss.item() == pytest.approx(wanted, abs=1e-6)
+        gradients += torch.autograd.grad(loss, logits)
+        # The chain rule by hand: the loss's slope at the greedy embeddings, through the softmax.
+        at = greedy.detach().clone().requires_grad_(True)
+        slope = torch.autograd.grad(1 - objective.f1(tiny, [at], [row.answer]).mean(), at)[0]
+        probs = (logits[: len(row.answer)].detach() / temperature).softmax(-1)
+        toward = slope @ tiny.embedding_matrix().T
+        by_hand = probs * (toward - (probs * toward).sum(-1, keepdim=True)) / temperature
+        assert torch.allclose(gradients[-1][: len(row.answer)], by_hand, atol=1e-6)
+        assert not gradients[-1].isnan().any()
+    assert not torch.allclose(gradients[0], gradients[1])
+    with pytest.raises(UserError, match=r"objective\.temperature must be a finite number above 0, got 0"):
+        BertScoreLoss(temperature=0)
 
 
 def test_zero_vectors_give_no_nan() -> None:

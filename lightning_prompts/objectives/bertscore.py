@@ -1,8 +1,9 @@
 """BERTScore (Zhang et al. 2020): greedy matching of contextual embeddings; here as a loss that a gradient can pass.
 
-The scorer reads the *expected* embeddings of the answer, position by position: the LM's distribution times E. So it
-must share the LM's vocabulary; by default it is a layer of the frozen LM itself. For the score of finished texts, with
-any scorer, see `lightning_prompts.objectives.rewards.BertScore`.
+The scorer reads embeddings of the answer, position by position, that the LM's distribution there becomes: the expected
+one (the distribution times E), or the likeliest token's with the gradient of the expected one. So it must share the
+LM's vocabulary; by default it is a layer of the frozen LM itself. For the score of finished texts, with any scorer,
+see `lightning_prompts.objectives.rewards.BertScore`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lightning_prompts.errors import UserError
+from lightning_prompts.crossings.relaxation import ScoreRelaxation, Softmax
+from lightning_prompts.errors import UserError, check_finite
 from lightning_prompts.lm import FrozenLM, LMConfig, Scores
 from lightning_prompts.lm.encoding import Row
 from lightning_prompts.lm.padding import padded
@@ -51,7 +53,7 @@ def greedy_matching(
 
 @dataclass(frozen=True)
 class BertScoreLoss(Objective):
-    r"""``1 - F1`` between the answers that the LM expects under teacher forcing and the reference answers.
+    r"""``1 - F1`` between what the LM would say under teacher forcing and the reference answers.
 
     Attributes:
         scorer: Whose hidden states are compared: a model name with the LM's own vocabulary, or ``None`` for the LM.
@@ -59,11 +61,20 @@ class BertScoreLoss(Objective):
             LM's last layers speak of the next token more than of this one.
         lead: Text ahead of both, which is not compared. The first token of a text attracts attention whatever it is, so
             that without anything ahead of it all first tokens would look alike.
+        crossing: How the LM's distributions become embeddings. The expected embedding of an undecided LM lies
+            between all tokens and so resembles any of them; `StraightThrough` compares what greedy generation writes.
+        temperature: Of these distributions.
     """
 
     scorer: str | None = None
     layer: int | None = None
     lead: str = "\n"
+    crossing: ScoreRelaxation = Softmax()  # noqa: RUF009 - it is frozen
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check the temperature."""
+        check_finite("objective.temperature", self.temperature, above=True)
 
     @property
     def name(self) -> str:
@@ -90,26 +101,28 @@ class BertScoreLoss(Objective):
 
     def loss(self, lm: FrozenLM, rows: Sequence[Row], logits: Tensor, scores: Scores) -> Tensor:
         """See `Objective`."""
-        expected = [part.softmax(-1) for part in _answers_only(logits, rows)]
-        return 1 - self.f1(lm, expected, [row.answer for row in rows]).mean()
+        matrix = self._scorer(lm).embedding_matrix().float()
+        usable = torch.ones(len(matrix), dtype=torch.bool, device=matrix.device)
+        answers = [self.crossing.train_vectors(part, matrix, usable, self.temperature)
+                   for part in _answers_only(logits, rows)]  # fmt: skip
+        return 1 - self.f1(lm, answers, [row.answer for row in rows]).mean()
 
-    def f1(self, lm: FrozenLM, expected: Sequence[Tensor], references: Sequence[list[int]]) -> Tensor:
-        """BERTScore F1 of expected answers.
+    def f1(self, lm: FrozenLM, answers: Sequence[Tensor], references: Sequence[list[int]]) -> Tensor:
+        """BERTScore F1 of answers that are embeddings.
 
         Args:
-            lm: The language model that the distributions are of.
-            expected: Distributions over the vocabulary ``[A, V]`` for each of ``B`` answers.
+            lm: The language model that wrote them.
+            answers: Embeddings ``[A, D]`` of the scorer's tokens, or between them, for each of ``B`` answers.
             references: Token ids of the reference answers.
 
         Returns:
-            ``[B]`` float32, differentiable in ``expected``.
+            ``[B]`` float32, differentiable in ``answers``.
         """
         scorer = self._scorer(lm)
         layer = max(1, scorer.layers // 3) if self.layer is None else self.layer
-        matrix = scorer.embedding_matrix()
         lead = scorer.encoder.tokens(self.lead)
-        vectors = padded([part.to(matrix.dtype) @ matrix for part in expected])[0]
-        slots = [lead + [-1 - a for a in range(len(part))] for part in expected]
+        vectors = padded(answers)[0]
+        slots = [lead + [-1 - a for a in range(len(part))] for part in answers]
         candidate = scorer.hidden_states(slots, vectors, layer)
         with torch.no_grad():
             reference = scorer.hidden_states([lead + ids for ids in references], vectors[0, :0], layer)
