@@ -169,6 +169,13 @@ def test_a_network_s_run_is_analysed(
     assert "| 0 | LanguageModelProposals | " in printed
     assert printed.count("Which sentence has the correct adjective order") == 3
     assert "| initial | " in printed
+    monkeypatch.setattr(sys, "argv", ["analysis.py", *[str(tmp_path / "run")] * 2])
+    analysis.main()
+    both = capsys.readouterr().out
+    assert both.startswith("Best prompts\n\n|")
+    tried = [int(line.split("|")[3]) for text in (printed, both) for line in text.splitlines()
+             if line.startswith("| 0 | LanguageModelProposals | ")]  # fmt: skip
+    assert tried[1] == 2 * tried[0] > 0, "of all runs together"
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,11 @@
 """What a Deep Language Network has learned: its prompts over time, its hidden texts, and what they carry.
 
     python experiments/dln/analysis.py runs/dln2 [--examples 10] [--draws 5]
+    python experiments/dln/analysis.py runs/dln/*/dln1/seed-*
 
-Reads a run folder (``config.yaml``, ``checkpoints/best.ckpt``, ``prompts.jsonl``) and prints, as Markdown:
+Of several runs: for each its accuracy on validation at the start and at the best, with the best prompt; and of all of
+them, how many proposals of each kind were tried and chosen. Of one run (``config.yaml``, ``checkpoints/best.ckpt``,
+``prompts.jsonl``), as Markdown:
 
 1. The prompts of every validation with their accuracy, and how many proposals of each kind were tried and chosen.
 2. The messages' mean gains.
@@ -56,6 +59,14 @@ def over_time(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         for row in rows
         if row["kind"] == "validation"
     ]  # fmt: skip
+
+
+def best(run: Path, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Where a run started on validation, and where its best prompt stood."""
+    looked = [row for row in rows if row["kind"] == "validation"]
+    top = max(looked, key=lambda row: float(row["accuracy"]))  # the first of equals, as the run has it
+    return {"run": run, "start": looked[0]["accuracy"], "best": top["accuracy"], "at step": top["step"],
+            "prompts": "\n--\n".join(top["prompts"])}  # fmt: skip
 
 
 def kinds(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -112,7 +123,7 @@ def information(
 def main() -> None:
     """Read, compute, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path)
+    parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--examples", type=int, default=10, help="whose hidden texts are shown")
     parser.add_argument("--measured", type=int, default=100, help="that information is estimated from")
     parser.add_argument("--draws", type=int, default=5)
@@ -120,19 +131,29 @@ def main() -> None:
     for name in ("examples", "measured", "draws"):
         if getattr(arguments, name) < 1:
             parser.error(f"--{name} must be at least 1, got {getattr(arguments, name)}")
-    if not arguments.run.is_dir():
-        parser.error(f"{arguments.run} is no folder; give the folder of a run, such as runs/dln2")
-    table_file = arguments.run / "prompts.jsonl"
-    if not table_file.is_file():
-        parser.error(
-            f"{table_file} does not exist; give the run of a DeepLanguageNetwork with the callback PromptTable"
-        )
-    rows = [json.loads(line) for line in table_file.read_text(encoding="utf-8").splitlines()]
+    for run in arguments.runs:
+        if not run.is_dir():
+            parser.error(f"{run} is no folder; give the folder of a run, such as runs/dln2")
+        if not (run / "prompts.jsonl").is_file():
+            needed = "the run of a DeepLanguageNetwork with the callback PromptTable"
+            parser.error(f"{run}/prompts.jsonl does not exist; give {needed}")
+    written = [(run / "prompts.jsonl").read_text(encoding="utf-8").splitlines() for run in arguments.runs]
+    tables = [[json.loads(line) for line in lines] for lines in written]
+    if len(tables) > 1:
+        overview = [best(run, rows) for run, rows in zip(arguments.runs, tables, strict=True)]
+        pooled = kinds([row for rows in tables for row in rows])
+        print(f"Best prompts\n\n{table(overview)}\n\nProposals\n\n{table(pooled)}")
+    else:
+        one_run(arguments.runs[0], tables[0], arguments)
+
+
+def one_run(run: Path, rows: Sequence[dict[str, Any]], arguments: argparse.Namespace) -> None:
+    """Everything about one."""
     print(f"Prompts over time\n\n{table(over_time(rows))}\n\nProposals\n\n{table(kinds(rows))}")
-    cli = Loaded(["test", "-c", str(arguments.run / "config.yaml"), "--ckpt_path", "best"])
+    cli = Loaded(["test", "-c", str(run / "config.yaml"), "--ckpt_path", "best"])
     method, data = cli.model, cli.datamodule
     method.configure_model()
-    checkpoint = torch.load(arguments.run / "checkpoints" / "best.ckpt", weights_only=True)
+    checkpoint = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
     method.on_load_checkpoint(checkpoint)
     L.seed_everything(0, verbose=False)
     gains = [
