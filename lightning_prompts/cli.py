@@ -146,8 +146,9 @@ class RunFolder(SaveConfigCallback):
         config.trainer.default_root_dir = str(folder)
         config.ckpt_path = None
         config.overwrite = False
-        config.pop("verbose", None)  # of test: `fit` knows no such setting
-        write_atomic(folder / self.config_filename, self.parser.dump(config, skip_none=False, skip_validation=True))
+        tested = config.pop("verbose", None) is not None  # which `fit` has no such setting for
+        record = self.parser.dump(config, skip_none=False, skip_validation=tested)
+        write_atomic(folder / self.config_filename, record)
         lm = pl_module.lm
         found = environment(
             trainer.strategy.root_device, trainer.world_size, lm.model.dtype, pl_module.lm_config.quantization

@@ -90,7 +90,8 @@ def group(runs: Sequence[Run], baseline: Path | None) -> list[Task]:
     """
     methods = _methods(runs)
     asked = None if baseline is None else _find(methods, baseline)
-    paths = {id(method): _label_path(method, _common(methods)) for method in methods}
+    common = _common(methods)
+    paths = {id(method): _label_path(method, common) for method in methods}
     tasks: list[list[Method]] = []
     for method in methods:
         home = next((task for task in tasks if any(_same_task(method, other) for other in task)), None)
@@ -116,21 +117,20 @@ def group(runs: Sequence[Run], baseline: Path | None) -> list[Task]:
 
 def _methods(runs: Sequence[Run]) -> list[Method]:
     """Runs by their configs without the seed; runs without a config by their folder."""
+    given = list(dict.fromkeys(runs))
     groups: list[tuple[str, list[Run]]] = []
-    for run in dict.fromkeys(runs):
-        if run.settings is not None:
-            settings = json.dumps(without_seeds(run.settings), sort_keys=True, default=str)
-            key = f"{run.trained} {settings}"
+    for run in sorted(given, key=lambda run: run.settings is None):  # which join what is there
+        settings = json.dumps(without_seeds(run.settings or {}), sort_keys=True, default=str)
+        key = f"{run.trained} {settings}"
+        for old, group in groups:
+            alike = old == key if run.settings is not None else _home(run) in map(_home, group)
+            # The same seed once more is no further seed: a repetition, or another prompt under the same config.
+            if alike and run.seed not in [one.seed for one in group]:
+                group.append(run)
+                break
         else:
-            key = str(run.folder.parent if SEED_FOLDER.fullmatch(run.folder.name) else run.folder)
-        # The same seed once more is no further seed: a repetition, or another prompt tested under the same config.
-        home = next(
-            (group for old, group in groups if old == key and run.seed not in [one.seed for one in group]), None
-        )
-        if home is None:
             groups.append((key, [run]))
-        else:
-            home.append(run)
+    groups.sort(key=lambda item: min(map(given.index, item[1])))
     return [Method("", tuple(sorted(group, key=_by_seed))) for _, group in groups]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 
@@ -13,8 +14,9 @@ def spread(values: Sequence[float], percent: bool = False) -> str:
     if not values:
         return NONE
     scale, digits = (100, 1) if percent else (1, 3)
-    mean = f"{scale * statistics.fmean(values):.{digits}f}"
-    deviation = f" ± {scale * statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    mean = f"{scale * sum(values) / len(values):.{digits}f}"
+    several = len(values) > 1 and all(map(math.isfinite, values))
+    deviation = f" ± {scale * statistics.stdev(values):.{digits}f}" if several else ""
     return f"{mean}{deviation}{' %' if percent else ''}"
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import track
 
 from lightning_prompts.report.blocks import Block, Heading, Table, Text
-from lightning_prompts.report.common import COLUMNS, parts
+from lightning_prompts.report.common import COLUMNS, lacking, parts
 from lightning_prompts.report.configs import Settings, without_seeds
 from lightning_prompts.report.methods import Method, Task
 from lightning_prompts.report.numbers import NONE
@@ -20,16 +20,16 @@ from lightning_prompts.report.statistics import DRAWS, EXACT
 
 NOTES = (
     "Over seeds: mean ± the 97.5% quantile of Student's t (seeds - 1 degrees of freedom) times the standard error. It "
-    "is about runs with other seeds: other splits, initial prompts and orders of batches. With two or three seeds it is "
-    "wide, as it should be. Shares are cut at 0 and 1.",
+    "is about runs with other seeds: other splits, initial prompts and orders of batches. With two or three seeds it "
+    "is wide, as it should be. Shares are cut at 0 and 1.",
     f"Over questions: percentiles of {DRAWS:,} bootstrap samples (Efron 1979) of the questions of all seeds. A "
-    "question that came in the test sets of several seeds is drawn with all its rows. It is about other questions, with "
-    "these prompts.",
+    "question that came in the test sets of several seeds is drawn with all its rows. It is about other questions, "
+    "with these prompts.",
     "p: paired permutation test. Under the hypothesis that two methods do not differ, they can be swapped within each "
-    f"question; p is the share of {DRAWS:,} random swaps (of all, where at most {EXACT} questions differ) that make "
-    "the mean difference at least as large, counting the one that was found. Rows are matched by seed, test set, question "
-    "and answer; a row that a test set holds twice is two rows; rows of the same question are swapped together. Random "
-    "draws start at the same seed every time: the same runs give the same page.",
+    f"question; p is the share of {DRAWS:,} random swaps (of all, if at most {EXACT} questions differ) that make "
+    "the mean difference at least as large, counting the one that was found. Rows are matched by seed, test set, "
+    "question and answer; a row that a test set holds twice is two rows; rows of the same question are swapped "
+    "together. Random draws start at the same seed every time: the same runs give the same page.",
     "p (Holm): the same, multiplied step by step for the number of pairs in the table (Holm 1979).",
     "NLL: mean negative log-likelihood of an answer's tokens in nats, averaged over examples. Exact match: the greedy "
     "generation, cut where the task says, is the answer. Training NLL is that of the batches as they came.",
@@ -75,8 +75,8 @@ def _configs(tasks: Sequence[Task]) -> list[Block]:
     """Only what differs, task by task."""
     blocks: list[Block] = []
     for task in tasks:
-        known = [(method, without_seeds(method.runs[0].settings)) for method in task.methods if method.runs[0].settings]
-        without = [method.name for method in task.methods if not method.runs[0].settings]
+        known = [(method, found) for method in task.methods if (found := _settings(method))]
+        without = lacking(task, "config.yaml", lambda run: run.settings is not None)
         keys = list(dict.fromkeys(key for _, settings in known for key in settings))
         differing = [key for key in keys if len({_value(settings, key) for _, settings in known}) > 1]
         if len(tasks) > 1 and (differing or without):
@@ -84,12 +84,17 @@ def _configs(tasks: Sequence[Task]) -> list[Block]:
         for part in parts(known, COLUMNS) if differing else ():
             rows = [[key, *(_value(settings, key) for _, settings in part)] for key in differing]
             blocks.append(Table(["setting", *(method.name for method, _ in part)], rows, texts=1 + len(part)))
-        if without:
-            blocks.append(Text(f"Without config.yaml: {', '.join(without)}.", note=True))
-        elif not differing and len(known) > 1:
+        blocks += without
+        if not without and not differing and len(known) > 1:
             blocks.append(Text(f"{task.name}: the configs are the same.", note=True))
     intro = Text("Settings in which the methods' configs differ, seeds and folders left out.")
     return [Heading("Differences of the configs", 2), intro, *blocks] if blocks else []
+
+
+def _settings(method: Method) -> Settings | None:
+    """What was run, and whether that was trained: the same config can be tested as it is."""
+    run = next((run for run in method.runs if run.settings), None)
+    return {"trained": run.trained, **without_seeds(run.settings or {})} if run else None
 
 
 def _value(settings: Settings, key: str) -> str:

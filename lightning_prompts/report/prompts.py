@@ -47,10 +47,10 @@ def prompts(task: Task, prefix: str) -> list[Block]:
         ]  # fmt: skip
     if pictures:
         caption = (
-            "From a ring (where training began) to a disc (where it ended), a dot per validation, for some places of "
-            "the prompt; the number is the place, the cross and the text its nearest token in the end; grey: tokens of the "
-            "vocabulary, drawn at random. Vectors are projected at random to a few numbers and then to their two "
-            "principal components, so distances are approximate. First seed that kept its path."
+            "From a ring (where training began) to a disc (where it ended), a dot per validation, for some places "
+            "of the prompt; the number is the place, the cross and the text its nearest token in the end; grey: tokens "
+            "of the vocabulary, drawn at random. Vectors are projected at random to a few numbers and then to their "
+            "two principal components, so distances are approximate. First seed that kept its path."
         )
         blocks.append(Pictures(pictures, caption))
     return [*blocks, *_own_prompts(task), *_tried(task)]

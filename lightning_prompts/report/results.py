@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -32,7 +33,8 @@ def summary(task: Task, looks: dict[str, Look], prefix: str) -> list[Block]:
         row = [method.name, str(len(method.runs))]
         for name, _, percent in METRICS:
             found = method.values(f"{MAIN}/{name}")
-            seeds, asked = over_seeds(found), _over_questions(method, name)
+            seeds = over_seeds(found) if np.isfinite(found).all() else None
+            asked = _over_questions(method, name)
             row += [spread(found, percent), *([interval(seeds, percent)] if several else []), interval(asked, percent)]
             if found and np.isfinite(found).all():
                 shown[name].append(Bar(method.name, looks[method.name], found, seeds or asked, seeds is not None))
@@ -48,6 +50,11 @@ def summary(task: Task, looks: dict[str, Look], prefix: str) -> list[Block]:
              "better. Means ± standard deviation over seeds."),
         Table([*header, "questions"], rows), *missing, Pictures(pictures, caption),
     ]  # fmt: skip
+
+
+def _not_finite(method: Method) -> int:
+    rows = itertools.chain.from_iterable(method.rows.values())
+    return sum(row.nll is not None and not math.isfinite(row.nll) for row in rows)
 
 
 def _range(numbers: Sequence[float]) -> str:
@@ -109,6 +116,9 @@ def differences(task: Task) -> list[Block]:
         [mine.name, other.name, count, *nll, *match]
         for (mine, other), count, nll, match in zip(pairs, counts, *columns, strict=True)
     ]
+    strange = [f"{method.name} ({count:,})" for method in found if (count := _not_finite(method))]
+    if strange:
+        missing = [Text(f"Left out are rows whose NLL is not finite: {', '.join(strange)}.", note=True), *missing]
     header = ["method", "less", "rows in common", "NLL", "95%", "p", "p (Holm)", "exact match, points", "95%", "p",
               "p (Holm)"]  # fmt: skip
     text = (

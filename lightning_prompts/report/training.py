@@ -86,8 +86,8 @@ def cost(task: Task, looks: dict[str, Look], prefix: str) -> list[Block]:
             pictures.append(Picture(f"{prefix}-{paid}-{name}", picture, f"{title} of each method by its {label}"))
     rows = [[method.name, *(_cost_cell(method.cost(name)) for name in names)] for method in task.methods]
     caption = (
-        "A large mark is the mean over seeds, small ones are seeds. A dashed line across: not trained. Validation is not "
-        "counted; seconds depend on the machine and on what else it did."
+        "A large mark is the mean over seeds, small ones are seeds. A dashed line across: not trained. Validation is "
+        "not counted; seconds depend on the machine and on what else it did."
     )
     return [
         *([Pictures(pictures, caption)] if pictures else []), Table(["method", *names], rows),
