@@ -18,12 +18,11 @@ def answers(task: Task) -> list[Block]:
     methods = [method for method in task.methods if method.rows]
     if not methods:
         return []
-    first = methods[0]
-    lone = {method.name: method.rows_beside(first) for method in methods}
-    seeds = [seed for seed in lone[first.name] if all(seed in rows for rows in lone.values())]
+    answered = [method.rows_among(methods) for method in methods]
+    seeds = [seed for seed in answered[0] if all(seed in rows for rows in answered)]
     if not seeds:
         return [Text("The methods have no seed in common, so there are no answers to the same questions.", note=True)]
-    tables = [{(row.question, row.answer): row for row in lone[method.name][seeds[0]]} for method in methods]
+    tables = [{(row.question, row.answer): row for row in rows[seeds[0]]} for rows in answered]
     shared = [key for key in tables[0] if all(key in table for table in tables)]
     if not shared:
         return [Text("There is no question that all methods have answered.", note=True)]

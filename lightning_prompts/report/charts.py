@@ -8,13 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from lightning_prompts.report.labels import Point, at_the_right, beside, shown, width
 from lightning_prompts.report.statistics import Values
 from lightning_prompts.report.theme import DASHES, FAINT, LINE, MARKS, SERIES, TEXT, style, svg
 
 WIDE = 4.6  # inches
+FAR = 5  # with ends so many times as far as others, an axis is logarithmic
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ def bars(title: str, items: Sequence[Bar], percent: bool) -> str:
     """Horizontal bars from zero, the seeds as dots, the 95% interval as a whisker; a picture as SVG."""
     with style():
         names = [shown(item.name) for item in items]
-        margin = max(width(name) for name in names) / 72 + 0.15
+        margin = max(width(name) for name in names) / 72 + 0.25
         right = 0.65
         size = (margin + 3.2 + right, 0.27 * len(items) + 0.75)
         figure = Figure(figsize=size)
@@ -132,7 +133,7 @@ def bars(title: str, items: Sequence[Bar], percent: bool) -> str:
         longest = max(max(item.values) for item in items)
         limit = max(min(max(item.interval[1] for item in items if item.interval), 1.8 * longest)
                     if any(item.interval for item in items) else 0, 1.1 * longest) or 1.0  # fmt: skip
-        limit = min(limit, 1.0) if percent else limit
+        limit = min(1.03 * limit, 1.0) if percent else 1.03 * limit
         for row, (item, mean) in enumerate(zip(items, means, strict=True)):
             axes.barh(row, mean, height=0.62, color=item.look.colour, alpha=0.55, linewidth=0)
             if len(item.values) > 1:
@@ -142,8 +143,7 @@ def bars(title: str, items: Sequence[Bar], percent: bool) -> str:
                 low, high = max(0.0, item.interval[0]), min(limit, item.interval[1])
                 axes.plot([low, high], [row, row], color=TEXT, linewidth=1.3 if item.over_seeds else 0.7,
                           solid_capstyle="butt", zorder=4)  # fmt: skip
-                for end, cut in ((low, item.interval[0] < 0), (high, item.interval[1] > limit)):
-                    mark = "|" if not cut else ("<" if end == low else ">")
+                for end, mark in ((low, "|"), (high, ">" if item.interval[1] > limit else "|")):
                     axes.plot(
                         [end], [row], mark, color=TEXT, markersize=5 if mark == "|" else 3.5, clip_on=False, zorder=4
                     )
@@ -175,9 +175,14 @@ def curves(title: str, items: Sequence[Curve], x_label: str, percent: bool) -> s
                 axes.fill_between(item.x, item.low, item.high, color=item.look.colour, alpha=0.15, linewidth=0)
         everything = np.concatenate([item.high for item in items] + [item.low for item in items])
         low, high = float(everything.min()), float(everything.max())
-        edge = 0.05 * (high - low) or 0.05 * abs(high) or 0.05
+        edge = 0.05 * (high if percent else high - low) or 0.05 * abs(high) or 0.05
         axes.set_ylim(0 if percent else max(low - edge, 0) if low >= 0 else low - edge, high + edge)
-        axes.set_xlim(0, max(float(item.x.max()) for item in items) or 1)
+        last = [float(item.x[-1]) for item in items]
+        if max(last) > FAR * min(last):
+            _logarithmic(axes, max(1.0, min(float(item.x[0]) for item in items)) / 1.1, max(last))
+            x_label += " (logarithmic)"
+        else:
+            axes.set_xlim(0, max(last) or 1)
         axes.set_xlabel(x_label)
         if percent:
             _percent(axes, "y")
@@ -195,9 +200,9 @@ def costs(title: str, items: Sequence[Spot], x_label: str, percent: bool) -> str
         figure, axes = _frame(title, [item.name for item in untrained])
         everything = [value for item in trained for value in item.cost]
         low, high = min(everything), max(everything)
-        if low > 0 and high / low > 20:
-            axes.set_xscale("log")
-            axes.set_xlim(low / 1.6, high * 1.6)
+        if high > FAR * low:
+            _logarithmic(axes, low / 1.6, high * 1.6)
+            x_label += " (logarithmic)"
         else:
             axes.set_xlim(0, high * 1.12)
         qualities = [value for item in items for value in item.quality]
@@ -210,15 +215,15 @@ def costs(title: str, items: Sequence[Spot], x_label: str, percent: bool) -> str
             if len(item.cost) > 1:
                 dots += zip(item.cost, item.quality, strict=True)
                 axes.plot(item.cost, item.quality, item.look.mark, color=item.look.colour, markersize=2.6, alpha=0.6,
-                          markeredgewidth=0)  # fmt: skip
-            axes.plot(*means[-1], item.look.mark, color=item.look.colour, markersize=7, markeredgewidth=0)
+                          markeredgewidth=0, clip_on=False)  # fmt: skip
+            axes.plot(
+                *means[-1], item.look.mark, color=item.look.colour, markersize=7, markeredgewidth=0, clip_on=False
+            )
         for item in untrained:
             axes.axhline(sum(item.quality) / len(item.quality), color=item.look.colour, linewidth=1,
                          linestyle=(0, (4, 3)), alpha=0.8)  # fmt: skip
         axes.set_xlabel(x_label)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: thousands(value)))
-        if axes.get_xscale() == "log":
-            axes.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
         if percent:
             _percent(axes, "y")
         at_the_right(axes, [(axes.get_xlim()[1], sum(item.quality) / len(item.quality)) for item in untrained],
@@ -278,6 +283,15 @@ def _frame(title: str, names: Sequence[str]) -> tuple[Figure, Axes]:
     return figure, axes
 
 
+def _logarithmic(axes: Axes, low: float, high: float) -> None:
+    axes.set_xscale("log")
+    axes.set_xlim(low, high)
+    steps = [factor * 10**power for power in range(-3, 13) for factor in ((1, 2, 5) if high < 300 * low else (1,))]
+    axes.set_xticks([step for step in steps if low <= step <= high])
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: thousands(value)))
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
 def _percent(axes: Axes, which: str) -> None:
     def shown_as(value: float, _: object) -> str:
         return f"{100 * value:.3g}%"
@@ -285,9 +299,8 @@ def _percent(axes: Axes, which: str) -> None:
     (axes.xaxis if which == "x" else axes.yaxis).set_major_formatter(FuncFormatter(shown_as))
 
 
-def thinned(x: Values, y: Values, most: int = 40) -> tuple[Values, Values]:
-    """A long noisy line as means of neighbours: ``[N]`` and ``[N]``, at most ``most`` long."""
-    if len(x) <= most:
-        return x, y
-    parts = [part for part in np.array_split(np.arange(len(x)), most) if len(part)]
-    return np.array([x[part].mean() for part in parts]), np.array([y[part].mean() for part in parts])
+def thinned(line: Values, most: int = 40) -> Values:
+    """A long noisy line as means of neighbours: ``[N]``, at most ``most`` long."""
+    if len(line) <= most:
+        return line
+    return np.array([part.mean() for part in np.array_split(line, most)])

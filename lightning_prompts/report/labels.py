@@ -70,7 +70,7 @@ def at_the_right(axes: Axes, ends: Sequence[Point], texts: Sequence[str], colour
         corner = (right + 6, height)
         line = back.transform([(min(x, right), y), (right + 1, y), (right + 5, height)])
         axes.plot(line[:, 0], line[:, 1], color=colour, linewidth=0.7, alpha=0.6, clip_on=False, zorder=1)
-        axes.annotate(text, corner, xycoords="figure pixels", color=colour, va="center", annotation_clip=False)
+        axes.annotate(text, corner, xycoords="figure points", color=colour, va="center", annotation_clip=False)
 
 
 def beside(
@@ -108,7 +108,7 @@ def beside(
         taken.append(box)
         middle = ((box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2)
         axes.annotate(
-            text, middle, xycoords="figure pixels", color=colour, fontsize=size, ha="center", va="center",
+            text, middle, xycoords="figure points", color=colour, fontsize=size, ha="center", va="center",
             annotation_clip=False,
         )  # fmt: skip
         if far > 1:

@@ -48,16 +48,16 @@ class Method:
                 found[run.seed if run.seed is not None else str(run.folder)] = mine
         return found
 
-    def rows_beside(self, other: Method) -> dict[str, list[Prediction]]:
-        """As `rows`; two single runs of which one does not say its seed are taken to have the same."""
-        lone = len(self.runs) == len(other.runs) == 1
-        if lone and None in (self.runs[0].seed, other.runs[0].seed):
+    def rows_among(self, methods: Sequence[Method]) -> dict[str, list[Prediction]]:
+        """As `rows`; if all are single runs, and one does not say its seed, they are taken to have the same."""
+        if all(len(method.runs) == 1 for method in methods) and None in [method.runs[0].seed for method in methods]:
             return dict(zip([""], self.rows.values(), strict=False))
         return self.rows
 
     def against(self, other: Method, what: str) -> Comparison | None:
         """This method less another one, question by question; ``what`` is ``nll`` or ``correct``."""
-        return compare(values(self.rows_beside(other), what), values(other.rows_beside(self), what))
+        both = (self, other)
+        return compare(values(self.rows_among(both), what), values(other.rows_among(both), what))
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ def _find(methods: Sequence[Method], folder: Path) -> Method:
 
 def _same_task(one: Method, other: Method) -> bool:
     """Whether most questions of the one are questions of the other, on a seed that both have."""
-    mine, others = one.rows_beside(other), other.rows_beside(one)
+    mine, others = one.rows_among((one, other)), other.rows_among((one, other))
     for seed in mine:
         if seed in others:
             first, second = ({(row.split, row.question, row.answer) for row in rows[seed]} for rows in (mine, others))

@@ -17,7 +17,7 @@ def spread(values: Sequence[float], percent: bool = False) -> str:
     mean = f"{scale * sum(values) / len(values):.{digits}f}"
     several = len(values) > 1 and all(map(math.isfinite, values))
     deviation = f" ± {scale * statistics.stdev(values):.{digits}f}" if several else ""
-    return f"{mean}{deviation}{' %' if percent else ''}"
+    return f"{mean}{deviation}{'%' if percent else ''}"
 
 
 def interval(ends: tuple[float, float] | None, percent: bool = False, signed: bool = False) -> str:
@@ -44,4 +44,6 @@ def p_value(value: float) -> str:
 
 def amount(value: float) -> str:
     """A count, or a measured amount."""
-    return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:,.3g}"
+    if not math.isfinite(value):
+        return str(value)
+    return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:,.1f}" if value >= 1 else f"{value:.3g}"

@@ -78,16 +78,20 @@ def _configs(tasks: Sequence[Task]) -> list[Block]:
         known = [(method, found) for method in task.methods if (found := _settings(method))]
         without = lacking(task, "config.yaml", lambda run: run.settings is not None)
         keys = list(dict.fromkeys(key for _, settings in known for key in settings))
-        differing = [key for key in keys if len({_value(settings, key) for _, settings in known}) > 1]
+        differing = [key for key in keys if _differs([settings for _, settings in known], key)]
         if len(tasks) > 1 and (differing or without):
             blocks.append(Heading(task.name, 3))
         for part in parts(known, COLUMNS) if differing else ():
             rows = [[key, *(_value(settings, key) for _, settings in part)] for key in differing]
+            rows = [row for row in rows if set(row[1:]) != {NONE}]
             blocks.append(Table(["setting", *(method.name for method, _ in part)], rows, texts=1 + len(part)))
         blocks += without
         if not without and not differing and len(known) > 1:
             blocks.append(Text(f"{task.name}: the configs are the same.", note=True))
-    intro = Text("Settings in which the methods' configs differ, seeds and folders left out.")
+    intro = Text(
+        "Settings in which the methods' configs differ. Left out are seeds, folders, and what one method lacks and the "
+        "others have switched off."
+    )
     return [Heading("Differences of the configs", 2), intro, *blocks] if blocks else []
 
 
@@ -95,6 +99,12 @@ def _settings(method: Method) -> Settings | None:
     """What was run, and whether that was trained: the same config can be tested as it is."""
     run = next((run for run in method.runs if run.settings), None)
     return {"trained": run.trained, **without_seeds(run.settings or {})} if run else None
+
+
+def _differs(configs: Sequence[Settings], key: str) -> bool:
+    """What one lacks is no difference to what is off in another."""
+    found = {_value(settings, key) for settings in configs if settings.get(key) not in (None, False, "", 0)}
+    return len(found) > 1 or (len(found) == 1 and any(not settings.get(key) for settings in configs))
 
 
 def _value(settings: Settings, key: str) -> str:

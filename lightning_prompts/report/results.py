@@ -86,6 +86,7 @@ def _metric_tables(task: Task, columns: Sequence[str], titles: Sequence[str], pe
     blocks: list[Block] = []
     for part in parts(list(zip(columns, titles, strict=True)), COLUMNS + 1):
         rows = [[method.name, *(spread(method.values(name), percent) for name, _ in part)] for method in task.methods]
+        rows = [row for row in rows if set(row[1:]) != {NONE}]
         blocks.append(Table(["method", *(title for _, title in part)], rows))
     return blocks
 
@@ -119,12 +120,12 @@ def differences(task: Task) -> list[Block]:
     strange = [f"{method.name} ({count:,})" for method in found if (count := _not_finite(method))]
     if strange:
         missing = [Text(f"Left out are rows whose NLL is not finite: {', '.join(strange)}.", note=True), *missing]
-    header = ["method", "less", "rows in common", "NLL", "95%", "p", "p (Holm)", "exact match, points", "95%", "p",
+    header = ["method", "against", "rows in common", "NLL", "95%", "p", "p (Holm)", "exact match, points", "95%", "p",
               "p (Holm)"]  # fmt: skip
     text = (
-        "Each row is one method less another, on the rows of predictions.jsonl that both have (the baseline, "
-        f"{task.baseline.name}, first): negative NLL and positive exact match mean that the first is better. The "
-        "p-value is that of a paired permutation test over questions, two-sided; Holm's is adjusted for the number of "
-        "rows in the table. Both are about these prompts on other questions of the kind, not about other seeds."
+        "Each row is one method less the one that it is held against, on the rows of predictions.jsonl that both have "
+        f"(the baseline, {task.baseline.name}, first): negative NLL and positive exact match mean that the first is "
+        "better. The p-value is that of a paired permutation test over questions, two-sided; Holm's is adjusted for "
+        "the number of rows in the table. Both are about these prompts on other questions, not about other seeds."
     )
     return [Text(text), Table(header, rows, texts=2), *missing]

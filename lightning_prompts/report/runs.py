@@ -84,10 +84,10 @@ class Run:
 
     @cached_property
     def curves(self) -> dict[str, dict[int, float]]:
-        """What was logged in training: a value by step for each name."""
+        """What was logged in training: a value for each name by how many steps were done."""
         found: dict[str, dict[int, float]] = {}
         for path in sorted((self.folder / "logs").glob("version_*/metrics.csv"), key=_version):
-            rows = [row for row in read_csv(path) if "step" in row]
+            rows = [{**row, "step": row["step"] + 1} for row in read_csv(path) if "step" in row]  # counted from 0 there
             first = min((row["step"] for row in rows), default=math.inf)
             for points in found.values():  # a resumed run has done these again
                 for step in [step for step in points if step >= first]:

@@ -13,13 +13,13 @@ from matplotlib.figure import Figure
 # Drawn in these; each is a variable of the page in the end. The series' are Okabe & Ito's (2008), which those who see
 # few colours tell apart, some darker in light and lighter in dark.
 TEXT, FAINT, LINE = "#1f2328", "#59636e", "#d1d9e0"
-SERIES = ("#0072b2", "#d55e00", "#009e73", "#c0629b", "#b87a00", "#3d93cc", "#8a5a44")
+SERIES = ("#0072b2", "#d55e00", "#009e73", "#c0629b", "#b87a00", "#3d93cc", "#8a5a44", TEXT)
 _DARK = {
     TEXT: "#e6edf3", FAINT: "#9198a1", LINE: "#3d444d",
     "#0072b2": "#4ea8e0", "#d55e00": "#ff8a47", "#009e73": "#2fc79a", "#c0629b": "#e79bc9", "#b87a00": "#e8b23a",
     "#3d93cc": "#a5d8f7", "#8a5a44": "#c79a86",
 }  # fmt: skip
-_NAMES = {TEXT: "text", FAINT: "faint", LINE: "line"} | {colour: f"series-{n}" for n, colour in enumerate(SERIES)}
+_NAMES = {TEXT: "text", FAINT: "faint", LINE: "line"} | {colour: f"series-{n}" for n, colour in enumerate(SERIES[:-1])}
 
 
 def _variables(colours: dict[str, str]) -> str:
@@ -32,8 +32,17 @@ VARIABLES = (
 )
 
 # By place: in colour, in dashes and in marks, so that no line depends on one of them.
-DASHES = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)), (0, (3, 3)), (0, (8, 2)), (0, (2, 1, 1, 1)))
-MARKS = ("o", "s", "^", "D", "v", "P", "X")
+DASHES = (
+    "-",
+    (0, (5, 1.5)),
+    (0, (1.2, 1.2)),
+    (0, (6, 1.5, 1.2, 1.5)),
+    (0, (3, 3)),
+    (0, (8, 2)),
+    (0, (2, 1, 1, 1)),
+    (0, (1, 3)),
+)
+MARKS = ("o", "s", "^", "D", "v", "P", "X", "p")
 
 
 @contextmanager

@@ -50,19 +50,20 @@ def curves(task: Task, looks: dict[str, Look], prefix: str) -> list[Block]:
 
 
 def _curve(method: Method, look: Look, name: str, by_tokens: bool) -> Curve | None:
-    """Mean and range over seeds, at the steps that all of them have logged."""
+    """Mean and range over seeds, as far as all of them have come."""
     runs = [run for run in method.runs if name in run.curves]
     if not runs:
         return None
-    steps = sorted(set.intersection(*({step for step, value in run.curves[name].items() if np.isfinite(value)}
-                                      for run in runs)))  # fmt: skip
-    if not steps:
+    # Point by point: with a budget, the last step of one seed is not that of another.
+    count = min(len(run.curves[name]) for run in runs)
+    steps = np.array([sorted(run.curves[name])[:count] for run in runs])
+    y = np.array([[run.curves[name][step] for step in row] for run, row in zip(runs, steps.tolist(), strict=True)])
+    x = np.mean([_tokens_at(run, row) if by_tokens else row for run, row in zip(runs, steps, strict=True)], axis=0)
+    known = np.isfinite(y).all(0)
+    if not known.any():
         return None
-    at = np.array(steps, dtype=np.float64)
-    x = np.mean([_tokens_at(run, at) for run in runs], axis=0) if by_tokens else at
-    rows = [thinned(x, np.array([run.curves[name][step] for step in steps])) for run in runs]
-    y = np.stack([row for _, row in rows])
-    return Curve(method.name, look, rows[0][0], y.mean(0), y.min(0), y.max(0))
+    rows = np.stack([thinned(row[known]) for row in y])
+    return Curve(method.name, look, thinned(x[known]), rows.mean(0), rows.min(0), rows.max(0))
 
 
 def _tokens_at(run: Run, steps: Values) -> Values:
