@@ -27,12 +27,12 @@ def answers(task: Task) -> list[Block]:
     if not shared:
         return [Text("There is no question that all methods have answered.", note=True)]
     chosen = [shared[round(place)] for place in np.linspace(0, len(shared) - 1, min(SAMPLES, len(shared)))]
-    seed = f"seed {seeds[0]}, " if seeds[0] else ""
+    seed = f" (seed {seeds[0]})" if seeds[0] else ""
     blocks: list[Block] = [
-        Text(f"Evenly spaced among the {len(shared):,} questions that all methods have answered ({seed}not chosen).")
+        Text(f"Evenly spaced, whatever the answers, among the {len(shared):,} questions that all have answered{seed}.")
     ]
     for part in parts(list(zip(methods, tables, strict=True)), COLUMNS):
-        rows = [[*key, *(_answer(table[key]) for _, table in part)] for key in chosen]
+        rows = [[*map(_short, key), *(_answer(table[key]) for _, table in part)] for key in chosen]
         header = ["question", "reference", *(method.name for method, _ in part)]
         blocks.append(Table(header, rows, texts=len(header)))
     return blocks
@@ -61,7 +61,7 @@ def samples(task: Task) -> list[Block]:
             for row in rows
         }
         asked = list(dict.fromkeys(key[:2] for key in said))
-        cells = [[*key, *(_short(said.get((*key, step), NONE), 120) for step in chosen)] for key in asked]
+        cells = [[*map(_short, key), *(_short(said.get((*key, step), NONE), 120) for step in chosen)] for key in asked]
         header = ["question", "reference", *(f"step {step}" for step in chosen)]
         blocks += [Text(f"{method.name}, on validation:"), Table(header, cells, texts=len(header))]
     return [*blocks, *lacking(task, "samples.jsonl though trained", lambda run: bool(run.samples) or not run.trained)]

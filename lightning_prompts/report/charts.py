@@ -178,7 +178,7 @@ def curves(title: str, items: Sequence[Curve], x_label: str, percent: bool) -> s
         edge = 0.05 * (high if percent else high - low) or 0.05 * abs(high) or 0.05
         axes.set_ylim(0 if percent else max(low - edge, 0) if low >= 0 else low - edge, high + edge)
         last = [float(item.x[-1]) for item in items]
-        if max(last) > FAR * min(last):
+        if max(last) > FAR * min(last) > 0:
             _logarithmic(axes, max(1.0, min(float(item.x[0]) for item in items)) / 1.1, max(last))
             x_label += " (logarithmic)"
         else:

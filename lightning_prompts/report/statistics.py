@@ -129,7 +129,8 @@ def _by_group(values: Values, groups: Groups | None) -> tuple[Values, Values]:
     """The sum over each group, and how many rows it has."""
     if groups is None:
         return values, np.ones(len(values))
-    return np.bincount(groups, weights=values), np.bincount(groups).astype(np.float64)
+    sums: Values = np.bincount(groups, weights=values).astype(np.float64)
+    return sums, np.bincount(groups).astype(np.float64)
 
 
 def _parts(width: int) -> Iterator[int]:

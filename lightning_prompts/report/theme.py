@@ -6,6 +6,7 @@ import io
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
@@ -48,7 +49,7 @@ MARKS = ("o", "s", "^", "D", "v", "P", "X", "p")
 @contextmanager
 def style() -> Iterator[None]:
     """Matplotlib's settings for the pictures of a page."""
-    settings = {
+    settings: dict[Any, Any] = {
         "font.family": "DejaVu Sans", "font.size": 9, "axes.titlesize": 10, "axes.titlelocation": "left",
         "axes.edgecolor": FAINT, "axes.labelcolor": TEXT, "text.color": TEXT, "xtick.color": FAINT,
         "ytick.color": FAINT, "xtick.labelcolor": TEXT, "ytick.labelcolor": TEXT, "axes.spines.top": False,
