@@ -14,7 +14,7 @@ from lightning_prompts.report.labels import Point, at_the_right, beside, shown, 
 from lightning_prompts.report.statistics import Values
 from lightning_prompts.report.theme import DASHES, FAINT, LINE, MARKS, SERIES, TEXT, style, svg
 
-WIDE = 4.6  # inches
+SQUARE = 4.2  # inches
 FAR = 5  # with ends so many times as far as others, an axis is logarithmic
 
 
@@ -170,7 +170,7 @@ def curves(title: str, items: Sequence[Curve], x_label: str, percent: bool) -> s
             alone = len(item.x) < 3
             axes.plot(item.x, item.y, color=item.look.colour, linestyle=dashes, linewidth=1.6, marker=item.look.mark,
                       markersize=3.5 if alone or len(item.x) < 12 else 0, markeredgewidth=0,
-                      alpha=1 if item.look.place is not None else 0.35)  # fmt: skip
+                      alpha=1 if item.look.place is not None else 0.35, clip_on=False)  # fmt: skip
             if item.look.place is not None and (item.high > item.low).any():
                 axes.fill_between(item.x, item.low, item.high, color=item.look.colour, alpha=0.15, linewidth=0)
         everything = np.concatenate([item.high for item in items] + [item.low for item in items])
@@ -241,11 +241,11 @@ def paths(title: str, tracks: Sequence[Track], vocabulary: Values) -> str:
         vocabulary: Some of the vocabulary's, ``[N, 2]``.
     """
     with style():
-        figure = Figure(figsize=(WIDE, WIDE))
-        axes = figure.add_axes((0.03, 0.03, 0.94, 0.89))
+        size = (SQUARE + 0.2, SQUARE + 0.45)
+        figure = Figure(figsize=size)
+        axes = figure.add_axes((0.1 / size[0], 0.1 / size[1], SQUARE / size[0], SQUARE / size[1]))
         axes.set_title(title)
         axes.set(xticks=[], yticks=[])
-        axes.set_aspect("equal", adjustable="datalim")
         axes.grid(visible=False)
         for side in axes.spines.values():
             side.set(visible=True, color=LINE)
@@ -263,12 +263,18 @@ def paths(title: str, tracks: Sequence[Track], vocabulary: Values) -> str:
         middle, reach = (low + high) / 2, 0.58 * float((high - low).max()) or 1.0
         axes.set_xlim(middle[0] - reach, middle[0] + reach)
         axes.set_ylim(middle[1] - reach, middle[1] + reach)
-        axes.apply_aspect()
         ends = [(float(track.points[-1][0]), float(track.points[-1][1])) for track in tracks]
-        also = [(float(x), float(y)) for track in tracks for x, y in (*track.points[:-1], track.token)]
+        also = [(float(x), float(y)) for track in tracks for x, y in (*_along(track.points), track.token)]
         colours = [SERIES[index % len(SERIES)] for index in range(len(tracks))]
         beside(axes, ends, [shown(track.name, 24) for track in tracks], colours, 8, also)
         return svg(figure)
+
+
+def _along(points: Values) -> Values:
+    """Places on a path, close together: ``[N, 2]``."""
+    shares = np.linspace(0, 1, 12, endpoint=False)[:, None, None]
+    between: Values = (points[:-1] * (1 - shares) + points[1:] * shares).reshape(-1, 2)
+    return between
 
 
 def _frame(title: str, names: Sequence[str]) -> tuple[Figure, Axes]:

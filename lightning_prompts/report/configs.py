@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning_prompts.errors import UserError
 
-SEEDS = ("seed", "seed_everything")
+SEEDS = ("seed_everything", "data.seed")  # members of a mixture keep theirs
 PLACES = ("trainer.default_root_dir", "ckpt_path", "overwrite", "config")  # where a run lies, and not what it is
 MOST = 20_000
 DEEPEST = 50
@@ -39,13 +39,13 @@ def flat(config: Mapping[str, Any], where: str) -> Settings:
 
 def without_seeds(settings: Settings) -> Settings:
     """What makes two runs the same method: everything but seeds and places."""
-    return {name: value for name, value in settings.items() if name.split(".")[-1] not in SEEDS and name not in PLACES}
+    return {name: value for name, value in settings.items() if name not in (*SEEDS, *PLACES)}
 
 
 def seeds(settings: Settings) -> list[str]:
     """The different seeds that a config names."""
-    found = [value for name, value in settings.items() if name.split(".")[-1] in SEEDS and value is not None]
-    return list(dict.fromkeys(str(value) for value in found))
+    found = [settings[name] for name in SEEDS if settings.get(name) is not None]
+    return list(dict.fromkeys(map(str, found)))
 
 
 def _leaves(node: Any, name: str, depth: int, where: str) -> Iterator[tuple[str, Any]]:  # noqa: ANN401 - of YAML

@@ -30,7 +30,8 @@ def summary(task: Task, looks: dict[str, Look], prefix: str) -> list[Block]:
     rows, pictures = [], []
     shown: dict[str, list[Bar]] = {name: [] for name, _, _ in METRICS}
     for method in methods:
-        row = [method.name, str(len(method.runs))]
+        scored = sum(bool(run.metrics) for run in method.runs)
+        row = [method.name, f"{scored}" if scored == len(method.runs) else f"{scored} of {len(method.runs)}"]
         for name, _, percent in METRICS:
             found = method.values(f"{MAIN}/{name}")
             seeds = over_seeds(found) if np.isfinite(found).all() else None
