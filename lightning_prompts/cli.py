@@ -79,6 +79,7 @@ CALLBACK_DEFAULTS: list[dict[str, Any]] = [
     {"class_path": "callbacks.Throughput"},
 ]
 ALWAYS = (callbacks.ResultFiles, callbacks.ValidateAtEnd, callbacks.StopOnSignal)  # whatever a config says
+ENVIRONMENT = "environment.json"
 
 
 CONFIGURABLE = (
@@ -134,8 +135,10 @@ class RunFolder(SaveConfigCallback):
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """What is tested without training is a run, too, and this is its record."""
-        trained = (Path(trainer.default_root_dir) / "logs").exists()
-        if trainer.is_global_zero and self.config.ckpt_path is None and not trained:
+        folder = Path(trainer.default_root_dir)
+        # The config of a training, or of the user's own, is left as it is.
+        other = (folder / self.config_filename).exists() and not (folder / ENVIRONMENT).exists()
+        if trainer.is_global_zero and self.config.ckpt_path is None and not (folder / "logs").exists() and not other:
             self._write(trainer, pl_module)
 
     def _write(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -153,7 +156,7 @@ class RunFolder(SaveConfigCallback):
         found = environment(
             trainer.strategy.root_device, trainer.world_size, lm.model.dtype, pl_module.lm_config.quantization
         )
-        write_atomic(folder / "environment.json", json.dumps(found, indent=2) + "\n")
+        write_atomic(folder / ENVIRONMENT, json.dumps(found, indent=2) + "\n")
 
 
 class PromptCLI(LightningCLI):
@@ -381,7 +384,7 @@ def _check_writable(folder: Path) -> None:
 def _clear(folder: Path) -> None:
     """Remove what an earlier run wrote under the names that it gives, and nothing else."""
     files = ["config.yaml", "metrics.json", "predictions.jsonl", "generations.jsonl", "prompt.jsonl", "prompt.txt",
-             "prompts.jsonl", "prompt_path.jsonl", "samples.jsonl", "budget.json", "environment.json"]  # fmt: skip
+             "prompts.jsonl", "prompt_path.jsonl", "samples.jsonl", "budget.json", ENVIRONMENT]  # fmt: skip
     paths = [folder / name for name in files]
     for pattern in ("best.ckpt", "last.ckpt", "epoch=*-step=*.ckpt"):
         paths += (folder / "checkpoints").glob(pattern)

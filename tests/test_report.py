@@ -549,6 +549,12 @@ def test_a_tested_prompt_has_a_record_and_a_trained_one_keeps_its_own(tmp_path: 
         run(["test", "-c", str(tmp_path / "trained" / "config.yaml"), "--ckpt_path", "last", "--verbose", "false"]) == 0
     )
     assert (tmp_path / "trained" / "config.yaml").read_bytes() == before
+    own = tmp_path / "own" / "config.yaml"
+    own.parent.mkdir()
+    own.write_bytes(record.read_bytes())
+    before = own.read_bytes()
+    assert run(["test", "-c", str(own), "--trainer.default_root_dir", str(own.parent), "--verbose", "false"]) == 0
+    assert own.read_bytes() == before, "a config that no run has written is the user's"
 
 
 def test_the_path_is_that_of_the_prompt(tmp_path: Path) -> None:
