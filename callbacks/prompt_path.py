@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning as L  # noqa: N812 - Lightning's own convention
@@ -38,6 +41,18 @@ class PromptPath(RowLog):
             if value < 1:
                 raise UserError(f"PromptPath: {name} must be at least 1, got {value}")
         self.places, self.size, self.vocabulary = places, size, vocabulary
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: checkpoints stay small, and a resumed run reads its file."""
+        return {}
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Go on with the rows up to here; a path that cannot be read begins here."""
+        path = Path(trainer.default_root_dir) / self.name
+        if trainer.global_step and path.is_file():
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+                self.rows = [row for row in rows if row["step"] <= trainer.global_step]
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: PromptMethod) -> None:  # type: ignore[override]
         """Note where the prompt is, and the first time, where it came from."""

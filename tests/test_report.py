@@ -573,3 +573,10 @@ def test_the_path_is_that_of_the_prompt(tmp_path: Path) -> None:
     kept = np.frombuffer(base64.b64decode(rows[-1]["vectors"]), "<f2").reshape(6, 32).astype(np.float32)
     assert torch.allclose(torch.from_numpy(kept), prompt[rows[-1]["places"]] @ projection, atol=2e-3, rtol=2e-3)
     assert (tmp_path / "prompt_path.jsonl").stat().st_size < 12_000
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    assert not any("PromptPath" in name for name in torch.load(last, weights_only=True)["callbacks"]), "it stays small"
+    more = ["fit", "-c", str(tmp_path / "config.yaml"), "--ckpt_path", "last", "--trainer.max_steps", "3"]
+    assert run(more) == 0
+    again = [json.loads(line) for line in (tmp_path / "prompt_path.jsonl").read_text().splitlines()]
+    assert again[:3] == rows
+    assert [row["step"] for row in again[3:]] == [3]
