@@ -111,9 +111,6 @@ class Page:
     def table(self, *header: str) -> list[list[str]]:
         return next(table for table in self.tables if table[0][: len(header)] == list(header))
 
-    def pictures(self) -> list[str]:
-        return [node.attrib["id"] for node in self.root.iter("{http://www.w3.org/2000/svg}svg") if "id" in node.attrib]
-
 
 def _tables(text: str) -> list[list[list[str]]]:
     found: list[list[list[str]]] = [[]]
@@ -298,6 +295,7 @@ def test_colours_follow_the_reader(study: Path) -> None:
     pictures = re.findall(r"<svg .*?</svg>", text, flags=re.DOTALL)
     assert len(pictures) > 8
     for picture in pictures:
+        assert re.match(r'<svg role="img" aria-label="[^"]+"', picture)
         # Black and white would vanish in one of the two; matplotlib's defaults are among them.
         assert set(re.findall(r"#[0-9a-fA-F]{6}\b", picture)) == set()
         assert "var(--text)" in picture

@@ -86,4 +86,5 @@ def _picture(picture: Picture) -> str:
     svg = re.sub(r"<style.*?</style>", "", picture.svg, flags=re.DOTALL)
     svg = re.sub(r'\bid="', f'id="{picture.name}-', svg)
     svg = re.sub(r'href="#', f'href="#{picture.name}-', svg)
-    return re.sub(r"url\(#", f"url(#{picture.name}-", svg)
+    svg = re.sub(r"url\(#", f"url(#{picture.name}-", svg)
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{_escaped(picture.alt)}" ', 1)
