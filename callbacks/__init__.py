@@ -3,6 +3,7 @@
 from callbacks.budget import Budget
 from callbacks.gradient_scaling import GradientScaling
 from callbacks.non_finite_guard import NonFiniteGuard
+from callbacks.prompt_path import PromptPath
 from callbacks.prompt_readout import PromptReadout
 from callbacks.prompt_table import PromptTable
 from callbacks.result_files import ResultFiles
@@ -16,6 +17,7 @@ __all__ = [
     "Budget",
     "GradientScaling",
     "NonFiniteGuard",
+    "PromptPath",
     "PromptReadout",
     "PromptTable",
     "ResultFiles",

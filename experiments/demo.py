@@ -19,6 +19,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from lightning_prompts import commands
 from lightning_prompts.cli import run
 
 HERE = Path(__file__).parent
@@ -91,6 +92,10 @@ def main() -> None:
         soft_wrap=True,
     )
     console.print(f"Training took {seconds:.0f} s. Everything is in {folder}/", highlight=False, soft_wrap=True)
+    words = ["report", str(folder), "--baseline", str(folder / "static")]
+    console.print(f"\n[bold]$ lightning-prompts {shlex.join(words)}[/bold]", highlight=False, soft_wrap=True)
+    if code := commands.run(words):
+        sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
@@ -41,6 +42,7 @@ from lightning_prompts.dln.messages import MessageChoice
 from lightning_prompts.dln.posterior import PosteriorTemplate
 from lightning_prompts.dln.proposals import Proposals
 from lightning_prompts.dln.sharpening import Sharpening
+from lightning_prompts.environment import environment
 from lightning_prompts.errors import DEBUG, UserError, check_finite
 from lightning_prompts.files import no_room, write_atomic
 from lightning_prompts.lm.memory import out_of_memory
@@ -71,11 +73,13 @@ CALLBACK_DEFAULTS: list[dict[str, Any]] = [
     {"class_path": "callbacks.GradientScaling"},
     {"class_path": "callbacks.NonFiniteGuard"},
     {"class_path": "callbacks.PromptReadout"},
+    {"class_path": "callbacks.PromptPath"},
     {"class_path": "callbacks.PromptTable"},
     {"class_path": "callbacks.SampleGenerations"},
     {"class_path": "callbacks.Throughput"},
 ]
 ALWAYS = (callbacks.ResultFiles, callbacks.ValidateAtEnd, callbacks.StopOnSignal)  # whatever a config says
+ENVIRONMENT = "environment.json"
 
 
 CONFIGURABLE = (
@@ -123,17 +127,36 @@ class RunFolder(SaveConfigCallback):
             ]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write ``config.yaml``."""
+        """Write ``config.yaml`` and ``environment.json``."""
         if trainer.is_global_zero:
             for name in ("metrics.json", "predictions.jsonl", "generations.jsonl"):  # of what was trained so far
                 (Path(trainer.default_root_dir) / name).unlink(missing_ok=True)
-            path = Path(trainer.default_root_dir) / self.config_filename
-            path.parent.mkdir(parents=True, exist_ok=True)
-            config = self.config.clone()
-            config.trainer.default_root_dir = str(trainer.default_root_dir)
-            config.ckpt_path = None
-            config.overwrite = False
-            write_atomic(path, self.parser.dump(config, skip_none=False))
+            self._write(trainer, pl_module)
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """What is tested without training is a run, too, and this is its record."""
+        folder = Path(trainer.default_root_dir)
+        # The config of a training, or of the user's own, is left as it is.
+        other = (folder / self.config_filename).exists() and not (folder / ENVIRONMENT).exists()
+        if trainer.is_global_zero and self.config.ckpt_path is None and not (folder / "logs").exists() and not other:
+            self._write(trainer, pl_module)
+
+    def _write(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """``config.yaml``, and what it is run with."""
+        assert isinstance(pl_module, methods.PromptMethod)
+        folder = Path(trainer.default_root_dir)
+        config = self.config.clone()
+        config.trainer.default_root_dir = str(folder)
+        config.ckpt_path = None
+        config.overwrite = False
+        tested = config.pop("verbose", None) is not None  # which `fit` has no such setting for
+        record = self.parser.dump(config, skip_none=False, skip_validation=tested)
+        write_atomic(folder / self.config_filename, record)
+        lm = pl_module.lm
+        found = environment(
+            trainer.strategy.root_device, trainer.world_size, lm.model.dtype, pl_module.lm_config.quantization
+        )
+        write_atomic(folder / ENVIRONMENT, json.dumps(found, indent=2) + "\n")
 
 
 class PromptCLI(LightningCLI):
@@ -361,7 +384,7 @@ def _check_writable(folder: Path) -> None:
 def _clear(folder: Path) -> None:
     """Remove what an earlier run wrote under the names that it gives, and nothing else."""
     files = ["config.yaml", "metrics.json", "predictions.jsonl", "generations.jsonl", "prompt.jsonl", "prompt.txt",
-             "prompts.jsonl", "samples.jsonl", "budget.json"]  # fmt: skip
+             "prompts.jsonl", "prompt_path.jsonl", "samples.jsonl", "budget.json", ENVIRONMENT]  # fmt: skip
     paths = [folder / name for name in files]
     for pattern in ("best.ckpt", "last.ckpt", "epoch=*-step=*.ckpt"):
         paths += (folder / "checkpoints").glob(pattern)

@@ -30,7 +30,9 @@ TRAINER = {
     "test": "score a prompt on the test sets: metrics.json, predictions.jsonl",
     "predict": "write answers: generations.jsonl",
 }
-COMMANDS: dict[str, Command] = {}
+COMMANDS: dict[str, Command] = {
+    "report": Command("lightning_prompts.report.command", "compare runs on one page, as HTML and as Markdown"),
+}
 
 
 def usage() -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import itertools
 import json
 import re
 import sys
@@ -221,15 +220,6 @@ def test_paired_comparison(tmp_path: Path) -> None:
     assert float(same[4]) > 0.05
     with pytest.raises(SystemExit, match="run experiments/study"):
         paired.table([tmp_path], "nll")
-
-
-def test_permutation_is_the_enumeration() -> None:
-    """With few questions all sign changes can be counted."""
-    paired = script("paired.py")
-    differences = np.array([0.5, 0.2, 0.9, -0.1, 0.4])
-    signs = np.array(list(itertools.product([-1, 1], repeat=5)))
-    exact = (np.abs((signs * differences).mean(-1)) >= abs(differences.mean()) - 1e-12).mean()
-    assert paired.permutation(differences, np.random.default_rng(0)) == pytest.approx(exact, abs=0.02)
 
 
 def test_prompts_move_between_quantised_weights(

@@ -23,6 +23,8 @@ ALLOWED = {
     "lightning_prompts.answers": {"types", "errors", "template"},
     "lightning_prompts.files": {"errors"},
     "lightning_prompts.processes": {"errors"},
+    "lightning_prompts.environment": set(),
+    "lightning_prompts.report": {"errors", "files"},
     "lightning_prompts.checkpoints": {"errors", "files"},
     "lightning_prompts.lm": {"types", "errors", "template", "files"},
     "lightning_prompts.randomness": set(),

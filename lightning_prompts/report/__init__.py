@@ -1,0 +1,1 @@
+"""``lightning-prompts report``: what runs have found, side by side, on one page."""

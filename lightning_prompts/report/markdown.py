@@ -1,0 +1,52 @@
+"""A page as Markdown, with its pictures as files beside it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from lightning_prompts.report.blocks import Block, Heading, Pictures, Table, Text
+
+
+def write(blocks: Sequence[Block], folder: str) -> str:
+    """The page.
+
+    Args:
+        blocks: What stands on it.
+        folder: Where the pictures are, relative to the page.
+
+    Returns:
+        GitHub-flavoured Markdown.
+    """
+    return "\n\n".join(_block(block, folder) for block in blocks) + "\n"
+
+
+def _escaped(text: str) -> str:
+    """A cell with a text in it: what could mean something within a line is told not to, and line ends stay."""
+    visible = re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]", "�", text.replace("\r", ""))
+    marked = re.sub(r"([\\`*_\[\]|~$])", r"\\\1", visible)
+    marked = marked.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return marked.replace("\n", "<br>")
+
+
+def _prose(text: str) -> str:
+    """A paragraph of ours, in which names may stand that are not."""
+    return re.sub(r"([\\`*_\[\]|~$])", r"\\\1", text).replace("&", "&amp;").replace("<", "&lt;").replace("\n", " ")
+
+
+def _block(block: Block, folder: str) -> str:
+    if isinstance(block, Heading):
+        return f"{'#' * block.level} {_prose(block.text)}"
+    if isinstance(block, Text):
+        return f"*{_prose(block.text)}*" if block.note else _prose(block.text)
+    if isinstance(block, Table):
+        rules = ["---" if index < block.texts else "---:" for index in range(len(block.header))]
+        rows = [
+            [_escaped(cell) if index < block.texts or row is block.header else cell for index, cell in enumerate(row)]
+            for row in (block.header, *block.rows)
+        ]
+        lines = ["| " + " | ".join(row) + " |" for row in rows]
+        return "\n".join([lines[0], "|" + "|".join(rules) + "|", *lines[1:]])
+    assert isinstance(block, Pictures)
+    pictures = "\n".join(f"![{_prose(item.alt)}]({folder}/{item.name}.svg)" for item in block.items)
+    return f"{pictures}\n\n*{_prose(block.caption)}*"
