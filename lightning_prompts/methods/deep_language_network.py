@@ -13,7 +13,7 @@ from lightning_prompts.dln.posterior import Posterior
 from lightning_prompts.dln.proposals import LanguageModelProposals, Proposals
 from lightning_prompts.dln.step import Stepper, StepResult, StepSettings
 from lightning_prompts.errors import UserError, check_finite
-from lightning_prompts.lm import LMConfig
+from lightning_prompts.lm import LMConfig, RemoteLM
 from lightning_prompts.methods.text_prompts import TextPromptMethod
 from lightning_prompts.types import Example
 
@@ -90,8 +90,15 @@ class DeepLanguageNetwork(TextPromptMethod):
         """See `TextPromptMethod`.
 
         Raises:
-            UserError: ``trust`` is set, and an answer to learn from is free text.
+            UserError: ``trust`` is set, and an answer to learn from is free text; log-probabilities are needed from a
+                server that has none.
         """
+        for index, (layer, reader) in enumerate(zip(self.layer_settings, self.network.readers, strict=True)):
+            # Only a first hidden layer that does not learn, and whose draws are not weighed by how likely they are, can
+            # do without.
+            weighed = len(self.layer_settings) > 1 and self.settings.posterior.sharpening.uses_prior
+            if isinstance(reader.lm, RemoteLM) and (index or layer.learn or weighed):
+                reader.lm.check_scores([])
         data = getattr(self.trainer, "datamodule", None)
         if self.settings.trust and data is not None:
             free = next((example for example in data.examples("train") if not example.labels), None)
