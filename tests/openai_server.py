@@ -20,9 +20,12 @@ from typing import Any
 
 import torch
 
+from lightning_prompts.errors import UserError
 from lightning_prompts.lm import FrozenLM, LMConfig, Sampling
 from lightning_prompts.lm.encoding import Row
 from lightning_prompts.types import Example
+
+CHAT = "{% for turn in messages %}{{ turn['role'] }}: {{ turn['content'] }}\n{% endfor %}assistant: "
 
 
 class State:
@@ -51,7 +54,8 @@ class State:
 
     def model(self, name: str) -> FrozenLM:
         if name not in self.loaded:
-            self.loaded[name] = FrozenLM.load(LMConfig(self.models[name]))
+            self.loaded[name] = lm = FrozenLM.load(LMConfig(self.models[name]))
+            lm.tokenizer.chat_template = lm.tokenizer.chat_template or CHAT
         return self.loaded[name]
 
     def complete(self, body: dict[str, Any], chat: bool) -> dict[str, Any]:
@@ -175,8 +179,11 @@ class Handler(BaseHTTPRequestHandler):
             return None
         if body["model"] not in state.models:
             return self.refuse(404, f"The model `{body['model']}` does not exist.")
-        with state.model_lock:
-            answer = state.complete(body, chat)
+        try:
+            with state.model_lock:
+                answer = state.complete(body, chat)
+        except UserError as error:
+            return self.refuse(400, str(error))
         entry["usage"] = answer["usage"]
         return self.reply(200, answer)
 

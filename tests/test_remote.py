@@ -85,15 +85,15 @@ def test_greedy_text_is_the_model_s_own(real: FrozenLM, server: ServerProcess, t
 
 def test_a_stop_within_leading_white_space_is_none(local: FrozenLM, server: ServerProcess, tmp_path: Path) -> None:
     """Where the text begins with its stop, a server that is told of it writes nothing."""
-    found = None
-    for n in range(3000):
-        example = Example(f"{n}:", "", None, stop="\n")
-        (ids,) = local.generate_tokens([local.encoder.row(example, 0)], torch.empty(0, local.width), 6)
-        if local.text(ids, special=False).startswith("\n") and local.write([example], "", 6)[0]:
-            found = example
-            break
-    assert found is not None
-    assert remote(server, tmp_path).write([found], "", 6) == local.write([found], "", 6)
+    example, seeds = Example("One, two,", "", None, stop="\n"), range(3000)
+    rows = [local.encoder.row(example, 0)] * len(seeds)
+    drawn = local.generate_tokens(rows, torch.empty(0, local.width), 6, None, Sampling(1.0, seeds))
+    texts = [local.text(ids, special=False) for ids in drawn]
+    seed = next(seed for seed, text in enumerate(texts) if text.startswith("\n") and text.strip())
+    sampling = Sampling(1.0, [seed])
+    (text,) = remote(server, tmp_path).write([example], "", 6, sampling)
+    assert text
+    assert [text] == local.write([example], "", 6, Sampling(1.0, [seed]))
     assert [request["body"].get("stop") for request in server.requests] == [["\n"], None]
 
 
@@ -103,7 +103,7 @@ def test_patterns_that_are_texts() -> None:
 
 
 def test_draws_are_the_model_s_own_and_each_by_itself(local: FrozenLM, server: ServerProcess, tmp_path: Path) -> None:
-    there, same = remote(server, tmp_path), [QUESTIONS[0]] * 6
+    there, same = remote(server, tmp_path), [replace(QUESTIONS[0], stop=r"\n\s*\n")] * 6
     seeds = [3, 4, 5, 6, 7, 3]
     drawn = there.write(same, "", 10, Sampling(1.3, seeds))
     assert drawn == local.write(same, "", 10, Sampling(1.3, seeds))
@@ -116,12 +116,11 @@ def test_draws_are_the_model_s_own_and_each_by_itself(local: FrozenLM, server: S
 
 
 def test_parameters_go_along_and_null_takes_one_out(server: ServerProcess, tmp_path: Path) -> None:
-    there = remote(server, tmp_path, parameters={"top_p": 0.9, "temperature": None})
-    there.write(QUESTIONS[:1], "", 4)
+    there, asked = remote(server, tmp_path, parameters={"top_p": 0.9, "temperature": None}), QUESTIONS[1:2]
+    there.write(asked, "", 4)
     (request,) = server.requests
-    assert request["body"] == {"model": "tiny", "prompt": "The capital of France is", "max_tokens": 4, "top_p": 0.9,
-                               "stop": ["\n"]}  # fmt: skip
-    remote(server, tmp_path, parameters={"top_p": 0.8, "temperature": None}).write(QUESTIONS[:1], "", 4)
+    assert request["body"] == {"model": "tiny", "prompt": "One, two, three, four, five,", "max_tokens": 4, "top_p": 0.9}
+    remote(server, tmp_path, parameters={"top_p": 0.8, "temperature": None}).write(asked, "", 4)
     assert len(server.requests) == 2, "the cache knows the difference"
 
 

@@ -185,23 +185,37 @@ class RemoteLM:
         context, text = pair
         if not text:
             return 0.0, 0
-        # One token more is written, since not all servers will write none; it is the last one.
-        body = {"prompt": context + text, "max_tokens": 1, "temperature": 0.0, "logprobs": 1, "echo": True}
-        choice = self._ask(PLAIN, body)
-        found = choice.get("logprobs")
-        try:
-            tokens, values = found["tokens"][:-1], found["token_logprobs"][:-1]
-            ends = _ends(tokens, found.get("text_offset"))
-            start = ends[-1] - len(text)
-            mine = [value for value, end in zip(values, ends, strict=True) if end > start]
-            if not mine or not all(isinstance(value, int | float) and math.isfinite(value) for value in mine):
-                raise ValueError
-        except (TypeError, KeyError, IndexError, ValueError):
-            raise UserError(
-                f"{self._where(PLAIN)} answers without log-probabilities of the text that it was sent (echo: true with "
-                "logprobs: 1); set server.log_probs: false, or take a server that gives them, vLLM for one"
-            ) from None
+        tokens, values = self._echo(context + text)
+        if "".join(tokens).endswith(context + text):
+            left, start = len(text), len(tokens)
+            while left > 0:
+                start -= 1
+                left -= len(tokens[start])
+        else:  # characters of several tokens, which are no texts by themselves
+            start = len(self._echo(context)[0])
+        mine = values[start:]
+        if not mine or not all(isinstance(value, int | float) and math.isfinite(value) for value in mine):
+            raise self._silent()
         return math.fsum(mine), len(mine)
+
+    def _echo(self, text: str) -> tuple[list[str], list[float]]:
+        """The tokens of a text as the server cuts it, and their log-probabilities; of the first there is none."""
+        # One token more is written, since not all servers will write none; it is the last one.
+        body = {"prompt": text, "max_tokens": 1, "temperature": 0.0, "logprobs": 1, "echo": True}
+        found = self._ask(PLAIN, body).get("logprobs")
+        try:
+            tokens, values = list(map(str, found["tokens"]))[:-1], list(found["token_logprobs"])[:-1]
+        except (TypeError, KeyError):
+            raise self._silent() from None
+        if not tokens or len(tokens) != len(values):
+            raise self._silent()
+        return tokens, values
+
+    def _silent(self) -> UserError:
+        return UserError(
+            f"{self._where(PLAIN)} answers without log-probabilities of the text that it was sent (echo: true with "
+            "logprobs: 1); set server.log_probs: false, or take a server that gives them, vLLM for one"
+        )
 
     # --- requests ---------------------------------------------------------------------------------------------------
 
@@ -362,14 +376,3 @@ def literal(stop: str) -> str | None:
     """
     text = stop.replace(r"\n", "\n").replace(r"\t", "\t")
     return text if text and not set(text) & set(r".^$*+?{}[]\|()") else None
-
-
-def _ends(tokens: Sequence[str], offsets: Sequence[int] | None) -> list[int]:
-    """Where each token of a text ends: at the beginning of the next one."""
-    if offsets is not None and len(offsets) == len(tokens) + 1:  # with that of the token that was written
-        return list(offsets[1:])
-    ends, end = [], 0
-    for token in tokens:
-        end += len(token)
-        ends.append(end)
-    return ends
