@@ -35,7 +35,7 @@ class State:
         self.models, self.key = models, key
         self.loaded: dict[str, FrozenLM] = {}
         self.model_lock, self.lock = threading.Lock(), threading.Lock()
-        self.running = 0
+        self.running = self.epoch = 0
         self.control({"clear": True})
 
     def control(self, wanted: dict[str, Any]) -> None:
@@ -44,6 +44,7 @@ class State:
             self.always: str | None = None
             self.slow, self.log_probs, self.chat_only, self.most_at_once = 0.0, True, False, 0
             self.requests: list[dict[str, Any]] = []
+            self.running, self.epoch = 0, self.epoch + 1  # what still runs is of another test
         for name, value in wanted.items():
             assert hasattr(self, name), name
             setattr(self, name, value)
@@ -149,13 +150,14 @@ class Handler(BaseHTTPRequestHandler):
         with state.lock:
             state.running += 1
             state.most_at_once = max(state.most_at_once, state.running)
+            epoch = state.epoch
             entry = {"path": self.path, "body": body}
             state.requests.append(entry)
         try:
             return self.answer(body, entry)
         finally:
             with state.lock:
-                state.running -= 1
+                state.running -= epoch == state.epoch
 
     def answer(self, body: dict[str, Any], entry: dict[str, Any]) -> None:
         state = self.state

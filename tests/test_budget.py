@@ -145,7 +145,7 @@ def test_every_method_is_counted_the_same_way(name: str, tmp_path: Path) -> None
         assert used[kind] == watch.counts[kind], kind
     assert used["tokens"] == watch.counts["tokens_with_gradient"] + watch.counts["tokens_without_gradient"] > 0
     assert used["calls_remote"] == used["tokens_remote"] == 0
-    assert (used["tokens_with_gradient"] > 0) == method.gradient_through_lm
+    assert (used["tokens_with_gradient"] > 0) == (not isinstance(method, (*TEXT, ReinforceRefiner)))
     for kind in ("tokens", "tokens_with_gradient", "calls", "seconds", "memory_gb"):
         logged = fit.callback_metrics[f"budget/{kind}"]
         assert 0 <= float(logged) <= used[kind] * (1 + 1e-6)
@@ -213,7 +213,7 @@ def test_any_limit_stops_training(limit: dict[str, float], tmp_path: Path, caplo
     if name == "memory_gb":
         assert rate > 0.01, "memory says nothing about how far the run is"
         assert [record.getMessage() for record in caplog.records if "budget.memory_gb is 0.001" in record.getMessage()]
-    else:
+    elif name != "seconds":  # where there was one step alone
         assert rate < 4e-3, "the learning rate has fallen"
 
 

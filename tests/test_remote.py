@@ -52,13 +52,19 @@ def local() -> FrozenLM:
     return FrozenLM.load(LOCAL)
 
 
-@pytest.fixture
-def locked(monkeypatch: pytest.MonkeyPatch) -> Iterator[ServerProcess]:
-    """A server that wants a key, which is in the environment."""
-    monkeypatch.setenv("TESTS_API_KEY", SECRET)
+@pytest.fixture(scope="module")
+def _locked() -> Iterator[ServerProcess]:
     process = ServerProcess("--key", SECRET)
     yield process
     process.close()
+
+
+@pytest.fixture
+def locked(_locked: ServerProcess, monkeypatch: pytest.MonkeyPatch) -> ServerProcess:
+    """A server that wants a key, which is in the environment."""
+    monkeypatch.setenv("TESTS_API_KEY", SECRET)
+    _locked.set(clear=True)
+    return _locked
 
 
 QUESTIONS = [
@@ -253,17 +259,18 @@ def test_an_interrupted_wait_ends_at_once(server: ServerProcess, tmp_path: Path)
 def test_the_key_is_nowhere(locked: ServerProcess, tmp_path: Path, capfd: pytest.CaptureFixture[str],
                             caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     monkeypatch.setattr("lightning_prompts.lm.answer_cache.cache_root", lambda: tmp_path / "cache")
-    words = command(locked, tmp_path / "run", "--model.proposer.server.key_variable", "TESTS_API_KEY")
+    variable = ["--model.proposer.server.key_variable", "TESTS_API_KEY", "--seed_everything"]
     with caplog.at_level(logging.DEBUG):
-        assert run(words) == 0
+        assert run(command(locked, tmp_path / "run", *variable, "0")) == 0
         assert len(locked.requests) > 0
         monkeypatch.setenv("TESTS_API_KEY", SECRET[::-1])
-        again = [*words, "--overwrite", "true", "--seed_everything", "5"]
-        assert run(again) == 1, "the server repeats the wrong key in what it says"
+        assert run(command(locked, tmp_path / "wrong", *variable, "5")) == 1, (
+            "the server repeats the key that it is sent"
+        )
     told = capfd.readouterr()
     assert "refuses the key (401); check the key in the environment variable TESTS_API_KEY" in told.err
     monkeypatch.delenv("TESTS_API_KEY")
-    assert run(again) == 1
+    assert run(command(locked, tmp_path / "none", *variable, "0")) == 1
     assert "the environment variable TESTS_API_KEY is not set" in capfd.readouterr().err
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert any(path.name == "config.yaml" for path in files)

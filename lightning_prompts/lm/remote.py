@@ -200,16 +200,20 @@ class RemoteLM:
 
     def _echo(self, text: str) -> tuple[list[str], list[float]]:
         """The tokens of a text as the server cuts it, and their log-probabilities; of the first there is none."""
-        # One token more is written, since not all servers will write none; it is the last one.
+        # One token more is written, since not all servers will write none. It is the last one, where it is no end token
+        # that the server keeps for itself.
         body = {"prompt": text, "max_tokens": 1, "temperature": 0.0, "logprobs": 1, "echo": True}
-        found = self._ask(PLAIN, body).get("logprobs")
+        choice = self._ask(PLAIN, body)
+        found: Any = choice.get("logprobs")
+        count = choice["usage"].get("prompt_tokens")
         try:
-            tokens, values = list(map(str, found["tokens"]))[:-1], list(found["token_logprobs"])[:-1]
+            tokens, values = list(map(str, found["tokens"])), list(found["token_logprobs"])
         except (TypeError, KeyError):
             raise self._silent() from None
-        if not tokens or len(tokens) != len(values):
+        own = count if count in (len(tokens), len(tokens) - 1) else len(tokens) - 1
+        if own < 1 or len(tokens) != len(values):
             raise self._silent()
-        return tokens, values
+        return tokens[:own], values[:own]
 
     def _silent(self) -> UserError:
         return UserError(
@@ -227,6 +231,7 @@ class RemoteLM:
         if known is not None:
             return known
         data = self._send(path, body)
+        choice: dict[str, Any] = {}
         try:
             choice = data["choices"][0]
             whole = isinstance(choice["message"] if path == CHAT else choice["text"], dict if path == CHAT else str)
@@ -237,7 +242,8 @@ class RemoteLM:
                 f"{self._where(path)} answered without a text: {self._clean(json.dumps(data))}; is it a server of "
                 "OpenAI's protocol? check server.base_url, which mostly ends in /v1"
             )
-        usage = data.get("usage") or {}
+        usage = data.get("usage") if isinstance(data.get("usage"), dict) else {}
+        choice = {**choice, "usage": usage}
         with self._lock:
             self.usage.calls += 1
             self.usage.calls_remote += 1
@@ -246,7 +252,7 @@ class RemoteLM:
             )
         if self.cache:
             self.cache.put(request, choice)
-        return cast("dict[str, Any]", choice)
+        return choice
 
     def _send(self, path: str, body: dict[str, Any]) -> Any:  # noqa: ANN401 - JSON
         """Post a request, again where that may help.
