@@ -259,7 +259,7 @@ def test_an_interrupted_wait_ends_at_once(server: ServerProcess, tmp_path: Path)
 def test_the_key_is_nowhere(locked: ServerProcess, tmp_path: Path, capfd: pytest.CaptureFixture[str],
                             caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     monkeypatch.setattr("lightning_prompts.lm.answer_cache.cache_root", lambda: tmp_path / "cache")
-    variable = ["--model.proposer.server.key_variable", "TESTS_API_KEY", "--seed_everything"]
+    variable = ["--model.proposer.server.api_key_variable", "TESTS_API_KEY", "--seed_everything"]
     with caplog.at_level(logging.DEBUG):
         assert run(command(locked, tmp_path / "run", *variable, "0")) == 0
         assert len(locked.requests) > 0
@@ -283,9 +283,9 @@ def test_the_key_is_nowhere(locked: ServerProcess, tmp_path: Path, capfd: pytest
 
 
 def test_a_server_without_a_variable_for_its_key(locked: ServerProcess, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"refuses the key \(401\); name the environment variable .*key_variable"):
+    with pytest.raises(UserError, match=r"refuses the key \(401\); name the environment variable .*api_key_variable"):
         remote(locked, tmp_path).write(QUESTIONS[:1], "", 4)
-    there = remote(locked, tmp_path, key_variable="TESTS_API_KEY")
+    there = remote(locked, tmp_path, api_key_variable="TESTS_API_KEY")
     assert there.write(QUESTIONS[:1], "", 4)
     locked.set(always="400")
     there._key = "this was ordered"  # as if the server's words held it

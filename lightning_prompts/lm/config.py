@@ -19,7 +19,7 @@ class Server:
 
     Attributes:
         base_url: Its address up to the version, as in ``http://localhost:8000/v1``.
-        key_variable: The environment variable with its key; ``None`` for no key. The key itself is in no config.
+        api_key_variable: The environment variable with its key; ``None`` for no key. The key itself is in no config.
         chat: Whether its model has chats, which proposals are then asked for in.
         log_probs: Whether it gives log-probabilities of texts that it is sent (``echo`` with ``logprobs`` in
             ``/completions``), as vLLM and SGLang do; most paid services do not. What needs them refuses to run
@@ -37,7 +37,7 @@ class Server:
     """
 
     base_url: str
-    key_variable: str | None = None
+    api_key_variable: str | None = None
     chat: bool = True
     log_probs: bool = False
     context: int = 8192
@@ -63,7 +63,7 @@ class Server:
         if parts.username or parts.password or parts.query:
             raise UserError(
                 f"server.base_url has a user, password or query in it (server {parts.hostname}), and a config is no "
-                "place for secrets; put the key into an environment variable, and its name into server.key_variable"
+                "place for secrets; put the key into an environment variable, and its name into server.api_key_variable"
             )
         for name, least in (("context", 1), ("retries", 0), ("concurrency", 1)):
             if getattr(self, name) < least:

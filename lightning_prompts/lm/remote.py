@@ -55,11 +55,11 @@ class RemoteLM:
         self.context = self.server.context
         self.usage = Usage()
         self.cache = (cache or AnswerCache()) if self.server.cache else None
-        variable = self.server.key_variable
+        variable = self.server.api_key_variable
         self._key = os.environ.get(variable, "") if variable else ""
         if variable and not self._key:
             raise UserError(
-                f"server.key_variable: the environment variable {variable} is not set; put the key of "
+                f"server.api_key_variable: the environment variable {variable} is not set; put the key of "
                 f"{self.server.base_url} into it (export {variable}=...)"
             )
         self._openai = openai
@@ -293,9 +293,9 @@ class RemoteLM:
         says = self._clean(str(getattr(error, "message", error)))
         status = getattr(error, "status_code", None)
         if status in (401, 403):
-            variable = self.server.key_variable
+            variable = self.server.api_key_variable
             what = f"check the key in the environment variable {variable}" if variable else (
-                "name the environment variable with its key in server.key_variable"
+                "name the environment variable with its key in server.api_key_variable"
             )  # fmt: skip
             return UserError(f"{where} refuses the key ({status}); {what}")
         if status == 404:
