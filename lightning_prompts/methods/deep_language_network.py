@@ -90,15 +90,8 @@ class DeepLanguageNetwork(TextPromptMethod):
         """See `TextPromptMethod`.
 
         Raises:
-            UserError: ``trust`` is set, and an answer to learn from is free text; log-probabilities are needed from a
-                server that has none.
+            UserError: ``trust`` is set, and an answer to learn from is free text.
         """
-        for index, (layer, reader) in enumerate(zip(self.layer_settings, self.network.readers, strict=True)):
-            # Only a first hidden layer that does not learn, and whose draws are not weighed by how likely they are, can
-            # do without.
-            weighed = len(self.layer_settings) > 1 and self.settings.posterior.sharpening.uses_prior
-            if isinstance(reader.lm, RemoteLM) and (index or layer.learn or weighed):
-                reader.lm.check_scores([])
         data = getattr(self.trainer, "datamodule", None)
         if self.settings.trust and data is not None:
             free = next((example for example in data.examples("train") if not example.labels), None)
@@ -108,6 +101,17 @@ class DeepLanguageNetwork(TextPromptMethod):
                     "set trust to 0"
                 )
         super().on_fit_start()
+
+    def check_servers(self) -> None:
+        """See `TextPromptMethod`.
+
+        Only a first hidden layer that does not learn, and whose draws are not weighed by how likely they are, can do
+        without log-probabilities.
+        """
+        weighed = len(self.layer_settings) > 1 and self.settings.posterior.sharpening.uses_prior
+        for index, (layer, reader) in enumerate(zip(self.layer_settings, self.network.readers, strict=True)):
+            if isinstance(reader.lm, RemoteLM) and (index or layer.learn or weighed):
+                reader.lm.check_scores([])
 
     def improve(self, examples: Sequence[Example]) -> list[dict[str, Any]]:
         """One variational step."""

@@ -221,12 +221,16 @@ class TextPromptMethod(PromptMethod):
                 f"{type(self).__name__} has no gradients to accumulate; leave out trainer.accumulate_grad_batches, and "
                 "raise data.batch_size for larger steps"
             )
+        self.check_servers()
         if self.prompt_memory.best is not None:
             return
         batches = self.validation_batches()
         if batches:
             rows = [row for batch in batches for row in self.evaluate(batch, self.current_prompt())]
             self.prompt_memory.update(self.prompts, sum(bool(row["correct"]) for row in rows) / len(rows))
+
+    def check_servers(self) -> None:
+        """Raise a `UserError` if a server cannot do what training will ask of it, before anything is paid for."""
 
     def keeps_prompt(self, layer: int) -> None:
         """Say that a step had nothing to choose from."""
