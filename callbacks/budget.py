@@ -1,40 +1,69 @@
-"""What training costs, and a limit to it, the same way for every method."""
+"""What training costs, and limits to it, the same way for every method."""
 
 from __future__ import annotations
 
+import logging
+import resource
+import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import lightning as L  # noqa: N812 - Lightning's own convention
+import torch
 
 from callbacks.files import write_json
-from lightning_prompts.errors import UserError
+from lightning_prompts.errors import UserError, check_finite
+from lightning_prompts.lm import Usage
 from lightning_prompts.types import Batch
 
 if TYPE_CHECKING:
     from lightning_prompts.methods import PromptMethod
 
+log = logging.getLogger(__name__)
+
+GIGABYTE = 1e9
+
 
 class Budget(L.Callback):
-    """Counts the tokens that training runs through the LM and the seconds that it takes, and stops at a limit.
+    """Counts what training runs through the LM, the seconds that it takes and the memory, and stops at a limit.
 
-    Validation is left out of both. Learning rates and temperatures that fall over a run have fallen when the budget is
-    used up. The counts land in ``budget.json``.
+    Counted are tokens (with a gradient, without one, and by servers: see `Usage`), calls (texts that are scored, read
+    or written), forward passes, seconds and steps, without validation; of several processes all tokens and calls
+    together. The memory is the most that the process has held at a time since it began, loading and validation
+    included, in gigabytes (1e9 bytes): resident memory on a CPU, what torch has allocated on a GPU; of several
+    processes the largest.
+
+    Learning rates and temperatures that fall over a run have fallen when tokens, calls or seconds are used up. Memory
+    says nothing about how far a run is, so its limit just stops. The counts are logged as ``budget/...``, go on in a
+    resumed run, and land in ``budget.json``. Answers of a server that were known from an earlier run cost nothing.
 
     Args:
-        tokens: Stop after so many tokens; ``None`` for no limit.
+        tokens: Stop after so many tokens, all kinds together; ``None`` for no limit.
         seconds: Stop after so many seconds; ``None`` for no limit.
+        calls: Stop after so many calls; ``None`` for no limit.
+        memory_gb: Stop where so many gigabytes were held; ``None`` for no limit.
     """
 
-    def __init__(self, tokens: int | None = None, seconds: float | None = None) -> None:
+    def __init__(
+        self,
+        tokens: int | None = None,
+        seconds: float | None = None,
+        calls: int | None = None,
+        memory_gb: float | None = None,
+    ) -> None:
         """Check the limits."""
-        for name, value in (("tokens", tokens), ("seconds", seconds)):
+        self.limits = {"tokens": tokens, "calls": calls, "seconds": seconds}
+        self.memory_gb = memory_gb
+        for name, value in (*self.limits.items(), ("memory_gb", memory_gb)):
             if value is not None and value <= 0:
                 raise UserError(f"budget.{name} must be above 0, got {value}")
-        self.tokens, self.seconds = tokens, seconds
-        self.used: dict[str, float] = {"tokens": 0, "seconds": 0.0, "steps": 0}
-        self._time, self._tokens = 0.0, 0
+            if value is not None:
+                check_finite(f"budget.{name}", value)
+        names = ("tokens", *asdict(Usage()))
+        self.used: dict[str, float] = {**dict.fromkeys(names, 0), "seconds": 0.0, "steps": 0, "memory_gb": 0.0}
+        self._time, self._usage = 0.0, Usage()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start counting; a resumed run goes on where it was, learning rates included."""
@@ -44,40 +73,55 @@ class Budget(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        """Count, and stop training where the limit is."""
-        self._count(pl_module)
+        """Count, and stop training where a limit is."""
+        self._count(trainer, pl_module)
         self.used["steps"] = trainer.global_step
-        pl_module.log("budget/tokens", float(self.used["tokens"]))
+        pl_module.log_dict({f"budget/{name}": float(value) for name, value in self.used.items() if name != "steps"})
         cast("PromptMethod", pl_module).budget_used = share = self._share()
         if share >= 1:
+            trainer.should_stop = True
+        if self.memory_gb is not None and self.used["memory_gb"] >= self.memory_gb and not trainer.should_stop:
+            log.warning("step %d: %.2f gigabytes were held, and budget.memory_gb is %g; training ends here",
+                        trainer.global_step, self.used["memory_gb"], self.memory_gb)  # fmt: skip
             trainer.should_stop = True
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Count what came after the last batch."""
         if trainer.state.fn == "fit":
-            self._count(pl_module)
+            self._count(trainer, pl_module)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Leave validation out."""
         self._mark(pl_module)
 
     def _share(self) -> float:
-        """How much of the tighter limit is used up."""
-        limits = {"tokens": self.tokens, "seconds": self.seconds}
-        return max((self.used[name] / limit for name, limit in limits.items() if limit), default=0.0)
+        """How much of the tightest limit is used up."""
+        return max((self.used[name] / limit for name, limit in self.limits.items() if limit), default=0.0)
 
     def _mark(self, pl_module: L.LightningModule) -> None:
-        self._time, self._tokens = time.perf_counter(), cast("PromptMethod", pl_module).tokens_forwarded
+        self._time, self._usage = time.perf_counter(), cast("PromptMethod", pl_module).usage + Usage()
 
-    def _count(self, pl_module: L.LightningModule) -> None:
-        time_before, tokens_before = self._time, self._tokens
+    def _count(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        time_before, usage_before = self._time, self._usage
         self._mark(pl_module)
-        self.used["seconds"] += self._time - time_before
-        self.used["tokens"] += self._tokens - tokens_before
+        added = self._usage - usage_before
+        counts: dict[str, int] = {"tokens": added.tokens, **asdict(added)}
+        seconds, memory = self._time - time_before, peak_memory(pl_module.device) / GIGABYTE
+        if trainer.world_size > 1:  # so that all processes agree when to stop
+            sums = torch.tensor(list(counts.values()), device=pl_module.device)
+            torch.distributed.all_reduce(sums)
+            counts = dict(zip(counts, sums.tolist(), strict=True))
+            highest = torch.tensor([seconds, memory], device=pl_module.device)
+            torch.distributed.all_reduce(highest, torch.distributed.ReduceOp.MAX)
+            seconds, memory = highest.tolist()
+        for name, count in counts.items():
+            self.used[name] += count
+        self.used["seconds"] += seconds
+        self.used["memory_gb"] = max(self.used["memory_gb"], memory)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the counts."""
-        self._count(pl_module)
+        self._count(trainer, pl_module)
         if trainer.is_global_zero:
             write_json(Path(trainer.default_root_dir) / "budget.json", self.used)
 
@@ -87,4 +131,12 @@ class Budget(L.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the counts back."""
-        self.used = dict(state_dict)
+        self.used = {**self.used, **state_dict}
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes that this process has held at a time: allocated on a GPU, else resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

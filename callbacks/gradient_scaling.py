@@ -53,7 +53,7 @@ class GradientScaling(L.Callback):
         """Take the precision plugin's place, where the LM is in float16 and nobody scales already."""
         method = cast("PromptMethod", pl_module)
         present = trainer.strategy.precision_plugin
-        if method.lm.model.dtype != torch.float16 or not method.gradient_through_lm:
+        if not method.gradient_through_lm or method.lm.model.dtype != torch.float16:
             return
         if isinstance(present, MixedPrecision) and present.scaler is not None:
             return

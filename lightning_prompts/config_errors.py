@@ -15,7 +15,7 @@ from lightning_prompts.dln.layer import LanguageLayer
 from lightning_prompts.dln.posterior import Posterior
 from lightning_prompts.errors import UserError, nearest
 from lightning_prompts.files import check_text
-from lightning_prompts.lm import LMConfig
+from lightning_prompts.lm import LMConfig, Server
 
 AMBIGUOUS = re.compile(
     r"Multiple subclasses with name (\w+)\. Give the full class path to avoid ambiguity: (\w[\w.]*\w(?:, \w[\w.]*\w)*)"
@@ -199,7 +199,13 @@ def _setting_names_of(parents: list[str], bases: list[type]) -> list[str]:
 
 def _setting_names(bases: list[type]) -> list[str]:
     """Every name that a setting of a method, datamodule, callback, language model or trainer has."""
-    owners = [child for base in bases for child in _subclasses(base)] + [L.Trainer, LMConfig, LanguageLayer, Posterior]
+    owners = [child for base in bases for child in _subclasses(base)] + [
+        L.Trainer,
+        LMConfig,
+        Server,
+        LanguageLayer,
+        Posterior,
+    ]
     names = set(TOP)
     for owner in owners:
         names.update(name for name in inspect.signature(owner).parameters if name != "self")

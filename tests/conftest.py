@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from lightning_prompts.lm import FrozenLM, LMConfig, state_store
+from lightning_prompts.lm import FrozenLM, LMConfig, answer_cache, state_store
 from lightning_prompts.template import Template
 from lightning_prompts.types import Example
 
@@ -29,9 +34,10 @@ TINY = SHAPES["llama"]
 
 @pytest.fixture(scope="session", autouse=True)
 def _states_elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Hidden states of the tests are nothing for the user's cache."""
+    """Hidden states and servers' answers of the tests are nothing for the user's cache."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(state_store, "cache_root", lambda: tmp_path_factory.getbasetemp() / "cache")
+        for module in (state_store, answer_cache):
+            patch.setattr(module, "cache_root", lambda: tmp_path_factory.getbasetemp() / "cache")
         yield
 
 
@@ -81,3 +87,59 @@ def pairs_file(tmp_path: Path) -> Path:
     path = tmp_path / "pairs.jsonl"
     path.write_text("".join(f'{{"question": "q{n} is?", "answer": "{n % 7}"}}\n' for n in range(40)))
     return path
+
+
+class ServerProcess:
+    """`openai_server.py`, running: the tiny model as ``tiny`` and the embedded one under its own name."""
+
+    def __init__(self, *args: str) -> None:
+        models = [f"tiny={TINY},max_position_embeddings=2048", "smollm2-135m-instruct=smollm2-135m-instruct"]
+        script = Path(__file__).parent / "openai_server.py"
+        self.process = subprocess.Popen(
+            [sys.executable, str(script), *args, *models], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert self.process.stdout is not None
+        self.port = int(self.process.stdout.readline())
+        self.url = f"http://127.0.0.1:{self.port}/v1"
+
+    def _control(self, body: dict[str, Any] | None) -> dict[str, Any]:
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}/control", data)
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            result: dict[str, Any] = json.load(answer)
+        return result
+
+    def set(self, **wanted: object) -> None:
+        """Order faults and abilities; see the server."""
+        self._control(wanted)
+
+    @property
+    def requests(self) -> list[dict[str, Any]]:
+        """What was asked since the test began; with ``usage`` where it was answered."""
+        requests: list[dict[str, Any]] = self._control(None)["requests"]
+        return requests
+
+    @property
+    def most_at_once(self) -> int:
+        """Requests under way at the same time, at most."""
+        return int(self._control(None)["most_at_once"])
+
+    def close(self) -> None:
+        """End the process."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait(timeout=60)
+
+
+@pytest.fixture(scope="session")
+def _server_process() -> Iterator[ServerProcess]:
+    process = ServerProcess()
+    yield process
+    process.close()
+
+
+@pytest.fixture
+def server(_server_process: ServerProcess) -> ServerProcess:
+    """A server without faults or memory."""
+    _server_process.set(clear=True)
+    return _server_process

@@ -20,7 +20,9 @@ SMALL = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_every_yaml_trains_saves_reloads_and_tests(config: Path, tmp_path: Path) -> None:
+def test_every_yaml_trains_saves_reloads_and_tests(
+    config: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     parts = yaml.safe_load(config.read_text())
     settings = parts.get("data", {}).get("init_args", {})
     words = ["-c", str(config), *SMALL, "--trainer.default_root_dir", str(tmp_path / "run")]
@@ -44,6 +46,10 @@ def test_every_yaml_trains_saves_reloads_and_tests(config: Path, tmp_path: Path)
         words += ["--model.support", "TopK", "--model.support.count", "20"]
     if parts.get("model", {}).get("class_path") in ("DeepLanguageNetwork", "Ape"):
         words += ["--data.batch_size", "4"]
+    server = None
+    if (parts.get("model", {}).get("init_args", {}).get("proposer") or {}).get("server"):
+        server = request.getfixturevalue("server")  # on this machine, with the same tiny model
+        words += ["--model.proposer.name", "tiny", "--model.proposer.server.base_url", server.url]
     if parts.get("model", {}).get("class_path") in ("FixedPrompt", "FewShot", "ChainOfThought"):
         assert run(["test", *words, "--verbose", "false"]) == 0
     else:
@@ -53,6 +59,7 @@ def test_every_yaml_trains_saves_reloads_and_tests(config: Path, tmp_path: Path)
         assert (
             run(["test", "-c", str(tmp_path / "run" / "config.yaml"), "--ckpt_path", "last", "--verbose", "false"]) == 0
         )
+    assert server is None or server.requests, "the server was asked"
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert 0 < metrics["test/nll"] < 20
     for name in [name for name in metrics if name.endswith("/examples")]:

@@ -212,7 +212,7 @@ def fitted(
     """
     for count in range(len(cases), -1, -1):
         example = _question(proposer, write(cases[:count]), stop)
-        if len(proposer.lm.encoder.row(example, 0).context) + room <= proposer.lm.context:
+        if proposer.lm.length(example) + room <= proposer.lm.context:
             return example
     raise UserError(
         f"the context window of {proposer.lm.name} ({proposer.lm.context}) is too small for a question to the proposer "
@@ -222,8 +222,7 @@ def fitted(
 
 def _question(proposer: Reader, text: str, stop: str) -> Example:
     """As a chat where the proposer has one."""
-    chat = bool(proposer.lm.tokenizer.chat_template)
-    return Example(before=text, after="", answer=None, stop=stop, chat=chat, source="proposal")
+    return Example(before=text, after="", answer=None, stop=stop, chat=proposer.lm.chats, source="proposal")
 
 
 def _instruction(text: str) -> str:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_prompts.dln.cache import TextCache
 from lightning_prompts.errors import UserError
-from lightning_prompts.lm import FrozenLM, LabelScores, LMConfig, Sampling
+from lightning_prompts.lm import FrozenLM, LabelScores, LMConfig, Sampling, TextModel
 from lightning_prompts.lm.encoding import Row
 from lightning_prompts.lm.labels import calibrated, class_log_probs, without_content
 from lightning_prompts.search.continuations import ContinuationScorer
@@ -42,7 +42,9 @@ class Reader:
         self, lm: FrozenLM, identity: str, cache: TextCache, memory_mb: float, rows: int = 64, calibrate: bool = False
     ) -> None:
         """Nothing has been asked yet."""
-        self.lm, self.identity, self.cache = lm, identity, cache
+        self.lm: TextModel = lm
+        self.encoder = lm.encoder
+        self.identity, self.cache = identity, cache
         self.rows, self.calibrate = rows, calibrate
         self.scorer = ContinuationScorer(lm, memory_mb)
         self.calls = 0  # texts that the LM has scored or written
@@ -80,7 +82,7 @@ class Reader:
         fresh: dict[int, tuple[float, ...]] = {}
         for places, lines in grids.items():
             part = [examples[n] for n in places]
-            ids = [self.lm.encoder.tokens(prompts[c]) for c in lines]
+            ids = [self.encoder.tokens(prompts[c]) for c in lines]
             rows = self._rows(part, ids, [texts[n] for n in places])
             whole = len(places) == len(examples)  # where some are known, blocks are no longer whole
             found = self.scorer.score(rows, ids, [texts[n] for n in places], block if whole else 1)
@@ -95,10 +97,10 @@ class Reader:
     def _rows(self, examples: Sequence[Example], prompts: Sequence[list[int]], texts: Sequence[Texts]) -> list[Row]:
         """Examples with a slot of one place, all of which fit with the longest prompt."""
         length = max(map(len, prompts))
-        rows = [self.lm.encoder.row(example, 1) for example in examples]
+        rows = [self.encoder.row(example, 1) for example in examples]
         for example, row, several in zip(examples, rows, texts, strict=True):
             total = len(row.context) - 1 + length + max(map(len, several))
-            self.lm.check_fits(example, total, length)
+            self.scorer.lm.check_fits(example, total, length)
             if total == max(map(len, several)):
                 raise UserError(
                     f"{example.source or 'example'}: nothing precedes the answer; give the template some text"
@@ -119,7 +121,7 @@ class Reader:
         Returns:
             ``[C, N, K]`` in nats, float64 on the CPU.
         """
-        ids = [[tuple(self.lm.encoder.tokens(text)) for text in several] for several in texts]
+        ids = [[tuple(self.encoder.tokens(text)) for text in several] for several in texts]
         wanted = [tuple(dict.fromkeys(tokens for tokens in several if tokens)) for several in ids]
         result = torch.zeros(len(prompts), len(examples), len(texts[0]), dtype=torch.double)
         asked = [n for n, several in enumerate(wanted) if several]
@@ -159,8 +161,8 @@ class Reader:
         self, examples: Sequence[Example], prompts: Sequence[str], answers: bool = False, block: int = 1
     ) -> tuple[Tensor, list[float | None]]:
         """Log-probabilities ``[C, N, Y]``; and, if wanted, the NLL of each answer under the first prompt."""
-        labels = [self.lm.encoder.label_tokens(example.labels) for example in examples]
-        own = [tuple(self.lm.encoder.tokens(example.answer or "")) if answers else () for example in examples]
+        labels = [self.encoder.label_tokens(example.labels) for example in examples]
+        own = [tuple(self.encoder.tokens(example.answer or "")) if answers else () for example in examples]
         texts = [
             (*known.tokens, answer) if answer and answer not in known.tokens else known.tokens
             for known, answer in zip(labels, own, strict=True)
@@ -205,12 +207,10 @@ class Reader:
         self, examples: Sequence[Example], prompt: str, max_new_tokens: int, seeds: Sequence[int] | None,
         temperature: float, group: int | None = None,
     ) -> list[str]:  # fmt: skip
-        ids = torch.tensor(self.lm.encoder.tokens(prompt), dtype=torch.long, device=self.lm.device)
-        vectors = self.lm.embed(ids)
         texts: list[str] = []
         size = self.rows if group is None else max(1, self.rows // group) * group
         for start in range(0, len(examples), size):
             sampling = None if seeds is None else Sampling(temperature, seeds[start : start + size], group)
-            texts += self.lm.generate(examples[start : start + size], vectors, max_new_tokens, sampling)
+            texts += self.lm.write(examples[start : start + size], prompt, max_new_tokens, sampling)
         self.calls += len(examples)
         return texts

@@ -14,6 +14,11 @@ from lightning_prompts.errors import check_finite
 class Sharpening(ABC):
     """From log-probabilities to weights."""
 
+    @property
+    def uses_prior(self) -> bool:
+        """Whether it looks at how likely the draws are; a server may not say."""
+        return True
+
     @abstractmethod
     def score(self, answer: Tensor, prior: Tensor) -> Tensor:
         """Unnormalised log-weights ``[B, K]``.
@@ -45,6 +50,11 @@ class SoftmaxSharpening(Sharpening):
         """Check the settings."""
         check_finite("sharpening.alpha", self.alpha)
 
+    @property
+    def uses_prior(self) -> bool:
+        """See `Sharpening`."""
+        return self.prior
+
     def score(self, answer: Tensor, prior: Tensor) -> Tensor:
         """See `Sharpening`."""
         return self.alpha * (answer + prior if self.prior else answer)
@@ -53,6 +63,11 @@ class SoftmaxSharpening(Sharpening):
 @dataclass(frozen=True)
 class UniformWeights(Sharpening):
     """No sharpening: all draws alike."""
+
+    @property
+    def uses_prior(self) -> bool:
+        """See `Sharpening`."""
+        return False
 
     def score(self, answer: Tensor, prior: Tensor) -> Tensor:
         """See `Sharpening`."""
@@ -68,6 +83,11 @@ class ArgMaxWeights(Sharpening):
     """
 
     prior: bool = True
+
+    @property
+    def uses_prior(self) -> bool:
+        """See `Sharpening`."""
+        return self.prior
 
     def score(self, answer: Tensor, prior: Tensor) -> Tensor:
         """See `Sharpening`."""

@@ -236,12 +236,15 @@ class Stepper:
                 layer, self.network.readers[index], prompts[index], thoughts, generator
             )
             placed = [layer.place(example, under) for example, under in zip(examples, below, strict=True)]
-            prior = self.network.hidden_log_probs(index, placed, [prompts[index]], texts)[0]
+            sharpening = self.settings.posterior.sharpening
+            prior = torch.zeros(len(texts), len(texts[0]), dtype=torch.double)
+            if sharpening.uses_prior:
+                prior = self.network.hidden_log_probs(index, placed, [prompts[index]], texts)[0]
             read = Draws(texts, torch.empty(0))
             wanted = None if self.network.layers[above].top else [[target] for target in targets]
             answer = self._log_probs(above, [prompts[above]], examples, read, wanted)[0][0, :, :, 0]
             there = torch.tensor([[bool(text) for text in several] for several in texts])
-            weights = self.settings.posterior.sharpening(answer, prior, there)
+            weights = sharpening(answer, prior, there)
             draws.insert(0, Draws(texts, weights))
             targets = draws[0].best
         return draws
@@ -267,13 +270,13 @@ class Stepper:
 
     def candidates(self, index: int, request: Request) -> tuple[list[Proposal], list[Proposal]]:
         """The current prompt and those of the memory; the proposals that are new, not empty and not too long."""
-        encoder = self.network.readers[index].lm.encoder
+        lm = self.network.readers[index].lm
         known = [Proposal(text, text, "memory" if c else "current") for c, text in enumerate(request.parents)]
         made = [proposal for source in self.settings.proposals for proposal in source.propose(request)]
         fresh = [
             proposal
             for proposal in distinct(made, request.parents)
-            if len(encoder.tokens(proposal.text)) <= self.settings.max_prompt_tokens
+            if lm.count(proposal.text) <= self.settings.max_prompt_tokens
         ]
         return known, fresh
 

@@ -1,12 +1,77 @@
-"""Which frozen language model, in which precision."""
+"""Which frozen language model, in which precision, or behind which server."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from lightning_prompts.errors import UserError, check_finite
 
 Dtype = Literal["float32", "bfloat16", "float16", "auto"]
 Quantization = Literal["int8", "nf4", "none"]
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server that speaks OpenAI's protocol (vLLM, SGLang, llama.cpp, Ollama, OpenAI and many others).
+
+    Attributes:
+        base_url: Its address up to the version, as in ``http://localhost:8000/v1``.
+        api_key_variable: The environment variable with its key; ``None`` for no key. The key itself is in no config.
+        chat: Whether its model has chats, which proposals are then asked for in.
+        log_probs: Whether it gives log-probabilities of texts that it is sent (``echo`` with ``logprobs`` in
+            ``/completions``), as vLLM and SGLang do; most paid services do not. What needs them refuses to run
+            otherwise.
+        context: Tokens that the model can take. Only the server knows its tokenizer, so a text's are estimated, as one
+            for every three bytes.
+        timeout: Seconds until a request without an answer is given up and sent again.
+        retries: How often a request is sent again that had no answer, or was refused as one too many (429) or by a
+            fault of the server's (5xx). The waits double from half a second to 8, or are what the server asks for.
+        concurrency: Requests under way at the same time.
+        cache: Keep answers under ``remote/`` of the cache folder, by address, model, parameters and text, so that none
+            is paid for twice. Drawn texts are kept by their seed: a run with the same seed gets the same draws.
+        parameters: Further settings of each request, as in ``{top_p: 0.9}``; null takes one out, as in
+            ``{max_tokens: null, max_completion_tokens: 200}`` for models that think before they answer.
+    """
+
+    base_url: str
+    api_key_variable: str | None = None
+    chat: bool = True
+    log_probs: bool = False
+    context: int = 8192
+    timeout: float = 120.0
+    retries: int = 5
+    concurrency: int = 8
+    cache: bool = True
+    parameters: dict[str, Any] | None = field(default=None, hash=False)
+
+    def __post_init__(self) -> None:
+        """Check the settings.
+
+        Raises:
+            UserError: The address is none, or has a secret in it; a number is out of range.
+        """
+        try:
+            parts = urlsplit(self.base_url)
+            whole = parts.scheme in ("http", "https") and bool(parts.hostname)
+        except ValueError:
+            whole = False
+        if not whole:
+            raise UserError(f"server.base_url must be an address as http://localhost:8000/v1, got {self.base_url!r}")
+        if parts.username or parts.password or parts.query:
+            raise UserError(
+                f"server.base_url has a user, password or query in it (server {parts.hostname}), and a config is no "
+                "place for secrets; put the key into an environment variable, and its name into server.api_key_variable"
+            )
+        for name, least in (("context", 1), ("retries", 0), ("concurrency", 1)):
+            if getattr(self, name) < least:
+                raise UserError(f"server.{name} must be at least {least}, got {getattr(self, name)}")
+        check_finite("server.timeout", self.timeout, above=True)
+        for name, value in (self.parameters or {}).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UserError(f"server.parameters.{name} must be finite, got {value}")
 
 
 @dataclass(frozen=True)
@@ -25,6 +90,8 @@ class LMConfig:
         gradient_checkpointing: Keep less for the backward pass and compute it again: less memory, a third more time.
         calibrate_labels: Where answers are classes, take off what the model says without a question (contextual
             calibration, Zhao et al. 2021), whatever the method.
+        server: Where the model runs, if not here; ``name`` is then what the server calls it. For methods that improve
+            texts by texts, as their LM, that of a layer, or as proposer.
     """
 
     name: str = "smollm2-135m-instruct"
@@ -33,3 +100,17 @@ class LMConfig:
     revision: str | None = None
     gradient_checkpointing: bool = False
     calibrate_labels: bool = False
+    server: Server | None = None
+
+    def __post_init__(self) -> None:
+        """Check what goes together.
+
+        Raises:
+            UserError: A setting is the server's own business.
+        """
+        if self.server is None:
+            return
+        plain = {"dtype": "float32", "quantization": (None, "none"), "revision": None, "gradient_checkpointing": False}
+        for name, default in plain.items():
+            if getattr(self, name) not in (default if isinstance(default, tuple) else (default,)):
+                raise UserError(f"{name} is decided where {self.name} runs ({self.server.base_url}); leave it out")

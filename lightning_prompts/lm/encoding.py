@@ -117,15 +117,13 @@ class Encoder:
         """
         if labels not in self._label_tokens:
             owners: dict[tuple[int, ...], int] = {}
-            for index, verbalisers in enumerate(labels):
-                for text in verbalisers:
-                    for written in (f" {text.strip()}", text.strip()):
-                        tokens = tuple(self.tokens(written))
-                        if owners.setdefault(tokens, index) != index:
-                            raise UserError(
-                                f"labels {labels[owners[tokens]][0]!r} and {labels[index][0]!r} are the same tokens, "
-                                f"those of {written!r}; give them different verbalisers"
-                            )
+            for text, index in written(labels):
+                tokens = tuple(self.tokens(text))
+                if owners.setdefault(tokens, index) != index:
+                    raise UserError(
+                        f"labels {labels[owners[tokens]][0]!r} and {labels[index][0]!r} are the same tokens, "
+                        f"those of {text!r}; give them different verbalisers"
+                    )
             self._label_tokens[labels] = LabelTokens(tuple(owners), tuple(owners.values()), len(labels))
         return self._label_tokens[labels]
 
@@ -145,6 +143,16 @@ class Encoder:
         text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         before, _, after = str(text).partition(SLOT)
         return before, after, example.answer
+
+
+def written(labels: Labels) -> list[tuple[str, int]]:
+    """Every way to write some classes, with a leading space and without, and the class of each."""
+    return [
+        (way, index)
+        for index, verbalisers in enumerate(labels)
+        for text in verbalisers
+        for way in (f" {text.strip()}", text.strip())
+    ]
 
 
 def shared_prefix(rows: Sequence[Row], shared_prompt: bool) -> list[int]:

@@ -27,6 +27,7 @@ from lightning_prompts.lm.key_values import KeyValues, Prompt, slot_length
 from lightning_prompts.lm.loading import load_model
 from lightning_prompts.lm.memory import out_of_memory
 from lightning_prompts.lm.sampling import Sampling
+from lightning_prompts.lm.usage import Usage
 from lightning_prompts.template import cut
 from lightning_prompts.types import Example
 
@@ -68,7 +69,7 @@ class FrozenLM(nn.Module):
         self.model = model
         self.tokenizer = tokenizer
         self.encoder = Encoder(tokenizer)
-        self.tokens_forwarded = 0  # prompt, text and answer tokens run through the model, by this process
+        self.usage = Usage()  # by this process
         text_config = model.config.get_text_config()
         self.width = int(text_config.hidden_size)
         self.layers = int(text_config.num_hidden_layers)
@@ -91,8 +92,23 @@ class FrozenLM(nn.Module):
         Raises:
             UserError: See `lightning_prompts.lm.loading.load_model`.
         """
+        if config.server is not None:
+            raise UserError(
+                f"{config.name} is behind a server ({config.server.base_url}), which gives texts and no vectors or "
+                "gradients; leave out server, so that the model itself is loaded"
+            )
         model, own = load_model(config)
         return cls(model, tokenizer or own, name=config.name)
+
+    @property
+    def tokens_forwarded(self) -> int:
+        """Prompt, text and answer tokens run through the model, by this process."""
+        return self.usage.tokens
+
+    def describe(self) -> str:
+        """Name, precision and size."""
+        frozen = sum(parameter.numel() for parameter in self.parameters() if not parameter.requires_grad)
+        return f"{self.name} in {str(self.model.dtype).removeprefix('torch.')}: {frozen:,} parameters, frozen"
 
     def _embedding_weight(self) -> Tensor:
         weight = self.model.get_input_embeddings().weight
@@ -223,7 +239,8 @@ class FrozenLM(nn.Module):
     def _run(self, embeddings: Tensor, layout: Layout, head_rows: Tensor, states: bool = False) -> Any:  # noqa: ANN401
         """The model's own output, with logits at ``head_rows`` alone."""
         self._head_rows = head_rows
-        self.tokens_forwarded += len(embeddings)
+        self.usage.passes += 1
+        gradient = False
         try:
             output = self.model(
                 inputs_embeds=embeddings[None],
@@ -234,8 +251,13 @@ class FrozenLM(nn.Module):
                 output_hidden_states=states,
                 layout=layout,
             )
+            gradient = output.logits.requires_grad
         finally:
             self._head_rows = None
+            if gradient:
+                self.usage.tokens_with_gradient += len(embeddings)
+            else:
+                self.usage.tokens_without_gradient += len(embeddings)
         if not layout.followed:
             raise RuntimeError(f"{self.name} does not run with the attention implementation {ATTENTION_NAME!r}")
         return output
@@ -276,6 +298,7 @@ class FrozenLM(nn.Module):
         memory = RowMemory(len(vectors))
         embeddings, layout = self._pack([[[-1 - p for p in range(len(vectors))]]], vectors, memory)
         self._logits(embeddings, layout, layout.last)
+        self.usage.calls += 1
         return KeyValues([memory.rows[layer] for layer in sorted(memory.rows)])
 
     def prompt_logits(self, before: list[int], vectors: Tensor) -> Tensor:
@@ -288,6 +311,7 @@ class FrozenLM(nn.Module):
         slot = [-1 - p for p in range(len(vectors) - 1)]  # nothing follows the last one
         embeddings, layout = self._pack([[before + slot]], vectors)
         spots = torch.arange(len(before) - 1, len(before) + len(slot), device=self.device)
+        self.usage.calls += 1
         return self._logits(embeddings, layout, spots)
 
     def score(self, examples: Sequence[Example], prompt: Prompt, with_end: bool = False) -> Scores:
@@ -329,7 +353,9 @@ class FrozenLM(nn.Module):
         counts = [len(target) for target in targets]
         last = layout.last.tolist()
         spots = [end - count + 1 + i for end, count in zip(last, counts, strict=True) for i in range(count)]
-        return self._logits(embeddings, layout, torch.tensor(spots, device=self.device))
+        logits = self._logits(embeddings, layout, torch.tensor(spots, device=self.device))
+        self.usage.calls += len(rows)  # not where memory has run out, after which smaller parts are run
+        return logits
 
     @torch.no_grad()
     def continuation_scores(
@@ -361,6 +387,7 @@ class FrozenLM(nn.Module):
         embeddings, layout = self._pack([*levels, padded] if most else levels, prompt, rows=len(levels) - 1)
         spots = [end - 1 for end in ends[1:]] + list(range(ends[-1], len(embeddings)))
         logits = self._logits(embeddings, layout, torch.tensor(spots, device=self.device))
+        self.usage.calls += sum(map(len, continuations))
         places: list[int] = []  # which row of the logits predicts a token
         tokens: list[int] = []
         owners: list[int] = []
@@ -393,6 +420,7 @@ class FrozenLM(nn.Module):
         levels = share([Row(row, []) for row in rows], rows, [len(rows)], _same_for_all(prompt))
         embeddings, layout = self._pack(levels, prompt)
         output = self._run(embeddings, layout, torch.empty(0, dtype=torch.long, device=self.device), states=True)
+        self.usage.calls += len(rows)
         states = output.hidden_states[layer][0]
         shared, *own = states.split([len(levels[0][0]), *map(len, levels[1])])
         return [torch.cat([shared, part]) for part in own]
@@ -493,7 +521,30 @@ class FrozenLM(nn.Module):
             columns = [length + min(step, limit - 1) for length, limit in zip(lengths, limits, strict=True)]
             layout = Layout([[1] * len(rows)], self.device, memory=memory, columns=columns)
             embeddings = self.embed(chosen)
+        self.usage.calls += len(rows)
         return generated
+
+    # --- text alone; see `TextModel` --------------------------------------------------------------------------------
+
+    @property
+    def chats(self) -> bool:
+        """Whether its tokenizer has a chat template."""
+        return bool(self.tokenizer.chat_template)
+
+    def count(self, text: str) -> int:
+        """Tokens of a text."""
+        return len(self.encoder.tokens(text))
+
+    def length(self, example: Example) -> int:
+        """Tokens of an example's context, with an empty prompt."""
+        return len(self.encoder.row(replace(example, answer=None), 0).context)
+
+    def write(
+        self, examples: Sequence[Example], prompt: str, max_new_tokens: int, sampling: Sampling | None = None
+    ) -> list[str]:
+        """`generate` with a prompt of text."""
+        ids = torch.tensor(self.encoder.tokens(prompt), dtype=torch.long, device=self.device)
+        return self.generate(examples, self.embed(ids), max_new_tokens, sampling)
 
     def _stopped(self, ids: list[int], stop: str) -> bool:
         text = self.text(ids, special=False).lstrip()

@@ -81,7 +81,7 @@ class Ape(TextPromptMethod):
         fresh = [
             proposal
             for proposal in distinct(source.propose(request), [*self.prompts, *self.survivors])
-            if len(self.lm.encoder.tokens(proposal.text)) <= self.max_prompt_tokens
+            if self.network.readers[0].lm.count(proposal.text) <= self.max_prompt_tokens
         ]
         if not fresh:
             self.keeps_prompt(0)

@@ -22,6 +22,7 @@ from lightning_prompts.lm import (
     LabelScores,
     LMConfig,
     Prompt,
+    Usage,
     answer_scores,
     label_scores,
     prompt_length,
@@ -52,6 +53,7 @@ class PromptMethod(L.LightningModule):
     prompt_kind: ClassVar[str]
     crossing: ClassVar[str]
     gradient_through_lm: ClassVar[bool] = True  # the loss is computed from the LM's output
+    takes_server: ClassVar[bool] = False  # it needs texts of the LM alone, which may be behind a server then
     monitor: ClassVar[tuple[str, str]] = ("val/nll", "min")  # what tells the best checkpoint, and which way
 
     def __init__(
@@ -65,12 +67,17 @@ class PromptMethod(L.LightningModule):
         super().__init__()
         if max_new_tokens < 1:
             raise UserError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+        if lm.server is not None and not self.takes_server:
+            raise UserError(
+                f"{type(self).__name__} works on the LM's vectors, gradients or logits, and a server gives texts; "
+                "leave out model.lm.server, or take DeepLanguageNetwork or Ape"
+            )
         self.lm_config = lm
         self.max_new_tokens = max_new_tokens
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.step_skipped = False  # by a callback, for want of finite gradients: the learning rate does not move either
-        self.budget_used = 0.0  # share of a limit on tokens or seconds, where a callback sets one
+        self.budget_used = 0.0  # share of a limit on tokens, calls or seconds, where a callback sets one
         self.lm: FrozenLM
 
     # --- what a method adds -----------------------------------------------------------------------------------------
@@ -115,9 +122,14 @@ class PromptMethod(L.LightningModule):
         return []
 
     @property
+    def usage(self) -> Usage:
+        """What the LM was used for, or all of them together, by this process."""
+        return self.lm.usage
+
+    @property
     def tokens_forwarded(self) -> int:
         """Tokens that were run through the LM, or through all of them, by this process."""
-        return self.lm.tokens_forwarded
+        return self.usage.tokens
 
     def prepare(self, examples: Sequence[Example]) -> list[Example]:
         """What examples become before the LM sees them in evaluation: unchanged, unless a method adds text."""
@@ -134,11 +146,9 @@ class PromptMethod(L.LightningModule):
 
     def describe(self) -> str:
         """The method in words: its triple, its model, and how much of it is trained."""
-        frozen = sum(parameter.numel() for parameter in self.lm.parameters() if not parameter.requires_grad)
-        dtype = str(self.lm.model.dtype).removeprefix("torch.")
         return (
             f"{type(self).__name__}: {self.prompt_kind} x {self.crossing} x {self.objective_name}\n"
-            f"{self.lm.name} in {dtype}: {frozen:,} parameters, frozen; trained: {self.describe_trained()}"
+            f"{self.lm.describe()}; trained: {self.describe_trained()}"
         )
 
     def describe_trained(self) -> str:
@@ -341,13 +351,12 @@ class PromptMethod(L.LightningModule):
 
     def _generate(self, examples: Sequence[Example], prompt: Prompt) -> list[dict[str, Any]]:
         """Rows of examples whose answer is free text."""
-        generated = self.lm.generate(examples, prompt, self.max_new_tokens)
+        generated = self.write_answers(examples, prompt)
         answered = [index for index, example in enumerate(examples) if example.answer is not None]
-        nll: dict[int, float] = {}
+        nll: dict[int, float | None] = {}
         if answered:
             own = prompt[answered] if isinstance(prompt, Tensor) and prompt.dim() == 3 else prompt
-            scores = self.lm.score([examples[index] for index in answered], own)
-            nll = dict(zip(answered, scores.nll.tolist(), strict=True))
+            nll = dict(zip(answered, self.answer_nll([examples[index] for index in answered], own), strict=True))
         return [
             {
                 "question": example.question,
@@ -358,6 +367,15 @@ class PromptMethod(L.LightningModule):
             }
             for index, (example, text) in enumerate(zip(examples, generated, strict=True))
         ]
+
+    def write_answers(self, examples: Sequence[Example], prompt: Prompt) -> list[str]:
+        """The LM's greedy answers to prepared examples."""
+        return self.lm.generate(examples, prompt, self.max_new_tokens)
+
+    def answer_nll(self, examples: Sequence[Example], prompt: Prompt) -> Sequence[float | None]:
+        """NLL of prepared examples' answers, in nats per token; ``None`` where the LM does not say."""
+        nll: list[float] = self.lm.score(examples, prompt).nll.tolist()
+        return nll
 
     def _classify(self, examples: Sequence[Example], prompt: Prompt) -> list[dict[str, Any]]:
         """Rows of examples whose answer is a class: the likeliest one is the answer, and nothing is generated."""
@@ -385,8 +403,9 @@ class PromptMethod(L.LightningModule):
             mine = [row for row, example in zip(rows, batch.examples, strict=True) if member in ("", example.member)]
             name = f"{split}/{member}" if member else split
             count = len(mine)
-            nll, correct = (sum(float(row[key]) for row in mine) / max(count, 1) for key in ("nll", "correct"))
-            self.log_mean(f"{name}/nll", nll, count, prog_bar=name == "val")
+            if all(row["nll"] is not None for row in mine):  # some servers do not say
+                self.log_mean(f"{name}/nll", sum(row["nll"] for row in mine) / max(count, 1), count, name == "val")
+            correct = sum(float(row["correct"]) for row in mine) / max(count, 1)
             self.log_mean(f"{name}/exact_match", correct, count, prog_bar=name == "val")
             if any(example.labels for example in batch.examples):
                 right = [float(row["correct"]) for row in mine if "label" in row]

@@ -13,7 +13,7 @@ from lightning_prompts.dln.posterior import Posterior
 from lightning_prompts.dln.proposals import LanguageModelProposals, Proposals
 from lightning_prompts.dln.step import Stepper, StepResult, StepSettings
 from lightning_prompts.errors import UserError, check_finite
-from lightning_prompts.lm import LMConfig
+from lightning_prompts.lm import LMConfig, RemoteLM
 from lightning_prompts.methods.text_prompts import TextPromptMethod
 from lightning_prompts.types import Example
 
@@ -101,6 +101,17 @@ class DeepLanguageNetwork(TextPromptMethod):
                     "set trust to 0"
                 )
         super().on_fit_start()
+
+    def check_servers(self) -> None:
+        """See `TextPromptMethod`.
+
+        Only a first hidden layer that does not learn, and whose draws are not weighed by how likely they are, can do
+        without log-probabilities.
+        """
+        weighed = len(self.layer_settings) > 1 and self.settings.posterior.sharpening.uses_prior
+        for index, (layer, reader) in enumerate(zip(self.layer_settings, self.network.readers, strict=True)):
+            if isinstance(reader.lm, RemoteLM) and (index or layer.learn or weighed):
+                reader.lm.check_scores([])
 
     def improve(self, examples: Sequence[Example]) -> list[dict[str, Any]]:
         """One variational step."""

@@ -6,7 +6,7 @@ import logging
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar, cast
 
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
@@ -18,8 +18,9 @@ from lightning_prompts.dln.memory import PromptMemory
 from lightning_prompts.dln.messages import Arms
 from lightning_prompts.dln.network import LanguageNetwork
 from lightning_prompts.dln.reader import Reader, identity
+from lightning_prompts.dln.remote_reader import RemoteReader
 from lightning_prompts.errors import UserError, check_finite
-from lightning_prompts.lm import FrozenLM, LabelScores, LMConfig, Prompt
+from lightning_prompts.lm import FrozenLM, LabelScores, LMConfig, Prompt, RemoteLM, Usage
 from lightning_prompts.methods.base import PromptMethod
 from lightning_prompts.search.optimizer import SearchOptimizer
 from lightning_prompts.types import Batch, Example
@@ -50,6 +51,7 @@ class TextPromptMethod(PromptMethod):
 
     prompt_kind = "text"
     gradient_through_lm = False
+    takes_server: ClassVar[bool] = True
     monitor = ("val/exact_match", "max")
 
     def __init__(
@@ -107,12 +109,13 @@ class TextPromptMethod(PromptMethod):
         for config in configs:
             if config in self.readers:
                 continue
-            lm = self.lm if config == self.lm_config else FrozenLM.load(config)
-            if lm is not self.lm:
+            lm: FrozenLM | RemoteLM = self.lm if config == self.lm_config else _load(config)
+            if isinstance(lm, FrozenLM) and lm is not self.lm:
                 self.others.append(lm)
-            self.readers[config] = Reader(
-                lm, identity(lm, config), self.cache, self.memory_mb, calibrate=config.calibrate_labels
-            )
+            self.readers[config] = (
+                RemoteReader(lm, self.cache, config.calibrate_labels) if isinstance(lm, RemoteLM) else
+                Reader(lm, identity(lm, config), self.cache, self.memory_mb, calibrate=config.calibrate_labels)
+            )  # fmt: skip
         readers = [self.readers[config] for config in configs]
         self.network = LanguageNetwork(self.placed, readers[:-1], self.max_new_tokens)
         self.proposer = readers[-1]
@@ -120,16 +123,29 @@ class TextPromptMethod(PromptMethod):
         self.initial_prompts = [own if layer.prompt is None else layer.prompt for layer in self.layer_settings]
         self.prompts = list(self.initial_prompts)
         for prompt, reader in zip(self.initial_prompts, readers, strict=False):
-            if (count := len(reader.lm.encoder.tokens(prompt))) > self.max_prompt_tokens:
+            if (count := reader.lm.count(prompt)) > self.max_prompt_tokens:
                 raise UserError(
                     f"the initial prompt {prompt[:40]!r} has {count} tokens, more than max_prompt_tokens "
                     f"({self.max_prompt_tokens}); raise it"
                 )
 
+    def load_lm(self) -> FrozenLM:
+        """The model that the config names.
+
+        Where it is behind a server, what follows asks its reader, and does without vectors.
+        """
+        return cast("FrozenLM", _load(self.lm_config))
+
     @property
-    def tokens_forwarded(self) -> int:
+    def remote(self) -> RemoteLM | None:
+        """The top layer's LM where it is behind a server."""
+        lm = self.network.readers[-1].lm
+        return lm if isinstance(lm, RemoteLM) else None
+
+    @property
+    def usage(self) -> Usage:
         """Of all LMs."""
-        return sum(reader.lm.tokens_forwarded for reader in self.readers.values())
+        return sum((reader.lm.usage for reader in self.readers.values()), Usage())
 
     @property
     def calls(self) -> int:
@@ -144,7 +160,9 @@ class TextPromptMethod(PromptMethod):
         return self.prompts if fitting or self.prompt_memory.best is None else self.prompt_memory.best
 
     def current_prompt(self) -> Tensor:
-        """The embeddings of the top layer's prompt, ``[P, D]``."""
+        """The embeddings of the top layer's prompt, ``[P, D]``; of no tokens where a server has them."""
+        if self.remote is not None:
+            return torch.zeros(0, 0)
         ids = self.lm.encoder.tokens(self.active_prompts()[-1])
         return self.lm.embed(torch.tensor(ids, dtype=torch.long, device=self.lm.device)).float()
 
@@ -203,12 +221,16 @@ class TextPromptMethod(PromptMethod):
                 f"{type(self).__name__} has no gradients to accumulate; leave out trainer.accumulate_grad_batches, and "
                 "raise data.batch_size for larger steps"
             )
+        self.check_servers()
         if self.prompt_memory.best is not None:
             return
         batches = self.validation_batches()
         if batches:
             rows = [row for batch in batches for row in self.evaluate(batch, self.current_prompt())]
             self.prompt_memory.update(self.prompts, sum(bool(row["correct"]) for row in rows) / len(rows))
+
+    def check_servers(self) -> None:
+        """Raise a `UserError` if a server cannot do what training will ask of it, before anything is paid for."""
 
     def keeps_prompt(self, layer: int) -> None:
         """Say that a step had nothing to choose from."""
@@ -231,6 +253,22 @@ class TextPromptMethod(PromptMethod):
         """See `PromptMethod`; what is known is looked up."""
         del prompt
         return self.network.readers[-1].label_scores(prepared, self.active_prompts()[-1])
+
+    def write_answers(self, prepared: Sequence[Example], prompt: Prompt) -> list[str]:
+        """See `PromptMethod`; what a server has written before is looked up."""
+        if self.remote is None:
+            return super().write_answers(prepared, prompt)
+        return self.network.readers[-1].write(prepared, self.active_prompts()[-1], self.max_new_tokens)
+
+    def answer_nll(self, prepared: Sequence[Example], prompt: Prompt) -> Sequence[float | None]:
+        """See `PromptMethod`."""
+        if self.remote is None:
+            return super().answer_nll(prepared, prompt)
+        if not self.remote.server.log_probs or any(example.chat for example in prepared):
+            return [None] * len(prepared)
+        texts = [[str(example.answer)] for example in prepared]
+        scores = self.network.readers[-1].log_probs(prepared, [self.active_prompts()[-1]], texts)
+        return [-value for value in scores.flatten().tolist()]
 
     def on_validation_epoch_start(self) -> None:
         """Start counting."""
@@ -297,3 +335,8 @@ class TextPromptMethod(PromptMethod):
         for arms, known in zip(self.arms, state["arms"], strict=True):
             arms.load(known)
         self.cache.load(state["cache"])
+
+
+def _load(config: LMConfig) -> FrozenLM | RemoteLM:
+    """The LM that a config names, here or behind a server."""
+    return FrozenLM.load(config) if config.server is None else RemoteLM(config)

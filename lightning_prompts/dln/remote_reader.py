@@ -1,0 +1,89 @@
+"""A server's LM that is asked about texts, as a `Reader` asks one of our own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_prompts.dln.cache import TextCache
+from lightning_prompts.dln.reader import Reader
+from lightning_prompts.lm import RemoteLM
+from lightning_prompts.lm.encoding import LabelTokens, written
+from lightning_prompts.lm.labels import class_log_probs
+from lightning_prompts.types import Example
+
+Scored = tuple[float, int]  # the sum of a text's log-probabilities in nats, and its tokens
+
+
+class RemoteReader(Reader):
+    """Asks a server, and remembers. The server cuts texts into tokens, so texts are asked about as they are.
+
+    Args:
+        lm: The LM behind a server.
+        cache: Shared by all that ask.
+        calibrate: See `Reader`.
+    """
+
+    def __init__(self, lm: RemoteLM, cache: TextCache, calibrate: bool = False) -> None:
+        """Nothing has been asked yet."""
+        parameters = sorted((lm.server.parameters or {}).items())
+        self.lm: RemoteLM = lm
+        self.identity = repr((lm.server.base_url, lm.name, parameters))
+        self.cache, self.calibrate = cache, calibrate
+        self.rows = 1 << 30  # the server makes its own batches
+        self.calls = 0
+
+    def _scored(
+        self, examples: Sequence[Example], prompts: Sequence[str], texts: Sequence[Sequence[str]]
+    ) -> list[list[list[Scored]]]:
+        """How likely texts are after placed examples with prompts, ``[C][N][K]``; those that are known looked up."""
+        self.lm.check_scores(examples)
+        asked = [
+            (self.cache.key(self.identity, example, prompt, text), f"{example.before}{prompt}{example.after}", text)
+            for prompt in prompts
+            for example, several in zip(examples, texts, strict=True)
+            for text in several
+        ]
+        known = self.cache.scores
+        missing = {key: (context, text) for key, context, text in asked if key not in known}
+        pairs = list(missing.values())
+        found = self.lm.log_probs([context for context, _ in pairs], [text for _, text in pairs])
+        self.calls += len(pairs)
+        fresh = {key: (total, float(count)) for key, (total, count) in zip(missing, found, strict=True)}
+        values = iter([fresh[key] if key in fresh else known[key] for key, _, _ in asked])
+        result = [
+            [[(total, int(count)) for total, count in (next(values) for _ in several)] for several in texts]
+            for _ in prompts
+        ]
+        known.update(fresh)
+        self.cache.trim()
+        return result
+
+    def log_probs(
+        self, examples: Sequence[Example], prompts: Sequence[str], texts: Sequence[Sequence[str]], block: int = 1
+    ) -> Tensor:
+        """See `Reader`; ``block`` makes no difference."""
+        means = [
+            [[total / max(count, 1) for total, count in several] for several in line]
+            for line in self._scored(examples, prompts, texts)
+        ]
+        return torch.tensor(means, dtype=torch.double).view(len(prompts), len(examples), -1)
+
+    def _classes(
+        self, examples: Sequence[Example], prompts: Sequence[str], answers: bool = False, block: int = 1
+    ) -> tuple[Tensor, list[float | None]]:
+        """See `Reader`."""
+        ways = [list(dict(written(example.labels)).items()) for example in examples]  # each way once
+        own = [[example.answer] if answers and example.answer else [] for example in examples]
+        texts = [[*(text for text, _ in mine), *answer] for mine, answer in zip(ways, own, strict=True)]
+        scored = self._scored(examples, prompts, texts)
+        most = max(len(example.labels) for example in examples)
+        result = torch.full((len(prompts), len(examples), most), float("-inf"), dtype=torch.double)
+        for n, (example, mine) in enumerate(zip(examples, ways, strict=True)):
+            sums = torch.tensor([[total for total, _ in line[n][: len(mine)]] for line in scored], dtype=torch.double)
+            classes = LabelTokens((), tuple(owner for _, owner in mine), len(example.labels))
+            result[:, n, : len(example.labels)] = class_log_probs(sums, classes)
+        nll = [-scored[0][n][-1][0] / max(scored[0][n][-1][1], 1) if answer else None for n, answer in enumerate(own)]
+        return result, nll
