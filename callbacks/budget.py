@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Budget(L.Callback):
     """Counts the tokens that training runs through the LM and the seconds that it takes, and stops at a limit.
 
-    Validation is left out of both. Learning rates and temperatures that fall over a run have fallen when the budget is
+    Validation is left out of both. Of several processes tokens are added up, and seconds are the mean. Learning rates and temperatures that fall over a run have fallen when the budget is
     used up. The counts land in ``budget.json``.
 
     Args:
@@ -72,8 +72,11 @@ class Budget(L.Callback):
     def _count(self, pl_module: L.LightningModule) -> None:
         time_before, tokens_before = self._time, self._tokens
         self._mark(pl_module)
-        self.used["seconds"] += self._time - time_before
-        self.used["tokens"] += self._tokens - tokens_before
+        # All processes come to the same, so that they stop at the same step.
+        replica = cast("PromptMethod", pl_module).replica
+        tokens, seconds = replica.sums(self._tokens - tokens_before, self._time - time_before)
+        self.used["seconds"] += seconds / replica.count
+        self.used["tokens"] += int(tokens)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the counts."""

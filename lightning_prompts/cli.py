@@ -46,6 +46,7 @@ from lightning_prompts.files import no_room, write_atomic
 from lightning_prompts.lm.memory import out_of_memory
 from lightning_prompts.objectives import Objective
 from lightning_prompts.objectives.rewards import Reward
+from lightning_prompts.parallel import LMParallel
 from lightning_prompts.processes import process_lost
 from lightning_prompts.prompts.initializers import Initializer
 from lightning_prompts.refiners.heads import Head
@@ -58,6 +59,7 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "log_every_n_steps": 5,
     "num_sanity_val_steps": 0,
     "enable_model_summary": False,  # RunFolder says it in two lines
+    "use_distributed_sampler": False,  # batches are the same, however many processes share them
 }
 
 # After every validation. Two callbacks, because Lightning's ``save_last`` copies the best one until a better one comes.
@@ -80,7 +82,7 @@ ALWAYS = (callbacks.ResultFiles, callbacks.ValidateAtEnd, callbacks.StopOnSignal
 
 CONFIGURABLE = (
     methods.PromptMethod, datamodules.TextDataModule, Initializer, Crossing, RefinerNetwork, Head, Objective, Reward,
-    Baseline, Support, Shaping, Proposals, MessageChoice, PosteriorTemplate, Sharpening, L.Callback,
+    Baseline, Support, Shaping, Proposals, MessageChoice, PosteriorTemplate, Sharpening, L.Callback, LMParallel,
 )  # fmt: skip
 
 
@@ -388,6 +390,8 @@ def _quiet() -> None:
         ".*Starting from v1.9.0, `tensorboardX`.*",
         ".*`trainer.predict.*",
         ".*module\\(s\\) in eval mode at the start of training.*",
+        ".*It is recommended to use `self.log.*sync_dist=True.*",
+        ".*Using `DistributedSampler` with the dataloaders.*",
     ):
         warnings.filterwarnings("ignore", message=message)
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed", "httpx"):

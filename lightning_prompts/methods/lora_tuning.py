@@ -36,6 +36,7 @@ class LoraTuning(PromptMethod):
     prompt_kind = "text, and low-rank weight updates"
     crossing = "nothing to cross"
     objective_name = "answer likelihood"
+    trains_lm = True
 
     def __init__(
         self,
@@ -94,4 +95,4 @@ class LoraTuning(PromptMethod):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch."""
         del batch_idx
-        return self.answer_step(batch, self.current_prompt(), self.objective)
+        return self.answer_step(self.own_part(batch), self.current_prompt(), self.objective)

@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
-from lightning_prompts.crossings.relaxation import Crossing, ScoreRelaxation, Soft
+from lightning_prompts.crossings.relaxation import Crossing, PartNoise, ScoreRelaxation, Soft
 from lightning_prompts.crossings.temperature import Temperature
 from lightning_prompts.errors import UserError, check_finite
 from lightning_prompts.lm import LMConfig, Query
@@ -166,13 +166,13 @@ class RefinerTuning(RefinerMethod):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch."""
         del batch_idx
+        batch = self.own_part(batch)
         prompts = self.refiner(*self.states(batch.examples))
         if isinstance(self.relaxation, ScoreRelaxation):
             temperature = self.temperature_now(self.temperature)
-            self.log("train/temperature", temperature, batch_size=len(batch))
-            prompts = self.relaxation.train_vectors(
-                prompts, self.matrix, self.usable, temperature, self.step_generator(self.device)
-            )
+            self.log("train/temperature", temperature, batch_size=batch.total)
+            noise = PartNoise(self.step_generator(self.device), batch.start, batch.total)
+            prompts = self.relaxation.train_vectors(prompts, self.matrix, self.usable, temperature, noise)
         return self.answer_step(batch, prompts, self.objective)
 
     def relaxed_prompt_for(self, examples: Sequence[Example]) -> Tensor | None:

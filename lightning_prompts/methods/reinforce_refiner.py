@@ -15,6 +15,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
 from lightning_prompts.crossings.baselines import Baseline, BaselineState, LeaveOneOut
+from lightning_prompts.crossings.relaxation import PartNoise
 from lightning_prompts.crossings.reinforce import (
     Shaping,
     Support,
@@ -205,9 +206,11 @@ class ReinforceRefiner(RefinerMethod):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Draw, reward, and turn the rewards into a loss."""
         del batch_idx
+        batch = self.own_part(batch)
         states, mask = self.states(batch.examples)
         scores = self.refiner(states, mask)
-        prompts = sample(scores.detach(), self.samples, self.step_generator(self.device))
+        noise = PartNoise(self.step_generator(self.device), batch.start, batch.total)
+        prompts = sample(scores.detach(), self.samples, noise)
         rewards = self.rewards(batch.examples, prompts)
         pooled = masked_mean(states, mask)
         greedy = None
@@ -217,16 +220,23 @@ class ReinforceRefiner(RefinerMethod):
                 greedy = self.shaping(greedy[:, None])[:, 0]
         shaped = rewards if self.shaping is None else self.shaping(rewards)
         advantages = shaped - self.baseline(shaped, greedy, pooled)
-        self.baseline.update(shaped)
+        self.baseline.update(self._of_all(batch, shaped))
         if self.whitened:
-            advantages = whiten(advantages)
+            advantages = whiten(advantages, self._of_all(batch, advantages))
         entropies = entropy(scores).mean() / self.length
         loss = surrogate_loss(log_probability(scores, prompts), advantages) - self.entropy_weight * entropies
         value_loss = self.baseline.loss(shaped, pooled)
-        self.log("train/loss", loss, batch_size=len(batch))
-        self.log("train/reward", rewards.mean(), prog_bar=True, batch_size=len(batch))
-        self.log("train/entropy", entropies, batch_size=len(batch))
-        return loss if value_loss is None else loss + value_loss
+        self.log_step("train/loss", batch.weight * loss, batch)
+        self.log_step("train/reward", batch.weight * rewards.mean(), batch, prog_bar=True)
+        self.log_step("train/entropy", batch.weight * entropies, batch)
+        return batch.weight * (loss if value_loss is None else loss + value_loss)
+
+    def _of_all(self, batch: Batch, values: Tensor) -> Tensor:
+        """What all processes have of ``[B, K]`` values of a batch, in its order."""
+        if self.replica.count == 1:
+            return values
+        own = list(values.detach().cpu()) if batch.weight else []
+        return torch.stack(self.replica.gathered(own)).to(values.device)
 
     @torch.no_grad()
     def rewards(self, examples: Sequence[Example], prompts: Tensor) -> Tensor:

@@ -111,7 +111,7 @@ class RelaxedPromptTuning(DiscretePromptMethod):
         self.register_buffer("rounded_ids", torch.zeros(self.length, dtype=torch.long, device=self.lm.device))
         self.register_buffer("rounded_at", torch.tensor(0, device=self.lm.device))  # which step; 0 for not yet
         self.keep_ids(self.length)
-        self.scorer = CandidateScorer(self.lm, self.memory_mb)
+        self.scorer = CandidateScorer(self.lm, self.memory_mb, self.spread)
 
     def checkpoint_meta(self) -> dict[str, str | int]:
         """See `PromptMethod`; scores and vectors are not the same."""
@@ -151,4 +151,4 @@ class RelaxedPromptTuning(DiscretePromptMethod):
             self.parameters_, self.matrix, self.usable, temperature, self.step_generator(self.device)
         )
         self.log("train/temperature", temperature, batch_size=len(batch))
-        return self.answer_step(batch, vectors, self.objective)
+        return self.answer_step(self.own_part(batch), vectors, self.objective)

@@ -40,6 +40,7 @@ class ScratchTransformer(PromptMethod):
     prompt_kind = "none; all weights of a small decoder"
     crossing = "nothing to cross"
     objective_name = "answer likelihood"
+    trains_lm = True
 
     def __init__(
         self,
@@ -102,4 +103,4 @@ class ScratchTransformer(PromptMethod):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch."""
         del batch_idx
-        return self.answer_step(batch, self.current_prompt(), self.objective)
+        return self.answer_step(self.own_part(batch), self.current_prompt(), self.objective)

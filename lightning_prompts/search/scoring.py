@@ -16,6 +16,8 @@ from lightning_prompts.lm.encoding import Row
 from lightning_prompts.objectives import Likelihood
 from lightning_prompts.search.passes import Passes, fill, tokens_to_run, transposed
 
+_PARTS = ("nll", "tokens", "greedy", "end_nll")  # of `Scores`, one number for each row
+
 
 @dataclass(frozen=True)
 class Racing:
@@ -81,7 +83,13 @@ class CandidateScorer(Passes):
         by_candidate = tokens_to_run(filled[:2]) <= tokens_to_run(transposed(filled[:2]))
         answers = sum(len(row.answer) + len(row.end) for row in rows)
         size = self.fitting(tokens_to_run(filled[:1]), answers)
-        return _joined(self.run(filled, size, len(rows), lambda part: self._pass(part, by_candidate)))
+
+        def work(mine: Sequence[list[list[Row]]]) -> list[tuple[Tensor, ...]]:
+            scores = _joined(self.run(mine, size, len(rows), lambda part: self._pass(part, by_candidate)))
+            return list(zip(*(getattr(scores, name).cpu() for name in _PARTS), strict=True))
+
+        columns = zip(*self.spread(filled, work), strict=True)
+        return Scores(*(torch.stack(column).to(self.lm.device) for column in columns))
 
     def _pass(self, filled: list[list[Row]], by_candidate: bool) -> Scores:
         """``[C][N]`` rows in one forward pass -> scores ``[C, N]``."""
@@ -129,11 +137,9 @@ def race(
 
 
 def _shaped(scores: Scores, shape: tuple[int, int], transpose: bool) -> Scores:
-    parts = [getattr(scores, name).view(shape) for name in ("nll", "tokens", "greedy", "end_nll")]
+    parts = [getattr(scores, name).view(shape) for name in _PARTS]
     return Scores(*(part.T if transpose else part for part in parts))
 
 
 def _joined(parts: list[Scores]) -> Scores:
-    return Scores(
-        *(torch.cat([getattr(part, name) for part in parts]) for name in ("nll", "tokens", "greedy", "end_nll"))
-    )
+    return Scores(*(torch.cat([getattr(part, name) for part in parts]) for name in _PARTS))
