@@ -250,6 +250,32 @@ class PromptCLI(LightningCLI):
             Console().print(_results(self.trainer.callback_metrics))
 
 
+class PlannedRun(PromptCLI):
+    """What ``fit`` would run with some arguments: built as far as it needs neither weights, devices nor a run folder."""
+
+    def __init__(self, args: Sequence[str]) -> None:
+        """Parse and build."""
+        _quiet()
+        check_yaml(args)
+        super().__init__(["fit", *args])
+
+    def before_instantiate_classes(self) -> None:
+        """Nothing is written, so nothing is checked."""
+        self.trainer_config = self.config.fit.trainer.clone()
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:  # noqa: ANN401 - Trainer's own arguments
+        """One that does nothing; the config's may be for another machine."""
+        del kwargs
+        return L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, barebones=True)
+
+    def after_instantiate_classes(self) -> None:
+        """Read the data."""
+        self.datamodule.setup("fit")
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Not now."""
+
+
 def run(args: Sequence[str] | None = None) -> int:
     """Run the command line.
 

@@ -30,7 +30,9 @@ TRAINER = {
     "test": "score a prompt on the test sets: metrics.json, predictions.jsonl",
     "predict": "write answers: generations.jsonl",
 }
-COMMANDS: dict[str, Command] = {}
+COMMANDS: dict[str, Command] = {
+    "plan": Command("lightning_prompts.memory_plan", "say how much memory a run would need, before it loads anything"),
+}
 
 
 def usage() -> str:

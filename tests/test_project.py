@@ -53,7 +53,8 @@ ALLOWED = {
 }
 
 
-FREE = {"lightning_prompts", "lightning_prompts.__main__", "lightning_prompts.cli", "lightning_prompts.config_errors"}
+FREE = {"lightning_prompts", "lightning_prompts.__main__", "lightning_prompts.cli", "lightning_prompts.config_errors",
+        "lightning_prompts.memory_plan"}  # fmt: skip
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: str(path.relative_to(ROOT)))

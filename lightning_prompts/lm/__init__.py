@@ -5,12 +5,15 @@ from lightning_prompts.lm.frozen import FrozenLM, Scores, answer_scores
 from lightning_prompts.lm.key_values import KeyValues, Prompt, prompt_length, slot_length
 from lightning_prompts.lm.labels import LabelScores, label_scores
 from lightning_prompts.lm.sampling import Sampling
+from lightning_prompts.lm.shape import Footprint, LMShape
 from lightning_prompts.lm.state_store import Query, StateStore
 
 __all__ = [
+    "Footprint",
     "FrozenLM",
     "KeyValues",
     "LMConfig",
+    "LMShape",
     "LabelScores",
     "Prompt",
     "Query",

@@ -19,9 +19,11 @@ from lightning_prompts.answers import is_correct
 from lightning_prompts.crossings.temperature import Temperature
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm import (
+    Footprint,
     FrozenLM,
     LabelScores,
     LMConfig,
+    LMShape,
     Prompt,
     answer_scores,
     label_scores,
@@ -150,6 +152,16 @@ class PromptMethod(L.LightningModule):
     def describe_trained(self) -> str:
         """How much is trained."""
         return f"{sum(parameter.numel() for parameter in self.trainable_parameters()):,}"
+
+    def footprint(self, shape: LMShape, batch_size: int) -> Footprint:
+        """What the method adds to the memory of its LM, for `lightning_prompts.memory_plan`; nothing is loaded.
+
+        Args:
+            shape: Of the LM.
+            batch_size: ``B`` of this process.
+        """
+        del shape, batch_size
+        return Footprint()
 
     # --- several processes ------------------------------------------------------------------------------------------
 

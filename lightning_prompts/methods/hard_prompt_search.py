@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lightning_prompts.errors import UserError
-from lightning_prompts.lm import LMConfig
+from lightning_prompts.lm import Footprint, LMConfig, LMShape
 from lightning_prompts.lm.encoding import Row
 from lightning_prompts.methods.discrete import DiscretePromptMethod
 from lightning_prompts.objectives import Likelihood
@@ -135,6 +135,14 @@ class HardPromptSearch(DiscretePromptMethod):
 
     def configure_gradient_clipping(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - Lightning's arguments
         """None: only the order of the gradient's elements matters."""
+
+    def footprint(self, shape: LMShape, batch_size: int) -> Footprint:
+        """See `PromptMethod`."""
+        length = self.length
+        if length is None:
+            assert isinstance(self.init, FromText)
+            length = len(shape.encoder.tokens(self.init.text))
+        return Footprint(length * shape.width, length=length, backward=True)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of the current prompt on a batch; its gradient is what the search goes by."""

@@ -28,7 +28,7 @@ from lightning_prompts.crossings.reinforce import (
     whiten,
 )
 from lightning_prompts.errors import UserError, check_finite
-from lightning_prompts.lm import LMConfig, Query
+from lightning_prompts.lm import Footprint, LMConfig, LMShape, Query
 from lightning_prompts.methods.refined import RefinerMethod
 from lightning_prompts.objectives.rewards import AnswerLikelihood, Reward, needs_likelihood
 from lightning_prompts.prompts.vocabulary import usable_tokens
@@ -202,6 +202,18 @@ class ReinforceRefiner(RefinerMethod):
     def refine(self, states: Tensor, mask: Tensor) -> Tensor:
         """See `RefinerMethod`: the likeliest prompts."""
         return self.matrix[self.refiner(states, mask).argmax(-1)]
+
+    def footprint(self, shape: LMShape, batch_size: int) -> Footprint:
+        """See `PromptMethod`."""
+        count = self.support.count if isinstance(self.support, TopK) else shape.vocabulary
+        with torch.device("meta"):
+            base, matrix = torch.empty(self.length, count), torch.empty(count, shape.width)
+            refiner = ScoreRefiner(base, matrix, self.network, self.head, shape.width)
+            baseline = self.baseline_kind.build(shape.width)
+        trained = sum(value.numel() for part in (refiner, baseline) for value in part.parameters())
+        saved = (2 + self.samples) * batch_size * base.numel()  # what is drawn from, and each draw's
+        rows = min(self.pass_rows, batch_size * self.samples)
+        return Footprint(trained, 2 * matrix.numel(), saved, self.length, per_question=True, rows=rows)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Draw, reward, and turn the rewards into a loss."""

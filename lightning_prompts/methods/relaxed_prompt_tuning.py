@@ -15,7 +15,7 @@ from torch import Tensor
 from lightning_prompts.crossings.relaxation import Relaxation, Softmax
 from lightning_prompts.crossings.temperature import Temperature
 from lightning_prompts.errors import UserError
-from lightning_prompts.lm import LMConfig
+from lightning_prompts.lm import Footprint, LMConfig, LMShape
 from lightning_prompts.methods.discrete import DiscretePromptMethod
 from lightning_prompts.objectives import Likelihood
 from lightning_prompts.prompts.initializers import Initializer, RandomTokens
@@ -142,6 +142,15 @@ class RelaxedPromptTuning(DiscretePromptMethod):
         """The relaxed prompt without noise, ``[P, D]``, at the temperature of now or of the end."""
         temperature = self.temperature_now(self.temperature)
         return self.relaxation.relaxed_vectors(self.parameters_, self.matrix, self.usable, temperature)
+
+    def footprint(self, shape: LMShape, batch_size: int) -> Footprint:
+        """See `PromptMethod`."""
+        with torch.device("meta"):
+            matrix = torch.empty(shape.vocabulary, shape.width)
+            start = self.relaxation.start(torch.zeros(self.length, dtype=torch.long), matrix, self.confidence)
+        # E in float32; its softmax, what that is of, and the masked scores, each [P, V].
+        saved = 3 * self.length * shape.vocabulary
+        return Footprint(start.numel(), matrix.numel(), saved, self.length, backward=True)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch under the relaxation."""

@@ -19,7 +19,7 @@ from lightning_prompts.dln.messages import Arms
 from lightning_prompts.dln.network import LanguageNetwork
 from lightning_prompts.dln.reader import Reader, identity
 from lightning_prompts.errors import UserError, check_finite
-from lightning_prompts.lm import FrozenLM, LabelScores, LMConfig, Prompt
+from lightning_prompts.lm import Footprint, FrozenLM, LabelScores, LMConfig, LMShape, Prompt
 from lightning_prompts.methods.base import PromptMethod
 from lightning_prompts.search.optimizer import SearchOptimizer
 from lightning_prompts.types import Batch, Example
@@ -160,6 +160,11 @@ class TextPromptMethod(PromptMethod):
         if len(prompts) == 1:
             return prompts[0]
         return "\n\n".join(f"[layer {index}]\n{text}" for index, text in enumerate(prompts))
+
+    def footprint(self, shape: LMShape, batch_size: int) -> Footprint:
+        """See `PromptMethod`."""
+        lengths = [len(shape.encoder.tokens(prompt)) for prompt in self.initial_prompts]
+        return Footprint(length=max(lengths))
 
     def describe_trained(self) -> str:
         """Texts, not numbers."""
