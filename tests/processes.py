@@ -19,6 +19,7 @@ context.set_forkserver_preload(["lightning_prompts.cli", "transformers.models.ll
 
 Job = Callable[[int, Path], Any]  # of how many processes it is one, and where it may write; what comes of it is saved
 PATIENCE = 280
+ERROR = "what went wrong"
 
 
 def together(jobs: Mapping[str, Job], folder: Path, count: int = 2) -> None:
@@ -44,7 +45,9 @@ def together(jobs: Mapping[str, Job], folder: Path, count: int = 2) -> None:
 
 def result(folder: Path, job: str, rank: int) -> Any:
     """What came of a job in one of the processes."""
-    return torch.load(folder / f"{job}-{rank}.pt", weights_only=True)
+    found = torch.load(folder / f"{job}-{rank}.pt", weights_only=True)
+    assert ERROR not in found, found[ERROR]
+    return found
 
 
 def log(folder: Path, rank: int) -> Path:
@@ -62,12 +65,12 @@ def _work(jobs: dict[str, Job], folder: Path, rank: int, count: int, port: int) 
         LIGHTNING_PROMPTS_CACHE=str(folder / "cache"),
     )  # fmt: skip
     torch.set_num_threads(1)
-    try:
-        for name, job in jobs.items():
-            start = time.perf_counter()
-            torch.save(job(count, folder / name), folder / f"{name}-{rank}.pt")
-            print(f"{name}: {time.perf_counter() - start:.1f} s")
-    except BaseException:
-        traceback.print_exc()
-        os._exit(1)
+    for name, job in jobs.items():
+        start = time.perf_counter()
+        try:
+            found = job(count, folder / name)
+        except Exception:  # noqa: BLE001 - told by whoever asks for the result; the other process fails alike, or waits
+            found = {ERROR: traceback.format_exc()}
+        torch.save(found, folder / f"{name}-{rank}.pt")
+        print(f"{name}: {time.perf_counter() - start:.1f} s")
     torch.distributed.destroy_process_group()

@@ -181,13 +181,15 @@ def searching(name: str, count: int, folder: Path) -> dict[str, Any]:
 def judging(count: int, folder: Path) -> dict[str, Any]:
     """7 test questions of two tasks in batches of 3, then predictions: one process has none of the last one."""
     folder.mkdir(parents=True, exist_ok=True)
-    paths = {}
+    members = {}
     for name, size in (("long", 4), ("short", 3)):
-        rows = [{"question": f"{name} {n}" + " and" * (n if name == "long" else 0), "answer": "yes no"[: 3 + n]} for n in range(size)]
-        paths[name] = folder / f"{name}-{os.getpid()}.jsonl"
-        paths[name].write_text("\n".join(map(json.dumps, rows)))
-    members = {name: QuestionAnswer(*3 * [str(path)]) for name, path in paths.items()}
-    data = Mixture(members, eval_batch_size=3)  # type: ignore[arg-type]
+        paths = []
+        for split in ("train", "val", "test"):
+            rows = [{"question": f"{split} {n}" + " and" * n, "answer": "yes no"[: 3 + n]} for n in range(size)]
+            paths.append(folder / f"{name}-{split}-{os.getpid()}.jsonl")
+            paths[-1].write_text("\n".join(map(json.dumps, rows)))
+        members[name] = QuestionAnswer(*map(str, paths))
+    data = Mixture(members, eval_batch_size=3)
     L.seed_everything(3, verbose=False)
     run = trainer(count, folder, callbacks=[ResultFiles(), TextMetrics([TokenF1(), ExactMatch(), BertScore()])])
     method = RefinerTuning(2, crossing=GumbelSoftmax(), lm=LM, max_new_tokens=5)

@@ -206,7 +206,7 @@ class PromptMethod(L.LightningModule):
                     f"trainer.precision {self.trainer.precision!r} would change the precision of what is trained, "
                     "which is float32; set model.lm.dtype for the LM's, and leave trainer.precision at 32-true"
                 )
-            self.lm = self.placed(self.load_lm())
+            self.lm = self.place_lm(self.load_lm())
             self.build_prompt()
         if self._trainer is not None:
             self._prepare_replicas()
@@ -216,7 +216,7 @@ class PromptMethod(L.LightningModule):
         """The model that the config names."""
         return FrozenLM.load(self.lm_config)
 
-    def placed(self, lm: FrozenLM) -> FrozenLM:
+    def place_lm(self, lm: FrozenLM) -> FrozenLM:
         """An LM that was loaded, where the run's strategy wants its weights: spread over processes, if it says so.
 
         Raises:

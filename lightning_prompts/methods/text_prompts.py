@@ -107,7 +107,7 @@ class TextPromptMethod(PromptMethod):
         for config in configs:
             if config in self.readers:
                 continue
-            lm = self.lm if config == self.lm_config else self.placed(FrozenLM.load(config))
+            lm = self.lm if config == self.lm_config else self.place_lm(FrozenLM.load(config))
             if lm is not self.lm:
                 self.others.append(lm)
             self.readers[config] = Reader(
