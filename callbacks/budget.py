@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 class Budget(L.Callback):
     """Counts the tokens that training runs through the LM and the seconds that it takes, and stops at a limit.
 
-    Validation is left out of both. Of several processes tokens are added up, and seconds are the mean. Learning rates and temperatures that fall over a run have fallen when the budget is
-    used up. The counts land in ``budget.json``.
+    Validation is left out of both. Learning rates and temperatures that fall over a run have fallen when the budget is
+    used up. The counts land in ``budget.json``. Of several processes tokens are added up, and seconds are the mean.
 
     Args:
         tokens: Stop after so many tokens; ``None`` for no limit.

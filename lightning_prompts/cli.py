@@ -251,7 +251,7 @@ class PromptCLI(LightningCLI):
 
 
 class PlannedRun(PromptCLI):
-    """What ``fit`` would run with some arguments: built as far as it needs neither weights, devices nor a run folder."""
+    """What ``fit`` would run with some arguments, as far as that needs neither weights, devices nor a run folder."""
 
     def __init__(self, args: Sequence[str]) -> None:
         """Parse and build."""

@@ -205,7 +205,7 @@ def cache_bytes(shape: LMShape, packed: Packed, new_tokens: int, heads: int = 1)
 
 def make_plan(
     method: PromptMethod, batches: Sequence[Sequence[Example]], questions: Sequence[Sequence[Example]],
-    processes: Processes = Processes(),  # noqa: B008
+    processes: Processes = Processes(),
 ) -> Plan:  # fmt: skip
     """The plan of a method that nothing was loaded for.
 
@@ -253,8 +253,8 @@ def make_plan(
             passing *= footprint.rows / max(map(len, own))
         items.append(Item("activations of a pass", passing + footprint.saved * _FLOAT, "training"))
     asked = [Packed.of(_rows(shape, batch, footprint, False), footprint) for batch in judged]
-    items.append(Item("keys and values of a generation",
-                      max(cache_bytes(shape, one, method.max_new_tokens, heads) for one in asked), "evaluation"))  # fmt: skip
+    cache = max(cache_bytes(shape, one, method.max_new_tokens, heads) for one in asked)
+    items.append(Item("keys and values of a generation", cache, "evaluation"))
     passing = max(passing_bytes(shape, one, heads, backward=False) for one in asked)
     items.append(Item("activations of a pass without gradient", passing, "evaluation"))
     largest = max(packed, key=lambda one: one.tokens)
@@ -328,7 +328,10 @@ def main(args: Sequence[str]) -> int:
         return 0
     run = PlannedRun(rest)
     plan = make_plan(
-        run.model, batches_of(run.datamodule, "train"), batches_of(run.datamodule, "val"), _processes(run.trainer_config)
+        run.model,
+        batches_of(run.datamodule, "train"),
+        batches_of(run.datamodule, "val"),
+        _processes(run.trainer_config),
     )
     Console().print(as_table(plan))
     return 0

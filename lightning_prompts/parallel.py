@@ -15,8 +15,8 @@ from torch.optim import Optimizer
 class LMParallel(ModelParallelStrategy):
     """Spreads the frozen LM over devices; what is trained is small, and whole on each of them.
 
-    The LM is split in `PromptMethod.configure_model`, by heads (tensor parallel) and by weights (FSDP2). Checkpoints are
-    those of any other run, since the LM is in none: a prompt that eight devices have trained is tested on one.
+    The LM is split in `PromptMethod.configure_model`, by heads (tensor parallel) and by weights (FSDP2). Checkpoints
+    are those of any other run, since the LM is in none: a prompt that eight devices have trained is tested on one.
 
     Args:
         data_parallel_size: Devices that have examples of their own, among which each weight is split; ``auto`` for the

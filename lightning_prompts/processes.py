@@ -24,8 +24,8 @@ Result = TypeVar("Result")
 class Replica:
     """One of several that share the work on a batch; alone, it does all of it.
 
-    All of them know the whole batch, which is text; what is split is the work. So a step sees the same examples, however
-    many processes there are, and nothing has to be sent but results.
+    All of them know the whole batch, which is text; what is split is the work. So a step sees the same examples,
+    however many processes there are, and nothing has to be sent but results.
 
     Attributes:
         rank: Which one, from 0.

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["lightning_prompts.cli", "transformers.models.llama.modeling_llama", "numpy"])
+context.set_forkserver_preload(["lightning_prompts.cli", "transformers.models.llama.modeling_llama", "numpy", "peft"])
 
 Job = Callable[[int, Path], Any]  # of how many processes it is one, and where it may write; what comes of it is saved
 PATIENCE = 280

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,13 @@ import pytest
 import torch
 from conftest import SHAPES, TINY
 from processes import result, together
+from torch.distributed.device_mesh import init_device_mesh
 
 from callbacks import Budget, ResultFiles, SampleGenerations, TextMetrics, Throughput, ValidateAtEnd
 from datamodules import Antonyms, Hyperbaton, Mixture, QuestionAnswer
 from lightning_prompts.crossings.baselines import LeaveOneOut, MovingAverage, SelfCritical, ValueHead
-from lightning_prompts.crossings.relaxation import GumbelSoftmax, Projected, Softmax, StraightThrough
 from lightning_prompts.crossings.reinforce import TopK, ZScore
+from lightning_prompts.crossings.relaxation import GumbelSoftmax, Projected, Softmax, StraightThrough
 from lightning_prompts.dln.layer import LanguageLayer
 from lightning_prompts.dln.posterior import Posterior
 from lightning_prompts.dln.proposals import (
@@ -30,7 +31,7 @@ from lightning_prompts.dln.proposals import (
     RuleRewrites,
 )
 from lightning_prompts.errors import UserError
-from lightning_prompts.lm import LMConfig
+from lightning_prompts.lm import FrozenLM, LMConfig
 from lightning_prompts.methods import (
     Ape,
     DeepLanguageNetwork,
@@ -47,13 +48,14 @@ from lightning_prompts.methods import (
 )
 from lightning_prompts.objectives import Likelihood
 from lightning_prompts.objectives.bertscore import BertScoreLoss
-from lightning_prompts.objectives.rewards import BertScore, ExactMatch, Mixture as MixedReward, AnswerLikelihood, TokenF1
+from lightning_prompts.objectives.rewards import AnswerLikelihood, BertScore, ExactMatch, TokenF1
+from lightning_prompts.objectives.rewards import Mixture as MixedReward
 from lightning_prompts.objectives.weighted_sum import WeightedSum
 from lightning_prompts.parallel import LMParallel
+from lightning_prompts.processes import Replica
 from lightning_prompts.prompts.initializers import FromText
 from lightning_prompts.prompts.soft import ResidualMLP
 from lightning_prompts.refiners.networks import MLPRefiner, TransformerRefiner
-from lightning_prompts.processes import Replica
 from lightning_prompts.search.rounding import Rounding
 from lightning_prompts.search.scoring import Racing
 from lightning_prompts.types import Batch, Example
@@ -66,7 +68,9 @@ GRADIENT: dict[str, Make] = {
     "soft": lambda: SoftPromptTuning(3, reparametrization=ResidualMLP(8), lm=LM, max_new_tokens=2),
     "soft-tokens": lambda: SoftPromptTuning(3, objective=Likelihood("tokens"), lm=LM, max_new_tokens=2),
     "prefix": lambda: PrefixTuning(3, lm=LM, max_new_tokens=2),
-    "relaxed-softmax": lambda: RelaxedPromptTuning(3, Softmax(), rounding=Rounding(2, 4, 8, 1), lm=LM, max_new_tokens=2),
+    "relaxed-softmax": lambda: RelaxedPromptTuning(
+        3, Softmax(), rounding=Rounding(2, 4, 8, 1), lm=LM, max_new_tokens=2
+    ),
     "relaxed-gumbel": lambda: RelaxedPromptTuning(3, GumbelSoftmax(), lm=LM, max_new_tokens=2),
     "relaxed-straight": lambda: RelaxedPromptTuning(3, StraightThrough(1.0), lm=LM, max_new_tokens=2),
     "relaxed-pez": lambda: RelaxedPromptTuning(
@@ -112,6 +116,21 @@ class Watch(L.Callback):
         self.steps.append({name: float(value) for name, value in logged.items() if name.startswith("train/")})
 
 
+class Gradients(L.Callback):
+    """Keeps the gradients of the first step."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, torch.Tensor] = {}
+        self.numbers = 0  # of the LM in this process
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
+        if self.kept:
+            return
+        self.kept = {name: value.grad.clone() for name, value in pl_module.named_parameters() if value.grad is not None}
+        parameters = pl_module.lm.model.parameters()
+        self.numbers = sum((p.to_local() if hasattr(p, "to_local") else p).numel() for p in parameters)
+
+
 def trainer(count: int, folder: Path, strategy: Any = "ddp", **settings: Any) -> L.Trainer:
     alone = {"strategy": "auto"} if count == 1 else {"strategy": strategy}
     return L.Trainer(
@@ -129,12 +148,15 @@ def antonyms() -> Antonyms:
 def fit(make: Make, count: int, folder: Path, strategy: Any = None, data: Any = None, steps: int = 4) -> dict[str, Any]:
     """Train for some steps; what was logged, trained and found on validation."""
     L.seed_everything(3, verbose=False)
-    watch, budget = Watch(), Budget()
-    run = trainer(count, folder, strategy or "ddp", max_steps=steps,
-                  callbacks=[watch, budget, Throughput(), SampleGenerations(2), ValidateAtEnd()])  # fmt: skip
+    watch, budget, gradients = Watch(), Budget(), Gradients()
+    kept = [watch, budget, gradients, Throughput(), SampleGenerations(2), ValidateAtEnd()]
+    run = trainer(count, folder, strategy or "ddp", max_steps=steps, callbacks=kept)
     method = make()
     run.fit(method, datamodule=data() if data else antonyms())
+    run.save_checkpoint(folder / "trained.ckpt")
     return {
+        "gradients": gradients.kept,
+        "numbers": gradients.numbers,
         "steps": watch.steps,
         "state": {name: value.clone() for name, value in method.state_dict().items()},
         "val": {name: float(value) for name, value in run.callback_metrics.items() if name.startswith("val/")},
@@ -214,6 +236,7 @@ def files(folder: Path) -> dict[str, Any]:
 
 
 def differently_seeded(count: int, folder: Path) -> dict[str, Any]:
+    os.environ.pop("PL_GLOBAL_SEED", None)  # what earlier jobs have said
     if count > 1:
         torch.manual_seed(torch.distributed.get_rank())
     run = trainer(count, folder, max_steps=1)
@@ -224,10 +247,9 @@ def differently_seeded(count: int, folder: Path) -> dict[str, Any]:
     return {}
 
 
-# --- an LM in pieces ----------------------------------------------------------------------------------------------------
+# --- an LM in pieces --------------------------------------------------------------------------------------------------
 
 PIECES = {"heads": (1, 2), "weights": (2, 1)}  # data_parallel_size, tensor_parallel_size
-ARCHITECTURES = ("llama", "gemma3", "qwen3", "qwen2")
 
 
 def prompts(shape: str) -> dict[str, Make]:
@@ -247,40 +269,32 @@ def prompts(shape: str) -> dict[str, Make]:
 
 
 SHARDED = [("llama", name) for name in ("soft", "prefix", "checkpointed", "refiner", "reinforce", "search")]
-SHARDED += [(shape, name) for shape in ARCHITECTURES[1:] for name in ("soft", "prefix")]
+SHARDED += [("gemma3", "soft"), ("qwen3", "prefix"), ("qwen2", "soft")]
 
 
 def in_pieces(shape: str, prompt: str, pieces: str, count: int, folder: Path) -> dict[str, Any]:
     """Train, and save what was trained."""
-    found = fit(prompts(shape)[prompt], count, folder, LMParallel(*PIECES[pieces]), steps=2)
+    return fit(prompts(shape)[prompt], count, folder, LMParallel(*PIECES[pieces]), steps=2)
+
+
+def uneven(count: int, folder: Path) -> dict[str, Any]:
+    """The first process has five passes to run, the other one; then both follow a gradient."""
+    lm, rank = FrozenLM.load(LM), 0
     if count > 1:
-        found.update(_gradients(prompts(shape)[prompt], LMParallel(*PIECES[pieces]), count, folder))
-    else:
-        found.update(_gradients(prompts(shape)[prompt], "auto", 1, folder))
-    return found
-
-
-class Gradients(L.Callback):
-    """Keeps the gradients of the first step, and how large the LM is in this process."""
-
-    def __init__(self) -> None:
-        self.kept: dict[str, torch.Tensor] = {}
-        self.numbers = 0
-
-    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
-        self.kept = {name: value.grad.clone() for name, value in pl_module.named_parameters() if value.grad is not None}
-        parameters = pl_module.lm.model.parameters()
-        self.numbers = sum((p.to_local() if hasattr(p, "to_local") else p).numel() for p in parameters)
-
-
-def _gradients(make: Make, strategy: Any, count: int, folder: Path) -> dict[str, Any]:
-    L.seed_everything(3, verbose=False)
-    watch, kept = Watch(), Gradients()
-    run = trainer(count, folder, strategy, max_steps=1, callbacks=[watch, kept], limit_val_batches=0)
-    method = make()
-    run.fit(method, datamodule=antonyms())
-    run.save_checkpoint(folder / "one.ckpt")
-    return {"gradients": kept.kept, "loss": watch.steps[0]["train/loss"], "numbers": kept.numbers}
+        rank = torch.distributed.get_rank()
+        lm.spread_over(init_device_mesh("cpu", (count, 1), mesh_dim_names=("data_parallel", "tensor_parallel")))
+    data = antonyms()
+    data.setup("fit")
+    examples = data.examples("train")
+    with torch.no_grad():
+        own = [lm.score([example], torch.zeros(0, lm.width)).nll.item() for example in examples[: 1 if rank else 5]]
+        texts = lm.generate(examples[:2], torch.zeros(0, lm.width), 1 + 5 * rank)
+    tokens = lm.tokens_forwarded
+    lm.meet()
+    prompt = torch.full((2, lm.width), 0.1, requires_grad=True)
+    lm.score(examples[5 + rank : 6 + rank], prompt).nll.sum().backward()
+    assert prompt.grad is not None
+    return {"nll": own, "texts": texts, "gradient": prompt.grad, "tokens": tokens}
 
 
 def refused(count: int, folder: Path) -> dict[str, Any]:
@@ -314,6 +328,7 @@ JOBS: dict[str, Callable[[int, Path], dict[str, Any]]] = {
         for pieces in PIECES
         for shape, prompt in SHARDED
     },
+    "uneven": uneven,
     "refused": refused,
 }
 
@@ -327,9 +342,9 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def one(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[str], dict[str, Any]]]:
+def one(tmp_path: Path) -> Callable[[str], dict[str, Any]]:
     """Does a job in this process alone."""
-    yield lambda name: JOBS[name](1, tmp_path / name)
+    return lambda name: JOBS[name](1, tmp_path / name)
 
 
 def close(mine: dict[str, float], theirs: dict[str, float], tolerance: float = 1e-5) -> None:
@@ -358,7 +373,9 @@ def test_the_losses_are_those_of_one_process(name: str, two: Path, one: Callable
 
 
 @pytest.mark.parametrize("name", SEARCHES)
-def test_searches_end_with_the_prompt_of_one_process(name: str, two: Path, one: Callable[[str], dict[str, Any]]) -> None:
+def test_searches_end_with_the_prompt_of_one_process(
+    name: str, two: Path, one: Callable[[str], dict[str, Any]]
+) -> None:
     alone, ranks = one(name), [result(two, name, rank) for rank in (0, 1)]
     assert [both["text"] for both in ranks] == [alone["text"]] * 2
     for both in ranks:
@@ -382,7 +399,9 @@ def test_the_budget_is_that_of_all(two: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["judging", "classifying"])
-def test_metrics_and_files_are_those_of_one_process(name: str, two: Path, one: Callable[[str], dict[str, Any]], tmp_path: Path) -> None:
+def test_metrics_and_files_are_those_of_one_process(
+    name: str, two: Path, one: Callable[[str], dict[str, Any]], tmp_path: Path
+) -> None:
     one(name)
     alone, both = files(tmp_path / name), files(two / name)
     assert alone.keys() == both.keys()
@@ -397,7 +416,9 @@ def test_metrics_and_files_are_those_of_one_process(name: str, two: Path, one: C
             }
             assert theirs["nll"] == pytest.approx(mine["nll"], abs=1e-5)
     if name == "judging":
-        expected = {f"test/{name}{metric}" for name in ("", "long/", "short/") for metric in ("nll", "exact_match", "examples")}
+        expected = {
+            f"test/{name}{metric}" for name in ("", "long/", "short/") for metric in ("nll", "exact_match", "examples")
+        }
         assert {*expected, "test/bertscore", "test/token_f1", "test/relaxed_nll"} <= alone["metrics"].keys()
         assert (alone["metrics"]["test/long/examples"], alone["metrics"]["test/short/examples"]) == (4, 3)
 
@@ -415,12 +436,13 @@ def test_hidden_states_are_computed_once(two: Path) -> None:
 
 @pytest.mark.parametrize("pieces", PIECES)
 @pytest.mark.parametrize(("shape", "prompt"), SHARDED, ids=lambda value: str(value))
-def test_an_lm_in_pieces_trains_the_same_prompt(pieces: str, shape: str, prompt: str, two: Path, one: Callable[[str], dict[str, Any]], tmp_path: Path) -> None:
+def test_an_lm_in_pieces_trains_the_same_prompt(
+    pieces: str, shape: str, prompt: str, two: Path, one: Callable[[str], dict[str, Any]], tmp_path: Path
+) -> None:
     name = f"{pieces}-{shape}-{prompt}"
     alone = one(name)
     for rank in (0, 1):
         both = result(two, name, rank)
-        assert both["loss"] == pytest.approx(alone["loss"], abs=1e-5)
         assert both["gradients"].keys() == alone["gradients"].keys()
         for key, value in alone["gradients"].items():
             assert torch.allclose(both["gradients"][key], value, rtol=1e-5, atol=1e-5), key
@@ -429,11 +451,30 @@ def test_an_lm_in_pieces_trains_the_same_prompt(pieces: str, shape: str, prompt:
             close(mine, theirs)
         close(alone["val"], both["val"])
     # The checkpoint is one of any run.
-    saved = torch.load(two / name / "one.ckpt", weights_only=True)
+    saved = torch.load(two / name / "trained.ckpt", weights_only=True)
     assert saved["state_dict"].keys() == alone["state"].keys()
     method = prompts(shape)[prompt]()
-    found = trainer(1, tmp_path).test(method, datamodule=antonyms(), ckpt_path=two / name / "one.ckpt", verbose=False)
+    found = trainer(1, tmp_path).test(
+        method, datamodule=antonyms(), ckpt_path=two / name / "trained.ckpt", verbose=False
+    )
     assert 0 < found[0]["test/nll"] < 20
+
+
+def test_processes_wait_for_the_passes_of_others(two: Path) -> None:
+    ranks = [result(two, "uneven", rank) for rank in (0, 1)]
+    lm, data = FrozenLM.load(LM), antonyms()
+    data.setup("fit")
+    examples = data.examples("train")
+    for rank, both in enumerate(ranks):
+        prompt = torch.zeros(0, lm.width)
+        wanted = [lm.score([example], prompt).nll.item() for example in examples[: 1 if rank else 5]]
+        assert both["nll"] == pytest.approx(wanted, abs=1e-5)
+        assert both["texts"] == lm.generate(examples[:2], prompt, 1 + 5 * rank)
+        trained = torch.full((2, lm.width), 0.1, requires_grad=True)
+        lm.score(examples[5 + rank : 6 + rank], trained).nll.sum().backward()
+        assert trained.grad is not None
+        assert torch.allclose(both["gradient"], trained.grad, atol=1e-6)
+    assert ranks[0]["tokens"] != ranks[1]["tokens"], "idle passes are not counted"
 
 
 def test_what_cannot_be_split_is_said(two: Path) -> None:
@@ -449,7 +490,7 @@ def test_what_cannot_be_split_is_said(two: Path) -> None:
             assert words in found[name], name
 
 
-# --- how work is split ----------------------------------------------------------------------------------------------------
+# --- how work is split ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("total", [0, 1, 2, 5, 8, 11])

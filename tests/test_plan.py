@@ -13,6 +13,8 @@ import torch
 from conftest import SHAPES, TINY
 
 from lightning_prompts import commands
+from lightning_prompts.crossings.reinforce import TopK
+from lightning_prompts.crossings.relaxation import GumbelSoftmax, Projected
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm import LMConfig, LMShape
 from lightning_prompts.lm import attention as attention_module
@@ -30,8 +32,6 @@ from lightning_prompts.methods import (
     ScratchTransformer,
     SoftPromptTuning,
 )
-from lightning_prompts.crossings.reinforce import TopK
-from lightning_prompts.crossings.relaxation import GumbelSoftmax, Projected
 from lightning_prompts.prompts.initializers import FromText
 from lightning_prompts.prompts.soft import ResidualMLP
 from lightning_prompts.refiners.networks import TransformerRefiner
@@ -145,7 +145,7 @@ def test_with_gradient_checkpointing() -> None:
     assert kept_by(less, examples) == pytest.approx(inputs + packed.logits * shape.vocabulary * 4, rel=0.1)
 
 
-# --- weights, prompts, optimisers -----------------------------------------------------------------------------------------
+# --- weights, prompts, optimisers -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "qwen3", "gemma3"])
@@ -159,7 +159,9 @@ def test_weights_are_those_of_the_model(name: str, dtype: str) -> None:
 def test_quantised_weights() -> None:
     config = LMConfig(TINY.replace("hidden_size=32", "hidden_size=64"), quantization="int8")
     model, _ = load_model(config)
-    assert LMShape.of(config).weight_bytes() == pytest.approx(sum(value.nbytes for value in model.parameters()), rel=0.02)
+    assert LMShape.of(config).weight_bytes() == pytest.approx(
+        sum(value.nbytes for value in model.parameters()), rel=0.02
+    )
 
 
 TRAINED: dict[str, Callable[[], PromptMethod]] = {

@@ -1,11 +1,11 @@
 """Does a memory plan say what a run takes? Its numbers beside measured peaks, each in a process of its own.
 
-python experiments/benchmarks/memory_plan.py            # the 135M model: soft prompt, prefix, LoRA, two batch sizes
+python experiments/benchmarks/memory_plan.py            # the 135M model, three methods, two batch sizes
 python experiments/benchmarks/memory_plan.py --device cuda --dtype bfloat16
 
-On a CPU the peak is that of the process's resident memory above what it had before the model was loaded, looked at every
-millisecond. Freed memory is given back at once (no caching by the allocator), as it is by a GPU's allocator within
-itself; on a GPU it is `torch.cuda.max_memory_allocated`.
+On a CPU the peak is that of the process's resident memory above what it had before the model was loaded, looked at
+every millisecond, with an allocator that gives freed memory back at once. On a GPU it is
+`torch.cuda.max_memory_allocated`.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ class Peak:
     """The most memory since it was made, above what there was then."""
 
     def __init__(self, device: str) -> None:
+        """Begin to look."""
         self.device = device
         self.start = self.highest = torch.cuda.memory_allocated() if device == "cuda" else resident()
         self.over = threading.Event()
@@ -106,8 +107,8 @@ def step(method: PromptMethod, optimizer: torch.optim.Optimizer, examples: list[
 def warm(device: str) -> None:
     """What libraries set up once is no part of the plan: a step of a tiny model does that."""
     data = Antonyms(batch_size=4, max_train_examples=4)
-    method = LoraTuning(2, text="is", lm=LMConfig("random:llama,hidden_size=32,intermediate_size=48,num_hidden_layers=1,"
-                                                  "num_attention_heads=4,num_key_value_heads=2"))  # fmt: skip
+    shape = "hidden_size=32,intermediate_size=48,num_hidden_layers=1,num_attention_heads=4,num_key_value_heads=2"
+    method = LoraTuning(2, text="is", lm=LMConfig(f"random:llama,{shape}"))
     method.configure_model()
     method.to(device)
     assert method.optimizer is not None

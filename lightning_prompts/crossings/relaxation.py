@@ -16,7 +16,6 @@ from torch.nn import functional
 from lightning_prompts.errors import check_finite
 
 
-
 @dataclass(frozen=True)
 class PartNoise:
     """The noise of one process's examples: that of the whole batch is drawn, so that no other draws the same.

@@ -133,7 +133,9 @@ def shard(model: PreTrainedModel, mesh: DeviceMesh, name: str) -> None:
         _split_heads(model, mesh["tensor_parallel"], name)
     if mesh["data_parallel"].size() > 1:
         if model.dtype == torch.float16:
-            raise UserError("float16 is not searched for overflows where weights are sharded; use model.lm.dtype bfloat16")
+            raise UserError(
+                "float16 is not searched for overflows where weights are sharded; use model.lm.dtype bfloat16"
+            )
         _split_weights(model, mesh["data_parallel"])
 
 
@@ -173,4 +175,6 @@ def _split_weights(model: PreTrainedModel, mesh: DeviceMesh) -> None:
         if isinstance(module, GradientCheckpointingLayer):
             fully_shard(module, mesh=mesh)
     whole: set[Any] = {*model.get_input_embeddings().parameters(), *model.get_output_embeddings().parameters()}
-    fully_shard(model.base_model, mesh=mesh, ignored_params=whole)
+    # The whole model, too, so that the next layer is on its way while one computes. Not its ``base_model``, by whose
+    # class transformers finds what to put out: this changes the class.
+    fully_shard(model, mesh=mesh, ignored_params=whole)

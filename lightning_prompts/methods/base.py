@@ -189,7 +189,9 @@ class PromptMethod(L.LightningModule):
         if replica.count == 1:
             return
         if len(set(replica.gathered([run_seed()]))) > 1:
-            raise UserError("the processes have different seeds; call lightning.seed_everything(0) ahead of the Trainer")
+            raise UserError(
+                "the processes have different seeds; call lightning.seed_everything(0) ahead of the Trainer"
+            )
         # The same everywhere without being sent: what never changes, and what all processes work out alike.
         frozen = [name for name, value in self.named_parameters(remove_duplicate=False) if not value.requires_grad]
         self._ddp_params_and_buffers_to_ignore = [

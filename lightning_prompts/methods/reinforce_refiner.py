@@ -15,7 +15,6 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
 from lightning_prompts.crossings.baselines import Baseline, BaselineState, LeaveOneOut
-from lightning_prompts.crossings.relaxation import PartNoise
 from lightning_prompts.crossings.reinforce import (
     Shaping,
     Support,
@@ -27,6 +26,7 @@ from lightning_prompts.crossings.reinforce import (
     surrogate_loss,
     whiten,
 )
+from lightning_prompts.crossings.relaxation import PartNoise
 from lightning_prompts.errors import UserError, check_finite
 from lightning_prompts.lm import Footprint, LMConfig, LMShape, Query
 from lightning_prompts.methods.refined import RefinerMethod

@@ -16,8 +16,6 @@ from lightning_prompts.lm.encoding import Row
 from lightning_prompts.objectives import Likelihood
 from lightning_prompts.search.passes import Passes, fill, tokens_to_run, transposed
 
-_PARTS = ("nll", "tokens", "greedy", "end_nll")  # of `Scores`, one number for each row
-
 
 @dataclass(frozen=True)
 class Racing:
@@ -84,12 +82,12 @@ class CandidateScorer(Passes):
         answers = sum(len(row.answer) + len(row.end) for row in rows)
         size = self.fitting(tokens_to_run(filled[:1]), answers)
 
-        def work(mine: Sequence[list[list[Row]]]) -> list[tuple[Tensor, ...]]:
+        def work(mine: Sequence[list[Row]]) -> list[tuple[Tensor, ...]]:
             scores = _joined(self.run(mine, size, len(rows), lambda part: self._pass(part, by_candidate)))
-            return list(zip(*(getattr(scores, name).cpu() for name in _PARTS), strict=True))
+            return list(zip(*(part.cpu() for part in _parts(scores)), strict=True))
 
         columns = zip(*self.spread(filled, work), strict=True)
-        return Scores(*(torch.stack(column).to(self.lm.device) for column in columns))
+        return _of_parts([torch.stack(column).to(self.lm.device) for column in columns])
 
     def _pass(self, filled: list[list[Row]], by_candidate: bool) -> Scores:
         """``[C][N]`` rows in one forward pass -> scores ``[C, N]``."""
@@ -136,10 +134,20 @@ def race(
     return result
 
 
+def _parts(scores: Scores) -> list[Tensor]:
+    """What there is of each row."""
+    return [scores.nll, scores.tokens, scores.greedy, scores.end_nll]
+
+
+def _of_parts(parts: list[Tensor]) -> Scores:
+    nll, tokens, greedy, end_nll = parts
+    return Scores(nll, tokens, greedy, end_nll)
+
+
 def _shaped(scores: Scores, shape: tuple[int, int], transpose: bool) -> Scores:
-    parts = [getattr(scores, name).view(shape) for name in _PARTS]
-    return Scores(*(part.T if transpose else part for part in parts))
+    parts = [part.view(shape) for part in _parts(scores)]
+    return _of_parts([part.T if transpose else part for part in parts])
 
 
 def _joined(parts: list[Scores]) -> Scores:
-    return Scores(*(torch.cat([getattr(part, name) for part in parts]) for name in _PARTS))
+    return _of_parts([torch.cat(list(column)) for column in zip(*map(_parts, parts), strict=True)])
