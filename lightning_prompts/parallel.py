@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import lightning as L  # noqa: N812 - Lightning's own convention
 import torch.distributed as dist
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.strategies.strategy import Strategy
@@ -32,6 +33,17 @@ class LMParallel(ModelParallelStrategy):
     ) -> None:
         """Nothing is started yet."""
         super().__init__(data_parallel_size, tensor_parallel_size, save_distributed_checkpoint=False)
+
+    def setup(self, trainer: L.Trainer) -> None:
+        """See `Strategy`. Evaluation is without gradient and not in inference mode, whose tensors no training may use.
+
+        A layer that was put together in evaluation is the next step's as well.
+        """
+        for loop in (
+            trainer.fit_loop.epoch_loop.val_loop, trainer.validate_loop, trainer.test_loop, trainer.predict_loop
+        ):  # fmt: skip
+            loop.inference_mode = False
+        super().setup(trainer)
 
     def post_backward(self, closure_loss: Tensor) -> None:
         """Make the gradients of what is trained the mean over all processes, as DDP does."""

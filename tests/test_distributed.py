@@ -150,13 +150,15 @@ def fit(make: Make, count: int, folder: Path, strategy: Any = None, data: Any = 
     L.seed_everything(3, verbose=False)
     watch, budget, gradients = Watch(), Budget(), Gradients()
     kept = [watch, budget, gradients, Throughput(), SampleGenerations(2), ValidateAtEnd()]
-    run = trainer(count, folder, strategy or "ddp", max_steps=steps, callbacks=kept)
+    often = {"val_check_interval": 1} if strategy else {}
+    run = trainer(count, folder, strategy or "ddp", max_steps=steps, callbacks=kept, **often)
     method = make()
     run.fit(method, datamodule=data() if data else antonyms())
     run.save_checkpoint(folder / "trained.ckpt")
     return {
         "gradients": gradients.kept,
         "numbers": gradients.numbers,
+        "inference_mode": run.fit_loop.epoch_loop.val_loop.inference_mode,
         "steps": watch.steps,
         "state": {name: value.clone() for name, value in method.state_dict().items()},
         "val": {name: float(value) for name, value in run.callback_metrics.items() if name.startswith("val/")},
@@ -446,6 +448,7 @@ def test_an_lm_in_pieces_trains_the_same_prompt(
         assert both["gradients"].keys() == alone["gradients"].keys()
         for key, value in alone["gradients"].items():
             assert torch.allclose(both["gradients"][key], value, rtol=1e-5, atol=1e-5), key
+        assert not both["inference_mode"], "whose tensors the next step could not use"
         assert both["numbers"] < 0.75 * alone["numbers"], "the weights are spread"
         for mine, theirs in zip(alone["steps"], both["steps"], strict=True):
             close(mine, theirs)

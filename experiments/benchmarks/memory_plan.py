@@ -73,7 +73,7 @@ class Peak:
 
 
 def measure(name: str, batch_size: int, dtype: Dtype, device: str, checkpointing: bool) -> dict[str, float]:
-    """Plan and peak of some training steps, and of loading alone."""
+    """Plan and peak of loading and some training steps."""
     torch.manual_seed(0)
     data = Antonyms(batch_size=batch_size, eval_batch_size=batch_size, max_train_examples=3 * batch_size)
     method = METHODS[name](LMConfig(dtype=dtype, gradient_checkpointing=checkpointing))
@@ -83,16 +83,12 @@ def measure(name: str, batch_size: int, dtype: Dtype, device: str, checkpointing
     peak = Peak(device)
     method.configure_model()
     method.to(device)
-    loaded = (torch.cuda.memory_allocated() if device == "cuda" else resident()) - peak.start
     assert method.optimizer is not None
     optimizer = method.optimizer(method.trainable_parameters())
     for batch in batches:
         step(method, optimizer, batch)
     highest = peak.stop()
-    return {
-        "planned": plan.total("training"), "peak": highest, "planned weights": plan.of("LM weights"), "loaded": loaded,
-        "planned activations": plan.of("activations") + plan.of("the largest"),
-    }  # fmt: skip
+    return {"planned": plan.total("training"), "peak": highest, "weights": plan.of("LM weights")}
 
 
 def step(method: PromptMethod, optimizer: torch.optim.Optimizer, examples: list[Example]) -> None:
@@ -129,8 +125,7 @@ def main() -> None:
         name, size = options.one
         print(json.dumps(measure(name, int(size), options.dtype, options.device, options.gradient_checkpointing)))
         return
-    table = Table("method", "batch", "planned MB", "measured peak MB", "planned / measured", "weights, planned MB",
-                  "loaded MB", "the rest: planned / measured")  # fmt: skip
+    table = Table("method", "batch", "planned", "measured", "planned / measured", "above the weights", title="MB")
     extra = ["--dtype", options.dtype, "--device", options.device]
     extra += ["--gradient-checkpointing"] * options.gradient_checkpointing
     for name in options.methods:
@@ -140,11 +135,9 @@ def main() -> None:
             if done.returncode:
                 sys.exit(done.stderr)
             found = json.loads(done.stdout.splitlines()[-1])
-            rest = found["planned"] - found["planned weights"], found["peak"] - found["loaded"]
-            cells = [found["planned"], found["peak"], found["planned weights"], found["loaded"]]
-            planned, peak, weights, loaded = (f"{value / 1e6:.0f}" for value in cells)
-            table.add_row(name, str(size), planned, peak, f"{found['planned'] / found['peak']:.2f}", weights, loaded,
-                          f"{rest[0] / 1e6:.0f} / {rest[1] / 1e6:.0f} = {rest[0] / rest[1]:.2f}")  # fmt: skip
+            planned, peak, weights = (found[key] / 1e6 for key in ("planned", "peak", "weights"))
+            rest = f"{planned - weights:.0f} / {peak - weights:.0f} = {(planned - weights) / (peak - weights):.2f}"
+            table.add_row(name, str(size), f"{planned:.0f}", f"{peak:.0f}", f"{planned / peak:.2f}", rest)
     Console().print(table)
 
 
