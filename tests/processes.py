@@ -18,7 +18,7 @@ context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(["lightning_prompts.cli", "transformers.models.llama.modeling_llama", "numpy", "peft"])
 
 Job = Callable[[int, Path], Any]  # of how many processes it is one, and where it may write; what comes of it is saved
-PATIENCE = 280
+PATIENCE = 600  # seconds; a busy machine takes its time
 ERROR = "what went wrong"
 
 
@@ -65,6 +65,7 @@ def _work(jobs: dict[str, Job], folder: Path, rank: int, count: int, port: int) 
         LIGHTNING_PROMPTS_CACHE=str(folder / "cache"),
     )  # fmt: skip
     torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=count)
     for name, job in jobs.items():
         start = time.perf_counter()
         try:

@@ -60,6 +60,8 @@ from lightning_prompts.search.rounding import Rounding
 from lightning_prompts.search.scoring import Racing
 from lightning_prompts.types import Batch, Example
 
+pytestmark = pytest.mark.timeout(700)  # all jobs of two processes are done ahead of the first test
+
 LM = LMConfig(TINY)
 Make = Callable[[], PromptMethod]
 
@@ -447,7 +449,8 @@ def test_an_lm_in_pieces_trains_the_same_prompt(
         both = result(two, name, rank)
         assert both["gradients"].keys() == alone["gradients"].keys()
         for key, value in alone["gradients"].items():
-            assert torch.allclose(both["gradients"][key], value, rtol=1e-5, atol=1e-5), key
+            # Of one size: a prefix has gradients of very small numbers.
+            assert torch.allclose(both["gradients"][key], value, rtol=1e-4, atol=1e-5 * float(value.abs().max())), key
         assert not both["inference_mode"], "whose tensors the next step could not use"
         assert both["numbers"] < 0.75 * alone["numbers"], "the weights are spread"
         for mine, theirs in zip(alone["steps"], both["steps"], strict=True):
