@@ -31,9 +31,9 @@ class Budget(L.Callback):
 
     Counted are tokens (with a gradient, without one, and by servers: see `Usage`), calls (texts that are scored, read
     or written), forward passes, seconds and steps, without validation; of several processes all tokens and calls
-    together. The memory is the most that the process has held at a time since it began, loading and validation
-    included, in gigabytes (1e9 bytes): resident memory on a CPU, what torch has allocated on a GPU; of several
-    processes the largest.
+    together, and the mean of their seconds. The memory is the most that the process has held at a time since it began,
+    loading and validation included, in gigabytes (1e9 bytes): resident memory on a CPU, what torch has allocated on a
+    GPU; of several processes the largest.
 
     Learning rates and temperatures that fall over a run have fallen when tokens, calls or seconds are used up. Memory
     says nothing about how far a run is, so its limit just stops. The counts are logged as ``budget/...``, go on in a
@@ -106,17 +106,13 @@ class Budget(L.Callback):
         self._mark(pl_module)
         added = self._usage - usage_before
         counts: dict[str, int] = {"tokens": added.tokens, **asdict(added)}
-        seconds, memory = self._time - time_before, peak_memory(pl_module.device) / GIGABYTE
-        if trainer.world_size > 1:  # so that all processes agree when to stop
-            sums = torch.tensor(list(counts.values()), device=pl_module.device)
-            torch.distributed.all_reduce(sums)
-            counts = dict(zip(counts, sums.tolist(), strict=True))
-            highest = torch.tensor([seconds, memory], device=pl_module.device)
-            torch.distributed.all_reduce(highest, torch.distributed.ReduceOp.MAX)
-            seconds, memory = highest.tolist()
-        for name, count in counts.items():
-            self.used[name] += count
-        self.used["seconds"] += seconds
+        # All processes come to the same, so that they stop at the same step.
+        replica = cast("PromptMethod", pl_module).replica
+        *sums, seconds = replica.sums(*counts.values(), self._time - time_before)
+        for name, count in zip(counts, sums, strict=True):
+            self.used[name] += int(count)
+        self.used["seconds"] += seconds / replica.count
+        (memory,) = replica.largest(peak_memory(pl_module.device) / GIGABYTE)
         self.used["memory_gb"] = max(self.used["memory_gb"], memory)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

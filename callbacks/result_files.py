@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L  # noqa: N812 - Lightning's own convention
-import torch
 
 from callbacks.files import write_json, write_jsonl
 from callbacks.non_finite_guard import NonFiniteGuard
@@ -14,7 +13,10 @@ from lightning_prompts.types import Batch
 
 
 class ResultFiles(L.Callback):
-    """Writes ``metrics.json`` and ``predictions.jsonl`` after a test, ``generations.jsonl`` after a prediction."""
+    """Writes ``metrics.json`` and ``predictions.jsonl`` after a test, ``generations.jsonl`` after a prediction.
+
+    Rows stand in the order of the data. A step gives those of its whole batch, whichever process has worked on them.
+    """
 
     def __init__(self) -> None:
         """Start without rows."""
@@ -44,7 +46,7 @@ class ResultFiles(L.Callback):
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the metrics and the rows they were computed from."""
-        rows = self._gathered(trainer)
+        rows = self.rows
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("test/")}
         for name in metrics:
             if name.endswith("/examples"):
@@ -60,17 +62,8 @@ class ResultFiles(L.Callback):
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the generations."""
-        rows = self._gathered(trainer)
         if trainer.is_global_zero:
-            write_jsonl(Path(trainer.default_root_dir) / "generations.jsonl", rows)
-
-    def _gathered(self, trainer: L.Trainer) -> list[dict[str, Any]]:
-        """The rows of all processes, one process after another."""
-        if trainer.world_size == 1:
-            return self.rows
-        parts: list[list[dict[str, Any]]] = [[] for _ in range(trainer.world_size)]
-        torch.distributed.all_gather_object(parts, self.rows)
-        return [row for part in parts for row in part]
+            write_jsonl(Path(trainer.default_root_dir) / "generations.jsonl", self.rows)
 
 
 def _predicted(rows: list[dict[str, Any]]) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +53,11 @@ class TextMetrics(L.Callback):
         self._judge(pl_module, batch.split, outputs["rows"])
 
     def _judge(self, pl_module: PromptMethod, split: str, rows: Sequence[dict[str, Any]]) -> None:
-        texts, references = ([str(row[key]) for row in rows] for key in ("generated", "answer"))
         for reward in self.rewards:
-            values = reward(texts, references, [])
+            values = pl_module.spread(rows, functools.partial(_values, reward))
             pl_module.log_mean(f"{split}/{reward.name}", sum(values) / len(values), len(values))
+
+
+def _values(reward: Reward, rows: Sequence[dict[str, Any]]) -> list[float]:
+    texts, references = ([str(row[key]) for row in rows] for key in ("generated", "answer"))
+    return reward(texts, references, [])

@@ -53,11 +53,12 @@ class Throughput(L.Callback):
         self._examples += len(batch)
         self._tokens += cast("PromptMethod", pl_module).tokens_forwarded - self._tokens_before
         if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            (tokens,) = cast("PromptMethod", pl_module).replica.sums(self._tokens)
             pl_module.log_dict(
                 {
                     "throughput/seconds_per_step": self._seconds / self._steps,
                     "throughput/examples_per_second": self._examples / self._seconds,
-                    "throughput/tokens_per_second": self._tokens / self._seconds,
+                    "throughput/tokens_per_second": tokens / self._seconds,
                 }
             )
             self._reset()

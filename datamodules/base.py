@@ -13,7 +13,7 @@ import lightning as L  # noqa: N812 - Lightning's own convention
 import torch
 from torch.utils.data import DataLoader
 
-from datamodules.order import BalancedSampler, EpochSampler, ResumableLoader
+from datamodules.order import BalancedSampler, EpochSampler, InOrder, ResumableLoader
 from lightning_prompts.errors import UserError
 from lightning_prompts.template import Template
 from lightning_prompts.types import Batch, Example
@@ -49,8 +49,8 @@ class TextDataModule(L.LightningDataModule):
         stop: Regular expression; a generated answer ends where it first matches.
         chat: Render through the model's chat template.
         system: The system turn of a chat.
-        batch_size: Examples per training step.
-        eval_batch_size: Examples per evaluation step.
+        batch_size: Examples per training step, of all processes together.
+        eval_batch_size: Examples per evaluation step, of all processes together.
         max_train_examples: Keep only so many training examples, drawn by ``seed``; ``None`` keeps all.
         seed: Seed of splits and of ``max_train_examples``.
     """
@@ -175,9 +175,11 @@ class TextDataModule(L.LightningDataModule):
     def _in_order(self, split: Split) -> DataLoader[Any]:
         collate = partial(Batch, split=split, members=self.member_names(split))
         # With generators of their own, loaders leave the run's randomness alone, which a resumed run goes on with.
+        examples = self.examples(split)
         return DataLoader(
-            self.examples(split),  # type: ignore[arg-type]
+            examples,  # type: ignore[arg-type]
             batch_size=self.eval_batch_size,
+            sampler=InOrder(len(examples)),
             collate_fn=collate,
             generator=torch.Generator(),
         )

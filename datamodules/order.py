@@ -5,13 +5,29 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, DistributedSampler
 
 from lightning_prompts.errors import UserError
 from lightning_prompts.types import Batch, Example
 
 
-class EpochSampler(Sampler[int]):
+class InOrder(DistributedSampler[int]):
+    """All examples one after another, in every process.
+
+    A step's batch is the same with one process and with several, which share its work among themselves. It is a
+    DistributedSampler of a single replica, since Lightning puts one of its own in the place of all others: that one
+    deals the examples out so that batches are other ones, and repeats some to make their number even.
+
+    Args:
+        size: How many examples.
+    """
+
+    def __init__(self, size: int) -> None:
+        """Start at epoch 0."""
+        super().__init__(range(size), num_replicas=1, rank=0, shuffle=False)  # type: ignore[arg-type]
+
+
+class EpochSampler(InOrder):
     """A permutation that depends on the seed and the epoch alone, so that a resumed run sees the same order.
 
     Args:
@@ -20,14 +36,10 @@ class EpochSampler(Sampler[int]):
     """
 
     def __init__(self, size: int, seed: int) -> None:
-        """Start at epoch 0."""
+        """Start at epoch 0; Lightning sets it at the start of each."""
+        super().__init__(size)
         self.size = size
         self.seed = seed
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning at the start of each epoch."""
-        self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
         """The indices of one epoch."""

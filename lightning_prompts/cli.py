@@ -48,6 +48,7 @@ from lightning_prompts.files import no_room, write_atomic
 from lightning_prompts.lm.memory import out_of_memory
 from lightning_prompts.objectives import Objective
 from lightning_prompts.objectives.rewards import Reward
+from lightning_prompts.parallel import LMParallel
 from lightning_prompts.processes import process_lost
 from lightning_prompts.prompts.initializers import Initializer
 from lightning_prompts.refiners.heads import Head
@@ -60,6 +61,7 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "log_every_n_steps": 5,
     "num_sanity_val_steps": 0,
     "enable_model_summary": False,  # RunFolder says it in two lines
+    "use_distributed_sampler": False,  # batches are the same, however many processes share them
 }
 
 # After every validation. Two callbacks, because Lightning's ``save_last`` copies the best one until a better one comes.
@@ -84,7 +86,7 @@ ENVIRONMENT = "environment.json"
 
 CONFIGURABLE = (
     methods.PromptMethod, datamodules.TextDataModule, Initializer, Crossing, RefinerNetwork, Head, Objective, Reward,
-    Baseline, Support, Shaping, Proposals, MessageChoice, PosteriorTemplate, Sharpening, L.Callback,
+    Baseline, Support, Shaping, Proposals, MessageChoice, PosteriorTemplate, Sharpening, L.Callback, LMParallel,
 )  # fmt: skip
 
 
@@ -271,6 +273,32 @@ class PromptCLI(LightningCLI):
             Console().print(_results(self.trainer.callback_metrics))
 
 
+class PlannedRun(PromptCLI):
+    """What ``fit`` would run with some arguments, as far as that needs neither weights, devices nor a run folder."""
+
+    def __init__(self, args: Sequence[str]) -> None:
+        """Parse and build."""
+        _quiet()
+        check_yaml(args)
+        super().__init__(["fit", *args])
+
+    def before_instantiate_classes(self) -> None:
+        """Nothing is written, so nothing is checked."""
+        self.trainer_config = self.config.fit.trainer.clone()
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:  # noqa: ANN401 - Trainer's own arguments
+        """One that does nothing; the config's may be for another machine."""
+        del kwargs
+        return L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, barebones=True)
+
+    def after_instantiate_classes(self) -> None:
+        """Read the data."""
+        self.datamodule.setup("fit")
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Not now."""
+
+
 def run(args: Sequence[str] | None = None) -> int:
     """Run the command line.
 
@@ -411,6 +439,8 @@ def _quiet() -> None:
         ".*Starting from v1.9.0, `tensorboardX`.*",
         ".*`trainer.predict.*",
         ".*module\\(s\\) in eval mode at the start of training.*",
+        ".*It is recommended to use `self.log.*sync_dist=True.*",
+        ".*Using `DistributedSampler` with the dataloaders.*",
     ):
         warnings.filterwarnings("ignore", message=message)
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed", "httpx"):

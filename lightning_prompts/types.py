@@ -88,6 +88,10 @@ class Batch:
         examples: The examples in order.
         split: The split that they come from: ``train``, ``val``, ``test``, ``test/NAME`` for a further test set.
         members: All tasks of the mixture that they come from, whether or not this batch has examples of each.
+        weight: What a mean over these examples counts in the mean over all that a step sees; 1, unless several
+            processes have parts of them.
+        start: How many examples of the whole batch stand before these.
+        total: How many the whole batch has.
     """
 
     def __init__(self, examples: Sequence[Example], split: str = "train", members: Sequence[str] = ()) -> None:
@@ -95,6 +99,7 @@ class Batch:
         self.examples = tuple(examples)
         self.split = split
         self.members = tuple(members)
+        self.weight, self.start, self.total = 1.0, 0, len(self.examples)
 
     def __len__(self) -> int:
         """How many examples there are."""

@@ -8,7 +8,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import lightning as L  # noqa: N812 - Lightning's own convention
 import pytest
@@ -1056,13 +1055,6 @@ def test_gradients_that_are_not_there_are_not_accumulated(tmp_path: Path) -> Non
     with pytest.raises(UserError, match="no gradients to accumulate"):
         fitting.fit(method, Toy())
     assert method.calls == 0
-
-
-def test_one_process_learns(monkeypatch: pytest.MonkeyPatch) -> None:
-    method = network()
-    monkeypatch.setattr(method, "_trainer", SimpleNamespace(world_size=2))
-    with pytest.raises(UserError, match=r"set trainer\.devices to 1"):
-        method.on_fit_start()
 
 
 def test_all_filtered_out_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

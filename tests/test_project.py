@@ -22,18 +22,19 @@ ALLOWED = {
     "lightning_prompts.template": {"types", "errors"},
     "lightning_prompts.answers": {"types", "errors", "template"},
     "lightning_prompts.files": {"errors"},
-    "lightning_prompts.processes": {"errors"},
+    "lightning_prompts.processes": {"types", "errors"},
     "lightning_prompts.environment": set(),
     "lightning_prompts.report": {"errors", "files"},
     "lightning_prompts.checkpoints": {"errors", "files"},
     "lightning_prompts.lm": {"types", "errors", "template", "files"},
+    "lightning_prompts.parallel": set(),
     "lightning_prompts.randomness": set(),
     "lightning_prompts.prompts": {"types", "errors", "template", "lm", "randomness"},
     "lightning_prompts.objectives": {"types", "errors", "template", "answers", "lm", "crossings"},
     "lightning_prompts.crossings": {"types", "errors", "template", "lm", "randomness"},
     "lightning_prompts.refiners": {"types", "errors", "template", "lm", "randomness"},
-    "lightning_prompts.search": {"types", "errors", "template", "lm", "objectives"},
-    "lightning_prompts.dln": {"types", "errors", "template", "answers", "lm", "search"},
+    "lightning_prompts.search": {"types", "errors", "template", "lm", "objectives", "processes"},
+    "lightning_prompts.dln": {"types", "errors", "template", "answers", "lm", "search", "processes"},
     "lightning_prompts.methods": {
         "types",
         "errors",
@@ -47,13 +48,15 @@ ALLOWED = {
         "dln",
         "answers",
         "randomness",
+        "processes",
     },
     "datamodules": {"types", "errors", "template", "answers", "files"},
     "callbacks": {"types", "errors", "methods", "objectives", "files", "lm"},
 }
 
 
-FREE = {"lightning_prompts", "lightning_prompts.__main__", "lightning_prompts.cli", "lightning_prompts.config_errors"}
+FREE = {"lightning_prompts", "lightning_prompts.__main__", "lightning_prompts.cli", "lightning_prompts.config_errors",
+        "lightning_prompts.memory_plan"}  # fmt: skip
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: str(path.relative_to(ROOT)))

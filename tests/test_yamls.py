@@ -16,7 +16,8 @@ from lightning_prompts.cli import run
 
 SMALL = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--model.max_new_tokens", "2",
          "--model.lm.name", f"{TINY},max_position_embeddings=2048", "--model.lm.dtype", "float32",
-         "--trainer.limit_test_batches", "1", "--trainer.limit_val_batches", "1"]  # fmt: skip
+         "--trainer.limit_test_batches", "1", "--trainer.limit_val_batches", "1", "--trainer.devices", "1",
+         "--trainer.num_nodes", "1", "--trainer.strategy", "auto"]  # fmt: skip
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: str(path.relative_to(ROOT)))

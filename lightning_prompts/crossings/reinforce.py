@@ -146,7 +146,13 @@ class Piecewise(Shaping):
         return rewards * torch.where(rewards >= self.threshold, self.right, self.wrong)
 
 
-def whiten(advantages: Tensor) -> Tensor:
-    """Mean 0 and standard deviation 1 over the whole batch; as they are where they do not differ."""
-    deviation = advantages.std(unbiased=False)
-    return (advantages - advantages.mean()) / deviation if deviation > 1e-8 else advantages
+def whiten(advantages: Tensor, batch: Tensor | None = None) -> Tensor:
+    """Mean 0 and standard deviation 1 over the whole batch; as they are where they do not differ.
+
+    Args:
+        advantages: ``[B, K]``.
+        batch: Those of the whole batch, where ``advantages`` are one process's part of them.
+    """
+    batch = advantages if batch is None else batch
+    deviation = batch.std(unbiased=False)
+    return (advantages - batch.mean()) / deviation if deviation > 1e-8 else advantages

@@ -15,7 +15,23 @@ from torch.nn import functional
 
 from lightning_prompts.errors import check_finite
 
-Noise = torch.Generator | None
+
+@dataclass(frozen=True)
+class PartNoise:
+    """The noise of one process's examples: that of the whole batch is drawn, so that no other draws the same.
+
+    Attributes:
+        generator: Of the whole batch's noise, the same in all processes.
+        start: How many examples of the batch stand before this process's.
+        total: How many the batch has.
+    """
+
+    generator: torch.Generator
+    start: int
+    total: int
+
+
+Noise = torch.Generator | PartNoise | None
 MASKED = -1e4  # a score that no temperature brings back; not -inf, whose gradient is not a number
 
 
@@ -203,7 +219,13 @@ def masked(scores: Tensor, usable: Tensor) -> Tensor:
 
 def gumbel_like(scores: Tensor, generator: Noise = None) -> Tensor:
     """Standard Gumbel noise of the same shape, always finite."""
-    return -torch.empty_like(scores).exponential_(generator=generator).clamp_(min=torch.finfo(scores.dtype).tiny).log_()
+    whole = torch.empty_like(scores)
+    if isinstance(generator, PartNoise):
+        whole = scores.new_empty(generator.total, *scores.shape[1:]).exponential_(generator=generator.generator)
+        whole = whole[generator.start : generator.start + len(scores)]
+    else:
+        whole.exponential_(generator=generator)
+    return -whole.clamp_(min=torch.finfo(scores.dtype).tiny).log_()
 
 
 def _forward_backward(forward: Tensor, backward: Tensor) -> Tensor:

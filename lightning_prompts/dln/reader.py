@@ -12,6 +12,7 @@ from lightning_prompts.errors import UserError
 from lightning_prompts.lm import FrozenLM, LabelScores, LMConfig, Sampling, TextModel
 from lightning_prompts.lm.encoding import Row
 from lightning_prompts.lm.labels import calibrated, class_log_probs, without_content
+from lightning_prompts.processes import Replica, Spread
 from lightning_prompts.search.continuations import ContinuationScorer
 from lightning_prompts.types import Example
 
@@ -36,14 +37,16 @@ class Reader:
         memory_mb: Megabytes that one scoring pass may take, about.
         rows: Texts that are written side by side.
         calibrate: Take off what the LM says about labels without a question; see `calibrated`.
+        spread: How work is split over processes, all of which ask the same; by default this one does all of it.
     """
 
     def __init__(
-        self, lm: FrozenLM, identity: str, cache: TextCache, memory_mb: float, rows: int = 64, calibrate: bool = False
-    ) -> None:
+        self, lm: FrozenLM, identity: str, cache: TextCache, memory_mb: float, rows: int = 64, calibrate: bool = False,
+        spread: Spread = Replica().spread,  # noqa: B008
+    ) -> None:  # fmt: skip
         """Nothing has been asked yet."""
         self.lm: TextModel = lm
-        self.encoder = lm.encoder
+        self.encoder, self.spread = lm.encoder, spread
         self.identity, self.cache = identity, cache
         self.rows, self.calibrate = rows, calibrate
         self.scorer = ContinuationScorer(lm, memory_mb)
@@ -85,7 +88,7 @@ class Reader:
             ids = [self.encoder.tokens(prompts[c]) for c in lines]
             rows = self._rows(part, ids, [texts[n] for n in places])
             whole = len(places) == len(examples)  # where some are known, blocks are no longer whole
-            found = self.scorer.score(rows, ids, [texts[n] for n in places], block if whole else 1)
+            found = self._score(rows, ids, [texts[n] for n in places], block if whole else 1)
             self.calls += len(ids) * sum(len(texts[n]) for n in places)
             for c, values in zip(lines, found, strict=True):
                 fresh.update({keys[c][n]: tuple(value) for n, value in zip(places, values, strict=True)})
@@ -93,6 +96,20 @@ class Reader:
         known.update(fresh)
         self.cache.trim()
         return result
+
+    def _score(
+        self, rows: Sequence[Row], prompts: Sequence[list[int]], texts: Sequence[Texts], block: int
+    ) -> list[list[list[float]]]:
+        """`ContinuationScorer.score`; processes share the prompts, or the blocks of examples where there is one."""
+        if len(prompts) > 1:
+            return self.spread(prompts, lambda own: self.scorer.score(rows, own, texts, block))
+
+        def of_blocks(starts: Sequence[int]) -> list[list[list[float]]]:
+            part = slice(starts[0], starts[-1] + block)
+            (line,) = self.scorer.score(rows[part], prompts, texts[part], block)
+            return [line[start : start + block] for start in range(0, len(line), block)]
+
+        return [[values for several in self.spread(range(0, len(rows), block), of_blocks) for values in several]]
 
     def _rows(self, examples: Sequence[Example], prompts: Sequence[list[int]], texts: Sequence[Texts]) -> list[Row]:
         """Examples with a slot of one place, all of which fit with the longest prompt."""
@@ -207,10 +224,17 @@ class Reader:
         self, examples: Sequence[Example], prompt: str, max_new_tokens: int, seeds: Sequence[int] | None,
         temperature: float, group: int | None = None,
     ) -> list[str]:  # fmt: skip
-        texts: list[str] = []
-        size = self.rows if group is None else max(1, self.rows // group) * group
-        for start in range(0, len(examples), size):
-            sampling = None if seeds is None else Sampling(temperature, seeds[start : start + size], group)
-            texts += self.lm.write(examples[start : start + size], prompt, max_new_tokens, sampling)
+        each = group or 1  # draws for one context stay together
+        size = max(1, self.rows // each) * each
+
+        def write(units: Sequence[int]) -> list[list[str]]:
+            texts: list[str] = []
+            end = min(units[-1] + each, len(examples))
+            for start in range(units[0], end, size):
+                part = slice(start, min(start + size, end))
+                sampling = None if seeds is None else Sampling(temperature, seeds[part], group)
+                texts += self.lm.write(examples[part], prompt, max_new_tokens, sampling)
+            return [texts[start : start + each] for start in range(0, len(texts), each)]
+
         self.calls += len(examples)
-        return texts
+        return [text for unit in self.spread(range(0, len(examples), each), write) for text in unit]

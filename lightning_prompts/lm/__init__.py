@@ -6,14 +6,17 @@ from lightning_prompts.lm.key_values import KeyValues, Prompt, prompt_length, sl
 from lightning_prompts.lm.labels import LabelScores, label_scores
 from lightning_prompts.lm.remote import RemoteLM
 from lightning_prompts.lm.sampling import Sampling
+from lightning_prompts.lm.shape import Footprint, LMShape
 from lightning_prompts.lm.state_store import Query, StateStore
 from lightning_prompts.lm.text_model import TextModel
 from lightning_prompts.lm.usage import Usage
 
 __all__ = [
+    "Footprint",
     "FrozenLM",
     "KeyValues",
     "LMConfig",
+    "LMShape",
     "LabelScores",
     "Prompt",
     "Query",

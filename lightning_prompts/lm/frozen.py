@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -27,6 +28,7 @@ from lightning_prompts.lm.key_values import KeyValues, Prompt, slot_length
 from lightning_prompts.lm.loading import load_model
 from lightning_prompts.lm.memory import out_of_memory
 from lightning_prompts.lm.sampling import Sampling
+from lightning_prompts.lm.sharding import Shards, shard
 from lightning_prompts.lm.usage import Usage
 from lightning_prompts.template import cut
 from lightning_prompts.types import Example
@@ -43,12 +45,14 @@ class Scores:
         tokens: Answer tokens of each example, ``[B]``.
         greedy: Whether every answer token is the LM's first choice, ``[B]`` bool.
         end_nll: Mean negative log-likelihood of what follows the answer, in nats, ``[B]``; 0 where not asked for.
+        mean_tokens: Answer tokens per example of the whole batch, where these are one process's part of it.
     """
 
     nll: Tensor
     tokens: Tensor
     greedy: Tensor
     end_nll: Tensor
+    mean_tokens: float | None = None
 
 
 class FrozenLM(nn.Module):
@@ -77,6 +81,7 @@ class FrozenLM(nn.Module):
         self.vocabulary = len(self._embedding_weight())
         self._head_rows: Tensor | None = None
         self._overflow_told = False
+        self.shards: Shards | None = None  # where the weights are spread over processes
         self._matrix: Tensor | None = None
         head = model.get_output_embeddings()
         if head is None:
@@ -109,6 +114,30 @@ class FrozenLM(nn.Module):
         """Name, precision and size."""
         frozen = sum(parameter.numel() for parameter in self.parameters() if not parameter.requires_grad)
         return f"{self.name} in {str(self.model.dtype).removeprefix('torch.')}: {frozen:,} parameters, frozen"
+
+    def spread_over(self, mesh: DeviceMesh) -> None:
+        """Spread the weights over processes, all of which call this; see `lightning_prompts.lm.sharding`.
+
+        Args:
+            mesh: With dimensions ``data_parallel`` and ``tensor_parallel``.
+
+        Raises:
+            UserError: The model cannot be split like that.
+        """
+        shard(self.model, mesh, self.name)
+        self.shards = Shards(mesh, self._idle)
+
+    def meet(self) -> None:
+        """Wait until no other process needs this one for a pass; before anything else that processes do together."""
+        if self.shards is not None and self.shards.lockstep is not None:
+            self.shards.lockstep.wait()
+
+    def _idle(self) -> None:
+        """A pass for the others' sake, which is not counted."""
+        start = torch.zeros(1, dtype=torch.long, device=self.device)
+        usage = self.usage + Usage()
+        self._run(self.embed(start), Layout([[1]], self.device), start)
+        self.usage = usage
 
     def _embedding_weight(self) -> Tensor:
         weight = self.model.get_input_embeddings().weight
@@ -238,6 +267,8 @@ class FrozenLM(nn.Module):
 
     def _run(self, embeddings: Tensor, layout: Layout, head_rows: Tensor, states: bool = False) -> Any:  # noqa: ANN401
         """The model's own output, with logits at ``head_rows`` alone."""
+        if self.shards is not None and self.shards.lockstep is not None:
+            self.shards.lockstep.before_pass()
         self._head_rows = head_rows
         self.usage.passes += 1
         gradient = False
@@ -285,6 +316,8 @@ class FrozenLM(nn.Module):
     ) -> tuple[Tensor, Layout]:
         """Pack levels of segments into ``[M, D]``; see `share`. Level ``rows`` has a segment for each row."""
         past = prompt if isinstance(prompt, KeyValues) else None
+        if past is not None and self.shards is not None:
+            past = self.shards.own_heads(past)
         layout = Layout([[len(part) for part in level] for level in levels], self.device, past, memory)
         # Of a prompt per row nothing is shared, so the owner of other levels' tokens does not matter.
         own = levels[rows]
@@ -299,7 +332,8 @@ class FrozenLM(nn.Module):
         embeddings, layout = self._pack([[[-1 - p for p in range(len(vectors))]]], vectors, memory)
         self._logits(embeddings, layout, layout.last)
         self.usage.calls += 1
-        return KeyValues([memory.rows[layer] for layer in sorted(memory.rows)])
+        own = KeyValues([memory.rows[layer] for layer in sorted(memory.rows)])
+        return own if self.shards is None else self.shards.all_heads(own)
 
     def prompt_logits(self, before: list[int], vectors: Tensor) -> Tensor:
         """Logits ``[P, V]`` that predict each of ``P`` vectors in a row from what precedes it, differentiable in them.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
@@ -156,32 +159,12 @@ def _quantization(config: LMConfig, dtype: torch.dtype) -> BitsAndBytesConfig | 
 
 def _random_model(config: LMConfig, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A model with random weights, always the same ones, and a byte-level tokenizer where the shape has none."""
-    shape, *pairs = config.name.removeprefix(RANDOM).split(",")
-    tokenizer: PreTrainedTokenizerBase = byte_tokenizer()
-    try:
-        overrides = dict(pair.split("=", 1) for pair in pairs)
-        settings: dict[str, Any] = {key: _number(value) for key, value in overrides.items()}
-        if Path(shape).exists() or "/" in shape:
-            model_config = AutoConfig.from_pretrained(shape, trust_remote_code=False, **settings)
-            if Path(shape).is_dir() and (Path(shape) / "tokenizer.json").is_file():
-                tokenizer = AutoTokenizer.from_pretrained(shape, trust_remote_code=False)
-        else:
-            settings.setdefault("vocab_size", len(tokenizer))
-            for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
-                settings.setdefault(key, tokenizer.eos_token_id)
-            model_config = AutoConfig.for_model(shape, **settings)
-        if model_config.get_text_config().vocab_size < len(tokenizer):
-            raise ValueError(f"vocab_size must be at least {len(tokenizer)}, the tokenizer's")
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            model = AutoModelForCausalLM.from_config(
-                model_config, dtype=dtype, attn_implementation=ATTENTION_NAME, trust_remote_code=False
-            )
-    except (OSError, ValueError, TypeError, ImportError, AttributeError, StrictDataclassError) as error:
-        raise UserError(
-            f"model {config.name!r}: {' '.join(str(error).split())[:300]}; "
-            "write random:TYPE,key=value,... with a transformers model type, such as random:llama,hidden_size=64"
-        ) from error
+    with _of_shape(config.name), torch.random.fork_rng(devices=[]):
+        model_config, tokenizer = _random_config(config.name)
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(
+            model_config, dtype=dtype, attn_implementation=ATTENTION_NAME, trust_remote_code=False
+        )
     if (
         _quantization(config, dtype) is not None
     ):  # bitsandbytes quantises while loading, so there must be something to load
@@ -195,6 +178,63 @@ def _random_model(config: LMConfig, dtype: torch.dtype) -> tuple[PreTrainedModel
                 trust_remote_code=False,
             )
     return model, tokenizer
+
+
+def _random_config(name: str) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
+    """The shape that a name after ``random:`` gives, and its tokenizer."""
+    shape, *pairs = name.removeprefix(RANDOM).split(",")
+    tokenizer: PreTrainedTokenizerBase = byte_tokenizer()
+    overrides = dict(pair.split("=", 1) for pair in pairs)
+    settings: dict[str, Any] = {key: _number(value) for key, value in overrides.items()}
+    if Path(shape).exists() or "/" in shape:
+        config = AutoConfig.from_pretrained(shape, trust_remote_code=False, **settings)
+        if Path(shape).is_dir() and (Path(shape) / "tokenizer.json").is_file():
+            tokenizer = AutoTokenizer.from_pretrained(shape, trust_remote_code=False)
+    else:
+        settings.setdefault("vocab_size", len(tokenizer))
+        for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            settings.setdefault(key, tokenizer.eos_token_id)
+        config = AutoConfig.for_model(shape, **settings)
+    if config.get_text_config().vocab_size < len(tokenizer):
+        raise ValueError(f"vocab_size must be at least {len(tokenizer)}, the tokenizer's")
+    return config, tokenizer
+
+
+@contextmanager
+def _of_shape(name: str) -> Iterator[None]:
+    """Whatever is wrong with a shape is told in one line."""
+    try:
+        yield
+    except (OSError, ValueError, TypeError, ImportError, AttributeError, StrictDataclassError) as error:
+        raise UserError(
+            f"model {name!r}: {' '.join(str(error).split())[:300]}; "
+            "write random:TYPE,key=value,... with a transformers model type, such as random:llama,hidden_size=64"
+        ) from error
+
+
+def weightless_model(config: LMConfig) -> PreTrainedModel:
+    """The model that ``config`` names without its weights, on the meta device: its shape and nothing else.
+
+    Raises:
+        UserError: The name is unknown.
+    """
+    if config.name.startswith(RANDOM):
+        with _of_shape(config.name):
+            return _on_meta(_random_config(config.name)[0], config)
+    folder = str(embedded_folder(config.name)) if config.name in EMBEDDED else config.name
+    if not Path(folder).is_dir():
+        _check_hub(folder, config)
+    try:
+        return _on_meta(AutoConfig.from_pretrained(folder, revision=config.revision, trust_remote_code=False), config)
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(_why_not(config, error)) from error
+
+
+def _on_meta(model_config: PretrainedConfig, config: LMConfig) -> PreTrainedModel:
+    dtype = fast_dtype() if config.dtype == "auto" else getattr(torch, config.dtype)
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(model_config, dtype=dtype, trust_remote_code=False)
+    return model
 
 
 def _number(text: str) -> int | float | bool | str:

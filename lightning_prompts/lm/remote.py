@@ -73,6 +73,9 @@ class RemoteLM:
         """Name and address."""
         return f"{self.name} behind {self.server.base_url}"
 
+    def meet(self) -> None:
+        """See `FrozenLM`; nobody waits for a server's passes."""
+
     @property
     def tokens_forwarded(self) -> int:
         """Tokens that the server says it has read and written."""

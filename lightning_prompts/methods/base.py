@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar, TypeVar
 
 import lightning as L  # noqa: N812 - Lightning's own convention
 import torch
@@ -18,9 +19,11 @@ from lightning_prompts.answers import is_correct
 from lightning_prompts.crossings.temperature import Temperature
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm import (
+    Footprint,
     FrozenLM,
     LabelScores,
     LMConfig,
+    LMShape,
     Prompt,
     Usage,
     answer_scores,
@@ -30,10 +33,14 @@ from lightning_prompts.lm import (
 )
 from lightning_prompts.lm.labels import HIDDEN
 from lightning_prompts.objectives import Objective
+from lightning_prompts.processes import Replica
 from lightning_prompts.randomness import random_state, run_seed, set_random_state
 from lightning_prompts.types import Batch, Example
 
 META = "lightning_prompts"
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class PromptMethod(L.LightningModule):
@@ -54,6 +61,7 @@ class PromptMethod(L.LightningModule):
     crossing: ClassVar[str]
     gradient_through_lm: ClassVar[bool] = True  # the loss is computed from the LM's output
     takes_server: ClassVar[bool] = False  # it needs texts of the LM alone, which may be behind a server then
+    trains_lm: ClassVar[bool] = False  # and no prompt
     monitor: ClassVar[tuple[str, str]] = ("val/nll", "min")  # what tells the best checkpoint, and which way
 
     def __init__(
@@ -155,6 +163,51 @@ class PromptMethod(L.LightningModule):
         """How much is trained."""
         return f"{sum(parameter.numel() for parameter in self.trainable_parameters()):,}"
 
+    def footprint(self, shape: LMShape, batch_size: int) -> Footprint:
+        """What the method adds to the memory of its LM, for `lightning_prompts.memory_plan`; nothing is loaded.
+
+        Args:
+            shape: Of the LM.
+            batch_size: ``B`` of this process.
+        """
+        del shape, batch_size
+        return Footprint()
+
+    # --- several processes ------------------------------------------------------------------------------------------
+
+    @property
+    def replica(self) -> Replica:
+        """Which share of a step's examples is this process's."""
+        places = None if self._trainer is None else self.trainer.distributed_sampler_kwargs
+        if places is None or places["num_replicas"] == 1:
+            return Replica()
+        mesh = getattr(self.trainer.strategy, "device_mesh", None)
+        group = None if mesh is None else mesh["data_parallel"].get_group()
+        return Replica(places["rank"], places["num_replicas"], group, self.lm.meet)
+
+    def spread(self, items: Sequence[Item], work: Callable[[Sequence[Item]], Sequence[Result]]) -> list[Result]:
+        """Some work without gradients, split over the processes; see `Replica.spread`."""
+        return self.replica.spread(items, work)
+
+    def _prepare_replicas(self) -> None:
+        """What several processes need.
+
+        Raises:
+            UserError: They were not given the same seed.
+        """
+        replica = self.replica
+        if replica.count == 1:
+            return
+        if len(set(replica.gathered([run_seed()]))) > 1:
+            raise UserError(
+                "the processes have different seeds; call lightning.seed_everything(0) ahead of the Trainer"
+            )
+        # The same everywhere without being sent: what never changes, and what all processes work out alike.
+        frozen = [name for name, value in self.named_parameters(remove_duplicate=False) if not value.requires_grad]
+        self._ddp_params_and_buffers_to_ignore = [
+            *frozen, *(name for name, _ in self.named_buffers(remove_duplicate=False))
+        ]  # fmt: skip
+
     # --- loading and checkpoints ------------------------------------------------------------------------------------
 
     def configure_model(self) -> None:
@@ -165,14 +218,33 @@ class PromptMethod(L.LightningModule):
                     f"trainer.precision {self.trainer.precision!r} would change the precision of what is trained, "
                     "which is float32; set model.lm.dtype for the LM's, and leave trainer.precision at 32-true"
                 )
-            self.lm = self.load_lm()
+            self.lm = self.place_lm(self.load_lm())
             self.build_prompt()
         if self._trainer is not None:
+            self._prepare_replicas()
             self._check_lengths()
 
     def load_lm(self) -> FrozenLM:
         """The model that the config names."""
         return FrozenLM.load(self.lm_config)
+
+    def place_lm(self, lm: FrozenLM) -> FrozenLM:
+        """An LM that was loaded, where the run's strategy wants its weights: spread over processes, if it says so.
+
+        Raises:
+            UserError: The method changes the LM's own weights, or the LM cannot be split.
+        """
+        strategy = None if self._trainer is None else self.trainer.strategy
+        mesh = getattr(strategy, "device_mesh", None)
+        if strategy is None or mesh is None or not isinstance(lm, FrozenLM):  # a server has no weights here
+            return lm
+        if self.trains_lm:
+            raise UserError(
+                f"{type(self).__name__} trains weights of the model itself, which {type(strategy).__name__} spreads "
+                "over processes; set trainer.strategy to ddp"
+            )
+        lm.spread_over(mesh)
+        return lm.to(strategy.root_device)
 
     def step_generator(self, device: torch.device | None = None) -> torch.Generator:
         """Randomness of this training step: the same in a run that was resumed in between."""
@@ -296,20 +368,31 @@ class PromptMethod(L.LightningModule):
         """The training step of every method that follows a gradient through the frozen LM.
 
         Args:
-            batch: ``B`` examples.
+            batch: ``B`` examples; of several processes each gives its part, see `own_part`.
             prompt: With a gradient to the method's parameters.
             objective: What is good.
 
         Returns:
-            The loss, a scalar.
+            The loss, a scalar. Its mean over the processes is the loss of the whole batch.
         """
         rows = self.lm.encode_answers(batch.examples, prompt, objective.with_end)
         logits = self.lm.answer_logits(rows, prompt)
         scores = answer_scores(logits, rows)
-        loss = objective.loss(self.lm, rows, logits, scores)
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
-        self.log("train/nll", scores.nll.mean(), batch_size=len(batch))  # without the ends, as val/nll
+        if self.replica.count > 1:
+            own = float(scores.tokens.sum()) if batch.weight else 0.0
+            scores = replace(scores, mean_tokens=self.replica.sums(own)[0] / batch.total)
+        loss = batch.weight * objective.loss(self.lm, rows, logits, scores)
+        self.log_step("train/loss", loss, batch, prog_bar=True)
+        self.log_step("train/nll", batch.weight * scores.nll.mean(), batch)  # without the ends, as val/nll
         return loss
+
+    def own_part(self, batch: Batch) -> Batch:
+        """The examples of a training batch that this process follows the gradient of; all, if there is no other."""
+        return self.replica.part_of(batch)
+
+    def log_step(self, name: str, value: float | Tensor, batch: Batch, prog_bar: bool = False) -> None:
+        """Log a mean over this process's part of a batch, with its weight; what is logged is that over the batch."""
+        self.log(name, value, batch_size=batch.total, prog_bar=prog_bar, sync_dist=True)
 
     def validation_batches(self) -> list[list[Example]]:
         """What a validation in training looks at, for methods that look ahead of it; nothing where there is none."""
@@ -398,7 +481,6 @@ class PromptMethod(L.LightningModule):
         return label_scores(self.lm, examples, prompt, self.lm_config.calibrate_labels)
 
     def _log_rows(self, split: str, batch: Batch, rows: list[dict[str, Any]]) -> None:
-        # Of the members that this batch lacks, too: all processes must log the same names.
         for member in ("", *batch.members):
             mine = [row for row, example in zip(rows, batch.examples, strict=True) if member in ("", example.member)]
             name = f"{split}/{member}" if member else split
@@ -412,24 +494,35 @@ class PromptMethod(L.LightningModule):
                 self.log_mean(f"{name}/accuracy", sum(right) / max(len(right), 1), len(right))
             if split != "val":
                 self.log(f"{name}/examples", float(count), reduce_fx="sum", on_epoch=True, on_step=False,
-                         sync_dist=True, add_dataloader_idx=False)  # fmt: skip
+                         add_dataloader_idx=False)  # fmt: skip
 
     @torch.no_grad()
     def _log_relaxed(self, split: str, batch: Batch) -> None:
-        relaxed = self.relaxed_prompt_for(batch.examples)
-        if relaxed is not None:
-            self.log_mean(f"{split}/relaxed_nll", self.lm.score(batch.examples, relaxed).nll.mean(), len(batch))
+        nll = self.spread(batch.examples, self._relaxed_nll)
+        if nll:
+            self.log_mean(f"{split}/relaxed_nll", sum(nll) / len(nll), len(batch))
+
+    def _relaxed_nll(self, examples: Sequence[Example]) -> list[float]:
+        relaxed = self.relaxed_prompt_for(examples)
+        return [] if relaxed is None else self.lm.score(examples, relaxed).nll.tolist()
 
     def log_mean(self, name: str, value: float | Tensor, count: int, prog_bar: bool = False) -> None:
-        """Log the mean over a batch of ``count`` examples, to be averaged over all examples of the split."""
+        """Log the mean over a batch of ``count`` examples, to be averaged over all examples of the split.
+
+        All processes know all rows of a batch, so they come to the same and need not ask each other.
+        """
         # A test set's name is part of the metric's, so Lightning need not number the dataloaders.
-        self.log(name, value, batch_size=count, on_epoch=True, on_step=False, sync_dist=True, prog_bar=prog_bar,
+        self.log(name, value, batch_size=count, on_epoch=True, on_step=False, prog_bar=prog_bar,
                  add_dataloader_idx=False)  # fmt: skip
+
+    def judged(self, examples: Sequence[Example]) -> list[dict[str, Any]]:
+        """The rows of `evaluate` under the method's own prompts, each process having done its share."""
+        return self.spread(examples, lambda part: self.evaluate(part, self.prompt_for(part)))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, list[dict[str, Any]]]:
         """NLL and exact match on the validation split."""
         del batch_idx
-        rows = self.evaluate(batch.examples, self.prompt_for(batch.examples))
+        rows = self.judged(batch.examples)
         self._log_rows("val", batch, rows)
         self._log_relaxed("val", batch)
         return {"rows": rows}
@@ -437,7 +530,7 @@ class PromptMethod(L.LightningModule):
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, list[dict[str, Any]]]:
         """NLL, exact match and count on each test set; the rows go to ``predictions.jsonl``."""
         del batch_idx, dataloader_idx
-        rows = self.evaluate(batch.examples, self.prompt_for(batch.examples))
+        rows = self.judged(batch.examples)
         self._log_rows(batch.split, batch, rows)
         self._log_relaxed(batch.split, batch)
         return {"rows": [{"split": batch.split, **row} for row in rows]}
@@ -445,7 +538,7 @@ class PromptMethod(L.LightningModule):
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, list[dict[str, Any]]]:
         """Generations, for questions without answers too."""
         del batch_idx
-        return {"rows": self.evaluate(batch.examples, self.prompt_for(batch.examples))}
+        return {"rows": self.judged(batch.examples)}
 
 
 def _iterable(parameters: list[Any]) -> Iterable[Any]:

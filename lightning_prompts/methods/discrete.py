@@ -61,8 +61,9 @@ class DiscretePromptMethod(PromptMethod):
             return
         with torch.no_grad():
             prompt = self.current_prompt()
-            nll = torch.cat([self.lm.score(batch, prompt).nll for batch in batches]).mean()
-        self._keep_better(nll)
+            nll = [value for batch in batches
+                   for value in self.spread(batch, lambda part: self.lm.score(part, prompt).nll.tolist())]  # fmt: skip
+        self._keep_better(torch.tensor(sum(nll) / len(nll)))
 
     def on_validation_epoch_start(self) -> None:
         """Start counting."""
@@ -79,9 +80,7 @@ class DiscretePromptMethod(PromptMethod):
         """Keep the tokens if no earlier ones were better."""
         if self.trainer.state.fn != TrainerFn.FITTING or self.trainer.sanity_checking:
             return
-        totals = self.trainer.strategy.reduce(torch.tensor(self._totals, device=self.device), reduce_op="sum")
-        assert isinstance(totals, Tensor)
-        self._keep_better(totals[0] / totals[1])
+        self._keep_better(torch.tensor(self._totals[0] / self._totals[1]))
 
     def _keep_better(self, nll: Tensor) -> None:
         """Keep the tokens of now if they are better than the best so far: first as text, then by ``nll``."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_prompts.errors import UserError
-from lightning_prompts.lm import LMConfig
+from lightning_prompts.lm import Footprint, LMConfig, LMShape
 from lightning_prompts.methods.base import PromptMethod
 
 
@@ -40,6 +40,10 @@ class FixedPrompt(PromptMethod):
     def current_prompt(self) -> Tensor:
         """The embeddings of the text, ``[P, D]``."""
         return self.lm.embed(self.ids.to(self.lm.device)).float()
+
+    def footprint(self, shape: LMShape, batch_size: int) -> Footprint:
+        """See `PromptMethod`."""
+        return Footprint(length=len(shape.encoder.tokens(self.text)))
 
     def training_step(self, *args: object) -> None:
         """There is none; Lightning asks for the method before it calls `setup`."""

@@ -5,6 +5,7 @@ Prompt: token ids ``[P]``. Crossing: token gradients plus search. Objective: ans
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lightning_prompts.errors import UserError
-from lightning_prompts.lm import LMConfig
+from lightning_prompts.lm import Footprint, LMConfig, LMShape
 from lightning_prompts.lm.encoding import Row
 from lightning_prompts.methods.discrete import DiscretePromptMethod
 from lightning_prompts.objectives import Likelihood
@@ -117,7 +118,7 @@ class HardPromptSearch(DiscretePromptMethod):
         self.embeddings = torch.nn.Parameter(self.lm.embed(ids).float())
         self.register_buffer("pool_ids", ids[None].repeat(self.pool, 1))
         self.keep_ids(self.length)
-        self.scorer = CandidateScorer(self.lm, self.memory_mb)
+        self.scorer = CandidateScorer(self.lm, self.memory_mb, self.spread)
         self._start_over()
 
     def describe_trained(self) -> str:
@@ -135,11 +136,19 @@ class HardPromptSearch(DiscretePromptMethod):
     def configure_gradient_clipping(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - Lightning's arguments
         """None: only the order of the gradient's elements matters."""
 
+    def footprint(self, shape: LMShape, batch_size: int) -> Footprint:
+        """See `PromptMethod`."""
+        length = self.length
+        if length is None:
+            assert isinstance(self.init, FromText)
+            length = len(shape.encoder.tokens(self.init.text))
+        return Footprint(length * shape.width, length=length, backward=True)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of the current prompt on a batch; its gradient is what the search goes by."""
         del batch_idx
         self._rows += self.lm.encode_answers(batch.examples, self.embeddings, self.objective.with_end)
-        loss = self.answer_step(batch, self.embeddings, self.objective)
+        loss = self.answer_step(self.own_part(batch), self.embeddings, self.objective)
         if self.fluency:
             logits = self.lm.prompt_logits(self._before(), self.embeddings)
             # The prompt is input and target: the gradient by the input comes with the backward pass, this is the other.
@@ -212,6 +221,9 @@ class HardPromptSearch(DiscretePromptMethod):
         before = self._before()
         rows = [Row(before, ids) for ids in candidates.tolist()]
         size = 64
-        parts = [self.lm.score_rows(rows[start : start + size], self.embeddings[:0]).nll
-                 for start in range(0, len(rows), size)]  # fmt: skip
-        return torch.cat(parts)
+
+        def nll(part: Sequence[Row]) -> list[float]:
+            passes = [part[start : start + size] for start in range(0, len(part), size)]
+            return [value for few in passes for value in self.lm.score_rows(few, self.embeddings[:0]).nll.tolist()]
+
+        return torch.tensor(self.spread(rows, nll), device=candidates.device)

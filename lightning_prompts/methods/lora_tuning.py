@@ -5,12 +5,14 @@ Prompt: a fixed text. Crossing: nothing to cross. Objective: answer likelihood.
 
 from __future__ import annotations
 
+import re
+
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
 from lightning_prompts.errors import UserError
-from lightning_prompts.lm import LMConfig
+from lightning_prompts.lm import Footprint, LMConfig, LMShape
 from lightning_prompts.methods.base import PromptMethod
 from lightning_prompts.objectives import Likelihood
 from lightning_prompts.randomness import from_run_seed
@@ -36,6 +38,7 @@ class LoraTuning(PromptMethod):
     prompt_kind = "text, and low-rank weight updates"
     crossing = "nothing to cross"
     objective_name = "answer likelihood"
+    trains_lm = True
 
     def __init__(
         self,
@@ -91,7 +94,27 @@ class LoraTuning(PromptMethod):
         """The embeddings of the text, ``[P, D]``."""
         return self.lm.embed(self.ids.to(self.lm.device)).float()
 
+    def footprint(self, shape: LMShape, batch_size: int) -> Footprint:
+        """See `PromptMethod`."""
+        updated = [linear for linear in shape.linears if self._updates(linear.name)]
+        trained = shape.layers * self.rank * sum(linear.inputs + linear.outputs for linear in updated)
+        if shape.bytes_each == 4:  # layers that read the same keep it once; of half precision, each has a copy
+            inputs = sum({linear.reads: linear.inputs for linear in updated}.values())
+        else:
+            inputs = sum(linear.inputs for linear in updated)
+        length = len(shape.encoder.tokens(self.text))
+        inputs += self.rank * len(updated)
+        return Footprint(trained, length=length, backward=True, inputs_saved=inputs)
+
+    def _updates(self, name: str) -> bool:
+        """Whether a linear layer gets an update, by PEFT's rules."""
+        if self.target_modules == "all-linear":
+            return True
+        if isinstance(self.target_modules, str):
+            return re.fullmatch(self.target_modules, name) is not None
+        return any(name == target or name.endswith(f".{target}") for target in self.target_modules)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch."""
         del batch_idx
-        return self.answer_step(batch, self.current_prompt(), self.objective)
+        return self.answer_step(self.own_part(batch), self.current_prompt(), self.objective)

@@ -10,7 +10,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
 from lightning_prompts.errors import UserError
-from lightning_prompts.lm import KeyValues, LMConfig
+from lightning_prompts.lm import Footprint, KeyValues, LMConfig, LMShape
 from lightning_prompts.methods.base import PromptMethod
 from lightning_prompts.objectives import Likelihood
 from lightning_prompts.prompts.initializers import Initializer, RandomTokens
@@ -86,7 +86,16 @@ class PrefixTuning(PromptMethod):
         """The prefix before training."""
         return self.prefix.start()
 
+    def footprint(self, shape: LMShape, batch_size: int) -> Footprint:
+        """See `PromptMethod`."""
+        own = self.length * shape.key_value_width
+        with torch.device("meta"):
+            network = None if self.mlp is None else self.mlp.build(self.length, shape.key_value_width)
+        trained = own if network is None else sum(parameter.numel() for parameter in network.parameters())
+        # The start; what the network gives, in units of each layer's scale, and the sum of both.
+        return Footprint(trained, kept=own, saved=2 * own, ahead=self.length, backward=True)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch."""
         del batch_idx
-        return self.answer_step(batch, self.current_prompt(), self.objective)
+        return self.answer_step(self.own_part(batch), self.current_prompt(), self.objective)

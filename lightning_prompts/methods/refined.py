@@ -81,7 +81,7 @@ class RefinerMethod(PromptMethod):
         splits = [data.examples(split) for split in data.splits(self.trainer.state.fn.value)]
         for example in (example for examples in splits for example in examples):
             self.query.check_question(self.lm, example)
-        if self.cache_states:
+        if self.cache_states and self.lm.shards is None:  # or else they are computed by all, whenever they are needed
             progress = self.trainer.progress_bar_callback is not None and self.trainer.is_global_zero
             for examples in splits:
                 self.store.prepare([example.question for example in examples], progress)

@@ -13,17 +13,17 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
-from lightning_prompts.crossings.relaxation import Crossing, ScoreRelaxation, Soft
+from lightning_prompts.crossings.relaxation import Crossing, PartNoise, ScoreRelaxation, Soft
 from lightning_prompts.crossings.temperature import Temperature
 from lightning_prompts.errors import UserError, check_finite
-from lightning_prompts.lm import LMConfig, Query
+from lightning_prompts.lm import Footprint, LMConfig, LMShape, Query
 from lightning_prompts.methods.refined import RefinerMethod
 from lightning_prompts.objectives import Likelihood, Objective
 from lightning_prompts.prompts.initializers import Initializer, RandomTokens
 from lightning_prompts.prompts.vocabulary import usable_tokens
 from lightning_prompts.refiners.heads import Head, Tied
 from lightning_prompts.refiners.networks import MLPRefiner, RefinerNetwork
-from lightning_prompts.refiners.refiner import ScoreRefiner, VectorRefiner
+from lightning_prompts.refiners.refiner import ScoreRefiner, VectorRefiner, part_sizes
 from lightning_prompts.types import Batch, Example
 
 
@@ -163,16 +163,33 @@ class RefinerTuning(RefinerMethod):
             return output
         return self.matrix[self.relaxation.tokens(output, self.matrix, self.usable)]
 
+    def footprint(self, shape: LMShape, batch_size: int) -> Footprint:
+        """See `PromptMethod`."""
+        scored = isinstance(self.relaxation, ScoreRelaxation)
+        with torch.device("meta"):
+            matrix = torch.empty(shape.vocabulary, shape.width)
+            base = torch.empty(self.length, shape.vocabulary if scored else shape.width)
+            refiner = (
+                ScoreRefiner(base, matrix, self.network, self.head, shape.width)
+                if scored
+                else VectorRefiner(base, 1.0, self.network, self.head, shape.width, self.scale)
+            )
+        trained = sum(part_sizes(refiner).values())
+        kept = 2 * matrix.numel() if scored else base.numel()  # E, and its directions
+        # Scores, noise and softmax; or the bounded change and the prompt.
+        saved = (4 if scored else 2) * batch_size * base.numel()
+        return Footprint(trained, kept, saved, self.length, per_question=True, backward=True)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch."""
         del batch_idx
+        batch = self.own_part(batch)
         prompts = self.refiner(*self.states(batch.examples))
         if isinstance(self.relaxation, ScoreRelaxation):
             temperature = self.temperature_now(self.temperature)
-            self.log("train/temperature", temperature, batch_size=len(batch))
-            prompts = self.relaxation.train_vectors(
-                prompts, self.matrix, self.usable, temperature, self.step_generator(self.device)
-            )
+            self.log("train/temperature", temperature, batch_size=batch.total)
+            noise = PartNoise(self.step_generator(self.device), batch.start, batch.total)
+            prompts = self.relaxation.train_vectors(prompts, self.matrix, self.usable, temperature, noise)
         return self.answer_step(batch, prompts, self.objective)
 
     def relaxed_prompt_for(self, examples: Sequence[Example]) -> Tensor | None:

@@ -26,8 +26,9 @@ from lightning_prompts.crossings.reinforce import (
     surrogate_loss,
     whiten,
 )
+from lightning_prompts.crossings.relaxation import PartNoise
 from lightning_prompts.errors import UserError, check_finite
-from lightning_prompts.lm import LMConfig, Query
+from lightning_prompts.lm import Footprint, LMConfig, LMShape, Query
 from lightning_prompts.methods.refined import RefinerMethod
 from lightning_prompts.objectives.rewards import AnswerLikelihood, Reward, needs_likelihood
 from lightning_prompts.prompts.vocabulary import usable_tokens
@@ -202,12 +203,26 @@ class ReinforceRefiner(RefinerMethod):
         """See `RefinerMethod`: the likeliest prompts."""
         return self.matrix[self.refiner(states, mask).argmax(-1)]
 
+    def footprint(self, shape: LMShape, batch_size: int) -> Footprint:
+        """See `PromptMethod`."""
+        count = self.support.count if isinstance(self.support, TopK) else shape.vocabulary
+        with torch.device("meta"):
+            base, matrix = torch.empty(self.length, count), torch.empty(count, shape.width)
+            refiner = ScoreRefiner(base, matrix, self.network, self.head, shape.width)
+            baseline = self.baseline_kind.build(shape.width)
+        trained = sum(value.numel() for part in (refiner, baseline) for value in part.parameters())
+        saved = (2 + self.samples) * batch_size * base.numel()  # what is drawn from, and each draw's
+        rows = min(self.pass_rows, batch_size * self.samples)
+        return Footprint(trained, 2 * matrix.numel(), saved, self.length, per_question=True, rows=rows)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Draw, reward, and turn the rewards into a loss."""
         del batch_idx
+        batch = self.own_part(batch)
         states, mask = self.states(batch.examples)
         scores = self.refiner(states, mask)
-        prompts = sample(scores.detach(), self.samples, self.step_generator(self.device))
+        noise = PartNoise(self.step_generator(self.device), batch.start, batch.total)
+        prompts = sample(scores.detach(), self.samples, noise)
         rewards = self.rewards(batch.examples, prompts)
         pooled = masked_mean(states, mask)
         greedy = None
@@ -217,16 +232,23 @@ class ReinforceRefiner(RefinerMethod):
                 greedy = self.shaping(greedy[:, None])[:, 0]
         shaped = rewards if self.shaping is None else self.shaping(rewards)
         advantages = shaped - self.baseline(shaped, greedy, pooled)
-        self.baseline.update(shaped)
+        self.baseline.update(self._of_all(batch, shaped))
         if self.whitened:
-            advantages = whiten(advantages)
+            advantages = whiten(advantages, self._of_all(batch, advantages))
         entropies = entropy(scores).mean() / self.length
         loss = surrogate_loss(log_probability(scores, prompts), advantages) - self.entropy_weight * entropies
         value_loss = self.baseline.loss(shaped, pooled)
-        self.log("train/loss", loss, batch_size=len(batch))
-        self.log("train/reward", rewards.mean(), prog_bar=True, batch_size=len(batch))
-        self.log("train/entropy", entropies, batch_size=len(batch))
-        return loss if value_loss is None else loss + value_loss
+        self.log_step("train/loss", batch.weight * loss, batch)
+        self.log_step("train/reward", batch.weight * rewards.mean(), batch, prog_bar=True)
+        self.log_step("train/entropy", batch.weight * entropies, batch)
+        return batch.weight * (loss if value_loss is None else loss + value_loss)
+
+    def _of_all(self, batch: Batch, values: Tensor) -> Tensor:
+        """What all processes have of ``[B, K]`` values of a batch, in its order."""
+        if self.replica.count == 1:
+            return values
+        own = list(values.detach().cpu()) if batch.weight else []
+        return torch.stack(self.replica.gathered(own)).to(values.device)
 
     @torch.no_grad()
     def rewards(self, examples: Sequence[Example], prompts: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 from lightning_prompts.crossings.relaxation import Relaxation, Softmax
 from lightning_prompts.crossings.temperature import Temperature
 from lightning_prompts.errors import UserError
-from lightning_prompts.lm import LMConfig
+from lightning_prompts.lm import Footprint, LMConfig, LMShape
 from lightning_prompts.methods.discrete import DiscretePromptMethod
 from lightning_prompts.objectives import Likelihood
 from lightning_prompts.prompts.initializers import Initializer, RandomTokens
@@ -111,7 +111,7 @@ class RelaxedPromptTuning(DiscretePromptMethod):
         self.register_buffer("rounded_ids", torch.zeros(self.length, dtype=torch.long, device=self.lm.device))
         self.register_buffer("rounded_at", torch.tensor(0, device=self.lm.device))  # which step; 0 for not yet
         self.keep_ids(self.length)
-        self.scorer = CandidateScorer(self.lm, self.memory_mb)
+        self.scorer = CandidateScorer(self.lm, self.memory_mb, self.spread)
 
     def checkpoint_meta(self) -> dict[str, str | int]:
         """See `PromptMethod`; scores and vectors are not the same."""
@@ -143,6 +143,15 @@ class RelaxedPromptTuning(DiscretePromptMethod):
         temperature = self.temperature_now(self.temperature)
         return self.relaxation.relaxed_vectors(self.parameters_, self.matrix, self.usable, temperature)
 
+    def footprint(self, shape: LMShape, batch_size: int) -> Footprint:
+        """See `PromptMethod`."""
+        with torch.device("meta"):
+            matrix = torch.empty(shape.vocabulary, shape.width)
+            start = self.relaxation.start(torch.zeros(self.length, dtype=torch.long), matrix, self.confidence)
+        # E in float32; its softmax, what that is of, and the masked scores, each [P, V].
+        saved = 3 * self.length * shape.vocabulary
+        return Footprint(start.numel(), matrix.numel(), saved, self.length, backward=True)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch under the relaxation."""
         del batch_idx
@@ -151,4 +160,4 @@ class RelaxedPromptTuning(DiscretePromptMethod):
             self.parameters_, self.matrix, self.usable, temperature, self.step_generator(self.device)
         )
         self.log("train/temperature", temperature, batch_size=len(batch))
-        return self.answer_step(batch, vectors, self.objective)
+        return self.answer_step(self.own_part(batch), vectors, self.objective)

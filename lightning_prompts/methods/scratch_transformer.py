@@ -10,9 +10,10 @@ from typing import Literal
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from lightning_prompts.errors import UserError
-from lightning_prompts.lm import FrozenLM, LMConfig
+from lightning_prompts.lm import Footprint, FrozenLM, LMConfig, LMShape
 from lightning_prompts.lm.loading import load_tokenizer
 from lightning_prompts.methods.base import PromptMethod
 from lightning_prompts.objectives import Likelihood
@@ -40,6 +41,7 @@ class ScratchTransformer(PromptMethod):
     prompt_kind = "none; all weights of a small decoder"
     crossing = "nothing to cross"
     objective_name = "answer likelihood"
+    trains_lm = True
 
     def __init__(
         self,
@@ -63,8 +65,20 @@ class ScratchTransformer(PromptMethod):
         self.layers, self.width, self.heads, self.context, self.tokens = layers, width, heads, context, tokens
         self.objective = objective
 
+    def footprint(self, shape: LMShape, batch_size: int) -> Footprint:
+        """See `PromptMethod`."""
+        tokenizer = shape.encoder.tokenizer if self.tokens == "lm" else None
+        own = LMShape.of(self.small_lm(tokenizer), tokenizer)
+        inputs = sum({linear.reads: linear.inputs for linear in own.linears}.values())
+        return Footprint(own.in_layers + own.outside, backward=True, inputs_saved=inputs + 2 * own.width, shape=own)
+
     def load_lm(self) -> FrozenLM:
         """A random model in the LM's place, so that scoring and generation are the same code."""
+        tokenizer = load_tokenizer(self.lm_config) if self.tokens == "lm" else None
+        return FrozenLM.load(self.small_lm(tokenizer), tokenizer)
+
+    def small_lm(self, tokenizer: PreTrainedTokenizerBase | None) -> LMConfig:
+        """The decoder's shape, for another tokenizer's vocabulary if one is given."""
         shape = {
             "hidden_size": self.width,
             "intermediate_size": 4 * self.width,
@@ -74,12 +88,9 @@ class ScratchTransformer(PromptMethod):
             "max_position_embeddings": self.context,
             "tie_word_embeddings": "true",
         }
-        tokenizer = load_tokenizer(self.lm_config) if self.tokens == "lm" else None
         if tokenizer is not None:
             shape["vocab_size"] = len(tokenizer)
-        return FrozenLM.load(
-            LMConfig("random:llama," + ",".join(f"{key}={value}" for key, value in shape.items())), tokenizer
-        )
+        return LMConfig("random:llama," + ",".join(f"{key}={value}" for key, value in shape.items()))
 
     def build_prompt(self) -> None:
         """Draw the weights from the run's seed, and let them be trained."""
@@ -102,4 +113,4 @@ class ScratchTransformer(PromptMethod):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch."""
         del batch_idx
-        return self.answer_step(batch, self.current_prompt(), self.objective)
+        return self.answer_step(self.own_part(batch), self.current_prompt(), self.objective)

@@ -10,7 +10,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
 from lightning_prompts.errors import UserError
-from lightning_prompts.lm import LMConfig
+from lightning_prompts.lm import Footprint, LMConfig, LMShape
 from lightning_prompts.methods.base import PromptMethod
 from lightning_prompts.objectives import Likelihood
 from lightning_prompts.prompts.initializers import Initializer, RandomTokens
@@ -73,7 +73,15 @@ class SoftPromptTuning(PromptMethod):
         """The prompt before training, ``[P, D]``."""
         return self.prompt.initial
 
+    def footprint(self, shape: LMShape, batch_size: int) -> Footprint:
+        """See `PromptMethod`."""
+        own = self.length * shape.width
+        with torch.device("meta"):
+            network = None if self.reparametrization is None else self.reparametrization.build(shape.width)
+        trained = own + (0 if network is None else sum(parameter.numel() for parameter in network.parameters()))
+        return Footprint(trained, kept=own, length=self.length, backward=True)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch."""
         del batch_idx
-        return self.answer_step(batch, self.current_prompt(), self.objective)
+        return self.answer_step(self.own_part(batch), self.current_prompt(), self.objective)

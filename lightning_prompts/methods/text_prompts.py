@@ -20,7 +20,7 @@ from lightning_prompts.dln.network import LanguageNetwork
 from lightning_prompts.dln.reader import Reader, identity
 from lightning_prompts.dln.remote_reader import RemoteReader
 from lightning_prompts.errors import UserError, check_finite
-from lightning_prompts.lm import FrozenLM, LabelScores, LMConfig, Prompt, RemoteLM, Usage
+from lightning_prompts.lm import Footprint, FrozenLM, LabelScores, LMConfig, LMShape, Prompt, RemoteLM, Usage
 from lightning_prompts.methods.base import PromptMethod
 from lightning_prompts.search.optimizer import SearchOptimizer
 from lightning_prompts.types import Batch, Example
@@ -109,13 +109,23 @@ class TextPromptMethod(PromptMethod):
         for config in configs:
             if config in self.readers:
                 continue
-            lm: FrozenLM | RemoteLM = self.lm if config == self.lm_config else _load(config)
+            lm: FrozenLM | RemoteLM = self.lm
+            if config != self.lm_config:
+                other = _load(config)
+                lm = other if isinstance(other, RemoteLM) else self.place_lm(other)
             if isinstance(lm, FrozenLM) and lm is not self.lm:
                 self.others.append(lm)
             self.readers[config] = (
-                RemoteReader(lm, self.cache, config.calibrate_labels) if isinstance(lm, RemoteLM) else
-                Reader(lm, identity(lm, config), self.cache, self.memory_mb, calibrate=config.calibrate_labels)
+                RemoteReader(lm, self.cache, config.calibrate_labels, self.spread) if isinstance(lm, RemoteLM) else
+                Reader(lm, identity(lm, config), self.cache, self.memory_mb, calibrate=config.calibrate_labels,
+                       spread=self.spread)
             )  # fmt: skip
+        shards = self.lm.shards if isinstance(self.lm, FrozenLM) else None
+        if self.others and shards is not None and shards.lockstep is not None:
+            raise UserError(
+                f"{type(self).__name__} asks several LMs, whose weights cannot be sharded over processes that work on "
+                "different texts; set trainer.strategy.data_parallel_size to 1"
+            )
         readers = [self.readers[config] for config in configs]
         self.network = LanguageNetwork(self.placed, readers[:-1], self.max_new_tokens)
         self.proposer = readers[-1]
@@ -149,7 +159,7 @@ class TextPromptMethod(PromptMethod):
 
     @property
     def calls(self) -> int:
-        """Texts that LMs have scored or written, by this process."""
+        """Texts that LMs have scored or written, by all processes."""
         return sum(reader.calls for reader in self.readers.values())
 
     # --- prompts ----------------------------------------------------------------------------------------------------
@@ -172,6 +182,11 @@ class TextPromptMethod(PromptMethod):
         if len(prompts) == 1:
             return prompts[0]
         return "\n\n".join(f"[layer {index}]\n{text}" for index, text in enumerate(prompts))
+
+    def footprint(self, shape: LMShape, batch_size: int) -> Footprint:
+        """See `PromptMethod`."""
+        lengths = [len(shape.encoder.tokens(prompt)) for prompt in self.initial_prompts]
+        return Footprint(length=max(lengths))
 
     def describe_trained(self) -> str:
         """Texts, not numbers."""
@@ -204,18 +219,15 @@ class TextPromptMethod(PromptMethod):
         with torch.no_grad():
             self.step_rows = self.improve(batch.examples)
         self.log("train/calls", float(self.calls), prog_bar=True)
-        self.log("train/tokens", float(self.tokens_forwarded), prog_bar=True)
+        self.log("train/tokens", self.replica.sums(self.tokens_forwarded)[0], prog_bar=True)
         return self.handle.sum() * 0  # Lightning follows a gradient; this one leads nowhere
 
     def on_fit_start(self) -> None:
         """The prompts to start from are the first to be the best.
 
         Raises:
-            UserError: There are several processes, which would go on with different prompts; or batches whose gradients
-                are to be added up, where there are none.
+            UserError: There are batches whose gradients are to be added up, where there are none.
         """
-        if self.trainer.world_size > 1:
-            raise UserError(f"{type(self).__name__} learns in one process; set trainer.devices to 1")
         if self.trainer.accumulate_grad_batches > 1:
             raise UserError(
                 f"{type(self).__name__} has no gradients to accumulate; leave out trainer.accumulate_grad_batches, and "
@@ -226,7 +238,7 @@ class TextPromptMethod(PromptMethod):
             return
         batches = self.validation_batches()
         if batches:
-            rows = [row for batch in batches for row in self.evaluate(batch, self.current_prompt())]
+            rows = [row for batch in batches for row in self.judged(batch)]
             self.prompt_memory.update(self.prompts, sum(bool(row["correct"]) for row in rows) / len(rows))
 
     def check_servers(self) -> None:
@@ -248,6 +260,13 @@ class TextPromptMethod(PromptMethod):
         """At most: the longest prompt, and hidden texts and templates of several layers."""
         hidden = [2 * layer.max_new_tokens + 64 for layer in self.layer_settings[:-1]]
         return self.max_prompt_tokens - self.prompt_length + max(hidden, default=0)
+
+    def judged(self, examples: Sequence[Example]) -> list[dict[str, Any]]:
+        """See `PromptMethod`; the work is split where LMs are asked, so that all processes come to know the answers."""
+        return self.evaluate(examples, self.current_prompt())
+
+    def _generate(self, examples: Sequence[Example], prompt: Prompt) -> list[dict[str, Any]]:
+        return self.spread(examples, lambda part: super(TextPromptMethod, self)._generate(part, prompt))
 
     def label_scores(self, prepared: Sequence[Example], prompt: Prompt) -> LabelScores:
         """See `PromptMethod`; what is known is looked up."""
@@ -285,9 +304,7 @@ class TextPromptMethod(PromptMethod):
         """Keep the prompts if they are strictly better than the best, or go back to those; see `PromptMemory`."""
         if self.trainer.state.fn != TrainerFn.FITTING or self.trainer.sanity_checking:
             return
-        totals = self.trainer.strategy.reduce(torch.tensor(self._right, device=self.device), reduce_op="sum")
-        assert isinstance(totals, Tensor)
-        accuracy = float(totals[0] / totals[1])
+        accuracy = self._right[0] / self._right[1]
         self.log("val/best_accuracy", max(accuracy, self.prompt_memory.best_accuracy))
         before = self.prompts
         self.prompts = self.prompt_memory.update(before, accuracy)

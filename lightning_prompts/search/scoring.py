@@ -81,7 +81,13 @@ class CandidateScorer(Passes):
         by_candidate = tokens_to_run(filled[:2]) <= tokens_to_run(transposed(filled[:2]))
         answers = sum(len(row.answer) + len(row.end) for row in rows)
         size = self.fitting(tokens_to_run(filled[:1]), answers)
-        return _joined(self.run(filled, size, len(rows), lambda part: self._pass(part, by_candidate)))
+
+        def work(mine: Sequence[list[Row]]) -> list[tuple[Tensor, ...]]:
+            scores = _joined(self.run(mine, size, len(rows), lambda part: self._pass(part, by_candidate)))
+            return list(zip(*(part.cpu() for part in _parts(scores)), strict=True))
+
+        columns = zip(*self.spread(filled, work), strict=True)
+        return _of_parts([torch.stack(column).to(self.lm.device) for column in columns])
 
     def _pass(self, filled: list[list[Row]], by_candidate: bool) -> Scores:
         """``[C][N]`` rows in one forward pass -> scores ``[C, N]``."""
@@ -128,12 +134,20 @@ def race(
     return result
 
 
+def _parts(scores: Scores) -> list[Tensor]:
+    """What there is of each row."""
+    return [scores.nll, scores.tokens, scores.greedy, scores.end_nll]
+
+
+def _of_parts(parts: list[Tensor]) -> Scores:
+    nll, tokens, greedy, end_nll = parts
+    return Scores(nll, tokens, greedy, end_nll)
+
+
 def _shaped(scores: Scores, shape: tuple[int, int], transpose: bool) -> Scores:
-    parts = [getattr(scores, name).view(shape) for name in ("nll", "tokens", "greedy", "end_nll")]
-    return Scores(*(part.T if transpose else part for part in parts))
+    parts = [part.view(shape) for part in _parts(scores)]
+    return _of_parts([part.T if transpose else part for part in parts])
 
 
 def _joined(parts: list[Scores]) -> Scores:
-    return Scores(
-        *(torch.cat([getattr(part, name) for part in parts]) for name in ("nll", "tokens", "greedy", "end_nll"))
-    )
+    return _of_parts([torch.cat(list(column)) for column in zip(*map(_parts, parts), strict=True)])

@@ -1,0 +1,172 @@
+"""What a memory plan needs to know of an LM and of a method: sizes, and no weights."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.pytorch_utils import Conv1D
+
+from lightning_prompts.lm.config import LMConfig
+from lightning_prompts.lm.encoding import Encoder
+from lightning_prompts.lm.loading import load_tokenizer, weightless_model
+
+# Bytes of a weight of a linear layer through bitsandbytes: int8 has a scale per row, nf4 one per 64 weights.
+_QUANTIZED = {"int8": 1.0, "nf4": 0.5 + 4 / 64}
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A linear layer of a decoder layer.
+
+    Attributes:
+        name: Within its decoder layer (``mlp.up_proj``).
+        inputs: Width of its input.
+        outputs: Width of its output.
+    """
+
+    name: str
+    inputs: int
+    outputs: int
+
+    @property
+    def reads(self) -> str:
+        """What names its input: projections of one part that have the same width read the same."""
+        part, _, own = self.name.rpartition(".")
+        return f"{part} {own if own in ('o_proj', 'down_proj', 'c_proj') else ''}"
+
+
+@dataclass(frozen=True)
+class LMShape:
+    """Sizes of a causal LM.
+
+    Attributes:
+        name: What to call it.
+        dtype: Of its weights and activations.
+        quantization: Of its linear layers; ``none`` for none.
+        layers: ``L``.
+        width: ``D``.
+        inner: Width of the feed-forward part.
+        gated: Whether that part has a gate.
+        heads: ``H``.
+        kv_heads: ``Hkv``.
+        head_width: ``Dh``.
+        vocabulary: ``V``.
+        context: Tokens of the longest row.
+        linears: The linear layers of one decoder layer.
+        in_layers: Parameters of all decoder layers.
+        outside: All other parameters: embeddings, the head unless it is tied to them, the last norm.
+        gradient_checkpointing: See `LMConfig`.
+        encoder: From text to tokens.
+    """
+
+    name: str
+    dtype: torch.dtype
+    quantization: str
+    layers: int
+    width: int
+    inner: int
+    gated: bool
+    heads: int
+    kv_heads: int
+    head_width: int
+    vocabulary: int
+    context: int
+    linears: tuple[Linear, ...]
+    in_layers: int
+    outside: int
+    gradient_checkpointing: bool
+    encoder: Encoder
+
+    @classmethod
+    def of(cls, config: LMConfig, tokenizer: PreTrainedTokenizerBase | None = None) -> LMShape:
+        """The sizes of the model that ``config`` names, from its configuration alone.
+
+        Raises:
+            UserError: There is no such model.
+        """
+        model = weightless_model(config)
+        text = model.config.get_text_config()
+        blocks = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+        linears = tuple(
+            Linear(name, *(module.weight.shape if isinstance(module, Conv1D) else reversed(module.weight.shape)))
+            for name, module in blocks[0].named_modules()
+            if isinstance(module, nn.Linear | Conv1D)
+        )
+        in_layers = sum(parameter.numel() for block in blocks for parameter in block.parameters())
+        heads = int(text.num_attention_heads)
+        up = [linear for linear in linears if re.search(r"(up_proj|fc_in|c_fc|fc1|dense_h_to_4h)$", linear.name)]
+        return cls(
+            name=config.name,
+            dtype=model.dtype,
+            quantization=config.quantization or "none",
+            layers=int(text.num_hidden_layers),
+            width=int(text.hidden_size),
+            inner=up[0].outputs if up else 4 * int(text.hidden_size),
+            gated=any(linear.name.endswith("gate_proj") for linear in linears),
+            heads=heads,
+            kv_heads=int(getattr(text, "num_key_value_heads", None) or heads),
+            head_width=int(getattr(text, "head_dim", None) or text.hidden_size // heads),
+            vocabulary=int(text.vocab_size),
+            context=int(getattr(text, "max_position_embeddings", None) or 1 << 30),
+            linears=linears,
+            in_layers=in_layers,
+            outside=sum(parameter.numel() for parameter in model.parameters()) - in_layers,
+            gradient_checkpointing=config.gradient_checkpointing,
+            encoder=Encoder(tokenizer or load_tokenizer(config)),
+        )
+
+    @property
+    def bytes_each(self) -> int:
+        """Bytes of a number in the LM's dtype."""
+        return self.dtype.itemsize
+
+    @property
+    def key_value_width(self) -> int:
+        """``W``: keys and values of one token in all layers."""
+        return 2 * self.layers * self.kv_heads * self.head_width
+
+    def weight_bytes(self, shards: int = 1, heads: int = 1) -> float:
+        """Bytes of the weights in one process.
+
+        Args:
+            shards: Processes that each weight of a decoder layer is split over.
+            heads: Processes that the heads of each layer are split over.
+        """
+        linear = self.layers * sum(layer.inputs * layer.outputs for layer in self.linears)
+        each = _QUANTIZED.get(self.quantization, self.bytes_each)
+        layers = linear * each + (self.in_layers - linear) * self.bytes_each
+        return layers / (shards * heads) + self.outside * self.bytes_each
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What a method adds to its LM.
+
+    Attributes:
+        trained: Parameters with gradients and an optimiser's state, float32.
+        kept: Further float32 numbers that it keeps: initial values, copies of E.
+        saved: Float32 numbers that a step keeps for the backward pass outside of the LM.
+        length: ``P``, places in the prompt slot.
+        ahead: Keys and values in front of everything.
+        per_question: Every row has a prompt of its own.
+        backward: Whether a step follows a gradient through the LM.
+        inputs_saved: Widths of the inputs of linear layers that each decoder layer keeps, for weights that are trained.
+        rows: Rows of a pass without gradient, where a step has passes of that kind only; ``None`` for the batch's.
+        shape: The LM, where it is another than the config's.
+    """
+
+    trained: int = 0
+    kept: int = 0
+    saved: int = 0
+    length: int = 0
+    ahead: int = 0
+    per_question: bool = False
+    backward: bool = False
+    inputs_saved: int = 0
+    rows: int | None = None
+    shape: LMShape | None = None

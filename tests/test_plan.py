@@ -1,0 +1,263 @@
+"""The memory plan: against what autograd really keeps, and from the command line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import SHAPES, TINY
+
+from lightning_prompts import commands
+from lightning_prompts.crossings.reinforce import TopK
+from lightning_prompts.crossings.relaxation import GumbelSoftmax, Projected
+from lightning_prompts.errors import UserError
+from lightning_prompts.lm import LMConfig, LMShape
+from lightning_prompts.lm import attention as attention_module
+from lightning_prompts.lm.loading import load_model
+from lightning_prompts.memory_plan import Packed, Processes, kept_bytes, make_plan, optimizer_state
+from lightning_prompts.methods import (
+    FixedPrompt,
+    HardPromptSearch,
+    LoraTuning,
+    PrefixTuning,
+    PromptMethod,
+    RefinerTuning,
+    ReinforceRefiner,
+    RelaxedPromptTuning,
+    ScratchTransformer,
+    SoftPromptTuning,
+)
+from lightning_prompts.prompts.initializers import FromText
+from lightning_prompts.prompts.soft import ResidualMLP
+from lightning_prompts.refiners.networks import TransformerRefiner
+from lightning_prompts.template import Template
+from lightning_prompts.types import Batch, Example
+
+# Large enough that what the plan leaves out, single numbers per token, does not count.
+WIDE = ("hidden_size=64,intermediate_size=160,num_hidden_layers=3,num_attention_heads=4,num_key_value_heads=2,"
+        "max_position_embeddings=512")  # fmt: skip
+SEVEN_BILLION = ("random:llama,hidden_size=4096,intermediate_size=11008,num_hidden_layers=32,num_attention_heads=32,"
+                 "num_key_value_heads=32,vocab_size=32000,max_position_embeddings=4096")  # fmt: skip
+
+
+def batch(count: int = 12, even: bool = True, first: bool = False) -> list[Example]:
+    template = Template("{prompt}{question}: {answer}" if first else "The opposite of{prompt} {question} is {answer}")
+    words = ["hot", "large and heavy", "dark", "unquestionably good", "near", "at home in the evening"]
+    return [
+        template.render({"question": words[0 if even else n % len(words)], "answer": f"{n % 7} and more"}, f"row {n}")
+        for n in range(count)
+    ]
+
+
+class Kept:
+    """Counts the bytes that autograd keeps for the backward pass, each storage once, parameters left out."""
+
+    def __init__(self, parameters: list[torch.Tensor]) -> None:
+        self.own = {parameter.untyped_storage().data_ptr() for parameter in parameters}
+        self.storages: dict[int, Any] = {}
+
+    def pack(self, tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self.own:
+            self.storages[storage.data_ptr()] = storage  # kept alive, so that no address comes twice
+        return tensor
+
+    @property
+    def bytes(self) -> int:
+        return sum(storage.nbytes() for storage in self.storages.values())
+
+
+def kept_by(method: PromptMethod, examples: list[Example]) -> int:
+    """What a training step of a method really keeps."""
+    method.configure_model()
+    kept = Kept([*method.parameters(), *method.buffers()])
+    with torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda tensor: tensor):
+        loss = method.training_step(Batch(examples), 0)
+    assert loss.requires_grad
+    return kept.bytes
+
+
+def planned(method: PromptMethod, examples: list[Example]) -> float:
+    shape = LMShape.of(method.lm_config)
+    footprint = method.footprint(shape, len(examples))
+    shape = footprint.shape or shape
+    rows = [shape.encoder.row(example, footprint.length, with_end=True) for example in examples]
+    packed = Packed.of(rows, footprint)
+    # Beside what `kept_bytes` counts: log-probabilities, which the plan has among what comes and goes.
+    return kept_bytes(shape, packed, footprint) + packed.logits * shape.vocabulary * 4
+
+
+LM = LMConfig(f"random:llama,{WIDE}")
+METHODS: dict[str, Callable[[], PromptMethod]] = {
+    "soft": lambda: SoftPromptTuning(8, lm=LM),
+    "soft, tied reparametrisation": lambda: SoftPromptTuning(8, reparametrization=ResidualMLP(8), lm=LM),
+    "prefix": lambda: PrefixTuning(8, mlp=None, lm=LM),
+    "lora": lambda: LoraTuning(4, text="is", lm=LM),
+    "lora, some": lambda: LoraTuning(4, target_modules=["q_proj", "down_proj"], text="is", lm=LM),
+    "refiner": lambda: RefinerTuning(6, lm=LM, cache_states=False),
+    "scratch": lambda: ScratchTransformer(3, 64, 4),
+}
+
+
+@pytest.mark.parametrize("rows", ["even", "uneven", "prompt first"])
+@pytest.mark.parametrize("name", METHODS)
+def test_the_plan_is_what_autograd_keeps(name: str, rows: str) -> None:
+    examples = batch(even=rows == "even", first=rows == "prompt first")
+    assert planned(METHODS[name](), examples) == pytest.approx(kept_by(METHODS[name](), examples), rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "tolerance"),
+    [
+        (f"random:qwen3,{WIDE},head_dim=16", 0.25),  # norms of heads, which keep their inputs
+        (f"random:qwen2,{WIDE}", 0.08),
+        (f"random:mistral,{WIDE}", 0.08),
+        ("random:gpt2,n_embd=64,n_layer=3,n_head=4,n_positions=512", 0.25),
+    ],
+)
+def test_of_other_architectures_too(settings: str, tolerance: float) -> None:
+    method, examples = SoftPromptTuning(8, lm=LMConfig(settings)), batch(even=False)
+    assert planned(method, examples) == pytest.approx(kept_by(method, examples), rel=tolerance)
+
+
+def test_above_the_limit_of_explicit_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (attention_module, __import__("lightning_prompts.memory_plan", fromlist=["x"])):
+        monkeypatch.setattr(module, "EXPLICIT_LIMIT", 1000)
+    method, examples = SoftPromptTuning(8, lm=LM), batch(even=False)
+    assert planned(method, examples) == pytest.approx(kept_by(method, examples), rel=0.1)
+
+
+def test_with_gradient_checkpointing() -> None:
+    lm = replace(LM, gradient_checkpointing=True)
+    plain, less = SoftPromptTuning(8, lm=LM), SoftPromptTuning(8, lm=lm)
+    examples = batch(even=False)
+    assert planned(less, examples) < 0.7 * planned(plain, examples)
+    # One layer at a time is made again in the backward pass; until then, layers' inputs are all that is kept.
+    shape = LMShape.of(lm)
+    rows = [shape.encoder.row(example, 8, with_end=True) for example in examples]
+    packed = Packed.of(rows, less.footprint(shape, 12))
+    inputs = packed.tokens * 4 * (shape.layers + 1) * shape.width
+    assert kept_by(less, examples) == pytest.approx(inputs + packed.logits * shape.vocabulary * 4, rel=0.1)
+
+
+# --- weights, prompts, optimisers -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "qwen3", "gemma3"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_weights_are_those_of_the_model(name: str, dtype: str) -> None:
+    config = LMConfig(SHAPES[name], dtype=dtype)  # type: ignore[arg-type]
+    model, _ = load_model(config)
+    assert LMShape.of(config).weight_bytes() == sum(value.nbytes for value in model.parameters())
+
+
+def test_quantised_weights() -> None:
+    config = LMConfig(TINY.replace("hidden_size=32", "hidden_size=64"), quantization="int8")
+    model, _ = load_model(config)
+    assert LMShape.of(config).weight_bytes() == pytest.approx(
+        sum(value.nbytes for value in model.parameters()), rel=0.02
+    )
+
+
+TRAINED: dict[str, Callable[[], PromptMethod]] = {
+    **METHODS,
+    "relaxed": lambda: RelaxedPromptTuning(6, lm=LM),
+    "prefix with a network": lambda: PrefixTuning(8, lm=LM),
+    "projected": lambda: RelaxedPromptTuning(6, Projected(), lm=LM),
+    "search": lambda: HardPromptSearch(None, FromText(" one two"), top_k=8, filter=False, lm=LM),
+    "refiner of scores": lambda: RefinerTuning(6, TransformerRefiner(8, 1, 2), crossing=GumbelSoftmax(), lm=LM),
+    "reinforce": lambda: ReinforceRefiner(support=TopK(20), lm=LM),
+}
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_what_is_trained_is_counted(name: str) -> None:
+    method = TRAINED[name]()
+    footprint = method.footprint(LMShape.of(method.lm_config), 4)
+    method.configure_model()
+    assert footprint.trained == sum(parameter.numel() for parameter in method.trainable_parameters())
+
+
+def test_optimisers_differ() -> None:
+    kinds = {torch.optim.AdamW: 2, torch.optim.SGD: 0, torch.optim.Adagrad: 1}
+    for kind, numbers in kinds.items():
+        assert optimizer_state(SoftPromptTuning(8, lm=LM, optimizer=lambda p, kind=kind: kind(p, lr=0.1))) == numbers
+    assert optimizer_state(FixedPrompt("x", LM)) == 0
+
+
+# --- the plan as a whole ----------------------------------------------------------------------------------------------
+
+
+def test_seven_billion_without_weights() -> None:
+    method = SoftPromptTuning(20, lm=LMConfig(SEVEN_BILLION, dtype="bfloat16"))
+    plan = make_plan(method, [batch(32)], [batch(32)])
+    assert plan.of("LM weights") == pytest.approx(13.48e9, rel=0.01)  # Llama 2 7B: 6.74 billion, two bytes each
+    assert plan.of("what is trained") == 20 * 4096 * 4
+    assert plan.of("optimiser") == 2 * 20 * 4096 * 4
+    assert plan.peak == max(plan.total("training"), plan.total("evaluation"))
+    assert plan.total("training") > plan.of("LM weights") + plan.of("activations kept")
+    for quantization, each in (("int8", 1.0), ("nf4", 0.5625)):
+        config = LMConfig(SEVEN_BILLION, dtype="bfloat16", quantization=quantization)  # type: ignore[arg-type]
+        small = make_plan(SoftPromptTuning(20, lm=config), [batch(32)], [batch(32)])
+        linear = 32 * (4 * 4096**2 + 3 * 4096 * 11008)
+        assert small.of("LM weights") == pytest.approx(13.48e9 - linear * (2 - each), rel=0.01)
+
+
+def test_more_rows_and_processes() -> None:
+    method = SoftPromptTuning(20, lm=LMConfig(SEVEN_BILLION, dtype="bfloat16"))
+    small, large = (make_plan(method, [batch(count)], [batch(count)]) for count in (32, 128))
+    assert large.of("activations kept") > 3 * small.of("activations kept")
+    assert large.of("keys and values") > 3 * small.of("keys and values")
+    eight = make_plan(method, [batch(128)], [batch(128)], Processes(8, 1, 1))
+    assert eight.of("LM weights") == large.of("LM weights")
+    assert eight.of("activations kept") < 0.3 * large.of("activations kept")
+    heads = make_plan(method, [batch(128)], [batch(128)], Processes(1, 1, 8))
+    assert heads.of("LM weights") < 0.2 * large.of("LM weights")
+    assert heads.of("activations kept") < 0.5 * large.of("activations kept")
+    pieces = make_plan(method, [batch(128)], [batch(128)], Processes(8, 8, 1))
+    assert pieces.of("LM weights") == pytest.approx(heads.of("LM weights"), rel=1e-3)
+    assert pieces.of("two layers") > 0
+
+
+def test_nothing_to_plan_for() -> None:
+    with pytest.raises(UserError, match="no examples to plan for"):
+        make_plan(SoftPromptTuning(20, lm=LM), [], [])
+
+
+CONFIG = f"""
+model:
+  class_path: SoftPromptTuning
+  init_args: {{length: 4, lm: {{name: "{SEVEN_BILLION}", dtype: bfloat16}}}}
+data: {{class_path: Antonyms}}
+trainer:
+  accelerator: gpu
+  devices: 8
+  num_nodes: 2
+  strategy: {{class_path: LMParallel, init_args: {{data_parallel_size: 2, tensor_parallel_size: 8}}}}
+"""
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    assert commands.run(["plan", "-c", "config.yaml", "--model.length", "8"]) == 0
+    shown = capsys.readouterr().out
+    assert "SoftPromptTuning on random:llama" in " ".join(shown.split())
+    assert re.search(r"LM weights \(bfloat16\)\s*│\s*1\.\d+ GB", shown)
+    assert re.search(r"together\s*│\s*\d+\.\d+ GB", shown)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"], "nothing is written"
+
+
+def test_a_wrong_config_is_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.yaml").write_text(CONFIG.replace("random:llama", "random:lama"))
+    assert commands.run(["plan", "-c", str(tmp_path / "config.yaml")]) == 1
+    assert capsys.readouterr().err.startswith("error: model 'random:lama")
+    with pytest.raises(SystemExit):
+        commands.run(["plan", "-c", str(tmp_path / "config.yaml"), "--model.lenght", "3"])
+    assert "length" in capsys.readouterr().err
