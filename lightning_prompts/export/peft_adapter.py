@@ -139,9 +139,10 @@ def _harness(export: Export, name: str) -> str:
     bos = ",add_bos_token=True" if about["lead"] and export.kind != "vectors" else ""
     base = export.base.named("a PEFT adapter")
     return (
-        "\nIn lm-evaluation-harness, for a task of your own:\n\n"
+        "\nIn lm-evaluation-harness, for a task of your own (with a list of choices, `target_delimiter` is "
+        f"{literal(gap)}):\n\n"
         f"```yaml\ndoc_to_text: {literal(asked.rstrip())}\n"
-        f'target_delimiter: {literal(gap)}\ndoc_to_target: "{{{{answer}}}}"\n```\n\n'
+        f'target_delimiter: ""\ndoc_to_target: {literal(gap + "{{answer}}")}\n```\n\n'
         f"```bash\nlm_eval --model hf --model_args pretrained={base},peft={name}{bos} "
         "--include_path FOLDER --tasks TASK\n```\n"
     )

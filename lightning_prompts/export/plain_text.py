@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
+from lightning_prompts.errors import UserError
 from lightning_prompts.export.formats import Export, Format, answer_nll
 from lightning_prompts.export.texts import Step, think
 from lightning_prompts.export.usage import code, literal, load_model
-from lightning_prompts.lm import FrozenLM
+from lightning_prompts.lm import FrozenLM, KeyValues
 from lightning_prompts.methods.text_prompts import TextPromptMethod
 from lightning_prompts.prompts.from_peft import ABOUT
 from lightning_prompts.types import Example
@@ -27,6 +28,23 @@ class PlainText(Format):
     title = "text"
     library = "transformers"
     kinds = ("text",)
+
+    def check(self, export: Export) -> None:
+        """See `Format`.
+
+        Raises:
+            UserError: The prompt is tokens that no text has.
+        """
+        method, steps = export.run.method, _steps(export)
+        prompt = method.current_prompt()
+        if isinstance(prompt, KeyValues) or len(steps) > 1:
+            return
+        ids = torch.tensor(method.lm.encoder.tokens(steps[0].prompt), dtype=torch.long, device=method.lm.device)
+        if not torch.equal(method.lm.embed(ids).float(), prompt):
+            raise UserError(
+                f"the prompt's tokens become others when their text {steps[0].prompt!r} is read, so no text scores as "
+                "they do; train one with model.readable: true, which mostly stays what it is"
+            )
 
     def write(self, export: Export, folder: Path) -> None:
         """See `Format`. ``prompt.txt`` is the prompt itself, or all there is to read where that is more."""
