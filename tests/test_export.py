@@ -42,6 +42,9 @@ from lightning_prompts.types import Example
 SOFT = ["--model", "SoftPromptTuning", "--model.length", "3", "--model.optimizer.lr", "0.5"]
 PREFIX = ["--model", "PrefixTuning", "--model.length", "3", "--model.optimizer.lr", "0.5"]
 LORA = ["--model", "LoraTuning", "--model.rank", "2", "--model.text", " two", "--model.optimizer.lr", "0.1"]
+# Wide weights, or else what a tiny random model answers would hardly depend on what it reads.
+LIVELY = ",initializer_range=0.2"
+LLAMA = TINY + LIVELY
 METHODS = {
     "soft": SOFT,
     "soft, mlp": [*SOFT, "--model.reparametrization", "ResidualMLP", "--model.reparametrization.hidden", "4"],
@@ -56,14 +59,14 @@ FRONT = ["--data.template", "{prompt} {question} and {answer}"]
 AFTER_QUESTION = ["--data.template", "{question}{prompt} {answer}"]
 
 
-def fitted(folder: Path, *words: str, model: str = TINY, steps: int = 3, task: Sequence[str] = ANTONYMS) -> Path:
+def fitted(folder: Path, *words: str, model: str = LLAMA, steps: int = 3, task: Sequence[str] = ANTONYMS) -> Path:
     args = ["fit", *task, *words, "--model.lm.name", model, "--model.max_new_tokens", "3", *QUIET]
     assert run([*args, "--trainer.max_steps", str(steps), "--trainer.default_root_dir", str(folder)]) == 0
     return folder
 
 
 def measured(folder: Path, *words: str) -> Path:
-    args = ["test", *ANTONYMS, *words, "--model.lm.name", TINY, "--model.max_new_tokens", "3", *QUIET]
+    args = ["test", *ANTONYMS, *words, "--model.lm.name", LLAMA, "--model.max_new_tokens", "3", *QUIET]
     assert run([*args, "--verbose", "false", "--trainer.default_root_dir", str(folder)]) == 0
     return folder
 
@@ -112,7 +115,7 @@ def adapters(runs: dict[str, Path], base: Path, tmp_path_factory: pytest.TempPat
 def speller(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A tiny model with the embedded model's tokenizer, which has a chat template, in a folder of its own."""
     folder = tmp_path_factory.mktemp("speller")
-    lm = FrozenLM.load(LMConfig(f"random:{embedded_folder('smollm2-135m-instruct')},{SMALL},head_dim=8"))
+    lm = FrozenLM.load(LMConfig(f"random:{embedded_folder('smollm2-135m-instruct')},{SMALL},head_dim=8{LIVELY}"))
     lm.model.save_pretrained(folder)
     lm.tokenizer.save_pretrained(folder)
     return str(folder)
@@ -123,7 +126,7 @@ def starter(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A tiny model whose tokenizer starts every text with BOS and a space, and ends it with EOS."""
     folder = tmp_path_factory.mktemp("starter")
     tokenizer = sentencepiece_like()
-    FrozenLM.load(LMConfig(f"{TINY},vocab_size={300}")).model.save_pretrained(folder)
+    FrozenLM.load(LMConfig(f"{LLAMA},vocab_size=300")).model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
 
@@ -168,7 +171,7 @@ def test_an_adapter_gives_the_same_logits_in_peft(name: str, runs: dict[str, Pat
         torch.testing.assert_close(theirs, ours, atol=1e-4, rtol=1e-4)
         with model.disable_adapter(), torch.no_grad():
             without = model(input_ids=torch.tensor([ids])).logits[0, -len(ours) - 1 : -1]
-        assert (without - ours).abs().max() > 1e-3, "the adapter does something"
+        assert (without - ours).abs().max() > 0.1, "the adapter does something"
 
 
 @pytest.mark.parametrize(
@@ -176,7 +179,7 @@ def test_an_adapter_gives_the_same_logits_in_peft(name: str, runs: dict[str, Pat
 )
 def test_adapters_of_all_architectures(shape: str, name: str, tmp_path: Path) -> None:
     """The check passes, and the keys and values have PEFT's shape."""
-    folder = fitted(tmp_path / "run", *METHODS[name], model=SHAPES[shape], steps=2)
+    folder = fitted(tmp_path / "run", *METHODS[name], model=SHAPES[shape] + LIVELY, steps=2)
     made = export(folder, "peft", "--base", str(tmp_path / "base"))
     if name == "prefix":
         config = json.loads((made / "adapter_config.json").read_text())
@@ -236,7 +239,7 @@ def test_tensors_with_what_is_said_about_them(name: str, made: str, runs: dict[s
     assert all(torch.equal(found[key], wanted[key]) for key in found)
     about = json.loads((folder / "prompt.json").read_text())
     assert about["prompts"][0]["templates"] == {"": "Here are two{prompt} {question} and {answer}."}
-    assert about["model"] == TINY
+    assert about["model"] == LLAMA
     assert ("positions 0 to 2" in about["position"]) == name.startswith("prefix")
 
 
@@ -252,7 +255,7 @@ def test_an_infill_prompt_is_for_tensors(tmp_path: Path, capsys: pytest.CaptureF
 
 # --- text ------------------------------------------------------------------------------------------------------------
 
-WIDE = TINY.replace("max_position_embeddings=256", "max_position_embeddings=4096")  # room for a proposer
+WIDE = LLAMA.replace("max_position_embeddings=256", "max_position_embeddings=4096")  # room for a proposer
 TEXTS = {
     "softmax": ["--model", "RelaxedPromptTuning", "--model.length", "3"],
     "search": ["--model", "HardPromptSearch", "--model.candidates", "6", "--model.top_k", "30"],
@@ -621,7 +624,7 @@ def test_other_types_are_told_apart(adapters: dict[str, Path], tiny: FrozenLM) -
 
 def start(name: str, init: FromPeft, change: dict[str, Any]) -> None:
     """Another run from an adapter, as far as its prompt."""
-    lm = LMConfig(TINY)
+    lm = LMConfig(LLAMA)
     if name == "lora":
         settings = {key: change[key] for key in ("rank", "target_modules") if key in change}
         LoraTuning(**{"rank": 2, **settings}, init=init, lm=lm).configure_model()

@@ -10,10 +10,13 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
 from lightning_prompts.errors import UserError
+from lightning_prompts.export.contents import Kind
 from lightning_prompts.export.formats import Export, Format
 from lightning_prompts.lm.embedded import EMBEDDED
 from lightning_prompts.prompts.from_peft import ABOUT
 
+TAGS: dict[Kind, str] = {"vectors": "prompt-tuning", "keys and values": "prefix-tuning", "weight updates": "lora",
+                         "text": "prompt-optimization"}  # fmt: skip
 METRICS = {"nll": "NLL (nats per answer token)", "exact_match": "exact match", "accuracy": "accuracy",
            "relaxed_nll": "NLL of the relaxed prompt"}  # fmt: skip
 
@@ -66,7 +69,7 @@ def front_matter(export: Export, made: Format, name: str, metrics: Mapping[str, 
     data = ModelCardData(
         base_model=export.base.hub_id,
         library_name=made.library,
-        tags=["lightning-prompts", export.run.method_name, *({"text"} & {export.kind} or {"prompt-tuning"}), made.name],
+        tags=["lightning-prompts", export.run.method_name, TAGS[export.kind]],
         datasets=_datasets(export),
         metrics=sorted({kind for _, kind, _ in _rows(metrics)}) or None,
         pipeline_tag="text-generation",

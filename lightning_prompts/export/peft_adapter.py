@@ -32,7 +32,7 @@ class PeftAdapter(Format):
     """
 
     name = "peft"
-    title = "PEFT adapter"
+    title = "a PEFT adapter"
     library = "peft"
     kinds = ("vectors", "keys and values", "weight updates")
 
