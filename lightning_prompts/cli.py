@@ -45,6 +45,7 @@ from lightning_prompts.dln.sharpening import Sharpening
 from lightning_prompts.environment import environment
 from lightning_prompts.errors import DEBUG, UserError, check_finite
 from lightning_prompts.files import no_room, write_atomic
+from lightning_prompts.lm import FrozenLM
 from lightning_prompts.lm.memory import out_of_memory
 from lightning_prompts.objectives import Objective
 from lightning_prompts.objectives.rewards import Reward
@@ -154,10 +155,8 @@ class RunFolder(SaveConfigCallback):
         tested = config.pop("verbose", None) is not None  # which `fit` has no such setting for
         record = self.parser.dump(config, skip_none=False, skip_validation=tested)
         write_atomic(folder / self.config_filename, record)
-        lm = pl_module.lm
-        found = environment(
-            trainer.strategy.root_device, trainer.world_size, lm.model.dtype, pl_module.lm_config.quantization
-        )
+        dtype = pl_module.lm.model.dtype if isinstance(pl_module.lm, FrozenLM) else None  # else behind a server
+        found = environment(trainer.strategy.root_device, trainer.world_size, dtype, pl_module.lm_config.quantization)
         write_atomic(folder / ENVIRONMENT, json.dumps(found, indent=2) + "\n")
 
 
@@ -308,7 +307,7 @@ def run(args: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, or 1 after an error, which was told in one line. Errors in the arguments exit with 2.
     """
-    _quiet()
+    quiet()
     try:
         check_yaml(sys.argv[1:] if args is None else args)
         PromptCLI(args)
@@ -325,24 +324,24 @@ def run(args: Sequence[str] | None = None) -> int:
     except RecursionError:
         return fail("a config or data file is nested too deeply, or holds itself")
     except Exception as error:  # noqa: BLE001 - a person reads this; the traceback is one variable away
-        if wrapped := _told(error):
+        if wrapped := told(error):
             return fail(str(wrapped))
         return fail(f"{type(error).__name__}: {error}", unexpected=True)
     return 0
 
 
-def _told(error: Exception) -> UserError | None:
+def told(error: Exception) -> UserError | None:
     """An error in words for people, where it is a known one."""
-    told = user_error(error) or no_room(error) or process_lost(error)
-    if told is None and out_of_memory(error):
+    known = user_error(error) or no_room(error) or process_lost(error)
+    if known is None and out_of_memory(error):
         return UserError(
             "out of memory; lower data.batch_size and data.eval_batch_size, or set model.lm.dtype: bfloat16 or "
             "model.lm.gradient_checkpointing: true"
         )
-    told = told or does_not_fit(error)
-    if told is None and "Does not validate against" in str(error):  # by the parser, while it builds
+    known = known or does_not_fit(error)
+    if known is None and "Does not validate against" in str(error):  # by the parser, while it builds
         return UserError(one_line(str(error), CONFIGURABLE))
-    return told
+    return known
 
 
 def _results(metrics: Mapping[str, torch.Tensor]) -> Table:
@@ -426,7 +425,7 @@ def _clear(folder: Path) -> None:
             path.rmdir()
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Keep the screen for what a user can act on."""
     for message in (
         ".*does not have many workers.*",

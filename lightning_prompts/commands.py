@@ -33,6 +33,7 @@ TRAINER = {
 COMMANDS: dict[str, Command] = {
     "report": Command("lightning_prompts.report.command", "compare runs on one page, as HTML and as Markdown"),
     "plan": Command("lightning_prompts.memory_plan", "say how much memory a run would need, before it loads anything"),
+    "export": Command("lightning_prompts.export.command", "write a run's prompt for PEFT, vLLM and others, checked"),
 }
 
 

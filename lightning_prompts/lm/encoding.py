@@ -95,7 +95,7 @@ class Encoder:
         Raises:
             UserError: Nothing precedes the answer, the answer has no tokens, or the tokenizer has no chat template.
         """
-        before, after, answer = self._texts(example)
+        before, after, answer = self.texts(example)
         slot = [-1 - p for p in range(length)]
         head = ([] if example.chat else list(self.lead)) + self.tokens(before, start=True)
         context = head + slot + self.tokens(after, start=not head and not slot)
@@ -132,7 +132,12 @@ class Encoder:
             return self.tokens(example.end)
         return [] if self.tokenizer.eos_token_id is None else [int(self.tokenizer.eos_token_id)]
 
-    def _texts(self, example: Example) -> tuple[str, str, str | None]:
+    def texts(self, example: Example) -> tuple[str, str, str | None]:
+        """An example's text in front of the prompt slot, behind it, and its answer; a chat is written out.
+
+        Raises:
+            UserError: The tokenizer has no chat template.
+        """
         if not example.chat:
             return example.before, example.after, example.answer
         if not self.tokenizer.chat_template:

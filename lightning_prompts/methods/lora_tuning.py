@@ -15,6 +15,7 @@ from lightning_prompts.errors import UserError
 from lightning_prompts.lm import Footprint, LMConfig, LMShape
 from lightning_prompts.methods.base import PromptMethod
 from lightning_prompts.objectives import Likelihood
+from lightning_prompts.prompts.from_peft import FromPeft
 from lightning_prompts.randomness import from_run_seed
 from lightning_prompts.types import Batch
 
@@ -27,6 +28,7 @@ class LoraTuning(PromptMethod):
         alpha: The updates are scaled by ``alpha / rank``.
         target_modules: Names of the layers, or ``all-linear``.
         text: What stands in the prompt slot.
+        init: A PEFT adapter of the same rank, alpha and layers to start from; ``None`` for updates that change nothing.
         objective: What is good.
         lm: The language model; its own weights stay as they are.
         optimizer: Makes the optimiser of the updates.
@@ -46,6 +48,7 @@ class LoraTuning(PromptMethod):
         alpha: int = 16,
         target_modules: str | list[str] = "all-linear",
         text: str = "",
+        init: FromPeft | None = None,
         objective: Likelihood = Likelihood(),  # noqa: B008
         lm: LMConfig = LMConfig(),  # noqa: B008
         optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1e-3, weight_decay=0.0),
@@ -57,14 +60,14 @@ class LoraTuning(PromptMethod):
         if rank < 1:
             raise UserError(f"rank must be at least 1, got {rank}")
         self.rank, self.alpha, self.target_modules = rank, alpha, target_modules
-        self.text = text
+        self.text, self.init = text, init
         self.objective = objective
 
     def build_prompt(self) -> None:
         """Put the updates into the LM.
 
         Raises:
-            UserError: PEFT is not installed, or no layer has such a name.
+            UserError: PEFT is not installed, no layer has such a name, or see `FromPeft.updates`.
         """
         try:
             from peft import LoraConfig, inject_adapter_in_model
@@ -85,6 +88,18 @@ class LoraTuning(PromptMethod):
         for value in named.values():
             value.data = value.data.float()
         self.updates = torch.nn.ParameterDict({name.replace(".", "/"): value for name, value in named.items()})
+        if self.init is not None:
+            mine = self.by_peft_name()
+            with torch.no_grad():
+                for name, start in self.init.updates(mine, self.rank, self.alpha).items():
+                    mine[name].copy_(start)
+
+    def by_peft_name(self) -> dict[str, torch.nn.Parameter]:
+        """The updates by the names that they have in an adapter's file: PEFT's model in front, no adapter's name."""
+        return {
+            f"base_model.model.{name.replace('/', '.').replace('.default.', '.')}": value
+            for name, value in self.updates.items()
+        }
 
     def checkpoint_meta(self) -> dict[str, str | int]:
         """See `PromptMethod`."""

@@ -24,6 +24,7 @@ class PrefixTuning(PromptMethod):
     The prefix starts as the keys and values that the LM itself computes for the initialiser's vectors, so that it does
     at first exactly what the soft prompt of the same initialiser does: ``RandomTokens`` or ``VocabNormal`` for a random
     start, ``FromText`` for a trigger text, ``Hybrid`` for the trigger first and random vectors after it.
+    ``FromPeft`` takes the keys and values of a PEFT adapter.
 
     Args:
         length: ``P``, positions of the prefix.
@@ -72,7 +73,7 @@ class PrefixTuning(PromptMethod):
                 f"length ({self.length}) leaves no room in the context window of {self.lm.name} ({self.lm.context})"
             )
         like = self.lm.key_values(RandomTokens()(self.lm, min(64, self.lm.context)))  # for the scale
-        self.prefix = KeyValuePrompt(self.lm.key_values(self.init(self.lm, self.length)), like, self.mlp)
+        self.prefix = KeyValuePrompt(self.init.key_values(self.lm, self.length), like, self.mlp)
 
     def checkpoint_meta(self) -> dict[str, str | int]:
         """See `PromptMethod`; the network has parameters of its own."""

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from lightning_prompts.errors import UserError
-from lightning_prompts.lm import FrozenLM
+from lightning_prompts.lm import FrozenLM, KeyValues
 from lightning_prompts.prompts.vocabulary import usable_tokens
 from lightning_prompts.randomness import run_seed
 
 
 class Initializer(ABC):
-    """Makes the vectors that a soft prompt starts from."""
+    """Makes the vectors that a soft prompt starts from, and so the keys and values of a prefix."""
 
     @abstractmethod
     def __call__(self, lm: FrozenLM, length: int) -> Tensor:
@@ -32,6 +32,15 @@ class Initializer(ABC):
         Returns:
             ``[P, D]`` float32.
         """
+
+    def key_values(self, lm: FrozenLM, length: int) -> KeyValues:
+        """The initial prefix: what the LM itself computes for the vectors.
+
+        Args:
+            lm: The frozen language model.
+            length: ``P``.
+        """
+        return lm.key_values(self(lm, length))
 
 
 @dataclass(frozen=True)

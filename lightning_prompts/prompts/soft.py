@@ -12,7 +12,7 @@ from lightning_prompts.randomness import from_run_seed
 
 
 class Reparametrization(ABC):
-    """A network between a prompt's parameters and the prompt, folded away when training is over."""
+    """A network between a prompt's parameters and the prompt, folded away on export."""
 
     @abstractmethod
     def build(self, width: int) -> nn.Module:

@@ -1,0 +1,201 @@
+"""``lightning-prompts export RUN --format ...``: write, read back, compare, and only then keep."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+from torch import Tensor
+
+from lightning_prompts import __version__
+from lightning_prompts.errors import UserError, check_finite
+from lightning_prompts.export.base import base_of
+from lightning_prompts.export.card import card
+from lightning_prompts.export.contents import Updates, content_of, kind_of
+from lightning_prompts.export.formats import Export, Format
+from lightning_prompts.export.hub import push
+from lightning_prompts.export.npy import NumPyFiles
+from lightning_prompts.export.peft_adapter import PeftAdapter
+from lightning_prompts.export.plain_text import PlainText
+from lightning_prompts.export.run import open_run
+from lightning_prompts.export.safetensors_file import SafetensorsFile
+from lightning_prompts.export.tensors import position
+from lightning_prompts.export.texts import Step, templates_of
+from lightning_prompts.export.vllm import Vllm
+from lightning_prompts.files import no_room
+from lightning_prompts.prompts.from_peft import ABOUT
+from lightning_prompts.types import Example
+
+TOLERANCE = 1e-4  # nats per answer token
+FORMATS: dict[str, Format] = {
+    one.name: one for one in (PeftAdapter(), SafetensorsFile(), NumPyFiles(), PlainText(), Vllm())
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"error: {message}; see lightning-prompts export --help", file=sys.stderr)
+        sys.exit(2)
+
+
+def _parser() -> _Parser:
+    parser = _Parser("lightning-prompts export", description="Write what a run has found for other programs, checked.")
+    parser.add_argument("run", type=Path, help="the run folder: config.yaml and checkpoints/")
+    parser.add_argument("--format", required=True, choices=FORMATS, help="what to write")
+    parser.add_argument("--out", type=Path, help="the folder to write; default: RUN/export/FORMAT")
+    parser.add_argument("--checkpoint", choices=("best", "last"), default="best", help="which one; default: best")
+    parser.add_argument("--examples", type=int, default=8, help="test examples that the check scores; default: 8")
+    parser.add_argument("--base", type=Path, help="write the base model there, too, and name that folder")
+    parser.add_argument("--overwrite", action="store_true", help="replace an export that is already there")
+    parser.add_argument("--push", metavar="REPO", help="upload the folder to the Hugging Face hub: name/repo")
+    parser.add_argument("--private", action="store_true", help="with --push: a new repository is private")
+    return parser
+
+
+def main(args: Sequence[str]) -> int:
+    """Run the command.
+
+    Args:
+        args: Its arguments.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        UserError: The format cannot carry what the run has, or scores differ, or something is not to be had.
+    """
+    given = _parser().parse_args(args)
+    check_finite("--examples", given.examples, 1)
+    made = FORMATS[given.format]
+    out = given.out or given.run / "export" / made.name
+    _check_out(out, given.overwrite)
+    run = open_run(given.run, given.checkpoint)
+    kind = kind_of(run.method)
+    made.check_kind(run.method_name, kind)
+    base = base_of(run.method.lm_config, given.base)
+    if isinstance(made, PeftAdapter | Vllm):
+        base.named(f"--format {made.name}")
+    run.restore()
+    export = Export(run, kind, content_of(run.method, kind), base, run.examples()[: given.examples], {})
+    export = replace(export, about=_about(export, made, given.checkpoint))
+    made.check(export)
+    base.write()
+    differences = write_checked(export, made, out)
+    print(
+        f"{out}: {made.title}; {len(differences)} test examples score the same to {max(differences):.1e} nats per token"
+    )
+    if given.push:
+        print(f"uploaded to {push(out, given.push, given.private)}")
+    return 0
+
+
+def write_checked(export: Export, made: Format, out: Path) -> list[float]:
+    """Write a folder that is complete and right, or nothing.
+
+    Args:
+        export: What is exported.
+        made: The format.
+        out: The folder.
+
+    Returns:
+        How far the NLL of each example is off, in nats per answer token.
+
+    Raises:
+        UserError: It is off by more than `TOLERANCE`.
+    """
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+        try:
+            (work / ABOUT).write_text(json.dumps(export.about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            made.write(export, work)
+            differences = compare(export.our_nll(), made.nll(export, work))
+            (work / "README.md").write_text(card(export, made, out.name, differences), encoding="utf-8")
+            for path in (work, *work.iterdir()):
+                path.chmod(0o755 if path.is_dir() else 0o644)
+            if out.exists():
+                shutil.rmtree(out)
+            work.rename(out)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+    except OSError as error:
+        raise no_room(error) or UserError(f"cannot write {out}: {error.strerror or error}") from error
+    return differences
+
+
+def compare(ours: Sequence[float], exported: Sequence[float]) -> list[float]:
+    """How far each score is off.
+
+    Raises:
+        UserError: More than rounding explains.
+    """
+    differences = [abs(mine - theirs) for mine, theirs in zip(ours, exported, strict=True)]
+    worst = max(range(len(ours)), key=lambda index: differences[index])
+    if not differences[worst] <= TOLERANCE:
+        raise UserError(
+            f"nothing was written: through the exported files, test example {worst + 1} "
+            f"has NLL {exported[worst]:.5f}, and "
+            f"the run's own is {ours[worst]:.5f}; they may differ by {TOLERANCE:g}"
+        )
+    return differences
+
+
+def _check_out(out: Path, overwrite: bool) -> None:
+    """Never replace what is not an export."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not out.is_dir() or not (out / ABOUT).is_file():
+        raise UserError(f"{out} is there already and is no export; give another --out")
+    if not overwrite:
+        raise UserError(f"{out} is there already; give another --out, or replace it with --overwrite")
+
+
+def _about(export: Export, made: Format, checkpoint: str) -> dict[str, Any]:
+    """What ``prompt.json`` says."""
+    run, content = export.run, export.content
+    method, data, encoder = run.method, run.data, run.method.lm.encoder
+    templates = templates_of(data)
+    text = content.text if isinstance(content, Updates) else ""
+    steps = content if isinstance(content, list) else [
+        Step(text, templates, method.lm.name, max_new_tokens=method.max_new_tokens)
+    ]  # fmt: skip
+    first = export.examples[0]
+    before, _, after = steps[0].templates.get("", "").partition("{prompt}")
+    front = export.pieces(first).before if isinstance(made, PeftAdapter) and isinstance(content, Tensor) else []
+    where = "the text stands in the place of {prompt}"
+    return {
+        "format": made.name,
+        "made_by": f"lightning-prompts {__version__}",
+        "method": run.method_name,
+        "model": method.lm.name,
+        "revision": export.base.revision,
+        "base_model": export.base.location,
+        "checkpoint": checkpoint if run.checkpoint else None,
+        "step": run.step(),
+        "prompts": [step.record() for step in steps],
+        "before": before,
+        "after": after.rpartition("{answer}")[0],
+        "chat": first.chat,
+        "system": first.system,
+        "stop": first.stop,
+        "max_new_tokens": method.max_new_tokens,
+        "lead": list(encoder.lead),
+        "position": where if isinstance(content, list | Updates) else position(export),
+        "folded": len(front),
+        "folded_text": method.lm.text(front) if front else "",
+        "example": _used(run.data, first),
+    }
+
+
+def _used(data: Any, example: Example) -> dict[str, str]:  # noqa: ANN401 - a datamodule, which is not imported here
+    """The fields of an example that its template uses."""
+    return {name: str(example.fields[name]) for name in data.template.fields if name in example.fields}

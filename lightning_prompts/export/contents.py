@@ -1,0 +1,86 @@
+"""What a method has to take home: vectors, keys and values, weight updates, or texts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from lightning_prompts.errors import UserError
+from lightning_prompts.export.texts import Step, steps_of
+from lightning_prompts.lm import KeyValues
+from lightning_prompts.methods import (
+    FixedPrompt,
+    LoraTuning,
+    PrefixTuning,
+    PromptMethod,
+    ReinforceRefiner,
+    ScratchTransformer,
+)
+from lightning_prompts.methods.discrete import DiscretePromptMethod
+from lightning_prompts.methods.text_prompts import TextPromptMethod
+
+Kind = Literal["vectors", "keys and values", "weight updates", "text"]
+
+
+@dataclass(frozen=True)
+class Updates:
+    """Low-rank updates of the LM's weights.
+
+    Attributes:
+        tensors: By PEFT's names.
+        config: PEFT's own configuration of them.
+        text: What stands in the prompt slot.
+    """
+
+    tensors: Mapping[str, Tensor]
+    config: Any
+    text: str
+
+
+Content: TypeAlias = Tensor | KeyValues | Updates | list[Step]
+
+
+def kind_of(method: PromptMethod) -> Kind:
+    """What a method's result is, before anything is loaded.
+
+    Raises:
+        UserError: It is nothing that could be taken home as one prompt.
+    """
+    name = type(method).__name__
+    if isinstance(method, ScratchTransformer):
+        raise UserError(f"{name} has no prompt to export: it trains a model of its own")
+    one_for_all = isinstance(method, ReinforceRefiner) and method.network is None
+    if type(method).prompt_for is not PromptMethod.prompt_for and not one_for_all:
+        raise UserError(
+            f"{name} writes a prompt for each question, which no file of one prompt can carry; predict answers "
+            "questions with it, and predictions.jsonl has the prompt of each"
+        )
+    if isinstance(method, LoraTuning):
+        return "weight updates"
+    if isinstance(method, PrefixTuning):
+        return "keys and values"
+    if isinstance(method, DiscretePromptMethod | FixedPrompt | TextPromptMethod) or one_for_all:
+        return "text"
+    return "text" if type(method).prompt_text is not PromptMethod.prompt_text else "vectors"
+
+
+@torch.no_grad()
+def content_of(method: PromptMethod, kind: Kind) -> Content:
+    """The result of a restored method, with what reparametrises it folded in."""
+    if kind == "text":
+        return steps_of(method)
+    if isinstance(method, LoraTuning):
+        return _updates(method)
+    prompt = method.current_prompt()
+    if isinstance(prompt, KeyValues):
+        return KeyValues([(key.float().clone(), value.float().clone()) for key, value in prompt.layers])
+    return prompt.float().clone()
+
+
+def _updates(method: LoraTuning) -> Updates:
+    tensors = {name: value.detach().float().clone() for name, value in method.by_peft_name().items()}
+    return Updates(tensors, method.lm.model.peft_config["default"], method.text)

@@ -1,0 +1,152 @@
+"""PEFT adapter folders: prompt tuning, prefix tuning, LoRA."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lightning_prompts.errors import UserError
+from lightning_prompts.export.formats import Export, Format, answer_nll
+from lightning_prompts.export.usage import jinja, literal, peft_snippet
+from lightning_prompts.lm import KeyValues
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+
+TENSORS = "adapter_model.safetensors"
+
+
+class PeftAdapter(Format):
+    """What ``PeftModel.from_pretrained`` loads.
+
+    PEFT puts virtual tokens at the very front. So what stands in front of the slot becomes virtual tokens, too,
+    where it is the same for every question (the start of a sequence, the beginning of a template); the vectors of text
+    are those of its tokens, and the result is the same. A prefix is stored as the keys and values of positions 0 to
+    P - 1, rotary embeddings applied, as a cache of transformers has them, which is how this project's prefixes are
+    trained.
+    """
+
+    name = "peft"
+    title = "a PEFT adapter"
+    library = "peft"
+    kinds = ("vectors", "keys and values", "weight updates")
+
+    def check(self, export: Export) -> None:
+        """See `Format`.
+
+        Raises:
+            UserError: PEFT is not installed; what stands before the slot differs between questions; layers have keys
+                of different widths.
+        """
+        try:
+            import peft  # noqa: F401
+        except ImportError as error:
+            raise UserError("--format peft needs PEFT: pip install 'lightning-prompts[export]'") from error
+        if export.kind == "vectors":
+            fronts = list(dict.fromkeys((one.before, one.chat, one.system) for one in export.run.examples()))
+            if len(fronts) > 1:
+                raise UserError(
+                    "PEFT puts virtual tokens at the very front, and here text stands in front of {prompt} that "
+                    f"differs from question to question ({_short(fronts[0][0])}, {_short(fronts[1][0])}); "
+                    "--format safetensors, npy or vllm carries the prompt with its template"
+                )
+        if isinstance(export.content, KeyValues):
+            widths = {shape for pair in export.content.widths for shape in pair}
+            if len(widths) > 1:
+                raise UserError(
+                    f"PEFT's prefixes have keys and values of one shape, and {export.base.config.name} has "
+                    f"{', '.join(str(list(shape)) for shape in sorted(widths))}; "
+                    "--format safetensors or npy carries them"
+                )
+
+    def write(self, export: Export, folder: Path) -> None:
+        """See `Format`."""
+        config, tensors = self._adapter(export)
+        config.base_model_name_or_path = export.base.named("a PEFT adapter")
+        config.revision = export.base.revision
+        config.inference_mode = True
+        config.save_pretrained(str(folder))
+        save_file({name: value.contiguous() for name, value in tensors.items()}, folder / TENSORS, {"format": "pt"})
+
+    def _adapter(self, export: Export) -> tuple[PeftConfig, dict[str, Tensor]]:
+        from peft import PrefixTuningConfig, PromptTuningConfig
+
+        content = export.content
+        if isinstance(content, Tensor):
+            lm = export.run.method.lm
+            front = torch.tensor(self.front(export), dtype=torch.long)
+            vectors = torch.cat([lm.embed(front).float(), content])
+            prompt = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=len(vectors), token_dim=lm.width,
+                                        num_transformer_submodules=1, num_layers=lm.layers)  # fmt: skip
+            return prompt, {"prompt_embeddings": vectors}
+        if isinstance(content, KeyValues):
+            heads, width = content.widths[0][0]
+            prefix = PrefixTuningConfig(
+                task_type="CAUSAL_LM", num_virtual_tokens=content.length, token_dim=heads * width,
+                num_transformer_submodules=1, num_attention_heads=heads, num_layers=len(content.layers),
+                encoder_hidden_size=heads * width, prefix_projection=False,
+            )  # fmt: skip
+            return prefix, {"prompt_embeddings": content.flatten()}
+        assert not isinstance(content, list)
+        return copy.copy(content.config), dict(content.tensors)
+
+    @staticmethod
+    def front(export: Export) -> list[int]:
+        """The tokens in front of the slot, which are the same for every question."""
+        return export.pieces(export.examples[0]).before
+
+    @torch.no_grad()
+    def nll(self, export: Export, folder: Path) -> list[float]:
+        """See `Format`.
+
+        Raises:
+            UserError: PEFT cannot run the adapter with this model.
+        """
+        from peft import PeftModel
+
+        scores = []
+        try:
+            model: Any = PeftModel.from_pretrained(export.base.load(), str(folder)).eval()
+            for example in export.examples:
+                pieces = export.pieces(example)
+                ids = torch.tensor([pieces.after + pieces.answer])
+                scores.append(answer_nll(model(input_ids=ids).logits[0], pieces.answer))
+        except (ValueError, RuntimeError, TypeError, AttributeError, KeyError, IndexError) as error:
+            raise UserError(
+                f"PEFT does not run such an adapter with {export.base.config.name} ({type(error).__name__}: "
+                f"{' '.join(str(error).split())[:200]})"
+            ) from error
+        return scores
+
+    def usage(self, export: Export, name: str) -> str:
+        """See `Format`."""
+        return peft_snippet(export, name) + _harness(export, name)
+
+
+def _harness(export: Export, name: str) -> str:
+    """How lm-evaluation-harness asks the same."""
+    about = export.about
+    if about["chat"] or "" not in about["prompts"][0]["templates"]:
+        return ""
+    text = about["after"] if export.kind == "vectors" else f"{about['before']}{{prompt}}{about['after']}"
+    asked = jinja(text).replace("{{prompt}}", about["prompts"][0]["prompt"])
+    gap = asked[len(asked.rstrip()) :]
+    bos = ",add_bos_token=True" if about["lead"] and export.kind != "vectors" else ""
+    base = export.base.named("a PEFT adapter")
+    return (
+        "\nIn lm-evaluation-harness, for a task of your own (with a list of choices, `target_delimiter` is "
+        f"{literal(gap)}):\n\n"
+        f"```yaml\ndoc_to_text: {literal(asked.rstrip())}\n"
+        f'target_delimiter: ""\ndoc_to_target: {literal(gap + "{{answer}}")}\n```\n\n'
+        f"```bash\nlm_eval --model hf --model_args pretrained={base},peft={name}{bos} "
+        "--include_path FOLDER --tasks TASK\n```\n"
+    )
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) < 40 else text[:37] + "...")

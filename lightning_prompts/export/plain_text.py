@@ -1,0 +1,129 @@
+"""Prompts that are text, exactly: ``prompt.txt`` to read, ``prompt.json`` with the templates."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lightning_prompts.errors import UserError
+from lightning_prompts.export.formats import Export, Format, answer_nll
+from lightning_prompts.export.texts import Step, think
+from lightning_prompts.export.usage import code, literal, load_model
+from lightning_prompts.lm import FrozenLM, KeyValues
+from lightning_prompts.methods.text_prompts import TextPromptMethod
+from lightning_prompts.prompts.from_peft import ABOUT
+from lightning_prompts.types import Example
+
+FILE = "prompt.txt"
+
+
+class PlainText(Format):
+    """Text for any program; several calls of an LM each have their own."""
+
+    name = "text"
+    title = "text"
+    library = "transformers"
+    kinds = ("text",)
+
+    def check(self, export: Export) -> None:
+        """See `Format`.
+
+        Raises:
+            UserError: The prompt is tokens that no text has.
+        """
+        method, steps = export.run.method, _steps(export)
+        prompt = method.current_prompt()
+        if isinstance(prompt, KeyValues) or len(steps) > 1:
+            return
+        ids = torch.tensor(method.lm.encoder.tokens(steps[0].prompt), dtype=torch.long, device=method.lm.device)
+        if not torch.equal(method.lm.embed(ids).float(), prompt):
+            raise UserError(
+                f"the prompt's tokens become others when their text {steps[0].prompt!r} is read, so no text scores as "
+                "they do; train one with model.readable: true, which mostly stays what it is"
+            )
+
+    def write(self, export: Export, folder: Path) -> None:
+        """See `Format`. ``prompt.txt`` is the prompt itself, or all there is to read where that is more."""
+        (folder / FILE).write_text(_readable(_steps(export)), encoding="utf-8", newline="")
+
+    @torch.no_grad()
+    def nll(self, export: Export, folder: Path) -> list[float]:
+        """See `Format`: texts are tokenised anew, and transformers scores them."""
+        steps, lms = self._read(folder), _lms(export)
+        model: Any = export.base.load()
+        scores = []
+        for example in think(steps, lms, export.examples):
+            context, answer = _tokens(lms[-1], example, steps[-1].prompt)
+            logits = model(input_ids=torch.tensor([context + answer])).logits[0]
+            scores.append(answer_nll(logits, answer))
+        return scores
+
+    @staticmethod
+    def _read(folder: Path) -> list[Step]:
+        records = json.loads((folder / ABOUT).read_text(encoding="utf-8"))["prompts"]
+        if len(records) == 1 and records[0]["prompt"]:
+            with (folder / FILE).open(encoding="utf-8", newline="") as file:
+                records[0]["prompt"] = file.read()
+        return [Step.from_record(record) for record in records]
+
+    def usage(self, export: Export, name: str) -> str:
+        """See `Format`."""
+        steps, lms = _steps(export), _lms(export)
+        if len(steps) > 1:
+            return (
+                f"`{ABOUT}` has the {len(steps)} calls in order: the template of each, the prompt in its `{{prompt}}`, "
+                "and how long what it writes may get. What one call writes is the next one's `{hidden}`.\n"
+            )
+        (example,) = think(steps, lms, export.examples[:1])
+        before, after, _ = lms[0].encoder.texts(example)
+        prompt = steps[0].prompt
+        read = f'prompt = open({literal(f"{name}/{FILE}")}, encoding="utf-8", newline="").read()\n' if prompt else ""
+        text = f"{literal(before)} + prompt + {literal(after)}" if prompt else literal(before + after)
+        told = "The prompt goes into the template's `{prompt}` as it is; mind its white space.\n\n" + code(
+            "import torch\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+            f'{load_model(export)}{read}inputs = tokenizer({text}, return_tensors="pt").input_ids\n'
+            f"output = model.generate(inputs, max_new_tokens={export.run.method.max_new_tokens}, do_sample=False)\n"
+            "print(tokenizer.decode(output[0, inputs.shape[1]:]))"
+        )
+        if list(lms[0].tokenizer.encode(before + prompt + after)) != _tokens(lms[0], example, prompt)[0]:
+            told += (
+                "\nIn one piece, this text has other tokens than in training, where the parts around the prompt were "
+                "tokenised apart; scores may differ. `FixedPrompt` with the same text and template gives the same.\n"
+            )
+        return told
+
+
+def _steps(export: Export) -> list[Step]:
+    assert isinstance(export.content, list)
+    return export.content
+
+
+def _lms(export: Export) -> Sequence[FrozenLM]:
+    """The LM of each call."""
+    method = export.run.method
+    if isinstance(method, TextPromptMethod):
+        return [reader.lm for reader in method.network.readers]
+    return [method.lm] * len(_steps(export))
+
+
+def _tokens(lm: FrozenLM, example: Example, prompt: str) -> tuple[list[int], list[int]]:
+    """All that precedes the answer, and the answer."""
+    ids = lm.encoder.tokens(prompt)
+    row = lm.encoder.row(example, len(ids))
+    return [ids[-1 - token] if token < 0 else token for token in row.context], row.answer
+
+
+def _readable(steps: Sequence[Step]) -> str:
+    """The prompt; of several calls all of them under headings; the template where nothing stands in its slot."""
+    if len(steps) > 1:
+        return "\n\n".join(f"[call {index}]\n{_filled(step)}" for index, step in enumerate(steps, start=1))
+    return steps[0].prompt or _filled(steps[0])
+
+
+def _filled(step: Step) -> str:
+    """The templates with their prompt, the fields left open."""
+    return "\n\n".join(text.replace("{prompt}", step.prompt) for text in step.templates.values())

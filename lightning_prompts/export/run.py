@@ -1,0 +1,139 @@
+"""A finished run, put together again from its folder the way ``test`` does it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L  # noqa: N812 - Lightning's own convention
+import torch
+import yaml
+
+from lightning_prompts.cli import PromptCLI, quiet, told
+from lightning_prompts.errors import UserError
+from lightning_prompts.methods import FixedPrompt, PromptMethod
+from lightning_prompts.types import Example
+
+# Nothing is measured, written or put on another device; and in full precision, whatever the run's was.
+SETTINGS = {
+    "trainer.accelerator": "cpu",
+    "trainer.strategy": "auto",
+    "trainer.devices": "1",
+    "trainer.num_nodes": "1",
+    "trainer.precision": "32-true",
+    "trainer.logger": "false",
+    "trainer.callbacks": "[]",
+    "trainer.plugins": "null",
+    "trainer.enable_progress_bar": "false",
+    "trainer.limit_test_batches": "0",
+    "model.lm.dtype": "float32",
+    "model.lm.quantization": "none",
+    "model.lm.gradient_checkpointing": "false",
+}
+
+
+class _Rebuild(PromptCLI):
+    """Parses and builds what ``test`` would, and stops there."""
+
+    def before_instantiate_classes(self) -> None:
+        """The run folder is only read."""
+        config = self.config[self.config.subcommand]
+        self.folder = Path(config.trainer.default_root_dir)
+        self._check_checkpoint(config)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        del subcommand
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        folder: The run folder.
+        config: Its ``config.yaml``.
+        checkpoint: The checkpoint's file; ``None`` for a method that trains nothing.
+        trainer: What puts the checkpoint back.
+        method: The method; `restore` gives it its LM and its prompt.
+        data: The datamodule.
+    """
+
+    folder: Path
+    config: Mapping[str, Any]
+    checkpoint: Path | None
+    trainer: L.Trainer
+    method: PromptMethod
+    data: L.LightningDataModule
+
+    @property
+    def method_name(self) -> str:
+        """The method's class."""
+        return type(self.method).__name__
+
+    def restore(self) -> None:
+        """Load the LM in float32 on the CPU, build the prompt, and put the checkpoint back, strictly.
+
+        Raises:
+            UserError: The checkpoint, the data or the model is not to be had, or they do not fit together.
+        """
+        try:
+            self.trainer.test(self.method, datamodule=self.data, ckpt_path=self.checkpoint, weights_only=True,
+                              verbose=False)  # fmt: skip
+        except Exception as error:
+            if known := told(error):
+                raise known from error
+            raise
+
+    def examples(self) -> list[Example]:
+        """The test examples that have answers.
+
+        Raises:
+            UserError: There are none.
+        """
+        data: Any = self.data
+        found = [example for example in data.examples("test") if example.answer is not None]
+        if not found:
+            raise UserError(
+                f"{self.folder}: its data has no test example with an answer, and an export is checked by scoring "
+                "some; give data a test split"
+            )
+        return found
+
+    def step(self) -> int | None:
+        """How many steps the checkpoint had been trained for."""
+        if self.checkpoint is None:
+            return None
+        return int(torch.load(self.checkpoint, map_location="cpu", weights_only=True).get("global_step", 0))
+
+
+def open_run(folder: Path, checkpoint: str) -> Run:
+    """Read a run folder; nothing large is loaded yet.
+
+    Args:
+        folder: With ``config.yaml``, and ``checkpoints/`` unless the method trains nothing.
+        checkpoint: ``best`` or ``last``.
+
+    Raises:
+        UserError: It is no run folder, or has no such checkpoint.
+    """
+    config = folder / "config.yaml"
+    if not config.is_file():
+        raise UserError(f"{folder} is no run folder: it has no config.yaml; give the folder that fit or test wrote")
+    quiet()
+    path = folder / "checkpoints" / f"{checkpoint}.ckpt"
+    untrained = not path.parent.is_dir()
+    words = ["test", "-c", str(config), "--trainer.default_root_dir", str(folder)]
+    words += [word for name, value in SETTINGS.items() for word in (f"--{name}", value)]
+    try:
+        built = _Rebuild(words if untrained else [*words, "--ckpt_path", checkpoint])
+    except Exception as error:
+        if known := told(error):
+            raise known from error
+        raise
+    assert isinstance(built.model, PromptMethod)
+    if untrained and not isinstance(built.model, FixedPrompt):
+        raise UserError(f"{folder} has no checkpoints/{checkpoint}.ckpt; train the prompt first, with fit")
+    settings = yaml.safe_load(config.read_text(encoding="utf-8"))
+    return Run(folder, settings, None if untrained else path, built.trainer, built.model, built.datamodule)

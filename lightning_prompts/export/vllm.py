@@ -1,0 +1,82 @@
+"""``prompt_embeds`` for vLLM, whose own adapters for prompt tuning are gone, and a script that asks with them."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from lightning_prompts.errors import UserError
+from lightning_prompts.export import vllm_example
+from lightning_prompts.export.formats import Export, Format, answer_nll
+from lightning_prompts.prompts.from_peft import ABOUT
+
+TENSOR, SCRIPT = "prompt_embeds.pt", "example.py"
+
+
+class Vllm(Format):
+    """The vectors as ``torch.save`` writes them, and ``example.py``, which puts the text's vectors around them."""
+
+    name = "vllm"
+    title = "prompt embeddings for vLLM"
+    library = "vllm"
+    kinds = ("vectors",)
+
+    def check(self, export: Export) -> None:
+        """See `Format`.
+
+        Raises:
+            UserError: Each task of a mixture has a template of its own.
+        """
+        if "" not in export.about["prompts"][0]["templates"]:
+            raise UserError(
+                "the example for vLLM has one template, and here each task of the mixture has its own; --format "
+                "safetensors or npy carries them all, or set data.template"
+            )
+
+    def write(self, export: Export, folder: Path) -> None:
+        """See `Format`."""
+        torch.save(export.content, folder / TENSOR)
+        shutil.copyfile(str(vllm_example.__file__), folder / SCRIPT)
+
+    @torch.no_grad()
+    def nll(self, export: Export, folder: Path) -> list[float]:
+        """See `Format`: the script's vectors, run by transformers, as vLLM is not at hand."""
+        script, model = _module(folder / SCRIPT), export.base.load()
+        about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+        prompt = torch.load(folder / TENSOR, weights_only=True)
+        tokenizer, table = export.run.method.lm.tokenizer, model.get_input_embeddings()
+        scores = []
+        for example in export.examples:
+            vectors = script.embeddings(table, tokenizer, prompt, about, example.fields)
+            answer = export.pieces(example).answer
+            vectors = torch.cat([vectors, table(torch.tensor(answer))])
+            output: Any = model(inputs_embeds=vectors[None])
+            scores.append(answer_nll(output.logits[0], answer))
+        return scores
+
+    def usage(self, export: Export, name: str) -> str:
+        """See `Format`."""
+        base = export.base.named("the example for vLLM")
+        return (
+            "vLLM takes all that precedes the answer as one tensor of embeddings; `example.py` makes it and asks:\n\n"
+            f"```bash\nvllm serve {base} --enable-prompt-embeds\n"
+            f"python {name}/{SCRIPT} --server http://localhost:8000/v1\npython {name}/{SCRIPT} --offline\n```\n\n"
+            "The vectors that the script sends were checked with transformers (`inputs_embeds`); "
+            "vLLM itself was not run."
+        )
+
+
+def _module(path: Path) -> ModuleType:
+    """The script as it was written."""
+    spec = importlib.util.spec_from_file_location("lightning_prompts_vllm_example", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

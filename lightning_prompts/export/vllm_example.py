@@ -1,0 +1,128 @@
+"""Ask vLLM with a trained prompt among the embeddings of the text.
+
+    vllm serve MODEL --enable-prompt-embeds
+    python example.py --server http://localhost:8000/v1 --fields '{"question": "hot"}'
+    python example.py --offline --fields '{"question": "hot"}'
+
+MODEL and a question to begin with stand in prompt.json beside this file. Everything that precedes the answer is sent as
+one tensor [T, D]: the vectors of the text before the prompt, the prompt, the vectors of the text after it. It needs
+torch and transformers; --offline needs vLLM, too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import io
+import json
+import re
+import urllib.request
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+HERE = Path(__file__).parent
+SLOT = "\ue000"  # stands in for the prompt inside a rendered chat
+
+
+def tokens(tokenizer: PreTrainedTokenizerBase, text: str, start: bool) -> list[int]:
+    """Token ids of a piece of text; where a tokenizer begins every text with a space, only the first piece gets it."""
+    if not text:
+        return []
+    first = tokenizer.convert_ids_to_tokens(tokenizer.encode("a", add_special_tokens=False))[0]
+    if start or not first.startswith("▁"):
+        return list(tokenizer.encode(text, add_special_tokens=False))
+    mark = len(tokenizer.encode("\n", add_special_tokens=False))
+    return list(tokenizer.encode("\n" + text, add_special_tokens=False))[mark:]
+
+
+def embeddings(
+    table: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: torch.Tensor,
+    about: dict[str, Any],
+    fields: dict[str, Any],
+) -> torch.Tensor:
+    """All that precedes the answer, as vectors.
+
+    Args:
+        table: The model's input embeddings.
+        tokenizer: Its tokenizer.
+        prompt: The trained vectors, [P, D].
+        about: What prompt.json says.
+        fields: The fields of the template.
+
+    Returns:
+        [T, D].
+    """
+    before, after = about["before"].format_map(fields), about["after"].format_map(fields).rstrip()
+    lead = list(about["lead"])
+    if about["chat"]:
+        turns = [{"role": "user", "content": before + SLOT + after}]
+        if about["system"] is not None:
+            turns.insert(0, {"role": "system", "content": about["system"]})
+        text = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+        (before, _, after), lead = text.partition(SLOT), []
+    front = torch.tensor(lead + tokens(tokenizer, before, start=True), dtype=torch.long)
+    back = torch.tensor(tokens(tokenizer, after, start=False), dtype=torch.long)
+    return torch.cat([table(front), prompt.to(table(back).dtype), table(back)]).detach()
+
+
+def encoded(vectors: torch.Tensor) -> str:
+    """As the server wants it: what torch.save writes, in base64."""
+    buffer = io.BytesIO()
+    torch.save(vectors.clone(), buffer)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def ask_server(url: str, model: str, vectors: torch.Tensor, max_tokens: int) -> str:
+    """The completion of an OpenAI-compatible server of vLLM."""
+    body = {"model": model, "prompt": "", "prompt_embeds": encoded(vectors), "max_tokens": max_tokens, "temperature": 0}
+    request = urllib.request.Request(
+        f"{url.rstrip('/')}/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request) as answer:
+        return str(json.load(answer)["choices"][0]["text"])
+
+
+def ask_offline(model: str, vectors: torch.Tensor, max_tokens: int) -> str:
+    """The completion of vLLM itself."""
+    from vllm import LLM, SamplingParams
+
+    settings = SamplingParams(temperature=0, max_tokens=max_tokens)
+    outputs = LLM(model, enable_prompt_embeds=True).generate({"prompt_embeds": vectors}, settings)
+    return str(outputs[0].outputs[0].text)
+
+
+def main() -> None:
+    """Ask one question."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    about = json.loads((HERE / "prompt.json").read_text(encoding="utf-8"))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=about["base_model"], help="its embeddings are what the text is made of")
+    parser.add_argument("--served", help="the model's name on the server; --model without it")
+    parser.add_argument("--fields", type=json.loads, default=about["example"], help="of the template, as JSON")
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--server", help="URL of vLLM's OpenAI-compatible server, with its /v1")
+    where.add_argument("--offline", action="store_true", help="run vLLM in this process")
+    args = parser.parse_args()
+    prompt = torch.load(HERE / "prompt_embeds.pt", weights_only=True)
+    revision = about["revision"]
+    table = AutoModelForCausalLM.from_pretrained(args.model, revision=revision).get_input_embeddings()
+    tokenizer = AutoTokenizer.from_pretrained(args.model, revision=revision)
+    vectors = embeddings(table, tokenizer, prompt, about, args.fields)
+    if args.offline:
+        text = ask_offline(args.model, vectors, about["max_new_tokens"])
+    else:
+        text = ask_server(args.server, args.served or args.model, vectors, about["max_new_tokens"])
+    end = re.search(about["stop"], text.lstrip())
+    print(text.lstrip()[: end.start()].strip() if end else text.strip())
+
+
+if __name__ == "__main__":
+    main()
