@@ -75,6 +75,7 @@ CALLBACK_DEFAULTS: list[dict[str, Any]] = [
     {"class_path": "callbacks.SampleGenerations"},
     {"class_path": "callbacks.Throughput"},
 ]
+_RESULTS = ("validation.json", "metrics.json", "predictions.jsonl", "generations.jsonl")
 ALWAYS = (callbacks.ResultFiles, callbacks.ValidateAtEnd, callbacks.StopOnSignal)  # whatever a config says
 
 
@@ -125,7 +126,7 @@ class RunFolder(SaveConfigCallback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write ``config.yaml``."""
         if trainer.is_global_zero:
-            for name in ("metrics.json", "predictions.jsonl", "generations.jsonl"):  # of what was trained so far
+            for name in _RESULTS:  # of what was trained so far
                 (Path(trainer.default_root_dir) / name).unlink(missing_ok=True)
             path = Path(trainer.default_root_dir) / self.config_filename
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -360,8 +361,7 @@ def _check_writable(folder: Path) -> None:
 
 def _clear(folder: Path) -> None:
     """Remove what an earlier run wrote under the names that it gives, and nothing else."""
-    files = ["config.yaml", "metrics.json", "predictions.jsonl", "generations.jsonl", "prompt.jsonl", "prompt.txt",
-             "prompts.jsonl", "samples.jsonl", "budget.json"]  # fmt: skip
+    files = [*_RESULTS, "config.yaml", "prompt.jsonl", "prompt.txt", "prompts.jsonl", "samples.jsonl", "budget.json"]
     paths = [folder / name for name in files]
     for pattern in ("best.ckpt", "last.ckpt", "epoch=*-step=*.ckpt"):
         paths += (folder / "checkpoints").glob(pattern)

@@ -30,7 +30,11 @@ TRAINER = {
     "test": "score a prompt on the test sets: metrics.json, predictions.jsonl",
     "predict": "write answers: generations.jsonl",
 }
-COMMANDS: dict[str, Command] = {}
+COMMANDS: dict[str, Command] = {
+    "sweep": Command("lightning_prompts.studies.sweep", "seeds x methods x settings on Ray Tune, and a table"),
+    "doctor": Command("lightning_prompts.doctor", "what this machine has, what is missing, and the command for it"),
+    "completion": Command("lightning_prompts.completion", "tab completion for bash and zsh"),
+}
 
 
 def usage() -> str:

@@ -9,12 +9,11 @@ from pathlib import Path
 
 import lightning as L  # noqa: N812 - Lightning's own convention
 import torch
-import yaml
 
 from lightning_prompts.dln.layer import LanguageLayer
 from lightning_prompts.dln.posterior import Posterior
 from lightning_prompts.errors import UserError, nearest
-from lightning_prompts.files import check_text
+from lightning_prompts.files import load_yaml
 from lightning_prompts.lm import LMConfig
 
 AMBIGUOUS = re.compile(
@@ -123,15 +122,7 @@ def check_yaml(args: Sequence[str]) -> None:
     for flag, following in zip(args, [*args[1:], ""], strict=False):
         path = Path(following if flag in ("-c", "--config") else flag.removeprefix("--config="))
         if (flag in ("-c", "--config") or flag.startswith("--config=")) and path.is_file():
-            check_text(path)
-            try:
-                yaml.safe_load(path.read_text(encoding="utf-8"))
-            except RecursionError as error:
-                raise UserError(f"{path} is nested too deeply to be a config") from error
-            except (yaml.MarkedYAMLError, UnicodeDecodeError) as error:
-                mark = getattr(error, "problem_mark", None)
-                where = f" line {mark.line + 1}" if mark else ""
-                raise UserError(f"{path}{where} is not valid YAML: {getattr(error, 'problem', error)}") from error
+            load_yaml(path)
 
 
 def user_error(error: BaseException | None) -> UserError | None:
@@ -172,12 +163,13 @@ def abstract(kind: type) -> bool:
     return any(getattr(getattr(kind, name, None), "__isabstractmethod__", False) for name in dir(kind))
 
 
-def _subclasses(base: type) -> Iterator[type]:
+def subclasses(base: type) -> Iterator[type]:
+    """The classes below a base class that can be named in a config."""
     child: type
     for child in base.__subclasses__():
         if not abstract(child) and not child.__name__.startswith("_"):
             yield child
-        yield from _subclasses(child)
+        yield from subclasses(child)
 
 
 def _class_names(bases: list[type], key: str | None) -> list[str]:
@@ -187,19 +179,19 @@ def _class_names(bases: list[type], key: str | None) -> list[str]:
     if key and key.split(".")[-1] == "optimizer":
         return [name for name in dir(torch.optim) if inspect.isclass(getattr(torch.optim, name))]
     chosen = [base for base in bases if wanted in (None, base.__name__)]
-    return sorted({child.__name__ for base in chosen for child in _subclasses(base)})
+    return sorted({child.__name__ for base in chosen for child in subclasses(base)})
 
 
 def _setting_names_of(parents: list[str], bases: list[type]) -> list[str]:
     """Settings of the classes that the innermost key may hold; nothing where that is not known."""
     role = ROLES.get(parents[-1]) if parents else None
-    owners = [child for base in bases if base.__name__ == role for child in _subclasses(base)]
+    owners = [child for base in bases if base.__name__ == role for child in subclasses(base)]
     return sorted({name for owner in owners for name in inspect.signature(owner).parameters if name != "self"})
 
 
 def _setting_names(bases: list[type]) -> list[str]:
     """Every name that a setting of a method, datamodule, callback, language model or trainer has."""
-    owners = [child for base in bases for child in _subclasses(base)] + [L.Trainer, LMConfig, LanguageLayer, Posterior]
+    owners = [child for base in bases for child in subclasses(base)] + [L.Trainer, LMConfig, LanguageLayer, Posterior]
     names = set(TOP)
     for owner in owners:
         names.update(name for name in inspect.signature(owner).parameters if name != "self")

@@ -7,7 +7,6 @@ folder in the user's cache, which then loads in a second.
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 
 from lightning_prompts.errors import UserError
+from lightning_prompts.files import cache_root
 
 
 @dataclass(frozen=True)
@@ -45,14 +45,6 @@ EMBEDDED = {
 }
 
 
-def cache_root() -> Path:
-    """The folder for converted models: ``LIGHTNING_PROMPTS_CACHE``, else the user's cache folder."""
-    chosen = os.environ.get("LIGHTNING_PROMPTS_CACHE")
-    if chosen:
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lightning-prompts"
-
-
 def embedded_folder(name: str) -> Path:
     """A folder with the embedded model as safetensors, converted on first use.
 
@@ -66,8 +58,8 @@ def embedded_folder(name: str) -> Path:
         UserError: The package with the weights is not installed, or the cache cannot be written.
     """
     model = EMBEDDED[name]
-    gguf = _find_gguf(name, model)
-    target = cache_root() / f"{name}-{model.version}-{gguf.stat().st_size}"
+    gguf = find_gguf(name, model)
+    target = _target(name, gguf)
     if _whole(target):
         return target
     try:
@@ -83,8 +75,29 @@ def embedded_folder(name: str) -> Path:
     return target
 
 
-def _find_gguf(name: str, model: EmbeddedModel) -> Path:
-    """The GGUF file of an installed package, found without importing it: its ``__init__`` needs what we don't."""
+def converted_folder(name: str) -> Path | None:
+    """The folder with the embedded model as safetensors, or ``None`` where it is yet to be converted.
+
+    Args:
+        name: A key of `EMBEDDED`.
+
+    Raises:
+        UserError: The package with the weights is not installed.
+    """
+    target = _target(name, find_gguf(name, EMBEDDED[name]))
+    return target if _whole(target) else None
+
+
+def _target(name: str, gguf: Path) -> Path:
+    return cache_root() / f"{name}-{EMBEDDED[name].version}-{gguf.stat().st_size}"
+
+
+def find_gguf(name: str, model: EmbeddedModel) -> Path:
+    """The GGUF file of an installed package, found without importing it: its ``__init__`` needs what we don't.
+
+    Raises:
+        UserError: It is not installed.
+    """
     try:
         files = importlib.metadata.distribution(model.package).files or []
     except importlib.metadata.PackageNotFoundError:

@@ -206,7 +206,7 @@ def _bert_scorer(model: str, layer: int | None) -> BERTScorer:
     from transformers import AutoConfig
     from transformers.utils import logging as transformers_logging
 
-    folder = str(_embedded_scorer()) if model == EMBEDDED_SCORER else model
+    folder = str(embedded_scorer()) if model == EMBEDDED_SCORER else model
     if (Path(folder).is_absolute() or folder.startswith(".")) and not Path(folder).is_dir():
         raise UserError(f"BERTScore model folder {folder!r} does not exist")
     try:
@@ -233,7 +233,7 @@ def _bert_scorer(model: str, layer: int | None) -> BERTScorer:
     return scorer
 
 
-def _embedded_scorer() -> Path:
+def embedded_scorer() -> Path:
     """The folder of the embedded scorer, found without importing its package, which needs what we don't."""
     package, version = _SCORER_PACKAGE
     try:
