@@ -45,8 +45,9 @@ def collect(arguments: argparse.Namespace, options: list[str]) -> dict[Key, Resu
                 configs = (str(config), str(task)) if task else (str(config),)
                 found[task.stem if task else "", name] = by_metric(
                     [
-                        Run(str(folder / f"seed-{seed}"), configs, seed, tuple(options), trained, arguments.checkpoint)
-                        .measure(execute)
+                        Run(
+                            str(folder / f"seed-{seed}"), configs, seed, tuple(options), trained, arguments.checkpoint
+                        ).measure(execute)
                         for seed in arguments.seeds
                     ]
                 )

@@ -11,7 +11,7 @@ from typing import Any
 from lightning_prompts.errors import UserError, check_finite, nearest
 from lightning_prompts.files import load_yaml
 from lightning_prompts.studies.runs import Run, trains
-from lightning_prompts.studies.spaces import Setting, label, variants, words
+from lightning_prompts.studies.spaces import Variant, variants, words
 from lightning_prompts.studies.tables import Key
 
 
@@ -92,18 +92,18 @@ def read_plan(path: Path, folder: str | None = None) -> Plan:
     target = Path(folder or config.folder).absolute()
     tasks = _files(config.tasks, "tasks", path)
     runs: dict[Key, list[Run]] = {}
-    for file, name, settings in _methods(config, path):
+    for file, name, variants_ in _methods(config, path):
         trains(file)  # or it names no method
         for task in tasks or [None]:
-            for setting in settings:
-                key = (task.stem if task else "", f"{name}-{label(setting)}" if setting else name)
+            for variant in variants_:
+                key = (task.stem if task else "", f"{name}-{variant.label}" if variant.label else name)
                 place = target.joinpath(*filter(None, key))
                 runs[key] = [
                     Run(
                         str(place / f"seed-{seed}"),
                         (str(file), str(task)) if task else (str(file),),
                         seed,
-                        (*words(config.options or {}), *words(setting), "--trainer.enable_progress_bar=false"),
+                        (*words(config.options or {}), *words(variant.options), "--trainer.enable_progress_bar=false"),
                         checkpoint=config.checkpoint,
                         validated=config.metric.startswith("val/"),
                     )
@@ -114,9 +114,9 @@ def read_plan(path: Path, folder: str | None = None) -> Plan:
     return Plan(config, target, runs, tuple(tasks))
 
 
-def _methods(config: SweepConfig, path: Path) -> list[tuple[Path, str, list[Setting]]]:
+def _methods(config: SweepConfig, path: Path) -> list[tuple[Path, str, list[Variant]]]:
     """Each method's file, its name in folders and tables, and its settings."""
-    found: list[tuple[Path, str, list[Setting]]] = []
+    found: list[tuple[Path, str, list[Variant]]] = []
     for entry in config.methods:
         own = {"config": entry} if isinstance(entry, str) else entry
         if not isinstance(own, dict) or not isinstance(own.get("config"), str):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import importlib
 import itertools
@@ -9,6 +10,7 @@ import json
 import random
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,21 @@ DIGITS = 4  # of what is drawn: as many as a folder's name shows
 LONGEST = 80
 
 
-def variants(own: object, shared: object, samples: int | None, seed: int, path: Path) -> list[Setting]:
+@dataclass(frozen=True)
+class Variant:
+    """One setting of a method.
+
+    Attributes:
+        options: What is set.
+        label: Its name in folders and tables: what varies, that is lists and draws, and everything where several
+            mappings are listed. Empty where nothing does.
+    """
+
+    options: Setting
+    label: str
+
+
+def variants(own: object, shared: object, samples: int | None, seed: int, path: Path) -> list[Variant]:
     """The settings that a method is run with.
 
     Args:
@@ -36,10 +52,15 @@ def variants(own: object, shared: object, samples: int | None, seed: int, path: 
     Raises:
         UserError: A grid is empty, a space is none, or ``samples`` is missing or of no use.
     """
-    found: dict[str, Setting] = {}
-    for mine, others in itertools.product(_mappings(own, path), _mappings(shared, path)):
-        for setting in _combined({**others, **mine}, samples, seed, path):
-            found.setdefault(json.dumps(setting, sort_keys=True), setting)
+    methods, everyone = _mappings(own, path), _mappings(shared, path)
+    found: dict[str, Variant] = {}
+    for mine, others in itertools.product(methods, everyone):
+        mapping = {**others, **mine}
+        several = len(methods) * len(everyone) > 1
+        shown = [key for key, value in mapping.items() if several or isinstance(value, list) or is_space(value)]
+        for options in _combined(mapping, samples, seed, path):
+            variant = Variant(options, label({key: options[key] for key in shown}))
+            found.setdefault(json.dumps(options, sort_keys=True), variant)
     return list(found.values())
 
 
@@ -54,6 +75,10 @@ def _mappings(given: object, path: Path) -> list[Mapping[str, Any]]:
         for key, value in mapping.items():
             if value == []:
                 raise UserError(f"{path}: settings: {key} is an empty list; give it at least one value")
+            if isinstance(value, dict) and len(value) == 1 and not is_space(value):
+                (name,) = value
+                if close := difflib.get_close_matches(str(name), SPACES, n=1, cutoff=0.7):
+                    raise UserError(f"{path}: settings: {key}: unknown search space {name!r}; did you mean {close[0]}?")
     return several
 
 
