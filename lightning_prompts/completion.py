@@ -7,6 +7,7 @@ file, so that it answers at once.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import sys
@@ -28,8 +29,8 @@ def parser() -> argparse.ArgumentParser:
     """The arguments."""
     made = argparse.ArgumentParser(
         prog="lightning-prompts completion",
-        description='Tab completion: put  eval "$(lightning-prompts completion bash)"  into ~/.bashrc, or the same with '
-        "zsh into ~/.zshrc. The first start of a shell after an update collects the options, which takes some seconds.",
+        description='Tab completion: put  eval "$(lightning-prompts completion bash)"  into ~/.bashrc, or the same '
+        "with zsh into ~/.zshrc. The first shell after an update collects the options, which takes some seconds.",
     )
     made.add_argument("shell", choices=SHELLS)
     return made
@@ -91,7 +92,7 @@ def light_parser(typed: Sequence[str]) -> argparse.ArgumentParser:
 def _own(role: str, by_class: Mapping[str, Options], typed: Sequence[str]) -> Options:
     """The options of the class that was named for a role, or of all where none was."""
     names = [word.partition("=")[2] for word in typed if word.startswith(f"--{role}=")]
-    names += [after for word, after in zip(typed, typed[1:], strict=False) if word == f"--{role}"]
+    names += [after for word, after in itertools.pairwise(typed) if word == f"--{role}"]
     chosen = [by_class[name] for name in names if name in by_class] or list(by_class.values())
     merged = {option: choices for options in chosen for option, choices in options.items()}
     return {f"--{role}": sorted(by_class), **merged}

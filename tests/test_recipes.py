@@ -120,7 +120,7 @@ def test_own_reward(folder: Path) -> None:
 
 
 def test_files_of_one_s_own_are_type_checked(folder: Path) -> None:
-    """The public API is typed, and its types reach whoever uses it: strict mypy finds nothing, and does find a fault."""
+    """The types of the public API reach whoever uses it: strict mypy finds nothing but a real fault."""
     for heading in ("### Your own method", "### Your own reward"):
         for block in section("README.md", heading):
             if block.file:
