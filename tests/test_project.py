@@ -48,14 +48,19 @@ ALLOWED = {
     },
     "lightning_prompts.studies": {"errors", "files", "cli"},
     "lightning_prompts.doctor": {"errors", "files", "lm", "objectives"},
-    "lightning_prompts.completion": {"errors", "files", "commands", "options"},
-    "lightning_prompts.options": {"commands", "methods", "config_errors", "cli"},
+    "lightning_prompts.completion": {"__version__", "errors", "files", "commands", "options"},
     "datamodules": {"types", "errors", "template", "answers", "files"},
     "callbacks": {"types", "errors", "methods", "objectives", "files", "lm"},
 }
 
 
-FREE = {"lightning_prompts", "lightning_prompts.__main__", "lightning_prompts.cli", "lightning_prompts.config_errors"}
+FREE = {
+    "lightning_prompts",
+    "lightning_prompts.__main__",
+    "lightning_prompts.cli",
+    "lightning_prompts.config_errors",
+    "lightning_prompts.options",
+}
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: str(path.relative_to(ROOT)))
