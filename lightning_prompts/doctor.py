@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import importlib.util
-import os
 import platform
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Literal
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from lightning_prompts.errors import UserError
@@ -69,7 +70,7 @@ def main(args: Sequence[str]) -> int:
     findings = []
     for finding in examine():
         findings.append(finding)
-        table.add_row(MARKS[finding.state], finding.what, finding.said, finding.remedy)
+        table.add_row(MARKS[finding.state], *map(escape, (finding.what, finding.said, finding.remedy)))
     console = Console()
     if not console.is_terminal:  # a log or a bug report: nothing is cut off
         console.width = 200
@@ -185,7 +186,9 @@ def cache() -> Iterator[Finding]:
     existing = folder
     while not existing.exists():
         existing = existing.parent
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
+    try:
+        tempfile.TemporaryFile(dir=existing).close()
+    except OSError:
         yield Finding("cache", "bad", f"{folder} cannot be written",
                       "export LIGHTNING_PROMPTS_CACHE=FOLDER  # one that you may write to")  # fmt: skip
         return

@@ -109,14 +109,14 @@ def test_names_differ_wherever_settings_do(methods: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("methods: [DIR/soft.yaml]\nseedz: [0]", "unknown key 'seedz'; did you mean seeds?"),
+        ("methods: [DIR/soft.yaml]\nseedz: [0]", "unknown key 'seedz'; did you mean seeds"),
         ("seeds: [0]", "methods is missing"),
         ("methods: []", "methods must be a list of files, got 'an empty list'"),
         ("methods: [DIR/nowhere.yaml]", "nowhere.yaml does not exist"),
         ("methods: [DIR/*.nothing]", "*.nothing does not exist"),
         ("methods: [DIR/soft.yaml]\ntasks: [DIR/no.yaml]", "tasks: DIR/no.yaml does not exist"),
         ("methods: [DIR/task.yaml]", "task.yaml names no method"),
-        ("methods: [DIR/broken.yaml]", "broken.yaml line 2 is not valid YAML"),
+        ("methods: [DIR/broken.yaml]", "broken.yaml line 3 is not valid YAML"),
         ("methods: [{file: DIR/soft.yaml}]", "expected a file or {config: FILE"),
         ("methods: [{config: DIR/soft.yaml, setings: {}}]", "unknown key 'setings'; did you mean settings?"),
         ("methods: [DIR/soft.yaml, DIR/soft.yaml]", "several are called 'soft'"),

@@ -193,7 +193,7 @@ def _checked(content: Mapping[str, Any], path: Path) -> SweepConfig:
 def _list(value: object, key: str, kinds: tuple[type, ...], path: Path) -> list[Any]:
     items = value if isinstance(value, list) else [value]
     wrong = [item for item in items if not isinstance(item, kinds) or isinstance(item, bool)]
-    if wrong or not items:
+    if wrong or not (items or key == "tasks"):
         what = "whole numbers" if kinds == (int,) else "files"
         raise UserError(f"{path}: {key} must be a list of {what}, got {wrong[0] if wrong else 'an empty list'!r}")
     return items
