@@ -280,3 +280,5 @@ def test_a_cluster_that_is_not_there(methods: Path, capfd: pytest.CaptureFixture
     errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
     assert "no Ray cluster at 127.0.0.1:9" in errors[0]
+    assert commands.run(["sweep", "-c", str(path), "--address", "ray://127.0.0.1:9"]) == 1
+    assert "must be HOST:PORT" in capfd.readouterr().err

@@ -12,6 +12,7 @@ import importlib.util
 import logging
 import os
 import shutil
+import socket
 import sys
 import tempfile
 import warnings
@@ -157,6 +158,8 @@ def _start(address: str | None) -> None:
     """Join a cluster, or make one of this machine."""
     import ray
 
+    if address not in (None, "auto"):
+        _check_address(address)
     logging.getLogger("ray").setLevel(logging.ERROR)
     settings: dict[str, Any] = {"address": address or "local", "log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
@@ -166,12 +169,27 @@ def _start(address: str | None) -> None:
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         said = " ".join(str(error).split())[:200]
         if address:
-            raise UserError(
-                f"no Ray cluster at {address} ({said}); start one with `ray start --head`, or leave --address out"
-            ) from error
+            raise _no_cluster(address, said) from error
         raise UserError(
             f"Ray does not start on this machine: {said}; it needs room in /dev/shm or the folder for temporary files"
         ) from error
+
+
+def _check_address(address: str) -> None:
+    """Knock once; Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or "/" in host:
+        raise UserError(f"--address {address!r} must be HOST:PORT, as `ray start --head` tells it, or auto")
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise _no_cluster(address, str(error)) from error
+
+
+def _no_cluster(address: str, said: str) -> UserError:
+    return UserError(
+        f"no Ray cluster at {address} ({said}); start one with `ray start --head`, or leave --address out"
+    )
 
 
 def _tune(todo: Sequence[Run], plan: Plan, watch: Watch, scratch: str) -> None:
