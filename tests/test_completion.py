@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -42,14 +42,20 @@ def tab(line: str, cache: Path, folder: Path, flags: tuple[str, ...] = ()) -> tu
     return {word.rstrip("\x0b ") for word in offered if word}, done.stderr
 
 
+def used() -> float:
+    """CPU seconds of the processes that were started so far; the clock would say how busy the machine is."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
 def test_subcommands_at_once(tmp_path: Path) -> None:
     """Also before anything was collected."""
-    start = time.monotonic()
+    start = used()
     offered, imported = tab("lightning-prompts ", tmp_path / "empty", tmp_path, ("-X", "importtime"))
     assert offered == {*commands.TRAINER, *commands.COMMANDS}
     assert "argcomplete" in imported
     assert "torch" not in imported
-    assert time.monotonic() - start < 3
+    assert used() - start < 3
     assert tab("lightning-prompts co", tmp_path / "empty", tmp_path)[0] == {"completion"}
 
 
@@ -99,11 +105,11 @@ def test_the_shell_s_part(cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
 
 def test_help_is_there_at_once(tmp_path: Path) -> None:
     for words in (["--help"], *([name, "--help"] for name in ("sweep", "doctor", "completion"))):
-        start = time.monotonic()
+        start = used()
         done = subprocess.run(
             [sys.executable, "-m", "lightning_prompts", *words], env={**os.environ, "PYTHONPATH": str(ROOT)},
             cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         assert "usage: lightning-prompts" in done.stdout
-        assert time.monotonic() - start < 3
+        assert used() - start < 3

@@ -222,11 +222,12 @@ def independent(folder: Path) -> tuple[float, float, list[float]]:
     return mean, deviation, [sum(row["correct"] for row in rows) / len(rows) for rows in runs]
 
 
+@pytest.mark.timeout(900)  # Ray starts twice; half a minute each on a machine that does nothing else
 def test_a_sweep_is_interrupted_goes_on_and_makes_its_table(methods: Path) -> None:
     """2 methods x 2 settings x 2 seeds, and one setting that cannot run."""
     path, runs = methods / "sweep.yaml", methods / "runs"
     path.write_text(
-        f"folder: {runs}\nseeds: [0, 1]\nat_once: 2\ncpus: 0.5\nmethods:\n"
+        f"folder: {runs}\nseeds: [0, 1]\nat_once: 1\nmethods:\n"
         f"  - {{config: {methods}/few.yaml, settings: {{model.shots: [1, 2]}}}}\n"
         f"  - {{config: {methods}/soft.yaml, settings: {{model.length: [1, 3, -1]}}}}\n"
     )
@@ -234,12 +235,12 @@ def test_a_sweep_is_interrupted_goes_on_and_makes_its_table(methods: Path) -> No
     settings = {"env": {**os.environ, "PYTHONPATH": str(ROOT)}, "cwd": methods, "text": True}
     first = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **settings)  # type: ignore[call-overload]
     done: dict[Path, int] = {}
-    end = time.monotonic() + 120
+    end = time.monotonic() + 300
     while not done and time.monotonic() < end and first.poll() is None:
         done = {file: file.stat().st_mtime_ns for file in runs.rglob("metrics.json")}
         time.sleep(0.05)
     first.send_signal(signal.SIGINT)
-    out, err = first.communicate(timeout=60)
+    out, err = first.communicate(timeout=120)
     assert first.returncode == 130, err
     assert done
     left = [file for file in runs.rglob("metrics.json") if file not in done]
@@ -248,7 +249,7 @@ def test_a_sweep_is_interrupted_goes_on_and_makes_its_table(methods: Path) -> No
     assert "Traceback" not in err
     assert out.startswith("| config |")
 
-    second = subprocess.run(command, capture_output=True, timeout=240, check=False, **settings)  # type: ignore[call-overload]
+    second = subprocess.run(command, capture_output=True, timeout=400, check=False, **settings)  # type: ignore[call-overload]
     assert second.returncode == 1, second.stderr
     assert {file: file.stat().st_mtime_ns for file in done} == done, "done is done"
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in second.stdout.splitlines()]
@@ -269,7 +270,7 @@ def test_a_sweep_is_interrupted_goes_on_and_makes_its_table(methods: Path) -> No
     assert len(noise) < 12, second.stderr
     assert not list(runs.glob(".ray*"))
 
-    again = subprocess.run([*command, "--table"], capture_output=True, timeout=60, check=False, **settings)  # type: ignore[call-overload]
+    again = subprocess.run([*command, "--table"], capture_output=True, timeout=120, check=False, **settings)  # type: ignore[call-overload]
     assert [line for line in again.stdout.splitlines() if "seed" not in line] == second.stdout.splitlines()[:6]
 
 

@@ -160,7 +160,8 @@ def _start(address: str | None) -> None:
 
     if address not in (None, "auto"):
         _check_address(address)
-    logging.getLogger("ray").setLevel(logging.ERROR)
+    for name, level in (("ray", logging.ERROR), ("ray.tune", logging.CRITICAL)):  # a failure is told in the table
+        logging.getLogger(name).setLevel(level)
     settings: dict[str, Any] = {"address": address or "local", "log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
         settings |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE}
@@ -219,7 +220,13 @@ def _tune(todo: Sequence[Run], plan: Plan, watch: Watch, scratch: str) -> None:
             trial_name_creator=_name,
             trial_dirname_creator=_name,
         ),
-        run_config=tune.RunConfig(name="sweep", storage_path=scratch, verbose=0, callbacks=[watch]),
+        run_config=tune.RunConfig(
+            name="sweep",
+            storage_path=scratch,
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            verbose=0,
+            callbacks=[watch],
+        ),
     )
     tuner.fit()
 

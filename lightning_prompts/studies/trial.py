@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,9 @@ class Trial(tune.Trainable):  # type: ignore[misc] - Ray has no types
         self.setup(new_config)
         return True
 
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """The run folder is all there is to keep."""
+
     def step(self) -> dict[str, Any]:
         """Run it; ``error`` is empty if all is well."""
         return {"error": attempt(self.given, self.place), "done": True}
@@ -54,7 +59,9 @@ def attempt(run: Run, place: str) -> str:
         return f"{error.filename}: {error.strerror}; every machine of the cluster must see the same folders"
     with output.open("w", encoding="utf-8") as file, redirect_stdout(file), redirect_stderr(file):
         try:
-            run.measure(_execute)
+            from lightning_prompts import cli  # ahead of the clock that measures training
+
+            run.measure(partial(_execute, cli.run))
         except UserError as error:
             return str(error)
         except _CommandError:
@@ -73,10 +80,8 @@ class _CommandError(Exception):
     """A command has failed, and has told why."""
 
 
-def _execute(words: list[str]) -> None:
-    from lightning_prompts.cli import run
-
-    if run(words):
+def _execute(command: Callable[[list[str]], int], words: list[str]) -> None:
+    if command(words):
         raise _CommandError
 
 
