@@ -50,6 +50,9 @@ ROLES = {
     "templates": "PosteriorTemplate",
     "sharpening": "Sharpening",
 }
+PLACES = {*ROLES, "config", "trainer", "budget", "lm"}  # where the parser takes a file for the settings in it
+CONFIGS = (".yaml", ".yml", ".json")
+FILE = re.compile(r"[^\s{}\[\],:]*(?:/[^\s{}\[\],:]*|\.yaml|\.yml|\.json)")
 TOP = ("model", "data", "trainer", "seed_everything", "ckpt_path", "config", "overwrite")
 UNION = re.compile(r"(?:Parser key \"([\w.]+)\": )?Does not validate against any of the Union subtypes "
                    r"Subtypes: \[(.+?)\] Errors: .*Given value: (.*)$")  # fmt: skip
@@ -113,16 +116,47 @@ def one_line(message: str, classes: Iterable[type], path_prefixes: tuple[str, ..
 def check_yaml(args: Sequence[str]) -> None:
     """Name the file and line of a config that is no YAML, which the parser does not.
 
+    So too for files that are named in place of settings (``model: other.yaml``): the parser opens whatever it is, and
+    tells what stands in it.
+
     Args:
         args: The command line's words.
 
     Raises:
-        UserError: A file after ``-c`` or ``--config`` is no YAML.
+        UserError: A file after ``-c`` or ``--config``, or one that takes the place of settings, is no YAML.
     """
     for flag, following in zip(args, [*args[1:], ""], strict=False):
-        path = Path(following if flag in ("-c", "--config") else flag.removeprefix("--config="))
-        if (flag in ("-c", "--config") or flag.startswith("--config=")) and path.is_file():
-            load_yaml(path)
+        name, equals, value = flag.partition("=")
+        given = value if equals else following
+        if name in ("-c", "--config"):
+            if (path := Path(given)).is_file():
+                _check_named(load_yaml(path), path)
+        elif name.startswith("--"):
+            _check_named({name.removeprefix("--").rpartition(".")[2]: given}, Path(name))
+
+
+def _check_named(content: object, where: Path) -> None:
+    """Look at the files that stand in place of settings, and at those that these name.
+
+    Args:
+        content: What was read, or a part of it.
+        where: The file that it is from, or the option.
+    """
+    if isinstance(content, list):
+        for item in content:
+            _check_named(item, where)
+    if not isinstance(content, dict):
+        return
+    for key, value in content.items():
+        if key not in PLACES or not isinstance(value, str) or not FILE.fullmatch(value):
+            _check_named(value, where)
+            continue
+        path = next((path for path in (where.parent / value, Path(value)) if path.is_file()), None)
+        if path is None or not value.endswith(CONFIGS):
+            kind = "does not exist" if path is None else f"is no config: its name must end in {', '.join(CONFIGS)}"
+            raise UserError(f"{where}: {key}: {value} {kind}; name a class, or a YAML file with the settings")
+        if path.resolve() != where.resolve():
+            _check_named(load_yaml(path), path)
 
 
 def user_error(error: BaseException | None) -> UserError | None:

@@ -188,9 +188,7 @@ def _check_address(address: str) -> None:
 
 
 def _no_cluster(address: str, said: str) -> UserError:
-    return UserError(
-        f"no Ray cluster at {address} ({said}); start one with `ray start --head`, or leave --address out"
-    )
+    return UserError(f"no Ray cluster at {address} ({said}); start one with `ray start --head`, or leave --address out")
 
 
 def _tune(todo: Sequence[Run], plan: Plan, watch: Watch, scratch: str) -> None:
