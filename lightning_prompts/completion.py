@@ -110,7 +110,7 @@ def _fill(made: argparse.ArgumentParser, options: Mapping[str, Iterable[str]]) -
         positional = not option.startswith("-")
         action: Any = made.add_argument(option, nargs="*") if positional else made.add_argument(*words, action="append")
         if choices:
-            action.completer = ChoicesCompleter(list(choices))
+            action.completer = ChoicesCompleter(dict.fromkeys(choices, ""))
 
 
 def _path() -> Path:

@@ -99,7 +99,7 @@ def examine() -> Iterator[Finding]:
 
 def python() -> Iterator[Finding]:
     """Python's version."""
-    wanted = str(_metadata().get("Requires-Python") or "")
+    wanted = str(_metadata()["Requires-Python"] or "")
     mine = platform.python_version()
     good = SpecifierSet(wanted).contains(mine, prereleases=True)
     yield Finding(

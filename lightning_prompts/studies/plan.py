@@ -92,9 +92,10 @@ def read_plan(path: Path, folder: str | None = None) -> Plan:
     target = Path(folder or config.folder).absolute()
     tasks = _files(config.tasks, "tasks", path)
     runs: dict[Key, list[Run]] = {}
+    alone: list[Path | None] = [None]
     for file, name, variants_ in _methods(config, path):
         trains(file)  # or it names no method
-        for task in tasks or [None]:
+        for task in tasks or alone:
             for variant in variants_:
                 key = (task.stem if task else "", f"{name}-{variant.label}" if variant.label else name)
                 place = target.joinpath(*filter(None, key))
@@ -187,7 +188,8 @@ def _checked(content: Mapping[str, Any], path: Path) -> SweepConfig:
         raise UserError(f"{path}: options must be a mapping from options to values, got {given['options']!r}")
     if len(set(given.get("seeds", ()))) < len(given.get("seeds", ())):
         raise UserError(f"{path}: seeds: {given['seeds']} names a seed twice")
-    return SweepConfig(**{key: tuple(value) if key in ("tasks", "seeds") else value for key, value in given.items()})
+    given |= {key: tuple(given[key]) for key in ("tasks", "seeds") if key in given}
+    return SweepConfig(**given)
 
 
 def _list(value: object, key: str, kinds: tuple[type, ...], path: Path) -> list[Any]:

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from lightning_prompts.studies.runs import Run
 
 
-class Watch(tune.Callback):  # type: ignore[misc] - Ray has no types
+class Watch(tune.Callback):  # type: ignore[misc]  # Ray has no types
     """Moves a bar and keeps the errors.
 
     Args:

@@ -42,8 +42,8 @@ class Run:
     @classmethod
     def from_json(cls, text: str) -> Run:
         """What `to_json` made."""
-        fields = json.loads(text)
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+        fields: dict[str, Any] = json.loads(text)
+        return cls(**{**fields, "configs": tuple(fields["configs"]), "options": tuple(fields["options"])})
 
     def to_json(self) -> str:
         """All of it as text."""

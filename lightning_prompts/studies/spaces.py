@@ -66,7 +66,7 @@ def variants(own: object, shared: object, samples: int | None, seed: int, path: 
 
 def _mappings(given: object, path: Path) -> list[Mapping[str, Any]]:
     """One or several mappings, checked."""
-    several = given if isinstance(given, list) else [{} if given is None else given]
+    several: list[Any] = given if isinstance(given, list) else [{} if given is None else given]
     if not several:
         raise UserError(f"{path}: settings is an empty list; leave it out, or give it a mapping")
     for mapping in several:
@@ -131,7 +131,7 @@ def _draw(space: Mapping[str, Any], seed: str, where: str) -> Any:  # noqa: ANN4
 
 def _number(value: object, where: str) -> float:
     try:
-        return float(value)  # type: ignore[arg-type] - YAML takes 1e-3 for a text
+        return float(value)  # type: ignore[arg-type]  # YAML takes 1e-3 for a text
     except (TypeError, ValueError) as error:
         raise UserError(f"{where}: {value!r} is not a number") from error
 

@@ -17,7 +17,7 @@ from lightning_prompts.studies.runs import Run
 OUTPUT = "output.txt"
 
 
-class Trial(tune.Trainable):  # type: ignore[misc] - Ray has no types
+class Trial(tune.Trainable):  # type: ignore[misc]  # Ray has no types
     """A run as Ray Tune wants it: one step, on the worker's main thread, where signals are heard.
 
     The worker is kept for the next run, so that imports are paid once.
