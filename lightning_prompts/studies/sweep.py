@@ -48,6 +48,7 @@ QUIET = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DEDUP_LOGS": "0",
+    "RAY_BACKEND_LOG_LEVEL": "error",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_FORCE_TRIAL_CLEANUP_S": "5",
@@ -169,8 +170,13 @@ def _start(address: str | None) -> None:
         ray.init(**settings)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         said = " ".join(str(error).split())[:200]
-        if address:
+        if address == "auto":
             raise _no_cluster(address, said) from error
+        if address:
+            raise UserError(
+                f"the Ray cluster at {address} does not let us in ({said}); give its Ray version here as well, and where "
+                "it wants a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH (or RAY_AUTH_TOKEN)"
+            ) from error
         raise UserError(
             f"Ray does not start on this machine: {said}; it needs room in /dev/shm or the folder for temporary files"
         ) from error
