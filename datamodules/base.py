@@ -186,7 +186,11 @@ class TextDataModule(L.LightningDataModule):
 
 
 def disjoint_components(pairs: Sequence[tuple[str, str]]) -> list[list[int]]:
-    """Groups of pair indices such that no word occurs in two groups (the connected components of the word graph)."""
+    """Groups of pair indices such that no word occurs in two groups (the connected components of the word graph).
+
+    >>> disjoint_components([("hot", "cold"), ("up", "down"), ("cold", "warm")])
+    [[0, 2], [1]]
+    """
     parent: dict[str, str] = {}
 
     def root(word: str) -> str:

@@ -20,6 +20,10 @@ class Deck:
 
     Args:
         kind: The choices.
+
+    >>> deck, generator = Deck([["1", "2"], "ab"]), random.Random(0)
+    >>> sorted("".join(deck.deal(generator)) for _ in range(deck.left))
+    ['1a', '1b', '2a', '2b']
     """
 
     def __init__(self, kind: Kind) -> None:

@@ -57,7 +57,11 @@ class Choices:
 
 
 def parse_options(question: str) -> Choices:
-    """Take a question apart into what it asks and the options at its end, if it has any."""
+    r"""Take a question apart into what it asks and the options at its end, if it has any.
+
+    >>> parse_options("What colour?\nOptions:\n(A) red\n(B) blue").options
+    ('red', 'blue')
+    """
     heads = list(_HEAD.finditer(question))
     if heads:
         lines = [line.strip() for line in question[heads[-1].end() :].strip().split("\n")]

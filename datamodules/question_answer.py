@@ -37,6 +37,13 @@ class QuestionAnswer(TextDataModule):
         eval_batch_size: Examples per evaluation step.
         max_train_examples: Keep only so many training examples, drawn by ``seed``.
         seed: Seed of the split and of ``max_train_examples``.
+
+    >>> import json, pathlib, tempfile
+    >>> file = pathlib.Path(tempfile.mkdtemp()) / "my.jsonl"
+    >>> _ = file.write_text("\n".join(json.dumps({"question": f"{n} + 1", "answer": n + 1}) for n in range(20)))
+    >>> data = QuestionAnswer(train=str(file), template="{prompt} {question} = {answer}")
+    >>> len(data.examples("train")), len(data.examples("val")), len(data.examples("test"))
+    (16, 2, 2)
     """
 
     def __init__(

@@ -27,6 +27,10 @@ def hold_out(train: Sequence[Row], sizes: Mapping[Split, int], seed: int) -> dic
 
     Raises:
         UserError: Nothing would be left to train on.
+
+    >>> splits = hold_out("abcdefgh", {"val": 2, "test": 1}, seed=0)
+    >>> [len(splits[name]) for name in ("train", "val", "test")], sorted(sum(splits.values(), []))
+    ([5, 2, 1], ['a', 'b', 'c', 'd', 'e', 'f', 'g', 'h'])
     """
     if sum(sizes.values()) >= len(train):
         asked = " and ".join(f"data.{split}_size {size}" for split, size in sizes.items())

@@ -12,7 +12,9 @@ import argparse
 import json
 from pathlib import Path
 
-from study import cell, execute
+from study import execute
+
+from lightning_prompts.studies.tables import cell
 
 # What the weights are; activations are bfloat16 in all of them.
 FORMS: dict[str, list[str]] = {

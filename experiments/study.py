@@ -14,132 +14,44 @@ written ahead of the configs they need a `=`.
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
+import shlex
 import sys
-import time
 from pathlib import Path
-from typing import Any
 
-import yaml
 from rich.console import Console
 
 from lightning_prompts.cli import run
+from lightning_prompts.studies.runs import Run, trains
+from lightning_prompts.studies.tables import Key, Results, by_metric, long_table, mixture_tasks, side_by_side
 
 console = Console(stderr=True)
-UNTRAINED = {"FixedPrompt", "FewShot", "ChainOfThought"}
-Results = dict[str, list[float]]  # a metric's values by seed
 
 
 def execute(words: list[str]) -> None:
     """One command; the study stops if it fails."""
-    console.print(f"$ lightning-prompts {' '.join(words)}", highlight=False, soft_wrap=True)
+    console.print(f"$ lightning-prompts {shlex.join(words)}", highlight=False, soft_wrap=True)
     if code := run(words):
         sys.exit(code)
 
 
-def measure(
-    configs: list[Path], seed: int, folder: Path, trained: bool, checkpoint: str, options: list[str]
-) -> dict[str, float]:
-    """Train (where there is something to train) and test configs, each on top of the one before, with one seed."""
-    done = folder / "metrics.json"
-    if not done.is_file():
-        given = [word for config in configs for word in ("-c", str(config))]
-        seeds = ["--seed_everything", str(seed), "--data.seed", str(seed), *options]
-        root = ["--trainer.default_root_dir", str(folder)]
-        seconds = 0.0
-        if trained and trains(configs[0]):
-            start = time.monotonic()
-            execute(["fit", *given, *seeds, *root, "--overwrite", "true"])
-            seconds = time.monotonic() - start
-            keep(folder, seconds)
-            execute(["test", "-c", str(folder / "config.yaml"), "--verbose", "false",
-                     "--ckpt_path", checkpoint])  # fmt: skip
-        else:
-            keep(folder, seconds)
-            execute(["test", *given, *seeds, *root, "--verbose", "false"])
-    costs = {"tokens": 0.0, "steps": 0.0}
-    if (folder / "budget.json").is_file():
-        costs = json.loads((folder / "budget.json").read_text(encoding="utf-8"))
-    return {
-        **json.loads(done.read_text(encoding="utf-8")),
-        **{f"budget/{name}": value for name, value in costs.items()},
-        **json.loads((folder / "seconds.json").read_text(encoding="utf-8")),
-    }
-
-
-def keep(folder: Path, seconds: float) -> None:
-    """Note the training time, before there are metrics that say that the run is done."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "seconds.json").write_text(json.dumps({"seconds": seconds}), encoding="utf-8")
-
-
-def trains(config: Path) -> bool:
-    """Whether there is something to fit."""
-    return yaml.safe_load(config.read_text(encoding="utf-8"))["model"]["class_path"] not in UNTRAINED
-
-
-def cell(values: list[float], digits: int) -> str:
-    """Mean and standard deviation over seeds."""
-    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.{digits}f}{spread}"
-
-
-def collect(arguments: argparse.Namespace, options: list[str]) -> dict[tuple[str, str], Results]:
+def collect(arguments: argparse.Namespace, options: list[str]) -> dict[Key, Results]:
     """Run everything: results by task (empty without tasks) and name of the config."""
-    found: dict[tuple[str, str], Results] = {}
+    found: dict[Key, Results] = {}
     for task in arguments.tasks or [None]:
         for config in arguments.configs:
             for trained in (False, True) if arguments.untrained and trains(config) else (True,):
                 name = config.stem if trained else f"{config.stem}-untrained"
                 folder = arguments.folder / (task.stem if task else "") / name
-                configs = [config, task] if task else [config]
-                results = [
-                    measure(configs, seed, folder / f"seed-{seed}", trained, arguments.checkpoint, options)
-                    for seed in arguments.seeds
-                ]
-                shared = [key for key in results[0] if all(key in result for result in results)]
-                found[task.stem if task else "", name] = {key: [result[key] for result in results] for key in shared}
+                configs = (str(config), str(task)) if task else (str(config),)
+                found[task.stem if task else "", name] = by_metric(
+                    [
+                        Run(
+                            str(folder / f"seed-{seed}"), configs, seed, tuple(options), trained, arguments.checkpoint
+                        ).measure(execute)
+                        for seed in arguments.seeds
+                    ]
+                )
     return found
-
-
-def long_table(found: dict[tuple[str, str], Results]) -> list[str]:
-    """One row for each config (and task) and test set."""
-    lines = [
-        "| config | NLL (nats per answer token) | exact match | test questions | training seconds | training tokens |",
-        "|---|---|---|---|---|---|",
-    ]
-    for (task, name), results in found.items():
-        for split in (key.removesuffix("/nll") for key in results if key.endswith("/nll")):
-            sizes = sorted({int(size) for size in results[f"{split}/examples"]})
-            size = f"{sizes[0]}-{sizes[-1]}" if len(sizes) > 1 else f"{sizes[0]}"
-            further = split.removeprefix("test").removeprefix("/")
-            label = " / ".join(part for part in (task, name, further) if part)
-            lines.append(
-                f"| {label} | {cell(results[f'{split}/nll'], 3)} | {cell(results[f'{split}/exact_match'], 3)} | {size} "
-                f"| {cell(results['seconds'], 0)} | {cell(results['budget/tokens'], 0)} |"
-            )
-    return lines
-
-
-def side_by_side(found: dict[tuple[str, str], Results], what: str, mixtures: set[str]) -> list[str]:
-    """Methods down, tasks across: in distribution, then the mean of the out-of-distribution sets."""
-    tasks, names = ([*dict.fromkeys(key[place] for key in found)] for place in (0, 1))
-    lines = [f"| {what} | " + " | ".join(tasks) + " |", "|---|" + "---|" * len(tasks)]
-    for name in names:
-        cells = []
-        for task in tasks:
-            results = found[task, name]
-            sets = [
-                key for key in results if key.startswith("test/") and key.count("/") == 2 and key.endswith(f"/{what}")
-            ]
-            if task in mixtures:  # these are its members' metrics, and no further test sets
-                sets = []
-            further: list[Any] = [results[key] for key in sets]
-            outside = [statistics.mean(values) for values in zip(*further, strict=True)]
-            cells.append(cell(results[f"test/{what}"], 2) + (f" → {cell(outside, 2)}" if outside else ""))
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return lines
 
 
 def main() -> None:
@@ -160,8 +72,7 @@ def main() -> None:
     found = collect(arguments, options)
     print("\n".join(long_table(found)))
     if arguments.tasks:
-        classes = {task.stem: yaml.safe_load(task.read_text(encoding="utf-8"))["data"] for task in arguments.tasks}
-        mixtures = {name for name, data in classes.items() if data.get("class_path") == "Mixture"}
+        mixtures = mixture_tasks(arguments.tasks)
         for what in ("exact_match", "nll"):
             print("\n" + "\n".join(side_by_side(found, what, mixtures)))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from lightning_prompts import commands
@@ -9,6 +10,10 @@ from lightning_prompts import commands
 
 def main() -> None:
     """Run the command line and exit."""
+    if "_ARGCOMPLETE" in os.environ:  # the shell asks what could follow
+        from lightning_prompts.completion import complete
+
+        complete()
     args = sys.argv[1:]
     if not args or args[0] in ("-h", "--help"):
         print(commands.usage())

@@ -25,7 +25,11 @@ _ANNOUNCED = re.compile(r"(?:final answer|answer)\s*(?:is|=|:)?\s*:?\s*(.+)", re
 
 
 def boxed(text: str) -> str | None:
-    r"""What stands in the last ``\boxed{...}``, braces within it included; ``None`` where there is none."""
+    r"""What stands in the last ``\boxed{...}``, braces within it included; ``None`` where there is none.
+
+    >>> boxed("so it is \\boxed{\\frac{1}{2}}.")
+    '\\frac{1}{2}'
+    """
     start = text.rfind("\\boxed")
     if start < 0:
         return None
@@ -41,7 +45,11 @@ def boxed(text: str) -> str | None:
 
 
 def final_answer(text: str) -> str:
-    r"""What of a solution is its answer: in the last ``\boxed{}``, behind ``####``, announced, or all of it."""
+    r"""What of a solution is its answer: in the last ``\boxed{}``, behind ``####``, announced, or all of it.
+
+    >>> final_answer("2 + 2 is 4. The answer is 4"), final_answer("It is so.\n#### 12")
+    ('4', '12')
+    """
     inside = boxed(text)
     if inside is not None:
         return inside
@@ -57,6 +65,9 @@ def number(text: str) -> Fraction | None:
 
     Understands signs, decimals, thousands separators, ``1/2``, ``\frac{1}{2}`` and percent signs (``50\%`` is 50);
     units and currency signs around it have no meaning.
+
+    >>> number("about $1,250.50"), number("one half, 1/2"), number("none")
+    (Fraction(2501, 2), Fraction(1, 2), None)
     """
     text = _simple(text).replace("{,}", ",")
     text = re.sub(r"([-+])\s*[$€£]?\s*(?=[\d.])", r"\1", text)  # - $5 is -5
@@ -70,7 +81,11 @@ def number(text: str) -> Fraction | None:
 
 
 def normalized(text: str) -> str:
-    r"""An answer without what does not change its meaning: LaTeX spacing, ``\text{}``, dollar signs, a final period."""
+    r"""An answer without what does not change its meaning: LaTeX spacing, ``\text{}``, dollar signs, a final period.
+
+    >>> normalized("\\text{Yes}, it is.")
+    'yes,itis'
+    """
     text = re.sub(r"\\(?:text|mathrm|mbox)\s*\{([^{}]*)\}", r"\1", text)
     text = re.sub(r"\\(?:left|right|!|,|;|:|quad|qquad)(?![a-z])|[$°]|\\circ|\^\{?\\circ\}?", "", text)
     text = text.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac").replace("\\%", "%")
@@ -93,11 +108,14 @@ def _simple(text: str) -> str:
 
 
 def same_answer(text: str, reference: str) -> bool:
-    """Whether a solution's answer is the reference's: as numbers where the reference is one, else as normalised text.
+    r"""Whether a solution's answer is the reference's: as numbers where the reference is one, else as normalised text.
 
     Args:
         text: A generation, an answer alone or with the steps to it.
         reference: The reference answer.
+
+    >>> same_answer("the answer is .5", "\\boxed{\\frac{1}{2}}"), same_answer("7", "#### 8")
+    (True, False)
     """
     mine, wanted = final_answer(text), final_answer(reference)
     if normalized(mine) == normalized(wanted):
@@ -120,7 +138,11 @@ def is_correct(example: Example, text: str) -> bool | None:
 
 
 def token_f1(text: str, reference: str) -> float:
-    """F1 of the words that two texts share, whatever their order (as SQuAD scores answers; Rajpurkar et al. 2016)."""
+    """F1 of the words that two texts share, whatever their order (as SQuAD scores answers; Rajpurkar et al. 2016).
+
+    >>> token_f1("a red apple", "The apple is red.")
+    0.8
+    """
     mine, wanted = _words(text), _words(reference)
     if not mine or not wanted:
         return float(mine == wanted)

@@ -81,6 +81,7 @@ CALLBACK_DEFAULTS: list[dict[str, Any]] = [
     {"class_path": "callbacks.SampleGenerations"},
     {"class_path": "callbacks.Throughput"},
 ]
+_RESULTS = ("validation.json", "metrics.json", "predictions.jsonl", "generations.jsonl")
 ALWAYS = (callbacks.ResultFiles, callbacks.ValidateAtEnd, callbacks.StopOnSignal)  # whatever a config says
 ENVIRONMENT = "environment.json"
 
@@ -132,7 +133,7 @@ class RunFolder(SaveConfigCallback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write ``config.yaml`` and ``environment.json``."""
         if trainer.is_global_zero:
-            for name in ("metrics.json", "predictions.jsonl", "generations.jsonl"):  # of what was trained so far
+            for name in _RESULTS:  # of what was trained so far
                 (Path(trainer.default_root_dir) / name).unlink(missing_ok=True)
             self._write(trainer, pl_module)
 
@@ -277,7 +278,7 @@ class PlannedRun(PromptCLI):
 
     def __init__(self, args: Sequence[str]) -> None:
         """Parse and build."""
-        _quiet()
+        quiet()
         check_yaml(args)
         super().__init__(["fit", *args])
 
@@ -410,8 +411,8 @@ def _check_writable(folder: Path) -> None:
 
 def _clear(folder: Path) -> None:
     """Remove what an earlier run wrote under the names that it gives, and nothing else."""
-    files = ["config.yaml", "metrics.json", "predictions.jsonl", "generations.jsonl", "prompt.jsonl", "prompt.txt",
-             "prompts.jsonl", "prompt_path.jsonl", "samples.jsonl", "budget.json", ENVIRONMENT]  # fmt: skip
+    files = [*_RESULTS, "config.yaml", "prompt.jsonl", "prompt.txt", "prompts.jsonl", "prompt_path.jsonl",
+             "samples.jsonl", "budget.json", ENVIRONMENT]  # fmt: skip
     paths = [folder / name for name in files]
     for pattern in ("best.ckpt", "last.ckpt", "epoch=*-step=*.ckpt"):
         paths += (folder / "checkpoints").glob(pattern)

@@ -32,8 +32,11 @@ TRAINER = {
 }
 COMMANDS: dict[str, Command] = {
     "report": Command("lightning_prompts.report.command", "compare runs on one page, as HTML and as Markdown"),
-    "plan": Command("lightning_prompts.memory_plan", "say how much memory a run would need, before it loads anything"),
     "export": Command("lightning_prompts.export.command", "write a run's prompt for PEFT, vLLM and others, checked"),
+    "sweep": Command("lightning_prompts.studies.sweep", "seeds x methods x settings on Ray Tune, and a table"),
+    "plan": Command("lightning_prompts.memory_plan", "say how much memory a run would need, before it loads anything"),
+    "doctor": Command("lightning_prompts.doctor", "what this machine has, what is missing, and the command for it"),
+    "completion": Command("lightning_prompts.completion", "tab completion for bash and zsh"),
 }
 
 

@@ -9,12 +9,11 @@ from pathlib import Path
 
 import lightning as L  # noqa: N812 - Lightning's own convention
 import torch
-import yaml
 
 from lightning_prompts.dln.layer import LanguageLayer
 from lightning_prompts.dln.posterior import Posterior
 from lightning_prompts.errors import UserError, nearest
-from lightning_prompts.files import check_text
+from lightning_prompts.files import load_yaml
 from lightning_prompts.lm import LMConfig, Server
 
 AMBIGUOUS = re.compile(
@@ -51,6 +50,9 @@ ROLES = {
     "templates": "PosteriorTemplate",
     "sharpening": "Sharpening",
 }
+PLACES = {*ROLES, "config", "trainer", "budget", "lm"}  # where the parser takes a file for the settings in it
+CONFIGS = (".yaml", ".yml", ".json")
+FILE = re.compile(r"[^\s{}\[\],:]*(?:/[^\s{}\[\],:]*|\.yaml|\.yml|\.json)")
 TOP = ("model", "data", "trainer", "seed_everything", "ckpt_path", "config", "overwrite")
 UNION = re.compile(r"(?:Parser key \"([\w.]+)\": )?Does not validate against any of the Union subtypes "
                    r"Subtypes: \[(.+?)\] Errors: .*Given value: (.*)$")  # fmt: skip
@@ -114,24 +116,47 @@ def one_line(message: str, classes: Iterable[type], path_prefixes: tuple[str, ..
 def check_yaml(args: Sequence[str]) -> None:
     """Name the file and line of a config that is no YAML, which the parser does not.
 
+    So too for files that are named in place of settings (``model: other.yaml``): the parser opens whatever it is, and
+    tells what stands in it.
+
     Args:
         args: The command line's words.
 
     Raises:
-        UserError: A file after ``-c`` or ``--config`` is no YAML.
+        UserError: A file after ``-c`` or ``--config``, or one that takes the place of settings, is no YAML.
     """
     for flag, following in zip(args, [*args[1:], ""], strict=False):
-        path = Path(following if flag in ("-c", "--config") else flag.removeprefix("--config="))
-        if (flag in ("-c", "--config") or flag.startswith("--config=")) and path.is_file():
-            check_text(path)
-            try:
-                yaml.safe_load(path.read_text(encoding="utf-8"))
-            except RecursionError as error:
-                raise UserError(f"{path} is nested too deeply to be a config") from error
-            except (yaml.MarkedYAMLError, UnicodeDecodeError) as error:
-                mark = getattr(error, "problem_mark", None)
-                where = f" line {mark.line + 1}" if mark else ""
-                raise UserError(f"{path}{where} is not valid YAML: {getattr(error, 'problem', error)}") from error
+        name, equals, value = flag.partition("=")
+        given = value if equals else following
+        if name in ("-c", "--config"):
+            if (path := Path(given)).is_file():
+                _check_named(load_yaml(path), path)
+        elif name.startswith("--"):
+            _check_named({name.removeprefix("--").rpartition(".")[2]: given}, Path(name))
+
+
+def _check_named(content: object, where: Path) -> None:
+    """Look at the files that stand in place of settings, and at those that these name.
+
+    Args:
+        content: What was read, or a part of it.
+        where: The file that it is from, or the option.
+    """
+    if isinstance(content, list):
+        for item in content:
+            _check_named(item, where)
+    if not isinstance(content, dict):
+        return
+    for key, value in content.items():
+        if key not in PLACES or not isinstance(value, str) or not FILE.fullmatch(value):
+            _check_named(value, where)
+            continue
+        path = next((path for path in (where.parent / value, Path(value)) if path.is_file()), None)
+        if path is None or not value.endswith(CONFIGS):
+            kind = "does not exist" if path is None else f"is no config: its name must end in {', '.join(CONFIGS)}"
+            raise UserError(f"{where}: {key}: {value} {kind}; name a class, or a YAML file with the settings")
+        if path.resolve() != where.resolve():
+            _check_named(load_yaml(path), path)
 
 
 def user_error(error: BaseException | None) -> UserError | None:
@@ -172,12 +197,13 @@ def abstract(kind: type) -> bool:
     return any(getattr(getattr(kind, name, None), "__isabstractmethod__", False) for name in dir(kind))
 
 
-def _subclasses(base: type) -> Iterator[type]:
+def subclasses(base: type) -> Iterator[type]:
+    """The classes below a base class that can be named in a config."""
     child: type
     for child in base.__subclasses__():
         if not abstract(child) and not child.__name__.startswith("_"):
             yield child
-        yield from _subclasses(child)
+        yield from subclasses(child)
 
 
 def _class_names(bases: list[type], key: str | None) -> list[str]:
@@ -187,25 +213,20 @@ def _class_names(bases: list[type], key: str | None) -> list[str]:
     if key and key.split(".")[-1] == "optimizer":
         return [name for name in dir(torch.optim) if inspect.isclass(getattr(torch.optim, name))]
     chosen = [base for base in bases if wanted in (None, base.__name__)]
-    return sorted({child.__name__ for base in chosen for child in _subclasses(base)})
+    return sorted({child.__name__ for base in chosen for child in subclasses(base)})
 
 
 def _setting_names_of(parents: list[str], bases: list[type]) -> list[str]:
     """Settings of the classes that the innermost key may hold; nothing where that is not known."""
     role = ROLES.get(parents[-1]) if parents else None
-    owners = [child for base in bases if base.__name__ == role for child in _subclasses(base)]
+    owners = [child for base in bases if base.__name__ == role for child in subclasses(base)]
     return sorted({name for owner in owners for name in inspect.signature(owner).parameters if name != "self"})
 
 
 def _setting_names(bases: list[type]) -> list[str]:
     """Every name that a setting of a method, datamodule, callback, language model or trainer has."""
-    owners = [child for base in bases for child in _subclasses(base)] + [
-        L.Trainer,
-        LMConfig,
-        Server,
-        LanguageLayer,
-        Posterior,
-    ]
+    owners = [child for base in bases for child in subclasses(base)]
+    owners += [L.Trainer, LMConfig, Server, LanguageLayer, Posterior]
     names = set(TOP)
     for owner in owners:
         names.update(name for name in inspect.signature(owner).parameters if name != "self")

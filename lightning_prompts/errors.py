@@ -25,6 +25,11 @@ def check_finite(name: str, value: float, least: float = 0.0, above: bool = Fals
 
     Raises:
         UserError: It is not.
+
+    >>> check_finite("weight", 0.5)
+    >>> check_finite("weight", float("nan"))
+    Traceback (most recent call last):
+    lightning_prompts.errors.UserError: weight must be a finite number of at least 0, got nan
     """
     if not (math.isfinite(value) and (value > least if above else value >= least)):
         raise UserError(f"{name} must be a finite number {'above' if above else 'of at least'} {least:g}, got {value}")
@@ -41,6 +46,9 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
     Returns:
         ``"did you mean A, B?"``, or ``"known: A, B, ..."`` when nothing is close; of very many names only some. Never
         the very name that was given.
+
+    >>> nearest("lenght", ["length", "rank"])
+    'did you mean length?'
     """
     names = [known_name for known_name in known if known_name != name]  # which is known, but elsewhere
     by_folded = {known_name.casefold(): known_name for known_name in names}

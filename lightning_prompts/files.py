@@ -6,6 +6,9 @@ import errno
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from lightning_prompts.errors import UserError
 
@@ -21,6 +24,14 @@ def no_room(error: BaseException) -> UserError | None:
         f"no room on the disk{where} ({error.strerror}); the checkpoints that were written before are whole. "
         "Make room and go on with --ckpt_path last"
     )
+
+
+def cache_root() -> Path:
+    """The folder for what is computed once: ``LIGHTNING_PROMPTS_CACHE``, else one in the user's cache folder."""
+    chosen = os.environ.get("LIGHTNING_PROMPTS_CACHE")
+    if chosen:
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lightning-prompts"
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
@@ -54,3 +65,22 @@ def check_text(path: Path) -> None:
     with path.open("rb") as file:
         if b"\0" in file.read(4096):
             raise UserError(f"{path} is not a text file: it holds zero bytes (UTF-8 is what is read here)")
+
+
+def load_yaml(path: Path) -> Any:  # noqa: ANN401 - whatever stands in it
+    """What a YAML file holds.
+
+    Raises:
+        UserError: It does not exist, or is no YAML: the line, and what is wrong there.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} is not a file" if path.exists() else f"{path} does not exist")
+    check_text(path)
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise UserError(f"{path} is nested too deeply to be a config") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" line {mark.line + 1}" if mark else ""
+        raise UserError(f"{path}{where} is not valid YAML: {getattr(error, 'problem', error)}") from error

@@ -30,6 +30,9 @@ class Template:
 
     Raises:
         UserError: A slot is missing, stands twice or in the wrong order; ``stop`` is no regular expression.
+
+    >>> Template("Here are two{prompt} {question} and {answer}").fields
+    ['question']
     """
 
     text: str
@@ -92,6 +95,10 @@ class Template:
         Raises:
             UserError: The template names a field that the row lacks; the reference is no class; two classes are
                 written alike.
+
+        >>> example = Template("{prompt} {question} -> {answer}").render({"question": "hot", "answer": "cold"})
+        >>> example.before, example.after, example.answer
+        ('', ' hot ->', ' cold')
         """
         pieces: dict[str, list[str]] = {"before": [], "after": [], "answer": []}
         part = "before"
@@ -166,6 +173,9 @@ def cut(text: str, stop: str) -> str:
 
     Returns:
         The text up to the stop, stripped.
+
+    >>> cut(" cold. And then", stop=r"[.]")
+    'cold'
     """
     text = text.lstrip()
     match = re.search(stop, text)
@@ -178,6 +188,9 @@ def final_result(text: str, extract: str | None) -> str:
     Args:
         text: A generation, cut.
         extract: See `Example`; nothing is found, nothing matches.
+
+    >>> final_result("25;07=75", extract="=(.*)")
+    '75'
     """
     if extract is None:
         return text

@@ -45,6 +45,9 @@ class Example:
         member: The task of a mixture that this is from, whose metrics are reported apart.
         labels: The classes that the answer is one of, each as its verbalisers: the ways to write it, the first of them
             as in ``reference``. Empty where the answer is free text.
+
+    >>> Example("Here are two", " hot and", " cold", reference="cold", fields={"question": "hot"}).question
+    'hot'
     """
 
     before: str

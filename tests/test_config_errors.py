@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 from lightning_prompts.cli import CONFIGURABLE
-from lightning_prompts.config_errors import one_line, user_error
+from lightning_prompts.config_errors import check_yaml, one_line, user_error
 from lightning_prompts.errors import UserError, nearest
 
 
@@ -44,3 +47,32 @@ def test_nearest() -> None:
     assert nearest("lenght", ["length", "width"]) == "did you mean length?"
     assert nearest("zzz", ["length", "width"]) == "known: length, width"
     assert nearest("width", ["length", "width", "widths"]) == "did you mean widths?"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("model: gone.yaml", "top.yaml: model: gone.yaml does not exist"),
+        ("trainer: /etc/hostname", "top.yaml: trainer: /etc/hostname is no config: its name must end in .yaml"),
+        ("model: {class_path: X, init_args: {lm: /etc/passwd}}", "top.yaml: lm: /etc/passwd is no config"),
+        ("data: broken.yaml", "broken.yaml line 3 is not valid YAML"),
+        ("config: inner.yaml", "inner.yaml: init: gone.yaml does not exist"),
+        ("trainer: {callbacks: [{reward: gone.yaml}]}", "reward: gone.yaml does not exist"),
+    ],
+)
+def test_files_in_place_of_settings(text: str, told: str, tmp_path: Path) -> None:
+    """Nothing of a file that is none of the kind is shown, and what is wrong with one is told with its name."""
+    (tmp_path / "top.yaml").write_text(text)
+    (tmp_path / "broken.yaml").write_text("class_path: X\ninit_args: [\n")
+    (tmp_path / "inner.yaml").write_text("model: {class_path: X, init_args: {init: gone.yaml}}\n")
+    with pytest.raises(UserError, match=re.escape(told)):
+        check_yaml(["fit", "-c", str(tmp_path / "top.yaml")])
+
+
+def test_what_is_no_file_in_place_of_settings(tmp_path: Path) -> None:
+    (tmp_path / "model.yaml").write_text("class_path: X\n")
+    (tmp_path / "top.yaml").write_text("model: model.yaml\ndata: {train: rows/my.json, template: a/b}\n")
+    check_yaml(["fit", "-c", str(tmp_path / "top.yaml"), f"--model={tmp_path / 'model.yaml'}", "--data", "Antonyms"])
+    check_yaml(["--model.init", '{"class_path": "FromText", "init_args": {"text": "a/b"}}', "--data.train", "no.json"])
+    with pytest.raises(UserError, match=r"--model: model: gone\.yaml does not exist"):
+        check_yaml(["fit", "--model", "gone.yaml"])

@@ -149,11 +149,11 @@ def test_bertscore_of_texts_is_the_packages() -> None:
     import bert_score
 
     found = BertScore()([*TEXTS, " ", "x"], [*REFERENCES, "x", ""], [])
-    from lightning_prompts.objectives.rewards import _embedded_scorer
+    from lightning_prompts.objectives.rewards import embedded_scorer
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        wanted = bert_score.score(TEXTS, REFERENCES, model_type=str(_embedded_scorer()), num_layers=6)[2]
+        wanted = bert_score.score(TEXTS, REFERENCES, model_type=str(embedded_scorer()), num_layers=6)[2]
     assert found[:3] == pytest.approx(wanted.tolist(), abs=1e-5)
     assert found[3:] == [0.0, 0.0], "empty texts have nothing to compare"
 

@@ -31,13 +31,22 @@ def sample(scores: Tensor, count: int, generator: Noise = None) -> Tensor:
 
 
 def log_probability(scores: Tensor, prompts: Tensor) -> Tensor:
-    """Log-probability of prompts ``[B, K, P]`` under scores ``[B, P, V]``: ``[B, K]``, differentiable."""
+    """Log-probability of prompts ``[B, K, P]`` under scores ``[B, P, V]``: ``[B, K]``, differentiable.
+
+    >>> policy = torch.tensor([[[0.25, 0.75]]]).log()  # one question, one position, two tokens
+    >>> log_probability(policy, torch.tensor([[[1], [0]]])).exp()
+    tensor([[0.7500, 0.2500]])
+    """
     normalized = torch.log_softmax(scores.float(), -1)[:, None].expand(-1, prompts.shape[1], -1, -1)
     return normalized.gather(-1, prompts[..., None])[..., 0].sum(-1)
 
 
 def entropy(scores: Tensor) -> Tensor:
-    """Entropy of the policy in nats, ``[B]``, summed over positions."""
+    """Entropy of the policy in nats, ``[B]``, summed over positions.
+
+    >>> entropy(torch.zeros(1, 1, 2))  # a fair coin
+    tensor([0.6931])
+    """
     normalized = torch.log_softmax(scores.float(), -1)
     return -(normalized.exp() * normalized).sum((-1, -2))
 
@@ -148,6 +157,9 @@ class Piecewise(Shaping):
 
 def whiten(advantages: Tensor, batch: Tensor | None = None) -> Tensor:
     """Mean 0 and standard deviation 1 over the whole batch; as they are where they do not differ.
+
+    >>> whiten(torch.tensor([[1.0, 3.0]]))
+    tensor([[-1.,  1.]])
 
     Args:
         advantages: ``[B, K]``.

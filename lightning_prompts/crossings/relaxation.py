@@ -101,7 +101,12 @@ class ScoreRelaxation(Relaxation):
 
 @dataclass(frozen=True)
 class Softmax(ScoreRelaxation):
-    """``softmax(Z / tau) E``: the mean embedding under a distribution that sharpens as tau falls."""
+    """``softmax(Z / tau) E``: the mean embedding under a distribution that sharpens as tau falls.
+
+    >>> matrix, usable = torch.eye(3), torch.tensor([True, True, False])
+    >>> Softmax().train_vectors(torch.zeros(1, 3), matrix, usable, temperature=1.0)
+    tensor([[0.5000, 0.5000, 0.0000]])
+    """
 
     def train_vectors(
         self, parameters: Tensor, matrix: Tensor, usable: Tensor, temperature: float, generator: Noise = None

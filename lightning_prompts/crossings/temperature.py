@@ -25,5 +25,9 @@ class Temperature:
             raise UserError(f"a temperature must be above 0: start {self.start}, end {self.end}")
 
     def at(self, progress: float) -> float:
-        """The temperature when a share ``progress`` of the run is over."""
+        """The temperature when a share ``progress`` of the run is over.
+
+        >>> Temperature(start=1.0, end=0.25).at(0.5)
+        0.5
+        """
         return float(self.start * (self.end / self.start) ** progress)

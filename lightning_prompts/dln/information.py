@@ -18,6 +18,10 @@ def mutual_information(log_probs: Tensor) -> Tensor:
 
     Returns:
         A scalar, in nats.
+
+    >>> decided = torch.tensor([[1.0, 0.0], [0.0, 1.0]]).log()  # each text leads to another class
+    >>> mutual_information(decided)
+    tensor(0.6931)
     """
     mean = torch.logsumexp(log_probs, 0) - torch.tensor(float(len(log_probs))).log()
     return _entropy(mean) - _entropy(log_probs).mean()

@@ -109,8 +109,8 @@ def _base(export: Export) -> str:
         return ""
     command = f"from lightning_prompts.lm.embedded import embedded_folder; print(embedded_folder('{name}'))"
     return (
-        f"The base model is `{embedded.origin}` as the package `{embedded.package}` has it: quantised to 4 bits and "
-        "de-quantised, which makes it another model than that on the hub, and scores differ with that one. "
+        f"The base model is `{embedded.origin}` as the package `{' '.join(embedded.packages)}` has it: quantised to 4 "
+        "bits and de-quantised, which makes it another model than that on the hub, and scores differ with that one. "
         "This command writes it on any machine and prints its folder "
         f'(after `{embedded.install}`):\n\n```bash\npython -c "{command}"\n'
         "```\n\n"

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_prompts.errors import UserError
-from lightning_prompts.files import write_atomic
-from lightning_prompts.lm.embedded import cache_root
+from lightning_prompts.files import cache_root, write_atomic
 
 log = logging.getLogger(__name__)
 

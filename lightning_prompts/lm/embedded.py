@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fnmatch
 import importlib.metadata
-import os
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 
 from lightning_prompts.errors import UserError
+from lightning_prompts.files import cache_root
 
 
 @dataclass(frozen=True)
@@ -54,14 +54,6 @@ EMBEDDED = {
 }
 
 
-def cache_root() -> Path:
-    """The folder for converted models: ``LIGHTNING_PROMPTS_CACHE``, else the user's cache folder."""
-    chosen = os.environ.get("LIGHTNING_PROMPTS_CACHE")
-    if chosen:
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lightning-prompts"
-
-
 def embedded_folder(name: str) -> Path:
     """A folder with the embedded model as safetensors, converted on first use.
 
@@ -75,8 +67,8 @@ def embedded_folder(name: str) -> Path:
         UserError: The package with the weights is not installed, or the cache cannot be written.
     """
     model = EMBEDDED[name]
-    parts = _find_gguf(name, model)
-    target = cache_root() / f"{name}-{model.version}-{sum(part.stat().st_size for part in parts)}"
+    parts = find_gguf(name, model)
+    target = _target(name, parts)
     if _whole(target):
         return target
     try:
@@ -92,8 +84,29 @@ def embedded_folder(name: str) -> Path:
     return target
 
 
-def _find_gguf(name: str, model: EmbeddedModel) -> list[Path]:
-    """The GGUF file, or its parts, found without importing the packages: an ``__init__`` needs what we don't."""
+def converted_folder(name: str) -> Path | None:
+    """The folder with the embedded model as safetensors, or ``None`` where it is yet to be converted.
+
+    Args:
+        name: A key of `EMBEDDED`.
+
+    Raises:
+        UserError: A package with the weights is not installed.
+    """
+    target = _target(name, find_gguf(name, EMBEDDED[name]))
+    return target if _whole(target) else None
+
+
+def _target(name: str, parts: list[Path]) -> Path:
+    return cache_root() / f"{name}-{EMBEDDED[name].version}-{sum(part.stat().st_size for part in parts)}"
+
+
+def find_gguf(name: str, model: EmbeddedModel) -> list[Path]:
+    """The GGUF file, or its parts, found without importing the packages: an ``__init__`` needs what we don't.
+
+    Raises:
+        UserError: It is not installed.
+    """
     found: list[Path] = []
     for package in model.packages:
         try:

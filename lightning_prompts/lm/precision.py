@@ -13,8 +13,7 @@ from pathlib import Path
 import torch
 
 from lightning_prompts.errors import UserError
-from lightning_prompts.files import write_atomic
-from lightning_prompts.lm.embedded import cache_root
+from lightning_prompts.files import cache_root, write_atomic
 
 log = logging.getLogger(__name__)
 

@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lightning_prompts.errors import UserError
-from lightning_prompts.lm.embedded import cache_root
+from lightning_prompts.files import cache_root
 from lightning_prompts.lm.frozen import FrozenLM
 from lightning_prompts.lm.padding import padded
 from lightning_prompts.types import Example

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import io
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,9 +29,9 @@ class Reward(ABC):
     needs_text = True  # or else the likelihood of the reference answer is all it needs
 
     @property
-    @abstractmethod
     def name(self) -> str:
-        """In the names of metrics."""
+        """In the names of metrics: the class's name in small letters, unless a subclass says otherwise."""
+        return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(self).__name__).lower()
 
     def check(self) -> None:  # noqa: B027 - most rewards need nothing
         """Raise a `UserError` if what it needs is not to be had, before anything starts."""
@@ -50,46 +51,77 @@ class Reward(ABC):
         """
 
 
-@dataclass(frozen=True)
-class ExactMatch(Reward):
-    """1 for the reference answer to the letter."""
+class TextReward(Reward):
+    """Judges one answer after the other; a subclass gives `judge`.
 
-    @property
-    def name(self) -> str:
-        """See `Reward`."""
-        return "exact_match"
+    >>> class SameLength(TextReward):
+    ...     def judge(self, text: str, reference: str) -> float:
+    ...         return float(len(text) == len(reference))
+    >>> reward = SameLength()
+    >>> reward.name, reward(["abc", "ab"], ["xyz", "xyz"], [])
+    ('same_length', [1.0, 0.0])
+    """
 
-    def __call__(self, texts: Sequence[str], references: Sequence[str], likelihoods: Sequence[float]) -> list[float]:
-        """See `Reward`."""
-        return [float(text.strip() == wanted.strip()) for text, wanted in zip(texts, references, strict=True)]
+    @abstractmethod
+    def judge(self, text: str, reference: str) -> float:
+        """How good an answer is.
 
+        Args:
+            text: What was generated.
+            reference: The reference answer.
 
-@dataclass(frozen=True)
-class NumericMatch(Reward):
-    r"""1 for the same final number or formula: ``\boxed{1/2}``, ``#### 0.5`` and ``the answer is .5`` agree."""
-
-    @property
-    def name(self) -> str:
-        """See `Reward`."""
-        return "numeric_match"
-
-    def __call__(self, texts: Sequence[str], references: Sequence[str], likelihoods: Sequence[float]) -> list[float]:
-        """See `Reward`."""
-        return [float(same_answer(text, wanted)) for text, wanted in zip(texts, references, strict=True)]
-
-
-@dataclass(frozen=True)
-class TokenF1(Reward):
-    """F1 of the shared words."""
-
-    @property
-    def name(self) -> str:
-        """See `Reward`."""
-        return "token_f1"
+        Returns:
+            A value in [0, 1].
+        """
 
     def __call__(self, texts: Sequence[str], references: Sequence[str], likelihoods: Sequence[float]) -> list[float]:
         """See `Reward`."""
-        return [token_f1(text, wanted) for text, wanted in zip(texts, references, strict=True)]
+        return [self._checked(text, wanted) for text, wanted in zip(texts, references, strict=True)]
+
+    def _checked(self, text: str, reference: str) -> float:
+        value = float(self.judge(text, reference))
+        if not 0 <= value <= 1:
+            raise UserError(f"reward {self.name} is {value} for {text[:80]!r}; a reward must be from 0 to 1")
+        return value
+
+
+@dataclass(frozen=True)
+class ExactMatch(TextReward):
+    """1 for the reference answer to the letter.
+
+    >>> ExactMatch()(["cold", "Cold"], ["cold", "cold"], [])
+    [1.0, 0.0]
+    """
+
+    def judge(self, text: str, reference: str) -> float:
+        """See `TextReward`."""
+        return float(text.strip() == reference.strip())
+
+
+@dataclass(frozen=True)
+class NumericMatch(TextReward):
+    r"""1 for the same final number or formula: ``\boxed{1/2}``, ``#### 0.5`` and ``the answer is .5`` agree.
+
+    >>> NumericMatch()(["2 + 2 = 4", "so it is 5"], ["#### 4", "#### 4"], [])
+    [1.0, 0.0]
+    """
+
+    def judge(self, text: str, reference: str) -> float:
+        """See `TextReward`."""
+        return float(same_answer(text, reference))
+
+
+@dataclass(frozen=True)
+class TokenF1(TextReward):
+    """F1 of the shared words.
+
+    >>> TokenF1()(["a red apple"], ["the apple is red"], [])
+    [0.8]
+    """
+
+    def judge(self, text: str, reference: str) -> float:
+        """See `TextReward`."""
+        return token_f1(text, reference)
 
 
 @dataclass(frozen=True)
@@ -97,11 +129,6 @@ class AnswerLikelihood(Reward):
     """How likely the reference answer is, per token: dense where exact match is nearly always 0."""
 
     needs_text = False
-
-    @property
-    def name(self) -> str:
-        """See `Reward`."""
-        return "answer_likelihood"
 
     def __call__(self, texts: Sequence[str], references: Sequence[str], likelihoods: Sequence[float]) -> list[float]:
         """See `Reward`."""
@@ -206,7 +233,7 @@ def _bert_scorer(model: str, layer: int | None) -> BERTScorer:
     from transformers import AutoConfig
     from transformers.utils import logging as transformers_logging
 
-    folder = str(_embedded_scorer()) if model == EMBEDDED_SCORER else model
+    folder = str(embedded_scorer()) if model == EMBEDDED_SCORER else model
     if (Path(folder).is_absolute() or folder.startswith(".")) and not Path(folder).is_dir():
         raise UserError(f"BERTScore model folder {folder!r} does not exist")
     try:
@@ -233,7 +260,7 @@ def _bert_scorer(model: str, layer: int | None) -> BERTScorer:
     return scorer
 
 
-def _embedded_scorer() -> Path:
+def embedded_scorer() -> Path:
     """The folder of the embedded scorer, found without importing its package, which needs what we don't."""
     package, version = _SCORER_PACKAGE
     try:

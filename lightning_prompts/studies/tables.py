@@ -1,0 +1,137 @@
+"""Tables of a study, as Markdown: mean and spread over seeds."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning_prompts.errors import UserError, nearest
+from lightning_prompts.files import load_yaml
+
+Results = dict[str, list[float]]  # a metric's values by seed
+Key = tuple[str, str]  # a task (empty where configs name their data) and a config
+
+
+def cell(values: Sequence[float], digits: int) -> str:
+    """Mean and standard deviation over seeds.
+
+    >>> cell([0.5, 0.7], 2)
+    '0.60 ± 0.14'
+    >>> cell([0.5], 2)
+    '0.50'
+    """
+    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{digits}f}{spread}"
+
+
+def by_metric(results: Sequence[Mapping[str, float]]) -> Results:
+    """The results of several seeds, metric by metric, as far as all of them have it.
+
+    >>> by_metric([{"test/nll": 2.0, "seconds": 5.0}, {"test/nll": 1.0}])
+    {'test/nll': [2.0, 1.0]}
+    """
+    shared = [key for key in results[0] if all(key in result for result in results)]
+    return {key: [result[key] for result in results] for key in shared}
+
+
+def ranked(found: Mapping[Key, Results], metric: str, mode: str) -> dict[Key, Results]:
+    """The best first, task by task, in the tasks' order.
+
+    Args:
+        found: The results.
+        metric: What to compare by; its mean over seeds.
+        mode: ``min`` where less is better, ``max`` where more is.
+
+    Raises:
+        UserError: No run has the metric.
+
+    >>> ranked({("", "a"): {"test/nll": [2.0]}, ("", "b"): {"test/nll": [0.5, 1.5]}}, "test/nll", "min")
+    {('', 'b'): {'test/nll': [0.5, 1.5]}, ('', 'a'): {'test/nll': [2.0]}}
+    """
+    known = list(dict.fromkeys(name for results in found.values() for name in results))
+    if known and metric not in known:
+        raise UserError(f"no run has the metric {metric!r}; {nearest(metric, known)}")
+    tasks = list(dict.fromkeys(task for task, _ in found))
+    sign = 1.0 if mode == "min" else -1.0
+
+    def place(key: Key) -> tuple[int, float]:
+        values = found[key].get(metric)
+        mean = sign * statistics.mean(values) if values else math.inf
+        return tasks.index(key[0]), math.inf if math.isnan(mean) else mean
+
+    return {key: found[key] for key in sorted(found, key=place)}
+
+
+def long_table(
+    found: Mapping[Key, Results], failures: Mapping[Key, Sequence[str]] | None = None, metric: str | None = None
+) -> list[str]:
+    """One row for each config (and task) and test set; below them, what went wrong.
+
+    Args:
+        found: The results.
+        failures: What each config's failed runs said, in one line each.
+        metric: One more column, where it is not in the table anyway.
+    """
+    more = metric if metric not in (None, "test/nll", "test/exact_match") else None
+    head = ["config", "NLL (nats per answer token)", "exact match", "test questions", "training seconds",
+            "training tokens", *([more] if more else [])]  # fmt: skip
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for (task, name), results in found.items():
+        for split in (key.removesuffix("/nll") for key in results if key.startswith("test") and key.endswith("/nll")):
+            sizes = sorted({int(size) for size in results[f"{split}/examples"]})
+            cells = [
+                _label(task, name, split.removeprefix("test").removeprefix("/")),
+                cell(results[f"{split}/nll"], 3),
+                cell(results[f"{split}/exact_match"], 3),
+                f"{sizes[0]}-{sizes[-1]}" if len(sizes) > 1 else f"{sizes[0]}",
+                cell(results["seconds"], 0),
+                cell(results["budget/tokens"], 0),
+            ]
+            if more:
+                cells.append(cell(results[more], 3) if split == "test" and more in results else "")
+            lines.append("| " + " | ".join(cells) + " |")
+    for (task, name), told in (failures or {}).items():
+        for line in told:
+            said = line.replace("|", "\\|")
+            lines.append("| " + " | ".join([_label(task, name), said, *[""] * (len(head) - 2)]) + " |")
+    return lines
+
+
+def _label(*parts: str) -> str:
+    return " / ".join(part for part in parts if part)
+
+
+def mixture_tasks(tasks: Iterable[Path]) -> set[str]:
+    """The names of those task files that mix several tasks, whose further figures are those of their members."""
+    data = {task.stem: load_yaml(task).get("data", {}) for task in tasks}
+    return {name for name, part in data.items() if isinstance(part, dict) and part.get("class_path") == "Mixture"}
+
+
+def side_by_side(found: Mapping[Key, Results], what: str, mixtures: Iterable[str]) -> list[str]:
+    """Methods down, tasks across: in distribution, then the mean of the out-of-distribution sets.
+
+    Args:
+        found: The results.
+        what: ``exact_match`` or ``nll``.
+        mixtures: See `mixture_tasks`.
+    """
+    tasks, names = ([*dict.fromkeys(key[place] for key in found)] for place in (0, 1))
+    lines = [f"| {what} | " + " | ".join(tasks) + " |", "|---|" + "---|" * len(tasks)]
+    for name in names:
+        cells = []
+        for task in tasks:
+            results = found.get((task, name), {})
+            sets = [
+                key for key in results if key.startswith("test/") and key.count("/") == 2 and key.endswith(f"/{what}")
+            ]
+            if task in mixtures:
+                sets = []
+            further: list[Any] = [results[key] for key in sets]
+            outside = [statistics.mean(values) for values in zip(*further, strict=True)]
+            inside = cell(results[f"test/{what}"], 2) if results else "-"
+            cells.append(inside + (f" → {cell(outside, 2)}" if outside else ""))
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return lines

@@ -1,0 +1,115 @@
+"""TAB, as the shell asks: what is offered, how fast, and without importing torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_project import ROOT
+
+from lightning_prompts import commands, completion
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The options, collected once."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LIGHTNING_PROMPTS_CACHE", str(folder))
+        completion.collect()
+    return folder
+
+
+def tab(line: str, cache: Path, folder: Path, flags: tuple[str, ...] = ()) -> tuple[set[str], str]:
+    """What is offered at the end of a line, and what was imported."""
+    answer = folder / "answer"
+    env = {
+        **os.environ, "PYTHONPATH": str(ROOT), "LIGHTNING_PROMPTS_CACHE": str(cache), "_ARGCOMPLETE": "1",
+        "_ARGCOMPLETE_IFS": "\n", "_ARGCOMPLETE_STDOUT_FILENAME": str(answer), "COMP_LINE": line,
+        "COMP_POINT": str(len(line)), "COMP_TYPE": "9", "_ARGCOMPLETE_COMP_WORDBREAKS": " \t\n\"'><=;|&(",
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, *flags, "-m", "lightning_prompts"], env=env, cwd=folder, capture_output=True, text=True,
+        timeout=60, check=False,
+    )  # fmt: skip
+    offered = answer.read_text().split("\n") if answer.exists() else []
+    answer.unlink(missing_ok=True)
+    return {word.rstrip("\x0b ") for word in offered if word}, done.stderr
+
+
+def used() -> float:
+    """CPU seconds of the processes that were started so far; the clock would say how busy the machine is."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def test_subcommands_at_once(tmp_path: Path) -> None:
+    """Also before anything was collected."""
+    start = used()
+    offered, imported = tab("lightning-prompts ", tmp_path / "empty", tmp_path, ("-X", "importtime"))
+    assert offered == {*commands.TRAINER, *commands.COMMANDS}
+    assert "argcomplete" in imported
+    assert "torch" not in imported
+    assert used() - start < 3
+    assert tab("lightning-prompts co", tmp_path / "empty", tmp_path)[0] == {"completion"}
+
+
+@pytest.mark.parametrize(
+    ("typed", "some", "none"),
+    [
+        ("fit --model ", {"SoftPromptTuning", "Ape"}, {"PromptMethod", "Antonyms"}),
+        ("fit --data ", {"Antonyms", "QuestionAnswer"}, {"SoftPromptTuning"}),
+        ("fit --model SoftPromptTuning --model.", {"--model.length", "--model.lm.dtype", "--model.init"},
+         {"--model.top_k", "--data.seed"}),
+        ("fit --model.", {"--model.length", "--model.top_k"}, set()),
+        ("fit --model HardPromptSearch --data Addition --data.max", {"--data.max_digits"}, {"--data.modulus"}),
+        ("fit --model.lm.dtype ", {"float32", "bfloat16", "auto"}, {"int8"}),
+        ("fit --model SoftPromptTuning --model.init ", {"Zeros", "FromText"}, {"SoftPromptTuning"}),
+        ("test --data.chat ", {"true", "false"}, set()),
+        ("fit --trainer.max_", {"--trainer.max_epochs", "--trainer.max_steps"}, {"--trainer.min_epochs"}),
+        ("fit --budget.", {"--budget.tokens"}, set()),
+        ("sweep --ad", {"--address"}, set()),
+        ("completion ", {"bash", "zsh"}, set()),
+        ("fit -c ", {"a.yaml"}, set()),
+    ],
+)  # fmt: skip
+def test_options(typed: str, some: set[str], none: set[str], cache: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").touch()
+    offered, imported = tab(f"lightning-prompts {typed}", cache, tmp_path)
+    assert offered >= some, imported
+    assert not offered & none
+
+
+def test_the_shell_s_part(cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """bash accepts it; options are collected when they are of another version, and not again."""
+    monkeypatch.setenv("LIGHTNING_PROMPTS_CACHE", str(cache))
+    assert commands.run(["completion", "bash"]) == 0
+    code, told = capsys.readouterr()
+    assert told == ""
+    check = "type _python_argcomplete >/dev/null && complete -p lightning-prompts"
+    done = subprocess.run(["bash", "-c", f"{code}\n{check}"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().endswith("lightning-prompts")
+    kept = cache / "completion.json"
+    kept.write_text(json.dumps({**json.loads(kept.read_text()), "of": "0.0.0"}))
+    assert commands.run(["completion", "zsh"]) == 0
+    assert "collecting" in capsys.readouterr().err
+    assert commands.run(["completion", "zsh"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_help_is_there_at_once(tmp_path: Path) -> None:
+    for words in (["--help"], *([name, "--help"] for name in ("sweep", "doctor", "completion"))):
+        start = used()
+        done = subprocess.run(
+            [sys.executable, "-m", "lightning_prompts", *words], env={**os.environ, "PYTHONPATH": str(ROOT)},
+            cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert "usage: lightning-prompts" in done.stdout
+        assert used() - start < 3

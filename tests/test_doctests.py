@@ -1,0 +1,27 @@
+"""Examples in docstrings are true."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+
+import pytest
+from test_project import modules
+
+FLAGS = doctest.NORMALIZE_WHITESPACE
+# Where a reader looks for an example; one that is gone is missed.
+SHOWN = {
+    "lightning_prompts.answers", "lightning_prompts.errors", "lightning_prompts.template", "lightning_prompts.types",
+    "lightning_prompts.objectives.rewards", "lightning_prompts.crossings.reinforce",
+    "lightning_prompts.crossings.temperature", "lightning_prompts.crossings.relaxation",
+    "lightning_prompts.dln.information", "lightning_prompts.studies.tables", "lightning_prompts.studies.spaces",
+    "datamodules.base", "datamodules.addition", "datamodules.question_answer", "datamodules.options",
+    "datamodules.splitting", "datamodules.generated",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [name for name, path in modules() if not name.endswith("__main__")])
+def test_examples_are_true(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    result = doctest.testmod(importlib.import_module(name), optionflags=FLAGS)
+    assert result.failed == 0, capsys.readouterr().out
+    assert result.attempted > 0 or name not in SHOWN

