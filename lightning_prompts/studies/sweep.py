@@ -173,7 +173,7 @@ def _start(address: str | None) -> None:
             raise _no_cluster(address, said) from error
         if address:
             raise UserError(
-                f"the Ray cluster at {address} does not let us in ({said}); give its Ray version here as well, and where "
+                f"the Ray cluster at {address} does not let us in ({said}); give its Ray version here too, and where "
                 "it wants a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH (or RAY_AUTH_TOKEN)"
             ) from error
         raise UserError(
