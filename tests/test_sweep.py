@@ -242,7 +242,7 @@ def test_a_sweep_is_interrupted_goes_on_and_makes_its_table(methods: Path) -> No
     first.send_signal(signal.SIGINT)
     out, err = first.communicate(timeout=120)
     assert first.returncode == 130, err
-    assert done
+    assert done, (out, err)
     left = [file for file in runs.rglob("metrics.json") if file not in done]
     assert len(done) + len(left) < 8
     assert "of 10 runs are not done" in err

@@ -41,13 +41,15 @@ if TYPE_CHECKING:
 
 INSTALL = "pip install 'ray[tune]>=2.48'"
 OBJECT_STORE = 100_000_000  # bytes; nothing but small dictionaries passes through it
-# Before Ray is imported: no calls home, no tables of its own on the screen, no change of folder, Ctrl-C is ours.
+# Before Ray is imported: no calls home, no tables of its own on the screen, no change of folder, Ctrl-C is ours; and runs
+# at the priority of any other, not of the background, since the table has their seconds.
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DEDUP_LOGS": "0",
+    "RAY_worker_niceness": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_FORCE_TRIAL_CLEANUP_S": "5",
