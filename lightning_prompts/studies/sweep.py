@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 
 INSTALL = "pip install 'ray[tune]>=2.48'"
 OBJECT_STORE = 100_000_000  # bytes; nothing but small dictionaries passes through it
-# Before Ray is imported: no calls home, no tables of its own on the screen, no change of folder, Ctrl-C is ours; and runs
-# at the priority of any other, not of the background, since the table has their seconds.
+# Before Ray is imported: no calls home, no tables of its own on the screen, no change of folder, Ctrl-C is ours; and
+# runs at the priority of any other, not of the background, since the table has their seconds.
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
