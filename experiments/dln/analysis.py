@@ -3,7 +3,7 @@
     python experiments/dln/analysis.py runs/dln2 [--examples 10] [--draws 5]
     python experiments/dln/analysis.py runs/dln/*/dln1/seed-*
 
-Of several runs: for each its accuracy on validation at the start and at the best, with the best prompt; and of all of
+Of several runs: for each its accuracy on validation at the first look and at the best, with the best prompt; and of all of
 them, how many proposals of each kind were tried and chosen. Of one run (``config.yaml``, ``checkpoints/best.ckpt``,
 ``prompts.jsonl``), as Markdown:
 
@@ -62,10 +62,10 @@ def over_time(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def best(run: Path, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Where a run started on validation, and where its best prompt stood."""
+    """A run's accuracy at its first validation and at its best, and the prompts of that."""
     looked = [row for row in rows if row["kind"] == "validation"]
     top = max(looked, key=lambda row: float(row["accuracy"]))  # the first of equals, as the run has it
-    return {"run": run, "start": looked[0]["accuracy"], "best": top["accuracy"], "at step": top["step"],
+    return {"run": run, "first": looked[0]["accuracy"], "best": top["accuracy"], "at step": top["step"],
             "prompts": "\n--\n".join(top["prompts"])}  # fmt: skip
 
 
