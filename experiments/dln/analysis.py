@@ -3,7 +3,7 @@
     python experiments/dln/analysis.py runs/dln2 [--examples 10] [--draws 5]
     python experiments/dln/analysis.py runs/dln/*/dln1/seed-*
 
-Of several runs: for each its accuracy on validation at the first look and at the best, with the best prompt; and of all of
+Of several runs: for each its accuracy at the first validation and at the best, with the best prompt; and of all of
 them, how many proposals of each kind were tried and chosen. Of one run (``config.yaml``, ``checkpoints/best.ckpt``,
 ``prompts.jsonl``), as Markdown:
 
