@@ -54,7 +54,7 @@ def test_this_very_installation_is_well(capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_missing_weights(healthy: Message, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    missing = embedded.EmbeddedModel("no-such-package-here", "1.0", ".gguf")
+    missing = embedded.EmbeddedModel(("no-such-package-here",), "1.0")
     monkeypatch.setitem(embedded.EMBEDDED, "smollm2-135m-instruct", missing)
     status, out = examined(capsys)
     assert status == 1

@@ -46,7 +46,7 @@ class PeftAdapter(Format):
         try:
             import peft  # noqa: F401
         except ImportError as error:
-            raise UserError("--format peft needs PEFT: pip install 'lightning-prompts[export]'") from error
+            raise UserError("--format peft needs PEFT: pip install peft") from error
         if export.kind == "vectors":
             fronts = list(dict.fromkeys((one.before, one.chat, one.system) for one in export.run.examples()))
             if len(fronts) > 1:

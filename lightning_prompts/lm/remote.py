@@ -50,7 +50,7 @@ class RemoteLM:
         try:
             import openai
         except ImportError as error:
-            raise UserError("a server needs the package openai: pip install 'lightning-prompts[remote]'") from error
+            raise UserError("a server needs the package openai: pip install openai") from error
         self.config, self.server, self.name = config, config.server, config.name
         self.context = self.server.context
         self.usage = Usage()

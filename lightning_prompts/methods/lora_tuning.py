@@ -72,7 +72,7 @@ class LoraTuning(PromptMethod):
         try:
             from peft import LoraConfig, inject_adapter_in_model
         except ImportError as error:
-            raise UserError("LoraTuning needs PEFT: pip install 'lightning-prompts[lora]'") from error
+            raise UserError("LoraTuning needs PEFT: pip install peft") from error
         self.ids = torch.tensor(self.lm.encoder.tokens(self.text), dtype=torch.long, device=self.lm.device)
         config = LoraConfig(
             r=self.rank, lora_alpha=self.alpha, target_modules=self.target_modules, task_type="CAUSAL_LM"
