@@ -87,7 +87,7 @@ class Budget(L.Callback):
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Count what came after the last batch."""
-        if trainer.state.fn == "fit":
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._count(trainer, pl_module)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -106,14 +106,15 @@ class Budget(L.Callback):
         self._mark(pl_module)
         added = self._usage - usage_before
         counts: dict[str, int] = {"tokens": added.tokens, **asdict(added)}
-        # All processes come to the same, so that they stop at the same step.
-        replica = cast("PromptMethod", pl_module).replica
-        *sums, seconds = replica.sums(*counts.values(), self._time - time_before)
+        # All processes come to the same, so that they stop at the same step. Those that share an LM's heads count the
+        # same tokens, and have clocks and memory of their own.
+        sums = cast("PromptMethod", pl_module).replica.sums(*counts.values())
         for name, count in zip(counts, sums, strict=True):
             self.used[name] += int(count)
-        self.used["seconds"] += seconds / replica.count
-        (memory,) = replica.largest(peak_memory(pl_module.device) / GIGABYTE)
-        self.used["memory_gb"] = max(self.used["memory_gb"], memory)
+        measured = [self._time - time_before, peak_memory(pl_module.device) / GIGABYTE]
+        seconds, memory = (torch.tensor(value, dtype=torch.double, device=pl_module.device) for value in measured)
+        self.used["seconds"] += float(trainer.strategy.reduce(seconds, reduce_op="mean"))
+        self.used["memory_gb"] = max(self.used["memory_gb"], float(trainer.strategy.reduce(memory, reduce_op="max")))
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the counts."""

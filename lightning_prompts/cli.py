@@ -211,9 +211,10 @@ class PromptCLI(LightningCLI):
         self._check_checkpoint(config)
         fresh = self.config.subcommand == "fit" and config.ckpt_path is None
         if fresh and not config.overwrite and (self.folder / "config.yaml").exists():
+            resume = "resume it with --ckpt_path last, " if (self.folder / "checkpoints").exists() else ""
             raise UserError(
-                f"{self.folder} already holds a run; give another --trainer.default_root_dir, resume it with "
-                "--ckpt_path last, or replace it with --overwrite true"
+                f"{self.folder} already holds a run; give another --trainer.default_root_dir, {resume}or replace it "
+                "with --overwrite true"
             )
 
     def _check_checkpoint(self, config: Namespace) -> None:

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 
 import torch
 
-PACKAGES = ("lightning-prompts", "torch", "lightning", "transformers", "tokenizers", "numpy", "peft", "bitsandbytes")
+PACKAGES = ("lightning-prompts", "torch", "lightning", "transformers", "tokenizers", "numpy", "peft", "bitsandbytes",
+            "openai", "ray")  # fmt: skip
 
 
 def environment(

@@ -70,20 +70,13 @@ class Replica:
 
     def sums(self, *values: float) -> list[float]:
         """Each value, summed over all."""
-        return self._reduced(values, dist.ReduceOp.SUM)
-
-    def largest(self, *values: float) -> list[float]:
-        """The largest of each value among all."""
-        return self._reduced(values, dist.ReduceOp.MAX)
-
-    def _reduced(self, values: Sequence[float], how: Any) -> list[float]:  # noqa: ANN401 - torch's own type
         if self.count == 1:
             return list(values)
         self.ready()
         device = "cpu" if "gloo" in dist.get_backend(self.group) else "cuda"
-        found = torch.tensor(values, dtype=torch.double, device=device)
-        dist.all_reduce(found, how, group=self.group)
-        return found.tolist()
+        totals = torch.tensor(values, dtype=torch.double, device=device)
+        dist.all_reduce(totals, group=self.group)
+        return totals.tolist()
 
     def spread(self, items: Sequence[Item], work: Callable[[Sequence[Item]], Sequence[Result]]) -> list[Result]:
         """The results of some work, one for each item in order; each does its share, and everybody gets all.

@@ -31,7 +31,7 @@ from lightning_prompts.dln.proposals import (
     RuleRewrites,
 )
 from lightning_prompts.errors import UserError
-from lightning_prompts.lm import FrozenLM, LMConfig
+from lightning_prompts.lm import FrozenLM, LMConfig, Server
 from lightning_prompts.methods import (
     Ape,
     DeepLanguageNetwork,
@@ -65,10 +65,19 @@ pytestmark = pytest.mark.timeout(700)  # all jobs of two processes are done ahea
 LM = LMConfig(TINY)
 Make = Callable[[], PromptMethod]
 
+
+class Whole(SoftPromptTuning):
+    """Like a user's own method that knows nothing of shares: every process works on the whole batch."""
+
+    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+        return self.answer_step(batch, self.current_prompt(), self.objective)
+
+
 # Every way to follow a gradient, in the settings whose means over the batch differ most from one process's own.
 GRADIENT: dict[str, Make] = {
     "soft": lambda: SoftPromptTuning(3, reparametrization=ResidualMLP(8), lm=LM, max_new_tokens=2),
     "soft-tokens": lambda: SoftPromptTuning(3, objective=Likelihood("tokens"), lm=LM, max_new_tokens=2),
+    "soft-whole": lambda: Whole(3, objective=Likelihood("tokens"), lm=LM, max_new_tokens=2),
     "prefix": lambda: PrefixTuning(3, lm=LM, max_new_tokens=2),
     "relaxed-softmax": lambda: RelaxedPromptTuning(
         3, Softmax(), rounding=Rounding(2, 4, 8, 1), lm=LM, max_new_tokens=2
@@ -309,6 +318,10 @@ def refused(count: int, folder: Path) -> dict[str, Any]:
         "no plan": (lambda: SoftPromptTuning(3, lm=LMConfig(SHAPES["gpt2"])), (1, 2)),
         "heads": (lambda: SoftPromptTuning(3, lm=LMConfig(TINY + ",num_key_value_heads=1")), (1, 2)),
         "float16": (lambda: SoftPromptTuning(3, lm=LMConfig(TINY, dtype="float16")), (2, 1)),
+        "server": (
+            lambda: DeepLanguageNetwork(proposer=LMConfig("x", server=Server("http://localhost:1/v1")), lm=LM),
+            (1, 2),
+        ),
         "several": (lambda: DeepLanguageNetwork(proposer=LMConfig(SHAPES["qwen2"]), lm=LM), (2, 1)),
     }
     for name, (make, sizes) in cases.items():
@@ -445,6 +458,7 @@ def test_an_lm_in_pieces_trains_the_same_prompt(
 ) -> None:
     name = f"{pieces}-{shape}-{prompt}"
     alone = one(name)
+    assert result(two, name, 0)["budget"] == result(two, name, 1)["budget"], "so that they stop at the same step"
     for rank in (0, 1):
         both = result(two, name, rank)
         assert both["gradients"].keys() == alone["gradients"].keys()
@@ -491,6 +505,7 @@ def test_what_cannot_be_split_is_said(two: Path) -> None:
             ("no plan", "data_parallel_size to the number of devices"),
             ("heads", "1 key/value heads"),
             ("float16", "use model.lm.dtype bfloat16"),
+            ("server", "tensor_parallel_size to 1"),
             ("several", "data_parallel_size to 1"),
         ):
             assert words in found[name], name

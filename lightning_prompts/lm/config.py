@@ -29,7 +29,7 @@ class Server:
         timeout: Seconds until a request without an answer is given up and sent again.
         retries: How often a request is sent again that had no answer, or was refused as one too many (429) or by a
             fault of the server's (5xx). The waits double from half a second to 8, or are what the server asks for.
-        concurrency: Requests under way at the same time.
+        concurrency: Requests under way at the same time, of each process.
         cache: Keep answers under ``remote/`` of the cache folder, by address, model, parameters and text, so that none
             is paid for twice. Drawn texts are kept by their seed: a run with the same seed gets the same draws.
         parameters: Further settings of each request, as in ``{top_p: 0.9}``; null takes one out, as in

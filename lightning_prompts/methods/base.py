@@ -368,7 +368,7 @@ class PromptMethod(L.LightningModule):
         """The training step of every method that follows a gradient through the frozen LM.
 
         Args:
-            batch: ``B`` examples; of several processes each gives its part, see `own_part`.
+            batch: ``B`` examples; of several processes each gives its part, see `own_part`, or all of them the whole.
             prompt: With a gradient to the method's parameters.
             objective: What is good.
 
@@ -378,7 +378,7 @@ class PromptMethod(L.LightningModule):
         rows = self.lm.encode_answers(batch.examples, prompt, objective.with_end)
         logits = self.lm.answer_logits(rows, prompt)
         scores = answer_scores(logits, rows)
-        if self.replica.count > 1:
+        if len(batch) < batch.total:  # a part, of which all processes know one
             own = float(scores.tokens.sum()) if batch.weight else 0.0
             scores = replace(scores, mean_tokens=self.replica.sums(own)[0] / batch.total)
         loss = batch.weight * objective.loss(self.lm, rows, logits, scores)

@@ -120,8 +120,15 @@ class TextPromptMethod(PromptMethod):
                 Reader(lm, identity(lm, config), self.cache, self.memory_mb, calibrate=config.calibrate_labels,
                        spread=self.spread)
             )  # fmt: skip
-        shards = self.lm.shards if isinstance(self.lm, FrozenLM) else None
-        if self.others and shards is not None and shards.lockstep is not None:
+        asked = [reader.lm for reader in self.readers.values()]
+        shards = [lm.shards for lm in asked if isinstance(lm, FrozenLM) and lm.shards is not None]
+        mesh = None if self._trainer is None else getattr(self.trainer.strategy, "device_mesh", None)
+        if mesh is not None and mesh["tensor_parallel"].size() > 1 and any(isinstance(lm, RemoteLM) for lm in asked):
+            raise UserError(
+                f"{type(self).__name__} asks a server, and each of the processes that share an LM's heads would; set "
+                "trainer.strategy.tensor_parallel_size to 1"
+            )
+        if len(asked) > 1 and any(each.lockstep is not None for each in shards):
             raise UserError(
                 f"{type(self).__name__} asks several LMs, whose weights cannot be sharded over processes that work on "
                 "different texts; set trainer.strategy.data_parallel_size to 1"
