@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import runpy
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -261,3 +266,16 @@ def test_a_wrong_config_is_told_in_one_line(tmp_path: Path, capsys: pytest.Captu
     with pytest.raises(SystemExit):
         commands.run(["plan", "-c", str(tmp_path / "config.yaml"), "--model.lenght", "3"])
     assert "length" in capsys.readouterr().err
+
+
+def test_the_plan_is_what_the_real_model_takes() -> None:
+    """Peak memory of the 135M model's training, in a process of its own, is within a fifth of the plan."""
+    path = Path(__file__).parent.parent / "experiments" / "benchmarks" / "memory_plan.py"
+    benchmark = runpy.run_path(str(path))
+    done = subprocess.run(
+        [sys.executable, str(path), "--one", "soft", "32"], capture_output=True, text=True, timeout=240,
+        env={**os.environ, **benchmark["ENVIRONMENT"]}, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert 0.8 < found["planned"] / found["peak"] < 1.2
