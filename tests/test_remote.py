@@ -20,6 +20,7 @@ from test_cli import code
 from test_dln import FORWARD, PROPOSALS, YES_NO, Toy, examples, network, reader_of, trainer
 
 from callbacks import Budget
+from lightning_prompts import commands
 from lightning_prompts.cli import run
 from lightning_prompts.dln.cache import TextCache
 from lightning_prompts.dln.layer import LanguageLayer
@@ -280,6 +281,31 @@ def test_the_key_is_nowhere(locked: ServerProcess, tmp_path: Path, capfd: pytest
         assert key not in told.out + told.err + caplog.text
         for path in files:
             assert key.encode() not in path.read_bytes(), path
+
+
+@pytest.mark.parametrize("method", ["DeepLanguageNetwork", "Ape"])
+def test_only_training_needs_the_proposer(
+    method: str, locked: ServerProcess, tmp_path: Path, capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """What was found with a paid server is measured and taken home without its key, and without its client."""
+    monkeypatch.setattr("lightning_prompts.lm.answer_cache.cache_root", lambda: tmp_path / "cache")
+    folder = tmp_path / "run"
+    words = command(locked, folder, "--model.proposer.server.api_key_variable", "TESTS_API_KEY", method=method)
+    assert run(words) == 0
+    asked, kept = len(locked.requests), (folder / "prompts.jsonl").read_bytes()
+    assert asked > 0
+    monkeypatch.delenv("TESTS_API_KEY")
+    assert run([*words, "--overwrite", "true"]) == 1
+    assert "the environment variable TESTS_API_KEY is not set" in capfd.readouterr().err
+    assert (folder / "prompts.jsonl").read_bytes() == kept, "told before the run is replaced"
+    monkeypatch.setitem(sys.modules, "openai", None)
+    for subcommand in ("test", "predict"):
+        assert run([subcommand, "-c", str(folder / "config.yaml"), "--ckpt_path", "best"]) == 0
+    assert commands.run(["export", str(folder), "--format", "text", "--examples", "2"]) == 0
+    assert len(locked.requests) == asked
+    assert run([*words, "--overwrite", "true"]) == 1
+    assert "a server needs the package openai" in capfd.readouterr().err
 
 
 def test_a_server_without_a_variable_for_its_key(locked: ServerProcess, tmp_path: Path) -> None:
@@ -554,8 +580,8 @@ def test_what_the_server_decides_is_not_set_here() -> None:
 
 def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openai", None)
-    with pytest.raises(UserError, match=r"pip install 'lightning-prompts\[remote\]'"):
-        RemoteLM(LMConfig("x", server=Server("http://localhost:8000/v1")))
+    with pytest.raises(UserError, match=r"needs the package openai: pip install openai$"):
+        RemoteLM(LMConfig("x", server=Server("http://localhost:8000/v1"))).connect()
 
 
 def test_a_question_too_long_for_the_proposer(server: ServerProcess, tmp_path: Path) -> None:

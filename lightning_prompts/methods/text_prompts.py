@@ -139,6 +139,12 @@ class TextPromptMethod(PromptMethod):
                     f"({self.max_prompt_tokens}); raise it"
                 )
 
+    def configure_model(self) -> None:
+        """See `PromptMethod`; ahead of training, servers are checked before anything is written."""
+        super().configure_model()
+        if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
+            self.check_servers()
+
     def load_lm(self) -> FrozenLM:
         """The model that the config names.
 
@@ -233,7 +239,6 @@ class TextPromptMethod(PromptMethod):
                 f"{type(self).__name__} has no gradients to accumulate; leave out trainer.accumulate_grad_batches, and "
                 "raise data.batch_size for larger steps"
             )
-        self.check_servers()
         if self.prompt_memory.best is not None:
             return
         batches = self.validation_batches()
@@ -242,7 +247,13 @@ class TextPromptMethod(PromptMethod):
             self.prompt_memory.update(self.prompts, sum(bool(row["correct"]) for row in rows) / len(rows))
 
     def check_servers(self) -> None:
-        """Raise a `UserError` if a server cannot do what training will ask of it, before anything is paid for."""
+        """Raise a `UserError` if a server cannot do what training will ask of it, before anything is paid for.
+
+        Only training needs them all: a proposer is not asked in evaluation.
+        """
+        for reader in self.readers.values():
+            if isinstance(reader.lm, RemoteLM):
+                reader.lm.connect()
 
     def keeps_prompt(self, layer: int) -> None:
         """Say that a step had nothing to choose from."""
