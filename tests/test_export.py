@@ -35,6 +35,7 @@ from lightning_prompts.export.run import open_run
 from lightning_prompts.lm import FrozenLM, KeyValues, LMConfig
 from lightning_prompts.lm.embedded import embedded_folder
 from lightning_prompts.methods import LoraTuning, PrefixTuning, PromptMethod
+from lightning_prompts.methods.text_prompts import TextPromptMethod
 from lightning_prompts.prompts.from_peft import FromPeft
 from lightning_prompts.prompts.initializers import FromText
 from lightning_prompts.types import Example
@@ -306,6 +307,23 @@ def test_several_layers(tmp_path: Path) -> None:
     assert "{hidden}" in steps[1]["templates"][""]
     assert "{hidden}" not in steps[0]["templates"][""]
     assert "[call 2]\n" in (made / "prompt.txt").read_text()
+
+
+def test_layers_with_lms_of_their_own(tmp_path: Path) -> None:
+    """All are in full precision, and the proposer is not loaded: it is not asked any more."""
+    low = {"name": WIDE, "dtype": "bfloat16"}
+    settings = {
+        "proposer": {**low, "name": WIDE.replace("hidden_layers=3", "hidden_layers=1")},
+        "layers": [{"prompt": "Think.", "max_new_tokens": 5, "lm": low}, {"prompt": "Say it.", "lm": low}],
+    }
+    config = tmp_path / "layers.yaml"
+    config.write_text(yaml.safe_dump({"model": {"class_path": "DeepLanguageNetwork", "init_args": settings}}))
+    folder = fitted(tmp_path / "run", "-c", str(config), model=WIDE, steps=1)
+    export(folder, "text", "--examples", "3")
+    method = restored(folder)
+    assert isinstance(method, TextPromptMethod)
+    assert [config.dtype for config in method.readers] == ["float32"]
+    assert {value.dtype for value in method.lm.model.parameters()} == {torch.float32}
 
 
 def test_what_is_never_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
