@@ -515,6 +515,28 @@ def test_a_server_may_think_for_a_model_that_is_here(server: ServerProcess, tmp_
     assert len(server.requests) == asked, "before anything is paid for"
 
 
+@pytest.mark.parametrize("layer", [0, 1])
+def test_what_a_server_writes_is_not_exported(
+    layer: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The top layer's LM or a hidden one's: told before weights are loaded."""
+    there = {"name": "tiny", "server": {"base_url": "http://127.0.0.1:9/v1", "log_probs": True}}
+    layers: list[dict[str, object]] = [{"prompt": "Think.", "learn": False}, {"prompt": "Say."}]
+    layers[layer]["lm"] = there
+    settings = {
+        "model": {"class_path": "DeepLanguageNetwork", "init_args": {"layers": layers}},
+        "data": {"class_path": "Hyperbaton", "init_args": {"train_size": 8, "val_size": 8, "test_size": 8}},
+    }
+    (tmp_path / "config.yaml").write_text(json.dumps(settings))
+    (tmp_path / "checkpoints").mkdir()
+    torch.save({"state_dict": {}, "pytorch-lightning_version": "2.6.6"}, tmp_path / "checkpoints" / "best.ckpt")
+    monkeypatch.setattr(FrozenLM, "load", lambda config: pytest.fail(f"{config.name} was loaded"))
+    for made in ("text", "peft"):
+        assert commands.run(["export", str(tmp_path), "--format", made]) == 1
+        assert "error: tiny is behind a server, so its texts cannot be checked" in capsys.readouterr().err
+    assert not (tmp_path / "export").exists()
+
+
 def test_a_budget_of_calls_ends_a_run_with_a_server(server: ServerProcess, tmp_path: Path) -> None:
     method = network(proposer=config(server, cache=False))
     fit = trainer(tmp_path, 50)

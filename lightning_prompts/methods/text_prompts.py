@@ -99,11 +99,20 @@ class TextPromptMethod(PromptMethod):
 
     # --- the LMs ----------------------------------------------------------------------------------------------------
 
+    @property
+    def layer_lms(self) -> list[LMConfig]:
+        """The LM of each layer, from the one that reads the input to the one that answers."""
+        return [layer.lm or self.default_lm for layer in self.layer_settings]
+
+    def other_lms(self) -> list[LMConfig]:
+        """See `PromptMethod`: of hidden layers, and the proposer."""
+        configs = [*self.layer_lms, self.proposer_config or self.default_lm]
+        return list(dict.fromkeys(config for config in configs if config != self.lm_config))
+
     def build_prompt(self) -> None:
         """Load the other LMs, each once, and put the layers on them."""
         self.handle = torch.nn.Parameter(torch.zeros(1))  # Lightning counts the steps of an optimiser over it
-        configs = [layer.lm or self.default_lm for layer in self.layer_settings]
-        configs.append(self.proposer_config or self.default_lm)
+        configs = [*self.layer_lms, self.proposer_config or self.default_lm]
         self.readers: dict[LMConfig, Reader] = {}
         self.others = torch.nn.ModuleList()
         for config in configs:
@@ -335,7 +344,7 @@ class TextPromptMethod(PromptMethod):
         """See `PromptMethod`; prompts may be of any length, layers are not."""
         meta = super().checkpoint_meta()
         del meta["length"]
-        hidden = [(layer.lm or self.default_lm).name for layer in self.layer_settings[:-1]]
+        hidden = [config.name for config in self.layer_lms[:-1]]
         return {
             **meta,
             **({"hidden layers' model": " | ".join(hidden)} if hidden else {}),
