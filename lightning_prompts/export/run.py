@@ -45,7 +45,8 @@ class _Rebuild(PromptCLI):
         layers = settings.get("layers") or []
         lms = [settings.get("lm"), *(layer.get("lm") for layer in layers if isinstance(layer, Namespace))]
         for lm in filter(None, lms):
-            lm.update(Namespace(LM_SETTINGS))
+            for name, value in LM_SETTINGS.items():
+                lm[name] = value
         if settings.get("proposer"):  # not asked any more, so it is not loaded either
             settings.proposer = lms[-1] or settings.lm
 
