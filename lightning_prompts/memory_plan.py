@@ -20,6 +20,9 @@ With gradient checkpointing that is a layer's input alone, ``M D``, and all of t
 Beside them stands what comes and goes, of which the largest counts: at the head three times logits ``N V`` in float32
 (log-probabilities, and two gradients), for ``N`` answer and end tokens; or a layer's gradients, ``4 M I``.
 
+**Several LMs**, where layers or a proposer have their own, are all there at once, and pass in turn: of what a pass
+takes, the largest counts. Each is taken to read the same rows, as hidden texts and requests are yet to be written.
+
 **What is trained** is float32, with a gradient and the optimiser's state. **Generation** keeps keys and values of the
 longest row for every row, new tokens included, and passes without gradient keep nothing from layer to layer.
 
@@ -43,6 +46,8 @@ from lightning_prompts.errors import UserError
 from lightning_prompts.lm import Footprint, LMShape
 from lightning_prompts.lm.attention import EXPLICIT_LIMIT, EXPLICIT_LIMIT_NO_GRAD
 from lightning_prompts.lm.encoding import Row, share
+from lightning_prompts.lm.loading import weightless_model
+from lightning_prompts.lm.sharding import heads_plan
 from lightning_prompts.methods import PromptMethod
 from lightning_prompts.types import Example
 
@@ -216,20 +221,40 @@ def make_plan(
         processes: How many share the work.
 
     Raises:
-        UserError: See `LMShape.of`; or there are no batches.
+        UserError: See `LMShape.of`; or there are no batches, or a model cannot be split over the processes.
     """
     own = [_share(batch, processes) for batch in batches if len(batch)]
     judged = [_share(batch, processes) for batch in questions if len(batch)]
     if not own or not judged:
         raise UserError("there are no examples to plan for; give data a training and a validation split")
-    shape = LMShape.of(method.lm_config)
-    footprint = method.footprint(shape, max(map(len, own)))
-    shape = footprint.shape or shape
     heads = processes.heads
+    asked_for = [method.lm_config, *method.other_lms()]
+    servers = [
+        Item(f"{config.name}: behind {config.server.base_url}, takes nothing here", 0)
+        for config in asked_for
+        if config.server is not None
+    ]
+    local = [config for config in asked_for if config.server is None]
+    if not local:
+        return Plan(f"{type(method).__name__} on {method.lm_config.name}", servers)
+    shapes = [LMShape.of(config) for config in local]
+    footprint = method.footprint(shapes[0], max(map(len, own)))
+    if footprint.shape:
+        shapes[0] = footprint.shape
+    for config in local if heads > 1 and not footprint.shape else ():
+        heads_plan(weightless_model(config), heads, config.name)
+    shape = shapes[0]
     trained = footprint.trained * _FLOAT
     state = optimizer_state(method)
     items = [
-        Item(f"LM weights ({_precision(shape)})", shape.weight_bytes(processes.shards, heads)),
+        *(
+            Item(
+                f"LM weights {'' if config == method.lm_config else f'of {one.name} '}({_precision(one)})",
+                one.weight_bytes(processes.shards, heads),
+            )
+            for config, one in zip(local, shapes, strict=True)
+        ),
+        *servers,
         Item("what is trained", 0 if footprint.shape else trained),
         Item("what the method keeps beside it", footprint.kept * _FLOAT),
         Item("gradients", trained, "training"),
@@ -238,7 +263,7 @@ def make_plan(
     if processes.replicas > processes.shards:
         items.append(Item("gradients on their way to the others", trained, "training"))
     if processes.shards > 1:
-        layer = (shape.weight_bytes(heads=heads) - shape.outside * shape.bytes_each) / shape.layers
+        layer = max((one.weight_bytes(heads=heads) - one.outside * one.bytes_each) / one.layers for one in shapes)
         items.append(Item("two layers, put together", 2 * layer))
     packed = [Packed.of(_rows(shape, batch, footprint, True), footprint) for batch in own]
     if footprint.backward:
@@ -248,18 +273,23 @@ def make_plan(
         passing = passing_bytes(shape, kept, heads)
         items.append(Item("the largest of what comes and goes", passing, "training"))
     else:
-        passing = max(passing_bytes(shape, one, heads, backward=False) for one in packed)
+        passing = max(
+            passing_bytes(one, Packed.of(_rows(one, batch, footprint, True), footprint), heads, backward=False)
+            for one in shapes
+            for batch in own
+        )
         if footprint.rows is not None:  # some prompts for each question in a pass
             passing *= footprint.rows / max(map(len, own))
         items.append(Item("activations of a pass", passing + footprint.saved * _FLOAT, "training"))
-    asked = [Packed.of(_rows(shape, batch, footprint, False), footprint) for batch in judged]
-    cache = max(cache_bytes(shape, one, method.max_new_tokens, heads) for one in asked)
+    asked = [(one, Packed.of(_rows(one, batch, footprint, False), footprint)) for one in shapes for batch in judged]
+    cache = max(cache_bytes(one, question, method.max_new_tokens, heads) for one, question in asked)
     items.append(Item("keys and values of a generation", cache, "evaluation"))
-    passing = max(passing_bytes(shape, one, heads, backward=False) for one in asked)
+    passing = max(passing_bytes(one, question, heads, backward=False) for one, question in asked)
     items.append(Item("activations of a pass without gradient", passing, "evaluation"))
     largest = max(packed, key=lambda one: one.tokens)
     title = (
-        f"{type(method).__name__} on {shape.name}: {max(map(len, own))} rows, {largest.tokens:,} packed tokens and "
+        f"{type(method).__name__} on {footprint.shape.name if footprint.shape else method.lm_config.name}: "
+        f"{max(map(len, own))} rows, {largest.tokens:,} packed tokens and "
         f"{largest.logits:,} answer tokens a step" + (" in each process" if processes != Processes() else "")
     )
     return Plan(title, items)

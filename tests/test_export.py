@@ -31,10 +31,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from lightning_prompts import commands
 from lightning_prompts.cli import run
 from lightning_prompts.errors import UserError
+from lightning_prompts.export.base import base_of
 from lightning_prompts.export.run import open_run
 from lightning_prompts.lm import FrozenLM, KeyValues, LMConfig
 from lightning_prompts.lm.embedded import embedded_folder
 from lightning_prompts.methods import LoraTuning, PrefixTuning, PromptMethod
+from lightning_prompts.methods.text_prompts import TextPromptMethod
 from lightning_prompts.prompts.from_peft import FromPeft
 from lightning_prompts.prompts.initializers import FromText
 from lightning_prompts.types import Example
@@ -306,6 +308,23 @@ def test_several_layers(tmp_path: Path) -> None:
     assert "{hidden}" in steps[1]["templates"][""]
     assert "{hidden}" not in steps[0]["templates"][""]
     assert "[call 2]\n" in (made / "prompt.txt").read_text()
+
+
+def test_layers_with_lms_of_their_own(tmp_path: Path) -> None:
+    """All are in full precision, and the proposer is not loaded: it is not asked any more."""
+    low = {"name": WIDE, "dtype": "bfloat16"}
+    settings = {
+        "proposer": {**low, "name": WIDE.replace("hidden_layers=3", "hidden_layers=1")},
+        "layers": [{"prompt": "Think.", "max_new_tokens": 5, "lm": low}, {"prompt": "Say it.", "lm": low}],
+    }
+    config = tmp_path / "layers.yaml"
+    config.write_text(yaml.safe_dump({"model": {"class_path": "DeepLanguageNetwork", "init_args": settings}}))
+    folder = fitted(tmp_path / "run", "-c", str(config), model=WIDE, steps=1)
+    export(folder, "text", "--examples", "3")
+    method = restored(folder)
+    assert isinstance(method, TextPromptMethod)
+    assert [config.dtype for config in method.readers] == ["float32"]
+    assert {value.dtype for value in method.lm.model.parameters()} == {torch.float32}
 
 
 def test_what_is_never_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -673,6 +692,46 @@ def test_push(runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert says in err
         assert "is written, but not uploaded" in err
         assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("made", ["peft", "safetensors", "vllm", "text"])
+def test_what_is_pushed_tells_no_places(
+    made: str, speller: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a local model on local data, with a server as proposer."""
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"question": f"{n}", "answer": f"{n + 1}"}) + "\n" for n in range(40)))
+    task = ["--data", "QuestionAnswer", "--data.train", str(rows), "--data.batch_size", "8"]
+    words = SOFT
+    if made == "text":
+        config = tmp_path / "ape.yaml"
+        proposer = {"name": "big", "server": {"base_url": "http://127.0.0.1:9/v1", "retries": 0}}
+        proposals = [{"class_path": "RuleRewrites"}]
+        config.write_text(yaml.safe_dump({"model": {"class_path": "DeepLanguageNetwork", "init_args": {
+            "text": " Next:", "proposer": proposer, "proposals": proposals, "max_prompt_tokens": 40}}}))  # fmt: skip
+        words = ["-c", str(config)]
+    folder = fitted(tmp_path / "run", *words, model=speller, steps=1, task=task)
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", lambda self, repo, **settings: repo)
+    monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", lambda self, **settings: None)
+    capsys.readouterr()
+    out = export(folder, made, "--out", str(tmp_path / "x"), "--push", "me/it")
+    assert "local paths and addresses of servers are left out of it" in capsys.readouterr().out
+    name = Path(speller).name
+    for path, told in contents(out).items():
+        for place in (str(tmp_path), str(Path(speller).parent), "127.0.0.1"):
+            assert place.encode() not in told, f"{path.name} tells of {place}"
+    readme = (out / "README.md").read_text()
+    assert "Local paths and addresses of servers are left out." in readme
+    assert f"a folder, called `{name}` here; put its path in the place" in readme
+    about = json.loads((out / "prompt.json").read_text())
+    assert (about["model"], about["base_model"], about["prompts"][0]["model"]) == (name, name, name)
+
+
+def test_the_embedded_model_is_pushed_by_its_origin() -> None:
+    config = LMConfig("smollm2-135m-instruct")
+    here, there = (base_of(config, None, public) for public in (False, True))
+    assert here.named("it") == here.location == there.location == str(embedded_folder(config.name))
+    assert (there.named("it"), there.title) == ("HuggingFaceTB/SmolLM2-135M-Instruct", config.name)
 
 
 # --- the embedded model, in PEFT and in lm-evaluation-harness -------------------------------------------------------

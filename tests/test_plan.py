@@ -20,12 +20,14 @@ from conftest import SHAPES, TINY
 from lightning_prompts import commands
 from lightning_prompts.crossings.reinforce import TopK
 from lightning_prompts.crossings.relaxation import GumbelSoftmax, Projected
+from lightning_prompts.dln.layer import LanguageLayer
 from lightning_prompts.errors import UserError
-from lightning_prompts.lm import LMConfig, LMShape
+from lightning_prompts.lm import LMConfig, LMShape, Server
 from lightning_prompts.lm import attention as attention_module
 from lightning_prompts.lm.loading import load_model
-from lightning_prompts.memory_plan import Packed, Processes, kept_bytes, make_plan, optimizer_state
+from lightning_prompts.memory_plan import Packed, Plan, Processes, kept_bytes, make_plan, optimizer_state
 from lightning_prompts.methods import (
+    DeepLanguageNetwork,
     FixedPrompt,
     HardPromptSearch,
     LoraTuning,
@@ -227,6 +229,38 @@ def test_more_rows_and_processes() -> None:
     pieces = make_plan(method, [batch(128)], [batch(128)], Processes(8, 8, 1))
     assert pieces.of("LM weights") == pytest.approx(heads.of("LM weights"), rel=1e-3)
     assert pieces.of("two layers") > 0
+
+
+def test_all_lms_of_a_network_count_once() -> None:
+    small, large = (LMConfig(f"random:llama,{WIDE.replace('layers=3', f'layers={count}')}") for count in (2, 30))
+    there = LMConfig("big", server=Server("http://localhost:8000/v1"))
+    weights = {config: LMShape.of(config).weight_bytes() for config in (LM, small, large)}
+
+    def plan(*layers: LMConfig | None, **settings: Any) -> Plan:
+        method = DeepLanguageNetwork([LanguageLayer("Go.", lm=lm) for lm in layers], lm=LM, **settings)
+        return make_plan(method, [batch()], [batch()])
+
+    alone = plan(None)
+    assert alone.of("LM weights") == plan(None, None, proposer=LM).of("LM weights") == weights[LM]
+    several = plan(small, None, proposer=large)
+    assert several.of("LM weights") == sum(weights.values())
+    assert several.of("keys and values") == pytest.approx(10 * alone.of("keys and values"))
+    assert plan(small, None, proposer=small).of("LM weights") == weights[LM] + weights[small]
+    paid = plan(None, proposer=there)
+    assert (paid.peak, paid.of("LM weights")) == (alone.peak, weights[LM])
+    assert "big: behind http://localhost:8000/v1, takes nothing here" in [item.name for item in paid.items]
+    assert plan(small, there).of("LM weights") == weights[LM] + weights[small], "the proposer is the default LM"
+    nothing = plan(there, proposer=there)
+    assert (nothing.peak, len(nothing.items)) == (0, 1)
+
+
+def test_heads_that_cannot_be_shared_evenly() -> None:
+    wide = LMConfig(f"random:llama,{WIDE.replace('key_value_heads=2', 'key_value_heads=1')}")
+    methods = SoftPromptTuning(8, lm=wide), DeepLanguageNetwork(lm=LM, proposer=wide)
+    for method in methods:
+        with pytest.raises(UserError, match=r"has 1 key/value heads, which 2 processes cannot share evenly; set "):
+            make_plan(method, [batch()], [batch()], Processes(1, 1, 2))
+    assert make_plan(SoftPromptTuning(8, lm=LM), [batch()], [batch()], Processes(1, 1, 2)).peak > 0
 
 
 def test_nothing_to_plan_for() -> None:

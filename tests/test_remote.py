@@ -20,6 +20,7 @@ from test_cli import code
 from test_dln import FORWARD, PROPOSALS, YES_NO, Toy, examples, network, reader_of, trainer
 
 from callbacks import Budget
+from lightning_prompts import commands
 from lightning_prompts.cli import run
 from lightning_prompts.dln.cache import TextCache
 from lightning_prompts.dln.layer import LanguageLayer
@@ -282,6 +283,31 @@ def test_the_key_is_nowhere(locked: ServerProcess, tmp_path: Path, capfd: pytest
             assert key.encode() not in path.read_bytes(), path
 
 
+@pytest.mark.parametrize("method", ["DeepLanguageNetwork", "Ape"])
+def test_only_training_needs_the_proposer(
+    method: str, locked: ServerProcess, tmp_path: Path, capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """What was found with a paid server is measured and taken home without its key, and without its client."""
+    monkeypatch.setattr("lightning_prompts.lm.answer_cache.cache_root", lambda: tmp_path / "cache")
+    folder = tmp_path / "run"
+    words = command(locked, folder, "--model.proposer.server.api_key_variable", "TESTS_API_KEY", method=method)
+    assert run(words) == 0
+    asked, kept = len(locked.requests), (folder / "prompts.jsonl").read_bytes()
+    assert asked > 0
+    monkeypatch.delenv("TESTS_API_KEY")
+    assert run([*words, "--overwrite", "true"]) == 1
+    assert "the environment variable TESTS_API_KEY is not set" in capfd.readouterr().err
+    assert (folder / "prompts.jsonl").read_bytes() == kept, "told before the run is replaced"
+    monkeypatch.setitem(sys.modules, "openai", None)
+    for subcommand in ("test", "predict"):
+        assert run([subcommand, "-c", str(folder / "config.yaml"), "--ckpt_path", "best"]) == 0
+    assert commands.run(["export", str(folder), "--format", "text", "--examples", "2"]) == 0
+    assert len(locked.requests) == asked
+    assert run([*words, "--overwrite", "true"]) == 1
+    assert "a server needs the package openai" in capfd.readouterr().err
+
+
 def test_a_server_without_a_variable_for_its_key(locked: ServerProcess, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"refuses the key \(401\); name the environment variable .*api_key_variable"):
         remote(locked, tmp_path).write(QUESTIONS[:1], "", 4)
@@ -489,6 +515,28 @@ def test_a_server_may_think_for_a_model_that_is_here(server: ServerProcess, tmp_
     assert len(server.requests) == asked, "before anything is paid for"
 
 
+@pytest.mark.parametrize("layer", [0, 1])
+def test_what_a_server_writes_is_not_exported(
+    layer: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The top layer's LM or a hidden one's: told before weights are loaded."""
+    there = {"name": "tiny", "server": {"base_url": "http://127.0.0.1:9/v1", "log_probs": True}}
+    layers: list[dict[str, object]] = [{"prompt": "Think.", "learn": False}, {"prompt": "Say."}]
+    layers[layer]["lm"] = there
+    settings = {
+        "model": {"class_path": "DeepLanguageNetwork", "init_args": {"layers": layers}},
+        "data": {"class_path": "Hyperbaton", "init_args": {"train_size": 8, "val_size": 8, "test_size": 8}},
+    }
+    (tmp_path / "config.yaml").write_text(json.dumps(settings))
+    (tmp_path / "checkpoints").mkdir()
+    torch.save({"state_dict": {}, "pytorch-lightning_version": "2.6.6"}, tmp_path / "checkpoints" / "best.ckpt")
+    monkeypatch.setattr(FrozenLM, "load", lambda config: pytest.fail(f"{config.name} was loaded"))
+    for made in ("text", "peft"):
+        assert commands.run(["export", str(tmp_path), "--format", made]) == 1
+        assert "error: tiny is behind a server, so its texts cannot be checked" in capsys.readouterr().err
+    assert not (tmp_path / "export").exists()
+
+
 def test_a_budget_of_calls_ends_a_run_with_a_server(server: ServerProcess, tmp_path: Path) -> None:
     method = network(proposer=config(server, cache=False))
     fit = trainer(tmp_path, 50)
@@ -554,8 +602,8 @@ def test_what_the_server_decides_is_not_set_here() -> None:
 
 def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openai", None)
-    with pytest.raises(UserError, match=r"pip install 'lightning-prompts\[remote\]'"):
-        RemoteLM(LMConfig("x", server=Server("http://localhost:8000/v1")))
+    with pytest.raises(UserError, match=r"needs the package openai: pip install openai$"):
+        RemoteLM(LMConfig("x", server=Server("http://localhost:8000/v1"))).connect()
 
 
 def test_a_question_too_long_for_the_proposer(server: ServerProcess, tmp_path: Path) -> None:

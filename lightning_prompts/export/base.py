@@ -10,6 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from lightning_prompts.errors import UserError
+from lightning_prompts.export.public import without_places
 from lightning_prompts.lm import LMConfig
 from lightning_prompts.lm.embedded import EMBEDDED, embedded_folder
 from lightning_prompts.lm.loading import RANDOM, load_model
@@ -26,15 +27,32 @@ class BaseModel:
         location: A folder or a hub id; ``None`` for random weights, which lie nowhere.
         hub_id: Its id on the hub, or that of the model that it was made from; ``None`` without one.
         folder: Where it is to be written; ``None`` for nowhere.
+        public: Whether what is written about it goes to others, who are told no local path.
     """
 
     config: LMConfig
     location: str | None
     hub_id: str | None
     folder: Path | None = None
+    public: bool = False
+
+    @property
+    def title(self) -> str:
+        """What people call it."""
+        name = self.config.name
+        if not self.public:
+            return name
+        return Path(name).resolve().name if Path(name).is_dir() else str(without_places(name))
+
+    @property
+    def shown(self) -> str:
+        """What files call it, for programs to load; a folder that is not to be told of is called by its last part."""
+        if not self.public or self.location is None:
+            return self.location or self.title
+        return self.hub_id or Path(self.location).name
 
     def named(self, what: str) -> str:
-        """The location, for a format that needs one.
+        """What files call it, for a format that needs a location.
 
         Raises:
             UserError: There is none.
@@ -44,7 +62,7 @@ class BaseModel:
                 f"{what} names the folder of its model, and {self.config.name!r} has random weights, which lie in "
                 "none; give --base FOLDER to have them written there"
             )
-        return self.location
+        return self.shown
 
     def write(self) -> None:
         """Write it, de-quantised and untrained, where it is to be; a model that is there already is used.
@@ -88,12 +106,13 @@ class BaseModel:
         return model
 
 
-def base_of(config: LMConfig, folder: Path | None) -> BaseModel:
+def base_of(config: LMConfig, folder: Path | None, public: bool = False) -> BaseModel:
     """The model of a run; nothing is written yet.
 
     Args:
         config: What the run's config says of it.
         folder: Where to write it; ``None`` leaves it where it is.
+        public: See `BaseModel`.
     """
     config = replace(config, dtype="float32", quantization=None, gradient_checkpointing=False)
     location: str | None = config.name
@@ -105,4 +124,4 @@ def base_of(config: LMConfig, folder: Path | None) -> BaseModel:
         location = hub_id = None
     elif Path(config.name).is_dir():
         location = str(Path(config.name).resolve())
-    return BaseModel(config, location if folder is None else str(folder.resolve()), hub_id, folder)
+    return BaseModel(config, location if folder is None else str(folder.resolve()), hub_id, folder, public)

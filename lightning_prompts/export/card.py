@@ -12,6 +12,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from lightning_prompts.errors import UserError
 from lightning_prompts.export.contents import Kind
 from lightning_prompts.export.formats import Export, Format
+from lightning_prompts.export.public import LEFT_OUT, without_places
 from lightning_prompts.lm.embedded import EMBEDDED
 from lightning_prompts.prompts.from_peft import ABOUT
 
@@ -99,20 +100,24 @@ def _datasets(export: Export) -> list[str] | None:
 def _sentence(export: Export) -> str:
     step = export.about["step"]
     trained = "" if step is None else f", {export.about['checkpoint']} checkpoint, after {step} steps"
-    return f"What `{export.run.method_name}` has found for the frozen `{export.base.config.name}`{trained}."
+    return f"What `{export.run.method_name}` has found for the frozen `{export.base.title}`{trained}."
 
 
 def _base(export: Export) -> str:
     """Where the base model comes from, where that is not its hub id."""
-    name, embedded = export.base.config.name, EMBEDDED.get(export.base.config.name)
+    base = export.base
+    name, embedded = base.config.name, EMBEDDED.get(base.config.name)
     if embedded is None:
-        return ""
+        if not base.public or base.location is None or base.hub_id:
+            return ""
+        return f"The base model is a folder, called `{base.shown}` here; put its path in the place of that name.\n\n"
+    instead = f"; put that in the place of `{base.shown}`" if base.public else ""
     command = f"from lightning_prompts.lm.embedded import embedded_folder; print(embedded_folder('{name}'))"
     return (
         f"The base model is `{embedded.origin}` as the package `{' '.join(embedded.packages)}` has it: quantised to 4 "
         "bits and de-quantised, which makes it another model than that on the hub, and scores differ with that one. "
         "This command writes it on any machine and prints its folder "
-        f'(after `{embedded.install}`):\n\n```bash\npython -c "{command}"\n'
+        f'(after `{embedded.install}`){instead}:\n\n```bash\npython -c "{command}"\n'
         "```\n\n"
     )
 
@@ -170,6 +175,9 @@ def _config(export: Export) -> str:
     config, trainer = export.run.config, export.run.config.get("trainer") or {}
     kept = {name: config[name] for name in ("seed_everything", "model", "data") if name in config}
     kept["trainer"] = {name: trainer[name] for name in ("max_steps", "max_epochs", "precision") if name in trainer}
+    told = ""
+    if export.base.public:
+        kept, told = without_places(kept), f"Local paths and addresses of servers are {LEFT_OUT[1:-1]}. "
     text = yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
-    return f"{fence}yaml\n{text}{fence}\n\n`{ABOUT}` has the rest for programs.\n"
+    return f"{fence}yaml\n{text}{fence}\n\n{told}`{ABOUT}` has the rest for programs.\n"

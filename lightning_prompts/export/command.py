@@ -24,6 +24,7 @@ from lightning_prompts.export.hub import push
 from lightning_prompts.export.npy import NumPyFiles
 from lightning_prompts.export.peft_adapter import PeftAdapter
 from lightning_prompts.export.plain_text import PlainText
+from lightning_prompts.export.public import without_places
 from lightning_prompts.export.run import open_run
 from lightning_prompts.export.safetensors_file import SafetensorsFile
 from lightning_prompts.export.tensors import position
@@ -56,7 +57,11 @@ def _parser() -> _Parser:
     parser.add_argument("--examples", type=int, default=8, help="test examples that the check scores; default: 8")
     parser.add_argument("--base", type=Path, help="write the base model there, too, and name that folder")
     parser.add_argument("--overwrite", action="store_true", help="replace an export that is already there")
-    parser.add_argument("--push", metavar="REPO", help="upload the folder to the Hugging Face hub: name/repo")
+    parser.add_argument(
+        "--push",
+        metavar="REPO",
+        help="upload the folder to the Hugging Face hub: name/repo; it then names no local path and no server",
+    )
     parser.add_argument("--private", action="store_true", help="with --push: a new repository is private")
     return parser
 
@@ -81,7 +86,7 @@ def main(args: Sequence[str]) -> int:
     run = open_run(given.run, given.checkpoint)
     kind = kind_of(run.method)
     made.check_kind(run.method_name, kind)
-    base = base_of(run.method.lm_config, given.base)
+    base = base_of(run.method.lm_config, given.base, public=bool(given.push))
     if isinstance(made, PeftAdapter | Vllm):
         base.named(f"--format {made.name}")
     run.restore()
@@ -94,6 +99,7 @@ def main(args: Sequence[str]) -> int:
         f"{out}: {made.title}; {len(differences)} test examples score the same to {max(differences):.1e} nats per token"
     )
     if given.push:
+        print("local paths and addresses of servers are left out of it")
         print(f"uploaded to {push(out, given.push, given.private)}")
     return 0
 
@@ -168,7 +174,11 @@ def _about(export: Export, made: Format, checkpoint: str) -> dict[str, Any]:
     steps = content if isinstance(content, list) else [
         Step(text, templates, method.lm.name, max_new_tokens=method.max_new_tokens)
     ]  # fmt: skip
-    first = export.examples[0]
+    first, base = export.examples[0], export.base
+    records = [step.record() for step in steps]
+    if base.public:
+        records = [{**one, "model": base.title if one["model"] == base.config.name else without_places(one["model"])}
+                   for one in records]  # fmt: skip
     before, _, after = steps[0].templates.get("", "").partition("{prompt}")
     front = export.pieces(first).before if isinstance(made, PeftAdapter) and isinstance(content, Tensor) else []
     where = "the text stands in the place of {prompt}"
@@ -176,12 +186,12 @@ def _about(export: Export, made: Format, checkpoint: str) -> dict[str, Any]:
         "format": made.name,
         "made_by": f"lightning-prompts {__version__}",
         "method": run.method_name,
-        "model": method.lm.name,
-        "revision": export.base.revision,
-        "base_model": export.base.location,
+        "model": base.title,
+        "revision": base.revision,
+        "base_model": None if base.location is None else base.shown,
         "checkpoint": checkpoint if run.checkpoint else None,
         "step": run.step(),
-        "prompts": [step.record() for step in steps],
+        "prompts": records,
         "before": before,
         "after": after.rpartition("{answer}")[0],
         "chat": first.chat,

@@ -48,9 +48,15 @@ def kind_of(method: PromptMethod) -> Kind:
     """What a method's result is, before anything is loaded.
 
     Raises:
-        UserError: It is nothing that could be taken home as one prompt.
+        UserError: It is nothing that could be taken home as one prompt, or nothing that could be checked.
     """
     name = type(method).__name__
+    layers = method.layer_lms if isinstance(method, TextPromptMethod) else []
+    remote = next((config for config in layers if config.server is not None), None)
+    if remote is not None:
+        raise UserError(
+            f"{remote.name} is behind a server, so its texts cannot be checked; they stand in prompt.txt of the run"
+        )
     if isinstance(method, ScratchTransformer):
         raise UserError(f"{name} has no prompt to export: it trains a model of its own")
     one_for_all = isinstance(method, ReinforceRefiner) and method.network is None

@@ -106,12 +106,7 @@ def _lms(export: Export) -> Sequence[FrozenLM]:
     """The LM of each call."""
     method = export.run.method
     if isinstance(method, TextPromptMethod):
-        lms = [reader.lm for reader in method.network.readers]
-        if remote := next((lm for lm in lms if not isinstance(lm, FrozenLM)), None):
-            raise UserError(
-                f"{remote.name} is behind a server, so its texts cannot be checked; they stand in prompt.txt of the run"
-            )
-        return [lm for lm in lms if isinstance(lm, FrozenLM)]
+        return [lm for reader in method.network.readers if isinstance(lm := reader.lm, FrozenLM)]
     return [method.lm] * len(_steps(export))
 
 

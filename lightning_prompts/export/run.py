@@ -10,6 +10,7 @@ from typing import Any
 import lightning as L  # noqa: N812 - Lightning's own convention
 import torch
 import yaml
+from jsonargparse import Namespace
 
 from lightning_prompts.cli import PromptCLI, quiet, told
 from lightning_prompts.errors import UserError
@@ -28,10 +29,8 @@ SETTINGS = {
     "trainer.plugins": "null",
     "trainer.enable_progress_bar": "false",
     "trainer.limit_test_batches": "0",
-    "model.lm.dtype": "float32",
-    "model.lm.quantization": "none",
-    "model.lm.gradient_checkpointing": "false",
 }
+LM_SETTINGS = {"dtype": "float32", "quantization": None, "gradient_checkpointing": False}
 
 
 class _Rebuild(PromptCLI):
@@ -42,6 +41,14 @@ class _Rebuild(PromptCLI):
         config = self.config[self.config.subcommand]
         self.folder = Path(config.trainer.default_root_dir)
         self._check_checkpoint(config)
+        settings = config.model.init_args
+        layers = settings.get("layers") or []
+        lms = [settings.get("lm"), *(layer.get("lm") for layer in layers if isinstance(layer, Namespace))]
+        for lm in filter(None, lms):
+            for name, value in LM_SETTINGS.items():
+                lm[name] = value
+        if settings.get("proposer"):  # not asked any more, so it is not loaded either
+            settings.proposer = lms[-1] or settings.lm
 
     def _run_subcommand(self, subcommand: str) -> None:
         del subcommand

@@ -28,7 +28,7 @@ def load_model(export: Export) -> str:
     more = "" if export.base.revision is None else f", revision={literal(export.base.revision)}"
     attention = "" if export.base.attention is None else f", attn_implementation={literal(export.base.attention)}"
     return (
-        f"base = {literal(export.base.location or export.base.config.name)}\n"
+        f"base = {literal(export.base.shown)}\n"
         f"tokenizer = AutoTokenizer.from_pretrained(base{more})\n"
         f"model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32{more}{attention})\n"
     )

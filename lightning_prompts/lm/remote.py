@@ -32,14 +32,11 @@ class RemoteLM:
     """Has a server write and score texts, several requests at a time, each of them paid for once.
 
     The client of the package `openai` sends requests again, with growing waits. The key comes from the environment and
-    goes nowhere but into the requests' headers.
+    goes nowhere but into the requests' headers. Neither is asked for before there is a request: see `connect`.
 
     Args:
         config: With a server.
         cache: Where answers are kept; by default in the user's cache folder, unless the config says not at all.
-
-    Raises:
-        UserError: The package is not there, or the environment variable is not set.
     """
 
     width = vocabulary = 0  # a server shows no vectors
@@ -47,27 +44,39 @@ class RemoteLM:
     def __init__(self, config: LMConfig, cache: AnswerCache | None = None) -> None:
         """Nothing is sent yet."""
         assert config.server is not None
-        try:
-            import openai
-        except ImportError as error:
-            raise UserError("a server needs the package openai: pip install openai") from error
         self.config, self.server, self.name = config, config.server, config.name
         self.context = self.server.context
         self.usage = Usage()
         self.cache = (cache or AnswerCache()) if self.server.cache else None
-        variable = self.server.api_key_variable
-        self._key = os.environ.get(variable, "") if variable else ""
-        if variable and not self._key:
-            raise UserError(
-                f"server.api_key_variable: the environment variable {variable} is not set; put the key of "
-                f"{self.server.base_url} into it (export {variable}=...)"
-            )
-        self._openai = openai
-        self._client = openai.OpenAI(
-            base_url=self.server.base_url, api_key=self._key or NO_KEY, timeout=self.server.timeout,
-            max_retries=self.server.retries,
-        )  # fmt: skip
+        self._key = ""
+        self._client: Any = None
         self._lock = threading.Lock()
+
+    def connect(self) -> None:
+        """Get all that a request needs, ahead of the first one; sends nothing.
+
+        Raises:
+            UserError: The package is not there, or the environment variable is not set.
+        """
+        with self._lock:
+            if self._client is not None:
+                return
+            try:
+                import openai
+            except ImportError as error:
+                raise UserError("a server needs the package openai: pip install openai") from error
+            variable = self.server.api_key_variable
+            self._key = os.environ.get(variable, "") if variable else ""
+            if variable and not self._key:
+                raise UserError(
+                    f"server.api_key_variable: the environment variable {variable} is not set; put the key of "
+                    f"{self.server.base_url} into it (export {variable}=...)"
+                )
+            self._openai = openai
+            self._client = openai.OpenAI(
+                base_url=self.server.base_url, api_key=self._key or NO_KEY, timeout=self.server.timeout,
+                max_retries=self.server.retries,
+            )  # fmt: skip
 
     def describe(self) -> str:
         """Name and address."""
@@ -261,8 +270,9 @@ class RemoteLM:
         """Post a request, again where that may help.
 
         Raises:
-            UserError: The server does not answer, refuses, or answers with something else than JSON.
+            UserError: The server does not answer, refuses, or answers with something else than JSON, or see `connect`.
         """
+        self.connect()
         for attempt in range(self.server.retries + 1):
             try:
                 text: str = self._client.post(path, cast_to=str, body=body)

@@ -139,9 +139,18 @@ def shard(model: PreTrainedModel, mesh: DeviceMesh, name: str) -> None:
         _split_weights(model, mesh["data_parallel"])
 
 
-def _split_heads(model: PreTrainedModel, mesh: DeviceMesh, name: str) -> None:
-    """Tensor parallel, by the architecture's own plan."""
-    config, size = model.config.get_text_config(), mesh.size()
+def heads_plan(model: PreTrainedModel, size: int, name: str) -> dict[str, str]:
+    """How the architecture splits its layers by heads; weights are not looked at.
+
+    Args:
+        model: The model, on the meta device at least.
+        size: Processes that share the heads.
+        name: What to call the model in messages.
+
+    Raises:
+        UserError: It cannot be split over so many.
+    """
+    config = model.config.get_text_config()
     plan: dict[str, str] = dict(getattr(config, "base_model_tp_plan", None) or {})
     unknown = sorted({style for style in plan.values() if style not in _STYLES})
     if not plan or unknown:
@@ -162,6 +171,12 @@ def _split_heads(model: PreTrainedModel, mesh: DeviceMesh, name: str) -> None:
                 f"{name} has {count} {what}, which {size} processes cannot share evenly; set "
                 "trainer.strategy.tensor_parallel_size to a divisor"
             )
+    return plan
+
+
+def _split_heads(model: PreTrainedModel, mesh: DeviceMesh, name: str) -> None:
+    """Tensor parallel, by the architecture's own plan."""
+    plan = heads_plan(model, mesh.size(), name)
     styles = {pattern: made() for pattern, style in plan.items() if (made := _STYLES[style]) is not None}
     parallelize_module(model.base_model, mesh, styles)
     head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()

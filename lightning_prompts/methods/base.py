@@ -163,6 +163,10 @@ class PromptMethod(L.LightningModule):
         """How much is trained."""
         return f"{sum(parameter.numel() for parameter in self.trainable_parameters()):,}"
 
+    def other_lms(self) -> list[LMConfig]:
+        """The LMs that are asked beside ``lm_config``, each once."""
+        return []
+
     def footprint(self, shape: LMShape, batch_size: int) -> Footprint:
         """What the method adds to the memory of its LM, for `lightning_prompts.memory_plan`; nothing is loaded.
 

@@ -112,6 +112,7 @@ class DeepLanguageNetwork(TextPromptMethod):
         for index, (layer, reader) in enumerate(zip(self.layer_settings, self.network.readers, strict=True)):
             if isinstance(reader.lm, RemoteLM) and (index or layer.learn or weighed):
                 reader.lm.check_scores([])
+        super().check_servers()
 
     def improve(self, examples: Sequence[Example]) -> list[dict[str, Any]]:
         """One variational step."""

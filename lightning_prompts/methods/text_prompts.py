@@ -99,11 +99,20 @@ class TextPromptMethod(PromptMethod):
 
     # --- the LMs ----------------------------------------------------------------------------------------------------
 
+    @property
+    def layer_lms(self) -> list[LMConfig]:
+        """The LM of each layer, from the one that reads the input to the one that answers."""
+        return [layer.lm or self.default_lm for layer in self.layer_settings]
+
+    def other_lms(self) -> list[LMConfig]:
+        """See `PromptMethod`: of hidden layers, and the proposer."""
+        configs = [*self.layer_lms, self.proposer_config or self.default_lm]
+        return list(dict.fromkeys(config for config in configs if config != self.lm_config))
+
     def build_prompt(self) -> None:
         """Load the other LMs, each once, and put the layers on them."""
         self.handle = torch.nn.Parameter(torch.zeros(1))  # Lightning counts the steps of an optimiser over it
-        configs = [layer.lm or self.default_lm for layer in self.layer_settings]
-        configs.append(self.proposer_config or self.default_lm)
+        configs = [*self.layer_lms, self.proposer_config or self.default_lm]
         self.readers: dict[LMConfig, Reader] = {}
         self.others = torch.nn.ModuleList()
         for config in configs:
@@ -145,6 +154,12 @@ class TextPromptMethod(PromptMethod):
                     f"the initial prompt {prompt[:40]!r} has {count} tokens, more than max_prompt_tokens "
                     f"({self.max_prompt_tokens}); raise it"
                 )
+
+    def configure_model(self) -> None:
+        """See `PromptMethod`; ahead of training, servers are checked before anything is written."""
+        super().configure_model()
+        if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
+            self.check_servers()
 
     def load_lm(self) -> FrozenLM:
         """The model that the config names.
@@ -240,7 +255,6 @@ class TextPromptMethod(PromptMethod):
                 f"{type(self).__name__} has no gradients to accumulate; leave out trainer.accumulate_grad_batches, and "
                 "raise data.batch_size for larger steps"
             )
-        self.check_servers()
         if self.prompt_memory.best is not None:
             return
         batches = self.validation_batches()
@@ -249,7 +263,13 @@ class TextPromptMethod(PromptMethod):
             self.prompt_memory.update(self.prompts, sum(bool(row["correct"]) for row in rows) / len(rows))
 
     def check_servers(self) -> None:
-        """Raise a `UserError` if a server cannot do what training will ask of it, before anything is paid for."""
+        """Raise a `UserError` if a server cannot do what training will ask of it, before anything is paid for.
+
+        Only training needs them all: a proposer is not asked in evaluation.
+        """
+        for reader in self.readers.values():
+            if isinstance(reader.lm, RemoteLM):
+                reader.lm.connect()
 
     def keeps_prompt(self, layer: int) -> None:
         """Say that a step had nothing to choose from."""
@@ -331,7 +351,7 @@ class TextPromptMethod(PromptMethod):
         """See `PromptMethod`; prompts may be of any length, layers are not."""
         meta = super().checkpoint_meta()
         del meta["length"]
-        hidden = [(layer.lm or self.default_lm).name for layer in self.layer_settings[:-1]]
+        hidden = [config.name for config in self.layer_lms[:-1]]
         return {
             **meta,
             **({"hidden layers' model": " | ".join(hidden)} if hidden else {}),
