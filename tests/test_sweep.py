@@ -20,7 +20,7 @@ from lightning_prompts.errors import UserError
 from lightning_prompts.studies import sweep
 from lightning_prompts.studies.plan import Plan, read_plan
 from lightning_prompts.studies.runs import Run
-from lightning_prompts.studies.tables import long_table, ranked
+from lightning_prompts.studies.tables import check_metric, long_table, ranked, side_by_side
 
 DATA = "data: {class_path: Antonyms, init_args: {max_train_examples: 64, val_fraction: 0.01, test_fraction: 0.01}}\n"
 
@@ -187,12 +187,54 @@ def test_the_table_is_sorted_and_tells_of_failures() -> None:
     assert ordered == [("b", "y"), ("b", "x"), ("a", "y"), ("a", "x"), ("a", "z")]
     assert list(ranked(found, "test/nll", "max"))[:2] == [("b", "y"), ("b", "x")]
     with pytest.raises(UserError, match="no run has the metric 'val/nl'; did you mean val/nll"):
-        ranked(found, "val/nl", "min")
+        check_metric(found, "val/nl")
+    assert set(ranked(found, "val/nl", "min")) == set(found), "the table does without"
     lines = long_table(found, {("a", "y"): ["seed 1: a | b"]}, "val/nll")
     assert lines[0].endswith("| training tokens | val/nll |")
     assert lines[2] == "| b / x | 1.000 | 0.500 | 9 | 1 | 2 | 3.000 |"
     assert lines[-1] == "| a / y | seed 1: a \\| b |  |  |  |  |  |"
     assert {line.replace("\\|", "").count("|") for line in lines} == {8}
+
+
+def test_runs_without_nll_stay_in_the_tables() -> None:
+    """Free text behind a server that tells no log-probabilities."""
+    rest = {"seconds": [1.0], "budget/tokens": [2.0]}
+    silent = {"test/exact_match": [0.5], "test/examples": [9.0], "test/far/exact_match": [0.25],
+              "test/far/examples": [3.0], **rest}  # fmt: skip
+    spoken = {"test/nll": [1.0], "val/nll": [2.0], "test/exact_match": [0.75], "test/examples": [9.0], **rest}
+    found = {("a", "x"): silent, ("a", "y"): spoken, ("b", "x"): silent}
+    ordered = ranked(found, "val/nll", "min")
+    assert list(ordered) == [("a", "y"), ("a", "x"), ("b", "x")]
+    assert long_table(ordered, metric="val/nll")[2:] == [
+        "| a / y | 1.000 | 0.750 | 9 | 1 | 2 | 2.000 |",
+        "| a / x | - | 0.500 | 9 | 1 | 2 | - |",
+        "| a / x / far | - | 0.250 | 3 | 1 | 2 |  |",
+        "| b / x | - | 0.500 | 9 | 1 | 2 | - |",
+        "| b / x / far | - | 0.250 | 3 | 1 | 2 |  |",
+    ]
+    assert side_by_side(found, "nll", ())[2:] == ["| x | - | - |", "| y | 1.00 | - |"]
+    assert side_by_side(found, "exact_match", ())[2:] == ["| x | 0.50 → 0.25 | 0.50 → 0.25 |", "| y | 0.75 | - |"]
+
+
+def test_the_table_is_written_before_a_missing_metric_is_told(
+    methods: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The default metric is one that some runs do not have."""
+    text = "methods: [DIR/few.yaml]\nseeds: [0]"
+    (run,) = plan(methods, text).runs["", "few"]
+
+    def execute(words: list[str]) -> None:
+        metrics, name = {"exact_match": 0.5}, "test" if words[0] == "test" else "val"
+        measured = {f"{name}/{key}": value for key, value in {**metrics, "examples": 9}.items()}
+        file = "metrics" if name == "test" else "validation"
+        (Path(run.folder) / f"{file}.json").write_text(json.dumps(measured))
+
+    run.measure(execute)
+    assert commands.run(["sweep", "-c", str(methods / "sweep.yaml")]) == 1
+    told = capsys.readouterr()
+    assert "error: no run has the metric 'val/nll'; did you mean" in told.err
+    assert "| few | - | 0.500 | 9 | 0 | 0 | - |" in told.out
+    assert (methods / "runs" / "table.md").read_text() == told.out
 
 
 def test_a_folder_of_other_runs_is_not_mistaken_for_this_sweep_s(methods: Path) -> None:
