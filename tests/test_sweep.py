@@ -264,17 +264,25 @@ def independent(folder: Path) -> tuple[float, float, list[float]]:
     return mean, deviation, [sum(row["correct"] for row in rows) / len(rows) for rows in runs]
 
 
-@pytest.mark.timeout(900)  # Ray starts twice; half a minute each on a machine that does nothing else
+@pytest.mark.timeout(1500)  # Ray starts twice, and each run imports everything: minutes, on a machine that is busy
 def test_a_sweep_is_interrupted_goes_on_and_makes_its_table(methods: Path) -> None:
     """2 methods x 2 settings x 2 seeds, and one setting that cannot run."""
     path, runs = methods / "sweep.yaml", methods / "runs"
+    (methods / "noted.py").write_text(
+        "import os, pathlib\nfrom datamodules import Antonyms\nclass Noted(Antonyms):\n"
+        "    def setup(self, stage):\n        super().setup(stage)\n"
+        f"        with open({str(methods / 'processes')!r}, 'a') as file:\n"
+        "            print(os.getpid(), self.trainer.default_root_dir, file=file)\n"
+    )
+    for file in methods.glob("*.yaml"):
+        file.write_text(file.read_text().replace("Antonyms", "noted.Noted"))
     path.write_text(
         f"folder: {runs}\nseeds: [0, 1]\nat_once: 1\nmethods:\n"
         f"  - {{config: {methods}/few.yaml, settings: {{model.shots: [1, 2]}}}}\n"
         f"  - {{config: {methods}/soft.yaml, settings: {{model.length: [1, 3, -1]}}}}\n"
     )
     command = [sys.executable, "-m", "lightning_prompts", "sweep", "-c", str(path)]
-    settings = {"env": {**os.environ, "PYTHONPATH": str(ROOT)}, "cwd": methods, "text": True}
+    settings = {"env": {**os.environ, "PYTHONPATH": f"{ROOT}:{methods}"}, "cwd": methods, "text": True}
     first = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **settings)  # type: ignore[call-overload]
     done: dict[Path, int] = {}
     end = time.monotonic() + 300
@@ -291,7 +299,7 @@ def test_a_sweep_is_interrupted_goes_on_and_makes_its_table(methods: Path) -> No
     assert "Traceback" not in err
     assert out.startswith("| config |")
 
-    second = subprocess.run(command, capture_output=True, timeout=400, check=False, **settings)  # type: ignore[call-overload]
+    second = subprocess.run(command, capture_output=True, timeout=1000, check=False, **settings)  # type: ignore[call-overload]
     assert second.returncode == 1, second.stderr
     assert {file: file.stat().st_mtime_ns for file in done} == done, "done is done"
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in second.stdout.splitlines()]
@@ -311,6 +319,9 @@ def test_a_sweep_is_interrupted_goes_on_and_makes_its_table(methods: Path) -> No
     noise = [line for line in second.stderr.splitlines() if line.strip()]
     assert len(noise) < 12, second.stderr
     assert not list(runs.glob(".ray*"))
+    ran = {tuple(line.split()) for line in (methods / "processes").read_text().splitlines()}
+    assert len({folder for _, folder in ran}) == 8
+    assert len({process for process, _ in ran}) == len(ran), "a process of its own for each run"
 
     again = subprocess.run([*command, "--table"], capture_output=True, timeout=120, check=False, **settings)  # type: ignore[call-overload]
     assert [line for line in again.stdout.splitlines() if "seed" not in line] == second.stdout.splitlines()[:6]

@@ -234,7 +234,7 @@ def _tune(todo: Sequence[Run], plan: Plan, watch: Watch, scratch: str) -> None:
             num_samples=1,
             max_concurrent_trials=config.at_once,
             time_budget_s=config.time_limit,
-            reuse_actors=True,
+            reuse_actors=False,  # memory that a run has held must not count for the next one
             trial_name_creator=_name,
             trial_dirname_creator=_name,
         ),
