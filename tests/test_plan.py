@@ -261,3 +261,16 @@ def test_a_wrong_config_is_told_in_one_line(tmp_path: Path, capsys: pytest.Captu
     with pytest.raises(SystemExit):
         commands.run(["plan", "-c", str(tmp_path / "config.yaml"), "--model.lenght", "3"])
     assert "length" in capsys.readouterr().err
+
+
+def test_what_only_shows_while_the_parser_builds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `fit` says it, and not as the parser does."""
+    monkeypatch.chdir(tmp_path)
+    words = ["plan", "--model", "DeepLanguageNetwork", "--model.lm.name", SEVEN_BILLION, "--data", "Antonyms"]
+    assert commands.run([*words, "--model.layers=[]"]) == 1
+    assert capsys.readouterr().err.startswith("error: layers is empty; give at least one layer")
+    Path("config.yaml").write_text("model: &a {class_path: SoftPromptTuning, init_args: *a}\n")
+    assert commands.run(["plan", "-c", "config.yaml"]) == 1
+    assert capsys.readouterr().err.startswith("error: a config or data file is nested too deeply, or holds itself")

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from lightning_prompts.commands import CommandParser
 from lightning_prompts.errors import UserError
 from lightning_prompts.files import write_atomic
 from lightning_prompts.studies.plan import Plan, read_plan
@@ -59,9 +60,9 @@ QUIET = {
 }
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> CommandParser:
     """The arguments."""
-    made = argparse.ArgumentParser(
+    made = CommandParser(
         prog="lightning-prompts sweep",
         description="Seeds x methods x settings on Ray Tune, and a table: the best first. Runs that have their metrics "
         "are kept, so that the same command goes on with an interrupted sweep.",
