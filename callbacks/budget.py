@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import resource
 import sys
 import time
 from dataclasses import asdict
@@ -31,9 +31,10 @@ class Budget(L.Callback):
 
     Counted are tokens (with a gradient, without one, and by servers: see `Usage`), calls (texts that are scored, read
     or written), forward passes, seconds and steps, without validation; of several processes all tokens and calls
-    together, and the mean of their seconds. The memory is the most that the process has held at a time since it began,
-    loading and validation included, in gigabytes (1e9 bytes): resident memory on a CPU, what torch has allocated on a
-    GPU; of several processes the largest.
+    together, and the mean of their seconds. The memory is the most that the process has held at a time since fitting
+    began, loading and validation included, in gigabytes (1e9 bytes): resident memory on a CPU, Python and its packages
+    included (outside of Linux since the process began, and 0 on Windows, which keeps no such count), what torch has
+    allocated on a GPU; of several processes the largest.
 
     Learning rates and temperatures that fall over a run have fallen when tokens, calls or seconds are used up. Memory
     says nothing about how far a run is, so its limit just stops. The counts are logged as ``budget/...``, go on in a
@@ -64,6 +65,11 @@ class Budget(L.Callback):
         names = ("tokens", *asdict(Usage()))
         self.used: dict[str, float] = {**dict.fromkeys(names, 0), "seconds": 0.0, "steps": 0, "memory_gb": 0.0}
         self._time, self._usage = 0.0, Usage()
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """What an earlier run in this process has held is not this one's; the LM is loaded after this."""
+        if stage == "fit":
+            forget_peak(trainer.strategy.root_device)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start counting; a resumed run goes on where it was, learning rates included."""
@@ -131,9 +137,24 @@ class Budget(L.Callback):
         self.used = {**self.used, **state_dict}
 
 
+def forget_peak(device: torch.device) -> None:
+    """Let `peak_memory` start anew from what is held now, where the system can."""
+    if device.type == "cuda" and torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats(device)
+    with contextlib.suppress(OSError):  # another system, or not allowed
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
 def peak_memory(device: torch.device) -> int:
-    """The most bytes that this process has held at a time: allocated on a GPU, else resident."""
+    """The most bytes that this process has held at a time since `forget_peak`: allocated on a GPU, else resident."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024
+    try:
+        import resource  # which Windows has not
+    except ImportError:
+        return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

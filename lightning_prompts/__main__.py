@@ -20,6 +20,10 @@ def main() -> None:
         sys.exit(0 if args else 2)
     if args[0] in commands.COMMANDS:
         sys.exit(commands.run(args))
+    # Options may stand ahead of Lightning's subcommands; only it knows which take a value.
+    if not args[0].startswith("-") and (said := commands.unknown(args[0])):
+        print(f"error: {said}", file=sys.stderr)
+        sys.exit(2)
     from lightning_prompts.cli import run
 
     sys.exit(run())

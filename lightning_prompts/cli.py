@@ -323,8 +323,6 @@ def run(args: Sequence[str] | None = None) -> int:
         if isinstance(error.__context__, KeyboardInterrupt):  # which Lightning turns into 1
             return 130
         raise
-    except RecursionError:
-        return fail("a config or data file is nested too deeply, or holds itself")
     except Exception as error:  # noqa: BLE001 - a person reads this; the traceback is one variable away
         if wrapped := told(error):
             return fail(str(wrapped))
@@ -334,6 +332,8 @@ def run(args: Sequence[str] | None = None) -> int:
 
 def told(error: Exception) -> UserError | None:
     """An error in words for people, where it is a known one."""
+    if isinstance(error, RecursionError):
+        return UserError("a config or data file is nested too deeply, or holds itself")
     known = user_error(error) or no_room(error) or process_lost(error)
     if known is None and out_of_memory(error):
         return UserError(

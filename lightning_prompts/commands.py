@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
-from lightning_prompts.errors import DEBUG, UserError
+from lightning_prompts.errors import DEBUG, UserError, nearest
+
+
+class CommandParser(argparse.ArgumentParser):
+    """The arguments of a subcommand; says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print one line and exit with code 2."""
+        print(f"error: {' '.join(message.split())}; see {self.prog} --help", file=sys.stderr)
+        sys.exit(2)
 
 
 @dataclass(frozen=True)
@@ -16,12 +27,14 @@ class Command:
     """One subcommand.
 
     Args:
-        module: The module with its ``main(args) -> int``, which gives the exit code.
+        module: The module with its ``main(args) -> int``, which gives the exit code, and its ``parser()``.
         help: What it does, in one line.
+        takes: The subcommand of Lightning's whose options it takes beside its own, if any.
     """
 
     module: str
     help: str
+    takes: str = ""
 
 
 TRAINER = {
@@ -34,7 +47,9 @@ COMMANDS: dict[str, Command] = {
     "report": Command("lightning_prompts.report.command", "compare runs on one page, as HTML and as Markdown"),
     "export": Command("lightning_prompts.export.command", "write a run's prompt for PEFT, vLLM and others, checked"),
     "sweep": Command("lightning_prompts.studies.sweep", "seeds x methods x settings on Ray Tune, and a table"),
-    "plan": Command("lightning_prompts.memory_plan", "say how much memory a run would need, before it loads anything"),
+    "plan": Command(
+        "lightning_prompts.memory_plan", "say how much memory a run would need, before it loads anything", takes="fit"
+    ),
     "doctor": Command("lightning_prompts.doctor", "what this machine has, what is missing, and the command for it"),
     "completion": Command("lightning_prompts.completion", "tab completion for bash and zsh"),
 }
@@ -71,7 +86,28 @@ def run(args: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return 130
     except Exception as error:  # noqa: BLE001 - a person reads this; the traceback is one variable away
+        if known := _told(error):
+            return fail(str(known))
         return fail(f"{type(error).__name__}: {error}", unexpected=True)
+
+
+def unknown(name: str) -> str:
+    """What is said of a subcommand that does not exist; empty of one that does.
+
+    >>> unknown("reprot"), unknown("report")
+    ("unknown command 'reprot'; did you mean report?", '')
+    """
+    known = [*TRAINER, *COMMANDS]
+    return "" if name in known else f"unknown command {name!r}; {nearest(name, known, 1)}"
+
+
+def _told(error: Exception) -> UserError | None:
+    """An error of the parser or of torch in words for people, where it is a known one."""
+    try:
+        from lightning_prompts.cli import told  # imports everything, so not before something is wrong
+    except ImportError:  # which may be what is wrong
+        return None
+    return told(error)
 
 
 def fail(message: str, unexpected: bool = False) -> int:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_prompts import __version__
-from lightning_prompts.commands import COMMANDS, TRAINER
+from lightning_prompts.commands import COMMANDS, TRAINER, CommandParser
 from lightning_prompts.errors import UserError
 from lightning_prompts.files import cache_root, write_atomic
 
@@ -25,9 +25,9 @@ SHELLS = ("bash", "zsh")
 PACKAGES = ("lightning_prompts", "datamodules", "callbacks")
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> CommandParser:
     """The arguments."""
-    made = argparse.ArgumentParser(
+    made = CommandParser(
         prog="lightning-prompts completion",
         description='Tab completion: put  eval "$(lightning-prompts completion bash)"  into ~/.bashrc, or the same '
         "with zsh into ~/.zshrc. The first shell after an update collects the options, which takes some seconds.",
@@ -81,8 +81,9 @@ def light_parser(typed: Sequence[str]) -> argparse.ArgumentParser:
     for name, help_line in {**TRAINER, **{name: row.help for name, row in COMMANDS.items()}}.items():
         sub = subparsers.add_parser(name, help=help_line, allow_abbrev=False)
         options: Options = dict(kept.get("commands", {}).get(name, {}))
-        if name in TRAINER:
-            options = kept.get("trainer", {}).get(name, {}) | options
+        trainer = COMMANDS[name].takes if name in COMMANDS else name
+        if trainer:
+            options = kept.get("trainer", {}).get(trainer, {}) | options
             for role in ("model", "data"):
                 options |= _own(role, kept.get(role, {}), typed)
         _fill(sub, options)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import importlib.util
+import itertools
 import platform
 import shutil
 import subprocess
@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from lightning_prompts.commands import CommandParser
 from lightning_prompts.errors import UserError
 from lightning_prompts.files import cache_root
 
@@ -47,9 +48,9 @@ class Finding:
     remedy: str = ""
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> CommandParser:
     """The arguments."""
-    return argparse.ArgumentParser(
+    return CommandParser(
         prog="lightning-prompts doctor",
         description="What this machine has, what is missing, and the command that puts it right. The exit code is 1 if "
         "something is missing that every run needs; extras are not.",
@@ -110,9 +111,10 @@ def python() -> Iterator[Finding]:
 def packages() -> Iterator[Finding]:
     """The packages that every run needs: one row if all are well, else those that are not."""
     required = [need for need in _requirements() if _applies(need)]
-    wrong = [(need, version) for need in required if not _satisfied(need, version := _version(need.name))]
-    for need, version in wrong:
-        yield Finding(need.name, "bad", f"{version or 'not installed'}, needs {_plain(need)}",
+    wrong = [(need, lacks) for need in required if (lacks := _lacks(need))]
+    for need, lacks in wrong:
+        without = f" without {', '.join(lacks)}" if lacks != [need.name] else ""
+        yield Finding(need.name, "bad", f"{_version(need.name) or 'not installed'}{without}, needs {_plain(need)}",
                       f"pip install '{_plain(need)}'")  # fmt: skip
     if not wrong:
         shown = ", ".join(f"{name} {_version(name)}" for name in ("torch", "lightning", "transformers"))
@@ -123,11 +125,11 @@ def extras() -> Iterator[Finding]:
     """What only some things need."""
     for extra in sorted(_metadata().get_all("Provides-Extra") or []):
         needs = [need for need in _requirements() if not _applies(need) and _applies(need, extra)]
-        missing = [need for need in needs if not _satisfied(need, _version(need.name))]
+        missing = {need: lacks for need in needs if (lacks := _lacks(need))}
         if missing:
             words = " ".join(f"'{_plain(need)}'" for need in missing)
-            yield Finding(f"extra {extra}", "optional", f"no {', '.join(need.name for need in missing)}",
-                          f"pip install {words}")  # fmt: skip
+            names = ", ".join(dict.fromkeys(itertools.chain(*missing.values())))
+            yield Finding(f"extra {extra}", "optional", f"no {names}", f"pip install {words}")
         else:
             yield Finding(f"extra {extra}", "ok", ", ".join(f"{need.name} {_version(need.name)}" for need in needs))
 
@@ -249,6 +251,17 @@ def _version(name: str) -> str:
 
 def _satisfied(need: Requirement, version: str) -> bool:
     return bool(version) and need.specifier.contains(version, prereleases=True)
+
+
+def _lacks(need: Requirement, within: tuple[str, ...] = ()) -> list[str]:
+    """The names of the packages that a requirement lacks: itself, or what its extras ask for; empty if all is there."""
+    if not _satisfied(need, _version(need.name)):
+        return [need.name]
+    if str(need) in within or not need.extras:
+        return []
+    inner = [Requirement(text) for text in importlib.metadata.requires(need.name) or []]
+    asked = [one for one in inner if not _applies(one) and any(_applies(one, extra) for extra in need.extras)]
+    return list(dict.fromkeys(name for one in asked for name in _lacks(one, (*within, str(need)))))
 
 
 def _plain(need: Requirement) -> str:

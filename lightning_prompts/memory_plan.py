@@ -32,7 +32,6 @@ callbacks. `experiments/benchmarks/memory_plan.py` compares with measured peaks.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -42,6 +41,7 @@ from rich.console import Console
 from rich.table import Table
 
 from datamodules import TextDataModule
+from lightning_prompts.commands import CommandParser
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm import Footprint, LMShape
 from lightning_prompts.lm.attention import EXPLICIT_LIMIT, EXPLICIT_LIMIT_NO_GRAD
@@ -335,6 +335,15 @@ def batches_of(data: TextDataModule, split: str) -> list[list[Example]]:
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
+def parser() -> CommandParser:
+    """The arguments that are not those of ``fit``: none but for help."""
+    return CommandParser(
+        "lightning-prompts plan", allow_abbrev=False,
+        description="Memory that a run would need in each process. Takes what fit takes (-c FILE.yaml, --model..., "
+        "--data..., --trainer...); loads no weights.",
+    )  # fmt: skip
+
+
 def main(args: Sequence[str]) -> int:
     """``plan``: print the plan of a config.
 
@@ -346,16 +355,7 @@ def main(args: Sequence[str]) -> int:
     """
     from lightning_prompts.cli import PlannedRun
 
-    parser = argparse.ArgumentParser(
-        prog="lightning-prompts plan", add_help=False,
-        description="Memory that a run would need in each process. Takes what fit takes (-c FILE.yaml, --model..., "
-        "--data..., --trainer...); loads no weights.",
-    )  # fmt: skip
-    parser.add_argument("-h", "--help", action="store_true")
-    known, rest = parser.parse_known_args(list(args))
-    if known.help:
-        parser.print_help()
-        return 0
+    _, rest = parser().parse_known_args(list(args))
     run = PlannedRun(rest)
     plan = make_plan(
         run.model,

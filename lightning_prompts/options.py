@@ -33,11 +33,7 @@ def all_options() -> dict[str, Any]:
         "trainer": {name: _of_parser(parser) for name, parser in _parsers().items()},
         "model": {kind.__name__: dict(_of_class("--model", kind)) for kind in subclasses(methods.PromptMethod)},
         "data": {kind.__name__: dict(_of_class("--data", kind)) for kind in subclasses(datamodules.TextDataModule)},
-        "commands": {
-            name: _of_parser(module.parser())
-            for name, row in COMMANDS.items()
-            if hasattr(module := importlib.import_module(row.module), "parser")
-        },
+        "commands": {name: _of_parser(importlib.import_module(row.module).parser()) for name, row in COMMANDS.items()},
     }
 
 

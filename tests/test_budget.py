@@ -21,7 +21,7 @@ from test_methods import data
 from torch import nn
 
 from callbacks import Budget, ValidateAtEnd
-from callbacks.budget import peak_memory
+from callbacks.budget import forget_peak, peak_memory
 from lightning_prompts.crossings.baselines import SelfCritical
 from lightning_prompts.crossings.reinforce import TopK
 from lightning_prompts.crossings.relaxation import GumbelSoftmax
@@ -187,6 +187,38 @@ def test_a_search_that_runs_out_of_memory_counts_its_texts_once(
         found.append(budget.used)
     assert found[0]["calls"] == found[1]["calls"]
     assert found[0]["passes"] < found[1]["passes"]
+
+
+def test_memory_is_that_of_this_run(tmp_path: Path) -> None:
+    """What an earlier run of the process has held, and given back, is not counted."""
+    torch.empty(800_000_000, dtype=torch.uint8).fill_(1)
+    before = peak_memory(torch.device("cpu")) / 1e9
+    fit = fitting(tmp_path, budget := Budget(), max_steps=1)
+    fit.fit(METHODS["soft"](), datamodule=data())
+    assert 0.05 < budget.used["memory_gb"] < before - 0.4
+    held = torch.empty(800_000_000, dtype=torch.uint8).fill_(1)
+    fit = fitting(tmp_path, more := Budget(), max_steps=1)
+    fit.fit(METHODS["soft"](), datamodule=data())
+    assert more.used["memory_gb"] > budget.used["memory_gb"] + 0.4, held.shape
+
+
+def test_memory_where_there_is_no_proc(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process's peak as other systems tell it, and nothing where they tell none."""
+    device = torch.device("cpu")
+    usual = peak_memory(device)
+
+    class Nowhere(type(Path())):  # type: ignore[misc]
+        def read_text(self, *args: Any, **kwargs: Any) -> str:
+            raise FileNotFoundError(self)
+
+        def write_text(self, *args: Any, **kwargs: Any) -> int:
+            raise FileNotFoundError(self)
+
+    monkeypatch.setattr("callbacks.budget.Path", Nowhere)
+    forget_peak(device)
+    assert peak_memory(device) >= 0.9 * usual
+    monkeypatch.setitem(sys.modules, "resource", None)
+    assert peak_memory(device) == 0
 
 
 @pytest.mark.parametrize("limit", [{"calls": 30}, {"tokens": 400}, {"seconds": 1e-9}, {"memory_gb": 1e-3}])

@@ -74,6 +74,12 @@ def test_subcommands_at_once(tmp_path: Path) -> None:
         ("fit --trainer.max_", {"--trainer.max_epochs", "--trainer.max_steps"}, {"--trainer.min_epochs"}),
         ("fit --budget.", {"--budget.tokens"}, set()),
         ("sweep --ad", {"--address"}, set()),
+        ("export --", {"--format", "--checkpoint", "--push"}, {"--model"}),
+        ("export --format ", {"peft", "vllm"}, set()),
+        ("report --", {"--out", "--baseline"}, set()),
+        ("plan --model ", {"SoftPromptTuning"}, {"Antonyms"}),
+        ("plan --model SoftPromptTuning --model.l", {"--model.length", "--model.lm.dtype"}, set()),
+        ("plan --trainer.dev", {"--trainer.devices"}, set()),
         ("completion ", {"bash", "zsh"}, set()),
         ("fit -c ", {"a.yaml"}, set()),
     ],
@@ -83,6 +89,13 @@ def test_options(typed: str, some: set[str], none: set[str], cache: Path, tmp_pa
     offered, imported = tab(f"lightning-prompts {typed}", cache, tmp_path)
     assert offered >= some, imported
     assert not offered & none
+
+
+def test_each_subcommand_s_options_are_known(cache: Path) -> None:
+    kept = json.loads((cache / "completion.json").read_text())
+    assert set(kept["commands"]) == set(commands.COMMANDS)
+    assert set(kept["trainer"]) == set(commands.TRAINER)
+    assert all("--help" in options for options in kept["commands"].values())
 
 
 def test_the_shell_s_part(cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -101,6 +114,33 @@ def test_the_shell_s_part(cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     assert "collecting" in capsys.readouterr().err
     assert commands.run(["completion", "zsh"]) == 0
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["reprot", "runs"], "unknown command 'reprot'; did you mean report?"),
+        (["fitt"], "unknown command 'fitt'; did you mean fit?"),
+        (["zzzz"], "unknown command 'zzzz'; known: fit, validate, test, predict, report, export"),
+        (["sweep"], "the following arguments are required: -c/--config; see lightning-prompts sweep --help"),
+        (["doctor", "x"], "unrecognized arguments: x; see lightning-prompts doctor --help"),
+        (["completion", "fish"], "invalid choice: 'fish'"),
+    ],
+)
+def test_a_mistyped_command_is_told_at_once(words: list[str], told: str, tmp_path: Path) -> None:
+    """In one line, and without importing torch."""
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "lightning_prompts", *words],
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, cwd=tmp_path, capture_output=True, text=True, timeout=60,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
+    assert told in lines[0]
+    assert "| torch\n" not in done.stderr
+    assert done.stdout == ""
 
 
 def test_help_is_there_at_once(tmp_path: Path) -> None:

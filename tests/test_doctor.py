@@ -73,6 +73,23 @@ def test_missing_extra(healthy: Message, capsys: pytest.CaptureFixture[str]) -> 
     assert found("extra speed").state == "optional"
 
 
+def test_an_extra_s_own_packages(healthy: Message, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package can be there without what it needs for the extra that is asked of it, at any depth."""
+    own = {"numpy": ["absent-always", 'numpy[deep]; extra == "fast"'],
+           "torch": ['absent; extra == "more"', 'torch[more]; extra == "more"', 'pytest; extra == "less"']}  # fmt: skip
+    own["numpy"] += ['absent-deep>=2; extra == "deep"', 'absent-elsewhere; extra == "deep" and python_version < "3"']
+    monkeypatch.setattr(doctor.importlib.metadata, "requires", own.get)
+    healthy["Provides-Extra"] = "speed"
+    healthy["Requires-Dist"] = 'numpy[fast]>=1; extra == "speed"'
+    healthy["Requires-Dist"] = "torch[less]"
+    assert found("extra speed") == doctor.Finding(
+        "extra speed", "optional", "no absent-deep", "pip install 'numpy[fast]>=1'"
+    )
+    assert found("packages").state == "ok"
+    healthy["Requires-Dist"] = "torch[more]"
+    assert found("torch").said == f"{torch.__version__} without absent, needs torch[more]"
+
+
 def test_packages_and_python_of_the_wrong_version(healthy: Message) -> None:
     healthy.replace_header("Requires-Python", ">=3.99")
     healthy["Requires-Dist"] = "no-such-package"

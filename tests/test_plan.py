@@ -313,3 +313,16 @@ def test_the_plan_is_what_the_real_model_takes() -> None:
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert 0.8 < found["planned"] / found["peak"] < 1.2
+
+
+def test_what_only_shows_while_the_parser_builds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `fit` says it, and not as the parser does."""
+    monkeypatch.chdir(tmp_path)
+    words = ["plan", "--model", "DeepLanguageNetwork", "--model.lm.name", SEVEN_BILLION, "--data", "Antonyms"]
+    assert commands.run([*words, "--model.layers=[]"]) == 1
+    assert capsys.readouterr().err.startswith("error: layers is empty; give at least one layer")
+    Path("config.yaml").write_text("model: &a {class_path: SoftPromptTuning, init_args: *a}\n")
+    assert commands.run(["plan", "-c", "config.yaml"]) == 1
+    assert capsys.readouterr().err.startswith("error: a config or data file is nested too deeply, or holds itself")

@@ -20,7 +20,7 @@ from lightning_prompts.errors import UserError
 from lightning_prompts.studies import sweep
 from lightning_prompts.studies.plan import Plan, read_plan
 from lightning_prompts.studies.runs import Run
-from lightning_prompts.studies.tables import long_table, ranked
+from lightning_prompts.studies.tables import check_metric, long_table, ranked, side_by_side
 
 DATA = "data: {class_path: Antonyms, init_args: {max_train_examples: 64, val_fraction: 0.01, test_fraction: 0.01}}\n"
 
@@ -187,12 +187,54 @@ def test_the_table_is_sorted_and_tells_of_failures() -> None:
     assert ordered == [("b", "y"), ("b", "x"), ("a", "y"), ("a", "x"), ("a", "z")]
     assert list(ranked(found, "test/nll", "max"))[:2] == [("b", "y"), ("b", "x")]
     with pytest.raises(UserError, match="no run has the metric 'val/nl'; did you mean val/nll"):
-        ranked(found, "val/nl", "min")
+        check_metric(found, "val/nl")
+    assert set(ranked(found, "val/nl", "min")) == set(found), "the table does without"
     lines = long_table(found, {("a", "y"): ["seed 1: a | b"]}, "val/nll")
     assert lines[0].endswith("| training tokens | val/nll |")
     assert lines[2] == "| b / x | 1.000 | 0.500 | 9 | 1 | 2 | 3.000 |"
     assert lines[-1] == "| a / y | seed 1: a \\| b |  |  |  |  |  |"
     assert {line.replace("\\|", "").count("|") for line in lines} == {8}
+
+
+def test_runs_without_nll_stay_in_the_tables() -> None:
+    """Free text behind a server that tells no log-probabilities."""
+    rest = {"seconds": [1.0], "budget/tokens": [2.0]}
+    silent = {"test/exact_match": [0.5], "test/examples": [9.0], "test/far/exact_match": [0.25],
+              "test/far/examples": [3.0], **rest}  # fmt: skip
+    spoken = {"test/nll": [1.0], "val/nll": [2.0], "test/exact_match": [0.75], "test/examples": [9.0], **rest}
+    found = {("a", "x"): silent, ("a", "y"): spoken, ("b", "x"): silent}
+    ordered = ranked(found, "val/nll", "min")
+    assert list(ordered) == [("a", "y"), ("a", "x"), ("b", "x")]
+    assert long_table(ordered, metric="val/nll")[2:] == [
+        "| a / y | 1.000 | 0.750 | 9 | 1 | 2 | 2.000 |",
+        "| a / x | - | 0.500 | 9 | 1 | 2 | - |",
+        "| a / x / far | - | 0.250 | 3 | 1 | 2 |  |",
+        "| b / x | - | 0.500 | 9 | 1 | 2 | - |",
+        "| b / x / far | - | 0.250 | 3 | 1 | 2 |  |",
+    ]
+    assert side_by_side(found, "nll", ())[2:] == ["| x | - | - |", "| y | 1.00 | - |"]
+    assert side_by_side(found, "exact_match", ())[2:] == ["| x | 0.50 → 0.25 | 0.50 → 0.25 |", "| y | 0.75 | - |"]
+
+
+def test_the_table_is_written_before_a_missing_metric_is_told(
+    methods: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The default metric is one that some runs do not have."""
+    text = "methods: [DIR/few.yaml]\nseeds: [0]"
+    (run,) = plan(methods, text).runs["", "few"]
+
+    def execute(words: list[str]) -> None:
+        metrics, name = {"exact_match": 0.5}, "test" if words[0] == "test" else "val"
+        measured = {f"{name}/{key}": value for key, value in {**metrics, "examples": 9}.items()}
+        file = "metrics" if name == "test" else "validation"
+        (Path(run.folder) / f"{file}.json").write_text(json.dumps(measured))
+
+    run.measure(execute)
+    assert commands.run(["sweep", "-c", str(methods / "sweep.yaml")]) == 1
+    told = capsys.readouterr()
+    assert "error: no run has the metric 'val/nll'; did you mean" in told.err
+    assert "| few | - | 0.500 | 9 | 0 | 0 | - |" in told.out
+    assert (methods / "runs" / "table.md").read_text() == told.out
 
 
 def test_a_folder_of_other_runs_is_not_mistaken_for_this_sweep_s(methods: Path) -> None:
@@ -222,17 +264,25 @@ def independent(folder: Path) -> tuple[float, float, list[float]]:
     return mean, deviation, [sum(row["correct"] for row in rows) / len(rows) for rows in runs]
 
 
-@pytest.mark.timeout(900)  # Ray starts twice; half a minute each on a machine that does nothing else
+@pytest.mark.timeout(1500)  # Ray starts twice, and each run imports everything: minutes, on a machine that is busy
 def test_a_sweep_is_interrupted_goes_on_and_makes_its_table(methods: Path) -> None:
     """2 methods x 2 settings x 2 seeds, and one setting that cannot run."""
     path, runs = methods / "sweep.yaml", methods / "runs"
+    (methods / "noted.py").write_text(
+        "import os, pathlib\nfrom datamodules import Antonyms\nclass Noted(Antonyms):\n"
+        "    def setup(self, stage):\n        super().setup(stage)\n"
+        f"        with open({str(methods / 'processes')!r}, 'a') as file:\n"
+        "            print(os.getpid(), self.trainer.default_root_dir, file=file)\n"
+    )
+    for file in methods.glob("*.yaml"):
+        file.write_text(file.read_text().replace("Antonyms", "noted.Noted"))
     path.write_text(
         f"folder: {runs}\nseeds: [0, 1]\nat_once: 1\nmethods:\n"
         f"  - {{config: {methods}/few.yaml, settings: {{model.shots: [1, 2]}}}}\n"
         f"  - {{config: {methods}/soft.yaml, settings: {{model.length: [1, 3, -1]}}}}\n"
     )
     command = [sys.executable, "-m", "lightning_prompts", "sweep", "-c", str(path)]
-    settings = {"env": {**os.environ, "PYTHONPATH": str(ROOT)}, "cwd": methods, "text": True}
+    settings = {"env": {**os.environ, "PYTHONPATH": f"{ROOT}:{methods}"}, "cwd": methods, "text": True}
     first = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **settings)  # type: ignore[call-overload]
     done: dict[Path, int] = {}
     end = time.monotonic() + 300
@@ -249,7 +299,7 @@ def test_a_sweep_is_interrupted_goes_on_and_makes_its_table(methods: Path) -> No
     assert "Traceback" not in err
     assert out.startswith("| config |")
 
-    second = subprocess.run(command, capture_output=True, timeout=400, check=False, **settings)  # type: ignore[call-overload]
+    second = subprocess.run(command, capture_output=True, timeout=1000, check=False, **settings)  # type: ignore[call-overload]
     assert second.returncode == 1, second.stderr
     assert {file: file.stat().st_mtime_ns for file in done} == done, "done is done"
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in second.stdout.splitlines()]
@@ -269,6 +319,9 @@ def test_a_sweep_is_interrupted_goes_on_and_makes_its_table(methods: Path) -> No
     noise = [line for line in second.stderr.splitlines() if line.strip()]
     assert len(noise) < 12, second.stderr
     assert not list(runs.glob(".ray*"))
+    ran = {tuple(line.split()) for line in (methods / "processes").read_text().splitlines()}
+    assert len({folder for _, folder in ran}) == 8
+    assert len({process for process, _ in ran}) == len(ran), "a process of its own for each run"
 
     again = subprocess.run([*command, "--table"], capture_output=True, timeout=120, check=False, **settings)  # type: ignore[call-overload]
     assert [line for line in again.stdout.splitlines() if "seed" not in line] == second.stdout.splitlines()[:6]

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from torch import Tensor
 
 from lightning_prompts import __version__
+from lightning_prompts.commands import CommandParser
 from lightning_prompts.errors import UserError, check_finite
 from lightning_prompts.export.base import base_of
 from lightning_prompts.export.card import card
@@ -40,30 +39,25 @@ FORMATS: dict[str, Format] = {
 }
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        print(f"error: {message}; see lightning-prompts export --help", file=sys.stderr)
-        sys.exit(2)
-
-
-def _parser() -> _Parser:
-    parser = _Parser("lightning-prompts export", description="Write what a run has found for other programs, checked.")
-    parser.add_argument("run", type=Path, help="the run folder: config.yaml and checkpoints/")
-    parser.add_argument("--format", required=True, choices=FORMATS, help="what to write")
-    parser.add_argument("--out", type=Path, help="the folder to write; default: RUN/export/FORMAT")
-    parser.add_argument("--checkpoint", choices=("best", "last"), default="best", help="which one; default: best")
-    parser.add_argument("--examples", type=int, default=8, help="test examples that the check scores; default: 8")
-    parser.add_argument("--base", type=Path, help="write the base model there, too, and name that folder")
-    parser.add_argument("--overwrite", action="store_true", help="replace an export that is already there")
-    parser.add_argument(
+def parser() -> CommandParser:
+    """The arguments."""
+    made = CommandParser(
+        "lightning-prompts export", description="Write what a run has found for other programs, checked."
+    )
+    made.add_argument("run", type=Path, help="the run folder: config.yaml and checkpoints/")
+    made.add_argument("--format", required=True, choices=FORMATS, help="what to write")
+    made.add_argument("--out", type=Path, help="the folder to write; default: RUN/export/FORMAT")
+    made.add_argument("--checkpoint", choices=("best", "last"), default="best", help="which one; default: best")
+    made.add_argument("--examples", type=int, default=8, help="test examples that the check scores; default: 8")
+    made.add_argument("--base", type=Path, help="write the base model there, too, and name that folder")
+    made.add_argument("--overwrite", action="store_true", help="replace an export that is already there")
+    made.add_argument(
         "--push",
         metavar="REPO",
         help="upload the folder to the Hugging Face hub: name/repo; it then names no local path and no server",
     )
-    parser.add_argument("--private", action="store_true", help="with --push: a new repository is private")
-    return parser
+    made.add_argument("--private", action="store_true", help="with --push: a new repository is private")
+    return made
 
 
 def main(args: Sequence[str]) -> int:
@@ -78,7 +72,7 @@ def main(args: Sequence[str]) -> int:
     Raises:
         UserError: The format cannot carry what the run has, or scores differ, or something is not to be had.
     """
-    given = _parser().parse_args(args)
+    given = parser().parse_args(args)
     check_finite("--examples", given.examples, 1)
     made = FORMATS[given.format]
     out = given.out or given.run / "export" / made.name

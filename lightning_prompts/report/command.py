@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 from urllib.parse import quote
 
 from rich.console import Console
 
+from lightning_prompts.commands import CommandParser
 from lightning_prompts.errors import UserError
 from lightning_prompts.files import write_atomic
 from lightning_prompts.report import html, markdown
@@ -21,17 +20,9 @@ from lightning_prompts.report.page import page
 from lightning_prompts.report.runs import find
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        print(f"error: {message}; lightning-prompts report --help lists what there is", file=sys.stderr)
-        sys.exit(2)
-
-
-def parser() -> argparse.ArgumentParser:
+def parser() -> CommandParser:
     """The arguments."""
-    made = _Parser(
+    made = CommandParser(
         "lightning-prompts report",
         description="Compare runs on one page: HTML, and the same as Markdown.",
         allow_abbrev=False,

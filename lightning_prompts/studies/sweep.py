@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from lightning_prompts.commands import CommandParser
 from lightning_prompts.errors import UserError
 from lightning_prompts.files import write_atomic
 from lightning_prompts.studies.plan import Plan, read_plan
@@ -30,6 +31,7 @@ from lightning_prompts.studies.tables import (
     Key,
     Results,
     by_metric,
+    check_metric,
     long_table,
     mixture_tasks,
     ranked,
@@ -58,9 +60,9 @@ QUIET = {
 }
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> CommandParser:
     """The arguments."""
-    made = argparse.ArgumentParser(
+    made = CommandParser(
         prog="lightning-prompts sweep",
         description="Seeds x methods x settings on Ray Tune, and a table: the best first. Runs that have their metrics "
         "are kept, so that the same command goes on with an interrupted sweep.",
@@ -82,6 +84,10 @@ def main(args: Sequence[str]) -> int:
 
     Returns:
         0 if every run has its metrics, 1 if not, 130 after Ctrl-C.
+
+    Raises:
+        UserError: The sweep's file or the cluster is not as it has to be; or no run has the metric that the table is
+            sorted by, which is said once the table is there.
     """
     given = parser().parse_args(list(args))
     if importlib.util.find_spec("ray") is None:
@@ -102,28 +108,36 @@ def main(args: Sequence[str]) -> int:
             errors = _run(todo, plan, given.address, console)
         except KeyboardInterrupt:
             interrupted = True
-    text = "\n".join(tables(plan, errors))
+    found = results(plan)
+    text = "\n".join(tables(plan, found, errors))
     write_atomic(plan.folder / "table.md", text + "\n")
     print(text)
     left = sum(not run.done for run in runs)
     if left:
         console.print(f"{left} of {len(runs)} runs are not done; the same command goes on with them", highlight=False)
-    return 130 if interrupted else int(bool(left))
+    if interrupted:
+        return 130
+    check_metric(found, plan.config.metric)
+    return int(bool(left))
 
 
-def tables(plan: Plan, errors: dict[str, str]) -> list[str]:
+def results(plan: Plan) -> dict[Key, Results]:
+    """What is done."""
+    done = {key: [run.results() for run in group if run.done] for key, group in plan.runs.items()}
+    return {key: by_metric(measured) for key, measured in done.items() if measured}
+
+
+def tables(plan: Plan, found: dict[Key, Results], errors: dict[str, str]) -> list[str]:
     """What is done, the best first; then what failed.
 
     Args:
         plan: The runs.
+        found: See `results`.
         errors: What went wrong, by run folder.
     """
-    found: dict[Key, Results] = {}
     failures: dict[Key, list[str]] = {}
     for key, group in plan.runs.items():
-        done = [run.results() for run in group if run.done]
-        if done:
-            found[key] = by_metric(done)
+        done = [run for run in group if run.done]
         said = [f"seed {run.seed}: {errors[run.folder]}" for run in group if run.folder in errors]
         if done and len(done) < len(group):
             said.insert(0, f"{len(done)} of {len(group)} seeds")
@@ -221,7 +235,7 @@ def _tune(todo: Sequence[Run], plan: Plan, watch: Watch, scratch: str) -> None:
             num_samples=1,
             max_concurrent_trials=config.at_once,
             time_budget_s=config.time_limit,
-            reuse_actors=True,
+            reuse_actors=False,  # memory that a run has held must not count for the next one
             trial_name_creator=_name,
             trial_dirname_creator=_name,
         ),

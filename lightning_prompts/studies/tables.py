@@ -27,6 +27,11 @@ def cell(values: Sequence[float], digits: int) -> str:
     return f"{statistics.mean(values):.{digits}f}{spread}"
 
 
+def _filled(values: Sequence[float] | None, digits: int) -> str:
+    """A cell; a dash for what was not measured, as the NLL of answers behind a server without log-probabilities."""
+    return cell(values, digits) if values else "-"
+
+
 def by_metric(results: Sequence[Mapping[str, float]]) -> Results:
     """The results of several seeds, metric by metric, as far as all of them have it.
 
@@ -37,23 +42,28 @@ def by_metric(results: Sequence[Mapping[str, float]]) -> Results:
     return {key: [result[key] for result in results] for key in shared}
 
 
+def check_metric(found: Mapping[Key, Results], metric: str) -> None:
+    """Raise if there are results, and none has the metric.
+
+    Raises:
+        UserError: No run has the metric.
+    """
+    known = list(dict.fromkeys(name for results in found.values() for name in results))
+    if known and metric not in known:
+        raise UserError(f"no run has the metric {metric!r}; {nearest(metric, known)}")
+
+
 def ranked(found: Mapping[Key, Results], metric: str, mode: str) -> dict[Key, Results]:
-    """The best first, task by task, in the tasks' order.
+    """The best first, task by task, in the tasks' order; last what does not have the metric.
 
     Args:
         found: The results.
         metric: What to compare by; its mean over seeds.
         mode: ``min`` where less is better, ``max`` where more is.
 
-    Raises:
-        UserError: No run has the metric.
-
     >>> ranked({("", "a"): {"test/nll": [2.0]}, ("", "b"): {"test/nll": [0.5, 1.5]}}, "test/nll", "min")
     {('', 'b'): {'test/nll': [0.5, 1.5]}, ('', 'a'): {'test/nll': [2.0]}}
     """
-    known = list(dict.fromkeys(name for results in found.values() for name in results))
-    if known and metric not in known:
-        raise UserError(f"no run has the metric {metric!r}; {nearest(metric, known)}")
     tasks = list(dict.fromkeys(task for task, _ in found))
     sign = 1.0 if mode == "min" else -1.0
 
@@ -80,18 +90,19 @@ def long_table(
             "training tokens", *([more] if more else [])]  # fmt: skip
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for (task, name), results in found.items():
-        for split in (key.removesuffix("/nll") for key in results if key.startswith("test") and key.endswith("/nll")):
+        sets = [key for key in results if key.startswith("test") and key.endswith("/examples")]
+        for split in (key.removesuffix("/examples") for key in sets):
             sizes = sorted({int(size) for size in results[f"{split}/examples"]})
             cells = [
                 _label(task, name, split.removeprefix("test").removeprefix("/")),
-                cell(results[f"{split}/nll"], 3),
-                cell(results[f"{split}/exact_match"], 3),
+                _filled(results.get(f"{split}/nll"), 3),
+                _filled(results.get(f"{split}/exact_match"), 3),
                 f"{sizes[0]}-{sizes[-1]}" if len(sizes) > 1 else f"{sizes[0]}",
-                cell(results["seconds"], 0),
-                cell(results["budget/tokens"], 0),
+                _filled(results.get("seconds"), 0),
+                _filled(results.get("budget/tokens"), 0),
             ]
             if more:
-                cells.append(cell(results[more], 3) if split == "test" and more in results else "")
+                cells.append(_filled(results.get(more), 3) if split == "test" else "")
             lines.append("| " + " | ".join(cells) + " |")
     for (task, name), told in (failures or {}).items():
         for line in told:
@@ -131,7 +142,7 @@ def side_by_side(found: Mapping[Key, Results], what: str, mixtures: Iterable[str
                 sets = []
             further: list[Any] = [results[key] for key in sets]
             outside = [statistics.mean(values) for values in zip(*further, strict=True)]
-            inside = cell(results[f"test/{what}"], 2) if results else "-"
+            inside = _filled(results.get(f"test/{what}"), 2)
             cells.append(inside + (f" → {cell(outside, 2)}" if outside else ""))
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return lines

@@ -18,20 +18,12 @@ OUTPUT = "output.txt"
 
 
 class Trial(tune.Trainable):  # type: ignore[misc]  # Ray has no types
-    """A run as Ray Tune wants it: one step, on the worker's main thread, where signals are heard.
-
-    The worker is kept for the next run, so that imports are paid once.
-    """
+    """A run as Ray Tune wants it: one step, on the worker's main thread, where signals are heard."""
 
     def setup(self, config: dict[str, Any]) -> None:
         """Keep what to run."""
         self.given = Run.from_json(config["run"])
         self.place = config["place"]
-
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """The next run."""
-        self.setup(new_config)
-        return True
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """The run folder is all there is to keep."""
