@@ -42,7 +42,8 @@ class _Rebuild(PromptCLI):
         self.folder = Path(config.trainer.default_root_dir)
         self._check_checkpoint(config)
         settings = config.model.init_args
-        layers = settings.get("layers") or []
+        layers = settings.get("layers")
+        layers = layers if isinstance(layers, list) else []  # a scratch model has a number of them
         lms = [settings.get("lm"), *(layer.get("lm") for layer in layers if isinstance(layer, Namespace))]
         for lm in filter(None, lms):
             for name, value in LM_SETTINGS.items():
