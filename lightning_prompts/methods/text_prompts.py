@@ -115,33 +115,18 @@ class TextPromptMethod(PromptMethod):
         configs = [*self.layer_lms, self.proposer_config or self.default_lm]
         self.readers: dict[LMConfig, Reader] = {}
         self.others = torch.nn.ModuleList()
-        for config in configs:
-            if config in self.readers:
-                continue
+        for config in dict.fromkeys(configs):
             lm: FrozenLM | RemoteLM = self.lm
             if config != self.lm_config:
-                other = _load(config)
-                lm = other if isinstance(other, RemoteLM) else self.place_lm(other)
-            if isinstance(lm, FrozenLM) and lm is not self.lm:
-                self.others.append(lm)
+                lm = self.place_lm(cast("FrozenLM", _load(config)))
+                if isinstance(lm, FrozenLM):
+                    self.others.append(lm)
             self.readers[config] = (
                 RemoteReader(lm, self.cache, config.calibrate_labels, self.spread) if isinstance(lm, RemoteLM) else
                 Reader(lm, identity(lm, config), self.cache, self.memory_mb, calibrate=config.calibrate_labels,
                        spread=self.spread)
             )  # fmt: skip
-        asked = [reader.lm for reader in self.readers.values()]
-        shards = [lm.shards for lm in asked if isinstance(lm, FrozenLM) and lm.shards is not None]
-        mesh = None if self._trainer is None else getattr(self.trainer.strategy, "device_mesh", None)
-        if mesh is not None and mesh["tensor_parallel"].size() > 1 and any(isinstance(lm, RemoteLM) for lm in asked):
-            raise UserError(
-                f"{type(self).__name__} asks a server, and each of the processes that share an LM's heads would; set "
-                "trainer.strategy.tensor_parallel_size to 1"
-            )
-        if len(asked) > 1 and any(each.lockstep is not None for each in shards):
-            raise UserError(
-                f"{type(self).__name__} asks several LMs, whose weights cannot be sharded over processes that work on "
-                "different texts; set trainer.strategy.data_parallel_size to 1"
-            )
+        self._check_shared()
         readers = [self.readers[config] for config in configs]
         self.network = LanguageNetwork(self.placed, readers[:-1], self.max_new_tokens)
         self.proposer = readers[-1]
@@ -160,6 +145,22 @@ class TextPromptMethod(PromptMethod):
         super().configure_model()
         if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
             self.check_servers()
+
+    def _check_shared(self) -> None:
+        """Raise a `UserError` if several processes share an LM in a way that the others asked do not go with."""
+        asked = [reader.lm for reader in self.readers.values()]
+        shards = [lm.shards for lm in asked if isinstance(lm, FrozenLM) and lm.shards is not None]
+        mesh = None if self._trainer is None else getattr(self.trainer.strategy, "device_mesh", None)
+        if mesh is not None and mesh["tensor_parallel"].size() > 1 and any(isinstance(lm, RemoteLM) for lm in asked):
+            raise UserError(
+                f"{type(self).__name__} asks a server, and each of the processes that share an LM's heads would; set "
+                "trainer.strategy.tensor_parallel_size to 1"
+            )
+        if len(asked) > 1 and any(each.lockstep is not None for each in shards):
+            raise UserError(
+                f"{type(self).__name__} asks several LMs, whose weights cannot be sharded over processes that work on "
+                "different texts; set trainer.strategy.data_parallel_size to 1"
+            )
 
     def load_lm(self) -> FrozenLM:
         """The model that the config names.
