@@ -77,10 +77,28 @@ def load_yaml(path: Path) -> Any:  # noqa: ANN401 - whatever stands in it
         raise UserError(f"{path} is not a file" if path.exists() else f"{path} does not exist")
     check_text(path)
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not valid YAML: {error}") from error
+    return parse_yaml(text, path)
+
+
+def parse_yaml(text: str, path: Path, loader: Any = yaml.SafeLoader) -> Any:  # noqa: ANN401 - see `load_yaml`
+    """What YAML holds that stands in a file.
+
+    Args:
+        text: The YAML.
+        path: Where it stands, for errors.
+        loader: A safe one of yaml's.
+
+    Raises:
+        UserError: It is none: the line, and what is wrong there.
+    """
+    try:
+        return yaml.load(text, Loader=loader)
     except RecursionError as error:
         raise UserError(f"{path} is nested too deeply to be a config") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark else ""
         raise UserError(f"{path}{where} is not valid YAML: {getattr(error, 'problem', error)}") from error
