@@ -736,6 +736,10 @@ def test_examples_beyond_the_teacher_s_window_are_dropped(monkeypatch: pytest.Mo
             assert len(lm.encoder.row(example, 0).context) + 64 <= 800
             assert "w" * 2000 not in example.before
             assert left is None or "Input:" not in example.before
+    roomy = FrozenLM.load(LMConfig(f"{TINY},max_position_embeddings=1600"))
+    given = request(roomy, cases=[*CASES, long])
+    for example in shown(given.proposer, LanguageModelProposals(4, held_out=False), given, monkeypatch):
+        assert example.before.count("Input:") == len(CASES), "one long example, wherever it stands, costs no other"
     given = request(lm, cases=[long])
     assert len(InducedInstructions(2).propose(given)) == 2
     with pytest.raises(UserError, match="too small for a question to the proposer"):

@@ -202,7 +202,8 @@ def fitted(
 
     Args:
         proposer: The LM that is asked.
-        cases: What is to be shown, the most important first.
+        cases: What is to be shown, the most important first. Where not all fit, those that would not even fit alone are
+            left out first, so that one long example does not cost the others; then those at the end.
         room: Tokens that the proposer may write.
         stop: See `Example`.
         write: From cases to the question.
@@ -210,10 +211,17 @@ def fitted(
     Raises:
         UserError: The question does not even fit without cases.
     """
-    for count in range(len(cases), -1, -1):
-        example = _question(proposer, write(cases[:count]), stop)
-        if proposer.lm.length(example) + room <= proposer.lm.context:
-            return example
+
+    def question(shown: Sequence[Case]) -> Example | None:
+        example = _question(proposer, write(shown), stop)
+        return example if proposer.lm.length(example) + room <= proposer.lm.context else None
+
+    if whole := question(cases):
+        return whole
+    short = [case for case in cases if question([case])]
+    for count in range(len(short), -1, -1):
+        if part := question(short[:count]):
+            return part
     raise UserError(
         f"the context window of {proposer.lm.name} ({proposer.lm.context}) is too small for a question to the proposer "
         f"and {room} new tokens; take another proposer, or RuleRewrites or MinedExamples"
