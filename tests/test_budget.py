@@ -16,7 +16,7 @@ import lightning as L  # noqa: N812 - Lightning's own convention
 import pytest
 import torch
 from conftest import TINY
-from test_dln import Toy, network
+from dln_toys import Toy, network
 from test_methods import data
 from torch import nn
 

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY, ServerProcess
+from dln_toys import FORWARD, PROPOSALS, YES_NO, Toy, examples, network, reader_of, trainer
 from test_cli import code
-from test_dln import FORWARD, PROPOSALS, YES_NO, Toy, examples, network, reader_of, trainer
 
 from callbacks import Budget
 from lightning_prompts import commands
