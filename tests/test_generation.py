@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import SHAPES
 
-from lightning_prompts.lm import FrozenLM
+from lightning_prompts.lm import FrozenLM, generation
 from lightning_prompts.lm.sampling import Sampling
 from lightning_prompts.template import Template
 from lightning_prompts.types import Example
@@ -40,7 +40,7 @@ def test_greedy_equals_the_teacher_forced_argmax(
     lm = shapes(shape)
     prompt = make_prompt(lm, len(antonyms), 4) if per_row else make_prompt(lm, 4)
     rows = lm.encode(antonyms, 4)
-    ends = lm._end_tokens()
+    ends = lm.end_tokens()
     for b, tokens in enumerate(lm.generate_tokens(rows, prompt, 8)):
         expected = teacher_forced(lm, rows[b].context, prompt[b] if per_row else prompt, 8)
         cut = next((i for i, token in enumerate(expected) if token in ends), 8)
@@ -110,16 +110,16 @@ def test_out_of_memory_halves_the_batch_and_changes_nothing(
         return tiny.generate(examples, prompt, 6, sampling)
 
     expected = generate()
-    plain = tiny._generate_tokens
+    plain = generation._generate
     passes: list[int] = []
 
-    def small(rows: Any, *args: Any) -> Any:
+    def small(lm: FrozenLM, rows: Any, *args: Any) -> Any:
         if len(rows) > most:
             raise torch.OutOfMemoryError("CUDA out of memory")
         passes.append(len(rows))
-        return plain(rows, *args)
+        return plain(lm, rows, *args)
 
-    monkeypatch.setattr(tiny, "_generate_tokens", small)
+    monkeypatch.setattr(generation, "_generate", small)
     assert generate() == expected
     assert sum(passes) == 8
     assert max(passes) <= most

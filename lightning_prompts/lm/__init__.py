@@ -1,11 +1,12 @@
 """The frozen language model: load, quantise, embed, score answers over a shared prefix, generate."""
 
 from lightning_prompts.lm.config import LMConfig, Server
-from lightning_prompts.lm.frozen import FrozenLM, Scores, answer_scores
+from lightning_prompts.lm.frozen import FrozenLM
 from lightning_prompts.lm.key_values import KeyValues, Prompt, prompt_length, slot_length
 from lightning_prompts.lm.labels import LabelScores, label_scores
 from lightning_prompts.lm.remote import RemoteLM
 from lightning_prompts.lm.sampling import Sampling
+from lightning_prompts.lm.scores import Scores, answer_scores
 from lightning_prompts.lm.shape import Footprint, LMShape
 from lightning_prompts.lm.state_store import Query, StateStore
 from lightning_prompts.lm.text_model import TextModel

@@ -59,3 +59,13 @@ def slot_length(prompt: Prompt) -> int:
 def prompt_length(prompt: Prompt) -> int:
     """``P``."""
     return prompt.length if isinstance(prompt, KeyValues) else prompt.shape[-2]
+
+
+def same_for_all(prompt: Prompt) -> bool:
+    """Whether the prompt is one for all rows."""
+    return isinstance(prompt, KeyValues) or prompt.dim() == 2
+
+
+def ahead_of(prompt: Prompt) -> int:
+    """Keys and values in front of everything."""
+    return prompt.length if isinstance(prompt, KeyValues) else 0

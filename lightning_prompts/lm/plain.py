@@ -11,7 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lightning_prompts.lm.frozen import FrozenLM, Scores, answer_scores
+from lightning_prompts.lm.frozen import FrozenLM
+from lightning_prompts.lm.scores import Scores, answer_scores
 from lightning_prompts.types import Example
 
 

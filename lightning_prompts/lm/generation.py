@@ -1,0 +1,111 @@
+"""Generation with cached keys and values, of which rows share what they have in common."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Sequence, Set
+from dataclasses import dataclass
+
+from lightning_prompts.lm.attention import Layout, RowMemory
+from lightning_prompts.lm.encoding import Row, share
+from lightning_prompts.lm.key_values import Prompt, same_for_all
+from lightning_prompts.lm.memory import out_of_memory
+from lightning_prompts.lm.packed import PackedLM
+from lightning_prompts.lm.sampling import Sampling
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Ending:
+    """Where generated rows end.
+
+    Attributes:
+        limits: Tokens of each row at most, ``[B]``; none where it is not positive.
+        stops: Regular expression of each row, ``[B]``; it ends where that first matches its text.
+        tokens: Tokens that end a row, and are no part of it.
+        text: From token ids to text; the second argument is whether special tokens are shown.
+    """
+
+    limits: Sequence[int]
+    stops: Sequence[str | None]
+    tokens: Set[int]
+    text: Callable[[list[int], bool], str]
+
+    def part(self, rows: slice) -> Ending:
+        """Of some rows."""
+        return Ending(self.limits[rows], self.stops[rows], self.tokens, self.text)
+
+    def reached(self, row: int, ids: list[int]) -> bool:
+        """Whether a row is at its end."""
+        return len(ids) == self.limits[row] or self._stopped(ids, self.stops[row])
+
+    def _stopped(self, ids: list[int], stop: str | None) -> bool:
+        if stop is None:
+            return False
+        text = self.text(ids, False).lstrip()
+        return not text.endswith("\ufffd") and re.search(stop, text) is not None  # half a character is no reason yet
+
+
+def generate_tokens(
+    lm: PackedLM, rows: Sequence[Row], prompt: Prompt, ending: Ending, sampling: Sampling | None
+) -> list[list[int]]:
+    """Token ids after each row's context, without an end token.
+
+    Where memory runs out, halves of the rows are run one after the other, with the same result.
+
+    Args:
+        lm: The model.
+        rows: ``B`` rows.
+        prompt: See `FrozenLM.score`.
+        ending: Where rows end.
+        sampling: How to draw; ``None`` takes the likeliest token each time.
+    """
+    try:
+        return _generate(lm, rows, prompt, ending, sampling)
+    except RuntimeError as error:
+        if not out_of_memory(error) or len(rows) == 1:
+            raise
+    half = (len(rows) + 1) // 2
+    if sampling is not None and sampling.group is not None and len(rows) > sampling.group:
+        half = -(-half // sampling.group) * sampling.group
+    log.warning("out of memory: generating %d texts at a time instead of %d", half, len(rows))
+    generated: list[list[int]] = []
+    for part in (slice(0, half), slice(half, len(rows))):
+        own = prompt if same_for_all(prompt) else prompt[part]  # type: ignore[index]
+        draws = None if sampling is None else sampling.part(part)
+        generated += generate_tokens(lm, rows[part], own, ending.part(part), draws)
+    return generated
+
+
+def _generate(
+    lm: PackedLM, rows: Sequence[Row], prompt: Prompt, ending: Ending, sampling: Sampling | None
+) -> list[list[int]]:
+    generated: list[list[int]] = [[] for _ in rows]
+    done = [limit <= 0 for limit in ending.limits]
+    steps = max(ending.limits)
+    if steps <= 0:
+        return generated
+    groups = [len(rows), *([] if sampling is None or sampling.group is None else [sampling.group])]
+    levels = share(rows, [row.context for row in rows], groups, same_for_all(prompt))
+    lengths = [len(own) for own in levels[-1]]
+    memory = RowMemory(max(lengths) + steps)
+    embeddings, layout = lm.pack(levels, prompt, memory)
+    for step in range(steps):
+        logits = lm.logits(embeddings, layout, layout.last)
+        chosen = logits.argmax(-1) if sampling is None else sampling.choose(logits, step)
+        for b, token in enumerate(chosen.tolist()):
+            if done[b] or token in ending.tokens:
+                done[b] = True
+                continue
+            generated[b].append(token)
+            done[b] = ending.reached(b, generated[b])
+        if all(done):
+            break
+        # A row that has met its limit is fed along in its last place, where it can overrun nothing.
+        columns = [length + min(step, limit - 1) for length, limit in zip(lengths, ending.limits, strict=True)]
+        layout = Layout([[1] * len(rows)], lm.device, memory=memory, columns=columns)
+        embeddings = lm.embed(chosen)
+    lm.usage.calls += len(rows)
+    return generated

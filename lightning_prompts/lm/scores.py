@@ -1,0 +1,63 @@
+"""What the logits say of answers and other continuations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from lightning_prompts.lm.encoding import Row
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How well answers follow from a prompt.
+
+    Attributes:
+        nll: Mean negative log-likelihood of each example's answer tokens, in nats, ``[B]`` float32.
+        tokens: Answer tokens of each example, ``[B]``.
+        greedy: Whether every answer token is the LM's first choice, ``[B]`` bool.
+        end_nll: Mean negative log-likelihood of what follows the answer, in nats, ``[B]``; 0 where not asked for.
+        mean_tokens: Answer tokens per example of the whole batch, where these are one process's part of it.
+    """
+
+    nll: Tensor
+    tokens: Tensor
+    greedy: Tensor
+    end_nll: Tensor
+    mean_tokens: float | None = None
+
+
+def answer_scores(logits: Tensor, rows: Sequence[Row]) -> Scores:
+    """Scores from the logits that predict the answers' tokens, and those that follow.
+
+    Args:
+        logits: ``[N, V]`` float32, the rows' answer and end tokens one after another.
+        rows: ``B`` rows with ``N`` answer and end tokens in all.
+    """
+    device, size = logits.device, len(rows)
+    targets = torch.tensor([token for row in rows for token in row.answer + row.end], device=device)
+    answer, end = (torch.tensor([len(part) for part in parts], device=device) for parts in
+                   (([row.answer for row in rows]), ([row.end for row in rows])))  # fmt: skip
+    # Slot b collects the tokens of row b's answer, slot B + b those of its end.
+    slot = torch.arange(2 * size, device=device).view(2, size).T.flatten()
+    slot = slot.repeat_interleave(torch.stack([answer, end], 1).flatten())
+    token_nll = functional.cross_entropy(logits, targets, reduction="none")
+    sums = torch.zeros(2 * size, device=device).index_add(0, slot, token_nll)
+    misses = torch.zeros(2 * size, device=device).index_add(0, slot, (logits.argmax(-1) != targets).float())
+    return Scores(
+        nll=sums[:size] / answer, tokens=answer, greedy=misses[:size] == 0, end_nll=sums[size:] / end.clamp(min=1)
+    )
+
+
+def distinct_feeds(continuations: Sequence[Sequence[int]]) -> list[list[int]]:
+    """What must be run to predict continuations: all but the last token of each, without what others begin with."""
+    kept: list[list[int]] = []
+    for ids in sorted(continuations, key=len, reverse=True):
+        feed = list(ids[:-1])
+        if feed and all(other[: len(feed)] != feed for other in kept):
+            kept.append(feed)
+    return kept
