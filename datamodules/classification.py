@@ -83,6 +83,8 @@ class Classification(LabelledTask):
         labels: The ways to write a class, by its name, where its name is not the one: ``{expression: [expression,
             abbreviation]}``. The first is the answer.
         balanced: Training batches with as many examples of each class as of any other.
+        balanced_val: The same for the validation rows, where the test file is balanced and the training file is not, as
+            with mpqa: 73% of its training rows are negative, and so much a constant answer would be right there.
         template: Text with ``{prompt}``, ``{question}`` (the sentence), ``{answer}`` and any other field of the rows.
         stop: Regular expression; a generated answer ends where it first matches.
         chat: Render through the model's chat template.
@@ -106,6 +108,7 @@ class Classification(LabelledTask):
         order: list[str] | None = None,
         labels: dict[str, list[str]] | None = None,
         balanced: bool = False,
+        balanced_val: bool = False,
         template: str = FORWARD,
         stop: str = r"\n",
         chat: bool = False,
@@ -123,6 +126,7 @@ class Classification(LabelledTask):
         if task not in TASKS:
             raise UserError(f"data.task {task!r} is unknown; {nearest(task, TASKS)}")
         self.task = TASKS[task]
+        self.balanced_val = balanced_val
         self.instruction = self.task.instruction
         classes = self.task.classes
         for name in [*(order or ()), *(labels or ())]:

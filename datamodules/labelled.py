@@ -10,7 +10,7 @@ from typing import Any
 
 from datamodules.base import SourceRow, Split, TextDataModule
 from datamodules.hub import HubSource, hub_rows
-from datamodules.splitting import apart, draw, hold_out
+from datamodules.splitting import apart, draw, draw_balanced, hold_out
 from datamodules.tables import read_table
 from lightning_prompts.errors import UserError
 
@@ -55,6 +55,8 @@ class LabelledTask(TextDataModule, ABC):
         max_train_examples: Keep only so many training examples, drawn by ``seed``.
         seed: Seed of what is drawn and held out.
     """
+
+    balanced_val: bool = False  # validation rows with as many of each class as of any other
 
     def __init__(
         self,
@@ -101,6 +103,11 @@ class LabelledTask(TextDataModule, ABC):
         """Read, keep apart, hold out what is missing, and draw as many as wanted."""
         splits = apart(self.parse({split: self._table(split) for split in self._given}), self.key)
         sizes: dict[Split, int | None] = {"val": self.val_size, "test": self.test_size}
+        if self.balanced_val and (source := "val" if "val" in splits else "train") in splits:
+            held = source == "train"
+            splits["val"], rest = draw_balanced(splits[source], _answer, self.val_size, self.seed, "val", leave=held)
+            if held:
+                splits["train"] = rest
         if "train" in splits:
             missing = {split: size or self.val_size for split, size in sizes.items() if split not in splits}
             splits |= hold_out(splits["train"], missing, self.seed)
@@ -121,3 +128,8 @@ class LabelledTask(TextDataModule, ABC):
         if not raws:
             raise UserError(f"{file} has no rows")
         return [RawRow(f"{file} row {number}", raw, file) for number, raw in enumerate(raws, start=1)]
+
+
+def _answer(row: SourceRow) -> str:
+    """The class of a row."""
+    return str(row.fields["answer"])

@@ -51,6 +51,40 @@ def draw(rows: Sequence[Row], size: int | None, seed: int, split: Split) -> list
     return [rows[index] for index in sorted(random.Random(f"{seed} {split}").sample(range(len(rows)), size))]
 
 
+def draw_balanced(
+    rows: Sequence[Row], kind: Callable[[Row], str], size: int, seed: int, split: Split, leave: bool
+) -> tuple[list[Row], list[Row]]:
+    """As many rows of each class as of any other, drawn by a seed, in their order; and the rest.
+
+    Args:
+        rows: To draw from.
+        kind: The class of a row.
+        size: Rows to draw, at most: fewer where it is no multiple of the classes, or a class has not so many.
+        seed: What the draw follows.
+        split: What they are drawn for.
+        leave: At least half of the rows of each class are left.
+
+    Raises:
+        UserError: There are more classes than rows to draw.
+
+    >>> draw_balanced(["a1", "a2", "a3", "b1", "b2"], lambda row: row[0], 5, seed=0, split="val", leave=False)
+    (['a2', 'a3', 'b1', 'b2'], ['a1'])
+    """
+    places: dict[str, list[int]] = {}
+    for index, row in enumerate(rows):
+        places.setdefault(kind(row), []).append(index)
+    name, rarest = min(((name, len(found)) for name, found in places.items()), key=lambda item: item[1])
+    each = min(size // len(places), rarest // 2 if leave else rarest)
+    if not each:
+        few = f"data.{split}_size {size} is less than one row of each of {len(places)} classes; raise it"
+        one = f"data.balanced_{split} needs a row to hold out and one to train on, and {name!r} has {rarest}"
+        raise UserError(few if size < len(places) else one)
+    generator = random.Random(f"{seed} {split}")
+    drawn = {index for name in sorted(places) for index in generator.sample(places[name], each)}
+    return ([row for index, row in enumerate(rows) if index in drawn],
+            [row for index, row in enumerate(rows) if index not in drawn])  # fmt: skip
+
+
 def apart(
     splits: Mapping[Split, list[SourceRow]], key: Callable[[SourceRow], Hashable]
 ) -> dict[Split, list[SourceRow]]:

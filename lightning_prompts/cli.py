@@ -243,6 +243,12 @@ class PromptCLI(LightningCLI):
                 callback.dirpath = str((self.folder / "checkpoints").absolute())
             if isinstance(callback, ModelCheckpoint) and callback.monitor == methods.PromptMethod.monitor[0]:
                 self._follow(callback)
+        for node in config.callbacks or []:  # what is recorded is what is done
+            if (
+                node.get("init_args.monitor") == methods.PromptMethod.monitor[0]
+                and _class_name(node) == ModelCheckpoint.__name__
+            ):
+                node.init_args.monitor, node.init_args.mode = self.model.monitor
         if config.enable_progress_bar is not False:
             _use_rich_progress_bar(trainer)
         return trainer

@@ -118,6 +118,19 @@ def test_last_is_the_last_and_best_the_best(tmp_path: Path) -> None:
     assert steps["best"] < 9
 
 
+def test_the_record_says_what_the_best_is_chosen_by(tmp_path: Path) -> None:
+    """Methods of texts keep the most accurate prompt, others the likeliest."""
+    folder = tmp_path / "run"
+    method = ["--model", "Ape", *TINY_RUN, "--model.lm.name", f"{TINY},max_position_embeddings=2048"]
+    few = ["--model.induced.count", "1", "--model.induced.max_new_tokens", "2", "--trainer.max_steps", "1"]
+    assert code("fit", *method, *few, *SMALL, "--trainer.default_root_dir", str(folder)) == 0
+    callbacks = yaml.safe_load((folder / "config.yaml").read_text())["trainer"]["callbacks"]
+    told = [
+        (given["monitor"], given["mode"]) for node in callbacks if (given := node.get("init_args", {})).get("monitor")
+    ]
+    assert told == [("val/exact_match", "max")]
+
+
 def test_a_failed_replacement_leaves_the_old_run(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
     bad = [*MODEL, "--data", "QuestionAnswer", "--data.train", "typo.jsonl"]

@@ -199,6 +199,29 @@ def test_rows_of_the_hub_that_are_wrong_are_dropped(monkeypatch: Any, caplog: An
     assert "row 8: label '(C)' is unknown; known labels: (A), (B); the row is dropped" in caplog.text
 
 
+def test_a_balanced_validation_set(tmp_path: Path) -> None:
+    """Of a training file with three of one class to one of the other; nothing is in two splits."""
+    rows = [{"sentence": f"sentence {n}", "label": int(n % 4 == 0)} for n in range(80)]
+    file = write(tmp_path, rows)
+    data = Classification("mpqa", train=file, balanced_val=True, val_size=17, test_size=10, max_train_examples=None)
+    splits = {split: data.examples(split) for split in ("train", "val", "test")}
+    assert Counter(example.label for example in splits["val"]) == {0: 8, 1: 8}
+    questions = [example.question for examples in splits.values() for example in examples]
+    assert len(questions) == len(set(questions)) == 80
+    own = write(tmp_path, [{**row, "sentence": f"v {row['sentence']}"} for row in rows], "v.jsonl")
+    whole = Classification("mpqa", train=file, val=own, test=write(tmp_path, sentences(9, 2, "t"), "t.jsonl"),
+                           balanced_val=True)  # fmt: skip
+    assert Counter(example.label for example in whole.examples("val"))[0] == 20, "all of a file of its own"
+    same = Classification("mpqa", train=file, balanced_val=True, val_size=17, test_size=10)
+    assert [example.question for example in same.examples("val")] == [one.question for one in splits["val"]]
+    for settings, words in (
+        ({"val_size": 1}, "val_size 1 is less than one row of each of 2 classes"),
+        ({"task": "trec", "train": write(tmp_path, sentences(11, 6), "u.jsonl")}, "balanced_val needs a row"),
+    ):
+        with pytest.raises(UserError, match=words):
+            Classification(**{"task": "mpqa", "train": file, "balanced_val": True, **settings}).examples("val")
+
+
 @pytest.mark.parametrize("name", ["Classification", "BigBenchHard"])
 def test_without_a_network_one_line_names_the_option(
     name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -254,7 +254,7 @@ def test_the_numbers_of_the_page(study: Path, capsys: pytest.CaptureFixture[str]
     assert page.table("method", "bertscore")[1][1] == "0.500 ± 0.000"
     assert page.table("method", "tokens")[1][1:] == ["2,000 (2,000–2,001)", "12.5", "20"]
     assert page.table("method", "seed", "prompt")[1] == [
-        "search", "0", "' so' (0.50), 'ft' (0.25)", "20", "7.500", "2.600", "2.000",
+        "search", "0", "' so' (0.50), 'ft' (0.25)", "20", "7.500", "2.600", "0.500", "2.000",
     ]  # fmt: skip
     differing = {row[0]: row[1:] for row in page.table("setting")[1:]}
     assert differing == {"model": ["Search", "Soft", "Static"], "model.length": ["6", "4", "6"]}
@@ -322,6 +322,22 @@ def test_texts_of_models_and_data_are_only_texts(tmp_path: Path) -> None:
     assert page.table("question", "reference")[1][0] == f"{shown}0"
     assert all(len({len(row) for row in table}) == 1 for table in page.in_markdown), "no cell begins another one"
     assert "<b>soft</b>|$y$" in [row[0] for row in page.table("method", "seeds")]
+
+
+def test_the_prompt_shown_is_that_of_the_best_checkpoint(study: Path) -> None:
+    """As the run itself chose it: here by the largest NLL, which is that of the first validation."""
+    path = study / "soft" / "seed-0" / "config.yaml"
+    config = yaml.safe_load(path.read_text())
+    kept = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint"}
+    for monitor, mode, step, place in (("val/nll", "max", "10", "2.500"), ("val/exact_match", "max", "20", "2.000")):
+        settings = {"init_args": {"monitor": monitor, "mode": mode}}
+        config["trainer"]["callbacks"] = [kept | {"init_args": {"filename": "last"}}, kept | settings]
+        path.write_text(yaml.safe_dump(config))
+        assert report(path.parent) == 0
+        page = Page(path.parent / "report.html")
+        assert page.headings[0] == "soft", "seed-0 is no name for a page"
+        row = page.table("method", "seed", "prompt")[1]
+        assert (row[3], row[5]) == (step, place)
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -17,7 +17,7 @@ from lightning_prompts.report import html, markdown
 from lightning_prompts.report.blocks import Pictures
 from lightning_prompts.report.methods import group
 from lightning_prompts.report.page import page
-from lightning_prompts.report.runs import find
+from lightning_prompts.report.runs import find, method_folder
 
 
 def parser() -> CommandParser:
@@ -62,7 +62,7 @@ def main(args: Sequence[str]) -> int:
         raise UserError(f"--out {out} must end in .html")
     if out.is_dir():
         raise UserError(f"--out {out} is a folder; give a file in it")
-    title = ", ".join(dict.fromkeys(place.resolve().name for place in given.runs))
+    title = ", ".join(dict.fromkeys(method_folder(place.resolve()).name for place in given.runs))
     blocks = page(tasks, title if len(title) <= 60 else f"{len(given.runs)} runs", sys.stderr.isatty())
     pictures = out.with_name(f"{out.stem}_files")
     beside = quote(pictures.name)

@@ -12,7 +12,7 @@ from pathlib import Path
 from lightning_prompts.errors import UserError
 from lightning_prompts.report.configs import without_seeds
 from lightning_prompts.report.pairs import Comparison, compare, values
-from lightning_prompts.report.runs import SEED_FOLDER, Prediction, Run
+from lightning_prompts.report.runs import Prediction, Run
 
 MAIN = "test"  # the test set in distribution; further ones have names
 
@@ -123,7 +123,7 @@ def _methods(runs: Sequence[Run]) -> list[Method]:
         settings = json.dumps(without_seeds(run.settings or {}), sort_keys=True, default=str)
         key = f"{run.trained} {settings}"
         for old, group in groups:
-            alike = old == key if run.settings is not None else _home(run) in map(_home, group)
+            alike = old == key if run.settings is not None else run.home in [one.home for one in group]
             # The same seed once more is no further seed: a repetition, or another prompt under the same config.
             if alike and run.seed not in [one.seed for one in group]:
                 group.append(run)
@@ -139,19 +139,13 @@ def _by_seed(run: Run) -> tuple[int, str]:
     return (int(seed) if seed.isdigit() else 0, seed)
 
 
-def _home(run: Run) -> Path:
-    """The folder that stands for the method: the run's, or the one of all seeds."""
-    folder = run.folder.absolute()
-    return folder.parent if SEED_FOLDER.fullmatch(folder.name) else folder
-
-
 def _common(methods: Sequence[Method]) -> Path:
-    return Path(os.path.commonpath([_home(run) for method in methods for run in method.runs]))
+    return Path(os.path.commonpath([run.home for method in methods for run in method.runs]))
 
 
 def _label_path(method: Method, common: Path) -> tuple[str, ...]:
     """Where a method is, below what all have in common; several places side by side."""
-    places = list(dict.fromkeys(_home(run).relative_to(common).parts for run in method.runs))
+    places = list(dict.fromkeys(run.home.relative_to(common).parts for run in method.runs))
     shared = _shared(places) if len(places) > 1 else places[0]
     rest = ["/".join(place[len(shared) :]) or "." for place in places]
     return shared if len(places) == 1 else (*shared, ", ".join(rest))
@@ -166,7 +160,7 @@ def _shared(paths: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
 
 
 def _name(method: Method, path: tuple[str, ...]) -> str:
-    return "/".join(path) or method.runs[0].class_name or _home(method.runs[0]).name
+    return "/".join(path) or method.runs[0].class_name or method.runs[0].home.name
 
 
 def _unique(names: Iterable[str]) -> list[str]:
@@ -185,7 +179,7 @@ def _find(methods: Sequence[Method], folder: Path) -> Method:
     found = exact or below
     if len(found) == 1:
         return found[0]
-    places = ", ".join(str(_home(method.runs[0])) for method in found or methods)
+    places = ", ".join(str(method.runs[0].home) for method in found or methods)
     told = "several methods are there" if found else "it is none of the runs"
     raise UserError(f"--baseline {folder}: {told}; give one of {places}")
 
@@ -200,4 +194,4 @@ def _same_task(one: Method, other: Method) -> bool:
     names = [{run.data_name for run in method.runs} - {None} for method in (one, other)]
     if all(names):
         return names[0] == names[1]
-    return _home(one.runs[0]).parent == _home(other.runs[0]).parent
+    return one.runs[0].home.parent == other.runs[0].home.parent

@@ -16,6 +16,7 @@ from lightning_prompts.report.prompt_path import tracks
 from lightning_prompts.report.runs import Run
 
 TOKENS = 16  # shown of a prompt of vectors
+VALIDATED = ("nll", "exact_match")
 
 
 def prompts(task: Task, prefix: str) -> list[Block]:
@@ -43,7 +44,10 @@ def prompts(task: Task, prefix: str) -> list[Block]:
                 "tokens used as words with that on validation. Distance is Euclidean, mean over the prompt's vectors, "
                 "from the start."
             ),
-            Table(["method", "seed", "prompt", "step", "NLL as words", "NLL on validation", "distance"], rows, texts=3),
+            Table(
+                ["method", "seed", "prompt", "step", "NLL as words", "NLL on validation", "exact match on validation",
+                 "distance"], rows, texts=3,
+            ),
         ]  # fmt: skip
     if pictures:
         caption = (
@@ -62,20 +66,21 @@ def _vectors(run: Run) -> bool:
 
 
 def _prompt(run: Run) -> list[str] | None:
-    """Prompt, step, NLL as words, NLL on validation, distance; of the validation with the smallest NLL."""
-    held = {step: value for step, value in run.curves.get("val/nll", {}).items() if np.isfinite(value)}
+    """Prompt, step, NLL as words, what validation said, distance; of the validation that chose the best checkpoint."""
+    name, larger = run.monitor
+    judged = {step: -value if larger else value for step, value in _finite(run, name).items()}
     readouts = {int(row["step"]): row for row in run.readout if isinstance(row.get("step"), int)}
-    both = [step for step in readouts if step in held]
-    step = min(both, key=lambda step: held[step]) if both else max(readouts, default=None)
-    row = readouts.get(step, {}) if step is not None else {}
-    numbers = [_cell(row.get("nll_as_words")), _cell(held.get(step) if step is not None else None),
+    both = [step for step in readouts if step in judged]
+    step = min(both, key=lambda step: judged[step]) if both else max(readouts, default=-1)
+    row = readouts.get(step, {})
+    numbers = [_cell(row.get("nll_as_words")), *(_cell(_finite(run, f"val/{name}").get(step)) for name in VALIDATED),
                _cell(row.get("distance"))]  # fmt: skip
-    shown = NONE if step is None else str(step)
+    shown = NONE if step < 0 else str(step)
     if run.text is not None:
         return [repr(run.text) if "\n" not in run.text else run.text, shown, *numbers]
     tokens = row.get("tokens")
     if not isinstance(tokens, list):
-        return [NONE, shown, *numbers] if numbers[2] != NONE else None
+        return [NONE, shown, *numbers] if numbers[-1] != NONE else None
     cosines = row.get("cosine")
     near = (
         [f" ({value:.2f})" if isinstance(value, float) else "" for value in cosines]
@@ -85,6 +90,11 @@ def _prompt(run: Run) -> list[str] | None:
     words = [f"{str(token)!r}{cosine}" for token, cosine in itertools.zip_longest(tokens, near, fillvalue="")]
     more = f" and {len(words) - TOKENS} more" if len(words) > TOKENS else ""
     return [", ".join(words[:TOKENS]) + more, shown, *numbers]
+
+
+def _finite(run: Run, metric: str) -> dict[int, float]:
+    """A metric's curve, without what is no number."""
+    return {step: value for step, value in run.curves.get(metric, {}).items() if np.isfinite(value)}
 
 
 def _cell(value: object) -> str:

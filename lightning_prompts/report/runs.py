@@ -20,6 +20,12 @@ SEED_FOLDER = re.compile(r"seed-(\d+)")
 PASSED_BY = {"checkpoints", "logs", "states"}
 
 
+def method_folder(folder: Path) -> Path:
+    """The folder that stands for a method, absolute: that of a run, or the one that the runs of its seeds are in."""
+    place = folder.absolute()
+    return place.parent if SEED_FOLDER.fullmatch(place.name) else place
+
+
 @dataclass(frozen=True)
 class Prediction:
     """A row of ``predictions.jsonl``.
@@ -137,6 +143,11 @@ class Run:
         return read_json(self.folder / "environment.json")
 
     @property
+    def home(self) -> Path:
+        """See `method_folder`."""
+        return method_folder(self.folder)
+
+    @property
     def trained(self) -> bool:
         """Whether anything was trained, or only tested."""
         return bool(self.budget) or (self.folder / "logs").is_dir() or (self.folder / "checkpoints").is_dir()
@@ -148,6 +159,16 @@ class Run:
             return "/".join(found)
         named = SEED_FOLDER.fullmatch(self.folder.name)
         return named[1] if named else None
+
+    @cached_property
+    def monitor(self) -> tuple[str, bool]:
+        """By what the best checkpoint was chosen, and whether more is better; NLL where the config does not say."""
+        settings = self.settings or {}
+        for name, metric in settings.items():
+            place = name.removesuffix(".monitor")
+            if place != name and settings.get(place) == "ModelCheckpoint" and isinstance(metric, str):
+                return metric, settings.get(f"{place}.mode") == "max"
+        return "val/nll", False
 
     @property
     def class_name(self) -> str | None:
