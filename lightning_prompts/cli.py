@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import os
 import signal
 import sys
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -21,13 +18,11 @@ os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 import lightning as L  # noqa: N812 - Lightning's own convention
 import torch
 from jsonargparse import Namespace
-from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, RichProgressBar, TQDMProgressBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
-from rich.table import Table
 
 import callbacks
 import datamodules
@@ -42,10 +37,8 @@ from lightning_prompts.dln.messages import MessageChoice
 from lightning_prompts.dln.posterior import PosteriorTemplate
 from lightning_prompts.dln.proposals import Proposals
 from lightning_prompts.dln.sharpening import Sharpening
-from lightning_prompts.environment import environment
 from lightning_prompts.errors import DEBUG, UserError, check_finite
-from lightning_prompts.files import no_room, write_atomic
-from lightning_prompts.lm import FrozenLM
+from lightning_prompts.files import no_room
 from lightning_prompts.lm.memory import out_of_memory
 from lightning_prompts.objectives import Objective
 from lightning_prompts.objectives.rewards import Reward
@@ -54,6 +47,8 @@ from lightning_prompts.processes import process_lost
 from lightning_prompts.prompts.initializers import Initializer
 from lightning_prompts.refiners.heads import Head
 from lightning_prompts.refiners.networks import RefinerNetwork
+from lightning_prompts.run_folder import RunFolder, check_writable
+from lightning_prompts.terminal import quiet, results_table, use_rich_progress_bar
 
 TRAINER_DEFAULTS: dict[str, Any] = {
     "devices": 1,
@@ -81,9 +76,7 @@ CALLBACK_DEFAULTS: list[dict[str, Any]] = [
     {"class_path": "callbacks.SampleGenerations"},
     {"class_path": "callbacks.Throughput"},
 ]
-_RESULTS = ("validation.json", "metrics.json", "predictions.jsonl", "generations.jsonl")
 ALWAYS = (callbacks.ResultFiles, callbacks.ValidateAtEnd, callbacks.StopOnSignal)  # whatever a config says
-ENVIRONMENT = "environment.json"
 
 
 CONFIGURABLE = (
@@ -103,62 +96,6 @@ class Parser(LightningArgumentParser):
         line = str(wrapped) if wrapped else one_line(message, CONFIGURABLE)
         print(f"error: {line}", file=sys.stderr)
         sys.exit(2)
-
-
-class RunFolder(SaveConfigCallback):
-    """Begins to write into the run folder once nothing can fail any more before the first step.
-
-    By then the model and the checkpoint are loaded and every example was found to fit; a run that fails earlier leaves
-    nothing behind. ``config.yaml`` is the record of the run.
-    """
-
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Not yet."""
-
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Say what is trained, and make the loggers: metrics.csv and TensorBoard, one folder for each start."""
-        assert isinstance(pl_module, methods.PromptMethod)
-        if trainer.is_global_zero:
-            if self.config.overwrite and self.config.ckpt_path is None:
-                _clear(Path(trainer.default_root_dir))
-            print(pl_module.describe())
-        if self.config.trainer.logger in (None, True):
-            folder = Path(trainer.default_root_dir)
-            version = trainer.strategy.broadcast(_next_version(folder / "logs"))
-            trainer.loggers = [
-                CSVLogger(folder, name="logs", version=version, flush_logs_every_n_steps=10),
-                TensorBoardLogger(folder, name="logs", version=version),
-            ]
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write ``config.yaml`` and ``environment.json``."""
-        if trainer.is_global_zero:
-            for name in _RESULTS:  # of what was trained so far
-                (Path(trainer.default_root_dir) / name).unlink(missing_ok=True)
-            self._write(trainer, pl_module)
-
-    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """What is tested without training is a run, too, and this is its record."""
-        folder = Path(trainer.default_root_dir)
-        # The config of a training, or of the user's own, is left as it is.
-        other = (folder / self.config_filename).exists() and not (folder / ENVIRONMENT).exists()
-        if trainer.is_global_zero and self.config.ckpt_path is None and not (folder / "logs").exists() and not other:
-            self._write(trainer, pl_module)
-
-    def _write(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """``config.yaml``, and what it is run with."""
-        assert isinstance(pl_module, methods.PromptMethod)
-        folder = Path(trainer.default_root_dir)
-        config = self.config.clone()
-        config.trainer.default_root_dir = str(folder)
-        config.ckpt_path = None
-        config.overwrite = False
-        tested = config.pop("verbose", None) is not None  # which `fit` has no such setting for
-        record = self.parser.dump(config, skip_none=False, skip_validation=tested)
-        write_atomic(folder / self.config_filename, record)
-        dtype = pl_module.lm.model.dtype if isinstance(pl_module.lm, FrozenLM) else None  # else behind a server
-        found = environment(trainer.strategy.root_device, trainer.world_size, dtype, pl_module.lm_config.quantization)
-        write_atomic(folder / ENVIRONMENT, json.dumps(found, indent=2) + "\n")
 
 
 class PromptCLI(LightningCLI):
@@ -206,7 +143,7 @@ class PromptCLI(LightningCLI):
             name = f"{_class_name(config.model)}-{_class_name(config.data)}-{datetime.now():%Y%m%d-%H%M%S}"
             config.trainer.default_root_dir = str(Path("runs") / name)
         self.folder = Path(config.trainer.default_root_dir)
-        _check_writable(self.folder)
+        check_writable(self.folder)
         _check_trainer(config.trainer)
         self._check_checkpoint(config)
         fresh = self.config.subcommand == "fit" and config.ckpt_path is None
@@ -250,7 +187,7 @@ class PromptCLI(LightningCLI):
             ):
                 node.init_args.monitor, node.init_args.mode = self.model.monitor
         if config.enable_progress_bar is not False:
-            _use_rich_progress_bar(trainer)
+            use_rich_progress_bar(trainer)
         return trainer
 
     def _follow(self, callback: ModelCheckpoint) -> None:
@@ -277,7 +214,7 @@ class PromptCLI(LightningCLI):
     def after_test(self) -> None:
         """One row for each test set, where Lightning would make one column for each."""
         if self.config.test.verbose and self.trainer.is_global_zero:
-            Console().print(_results(self.trainer.callback_metrics))
+            Console().print(results_table(self.trainer.callback_metrics))
 
 
 class PlannedRun(PromptCLI):
@@ -352,43 +289,8 @@ def told(error: Exception) -> UserError | None:
     return known
 
 
-def _results(metrics: Mapping[str, torch.Tensor]) -> Table:
-    """Metrics named ``test/NAME`` or ``test/SET/NAME`` as a table."""
-    names = list(dict.fromkeys(key.rpartition("/")[2] for key in metrics if key.startswith("test/")))
-    table = Table("test set", *names)
-    for split in dict.fromkeys(key.rpartition("/")[0] for key in metrics if key.startswith("test/")):
-        values = [metrics.get(f"{split}/{name}") for name in names]
-        cells = ["" if value is None else f"{value:.0f}" if name == "examples" else f"{value:.4f}"
-                 for name, value in zip(names, values, strict=True)]  # fmt: skip
-        table.add_row(split, *cells)
-    return table
-
-
 def _class_name(node: Namespace) -> str:
     return str(node.class_path).rpartition(".")[2]
-
-
-def _next_version(logs: Path) -> int:
-    taken = [int(path.name.removeprefix("version_")) for path in logs.glob("version_*") if path.name[8:].isdigit()]
-    return max(taken, default=-1) + 1
-
-
-class _Bar(RichProgressBar):
-    """Without the logger's version number."""
-
-    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
-        """What stands beside the bar."""
-        items: dict[str, Any] = super().get_metrics(trainer, pl_module)
-        return {name: value for name, value in items.items() if name != "v_num"}
-
-
-def _use_rich_progress_bar(trainer: L.Trainer) -> None:
-    """In place of Lightning's default; not a callback of the config, so that ``enable_progress_bar`` can say no."""
-    installed: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    defaults = [callback for callback in installed if type(callback) in (RichProgressBar, TQDMProgressBar)]
-    if defaults or not any(isinstance(callback, ProgressBar) for callback in installed):
-        installed[:] = [callback for callback in installed if callback not in defaults]
-        installed.insert(0, _Bar())
 
 
 def _check_trainer(config: Namespace) -> None:
@@ -399,58 +301,3 @@ def _check_trainer(config: Namespace) -> None:
         value = config[name]
         if isinstance(value, int | float):
             check_finite(f"trainer.{name}", value, above=above)
-
-
-def _check_writable(folder: Path) -> None:
-    """Raise before hours of work, not after; nothing is left behind."""
-    existing = folder
-    while not existing.exists() and existing != existing.parent:
-        existing = existing.parent
-    if not existing.is_dir():
-        raise UserError(f"the run folder {folder} cannot be made: {existing} is a file")
-    probe = existing / f".writable-{os.getpid()}"
-    try:
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(f"the run folder {folder} is not writable: {error.strerror}") from error
-
-
-def _clear(folder: Path) -> None:
-    """Remove what an earlier run wrote under the names that it gives, and nothing else."""
-    files = [*_RESULTS, "config.yaml", "prompt.jsonl", "prompt.txt", "prompts.jsonl", "prompt_path.jsonl",
-             "samples.jsonl", "budget.json", ENVIRONMENT]  # fmt: skip
-    paths = [folder / name for name in files]
-    for pattern in ("best.ckpt", "last.ckpt", "epoch=*-step=*.ckpt"):
-        paths += (folder / "checkpoints").glob(pattern)
-    for pattern in ("metrics.csv", "hparams.yaml", "events.out.tfevents.*"):
-        paths += (folder / "logs").glob(f"version_*/{pattern}")
-    for path in paths:
-        if not path.is_dir():
-            path.unlink(missing_ok=True)
-    for path in (folder / "logs").glob("version_*"):
-        if not any(path.iterdir()):
-            path.rmdir()
-
-
-def quiet() -> None:
-    """Keep the screen for what a user can act on."""
-    for message in (
-        ".*does not have many workers.*",
-        ".*Checkpoint directory .* exists and is not empty.*",
-        ".*`LightningCLI`'s args parameter.*",
-        ".*LightningCLI's args parameter is intended.*",
-        ".*The number of training batches.*is smaller than the logging interval.*",
-        ".*isinstance.treespec, LeafSpec.*",
-        ".*have no logger configured.*",
-        ".*Starting from v1.9.0, `tensorboardX`.*",
-        ".*`trainer.predict.*",
-        ".*module\\(s\\) in eval mode at the start of training.*",
-        ".*It is recommended to use `self.log.*sync_dist=True.*",
-        ".*Using `DistributedSampler` with the dataloaders.*",
-    ):
-        warnings.filterwarnings("ignore", message=message)
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed", "httpx"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # one warning per layer and step, and others
-    torch.set_float32_matmul_precision("highest")

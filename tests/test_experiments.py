@@ -33,6 +33,16 @@ def script(name: str) -> ModuleType:
     return module
 
 
+SCRIPTS = sorted(path.relative_to(EXPERIMENTS).as_posix() for path in EXPERIMENTS.rglob("*.py"))
+ELSEWHERE = "benchmarks/nanogcg_score.py"  # runs in an environment of its own
+
+
+@pytest.mark.parametrize("name", [name for name in SCRIPTS if name != ELSEWHERE])
+def test_every_script_finds_what_it_imports(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(EXPERIMENTS)  # as where a script beside it is run
+    script(name)
+
+
 def test_the_benchmark_compares_the_same_thing(real: FrozenLM) -> None:
     """PEFT is an independent implementation, so this is also a test of the loss and its gradient."""
     benchmark = script("benchmarks/prompt_tuning.py")

@@ -24,7 +24,6 @@ from rich.console import Console
 from torch import Tensor
 
 from datamodules import Addition, Antonyms, Mixture, TextDataModule, WordPairs
-from lightning_prompts.cli import _quiet
 from lightning_prompts.crossings.baselines import (
     Baseline,
     LeaveOneOut,
@@ -37,6 +36,7 @@ from lightning_prompts.crossings.reinforce import log_probability, sample, surro
 from lightning_prompts.lm import LMConfig
 from lightning_prompts.methods import ReinforceRefiner
 from lightning_prompts.refiners.networks import MLPRefiner, masked_mean
+from lightning_prompts.terminal import quiet
 
 BASELINES = {kind.__name__: kind for kind in (NoBaseline, MovingAverage, SelfCritical, LeaveOneOut, ValueHead)}
 WARM_UP = 10
@@ -154,7 +154,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/reinforce_baselines.json"))
     options = parser.parse_args()
-    _quiet()
+    quiet()
     found: dict[str, list[dict[str, float]]] = {}
     for name in options.baselines:
         found[name] = [run(name, seed, options) for seed in options.seeds]

@@ -12,9 +12,10 @@ import torch
 import yaml
 from jsonargparse import Namespace
 
-from lightning_prompts.cli import PromptCLI, quiet, told
+from lightning_prompts.cli import PromptCLI, told
 from lightning_prompts.errors import UserError
 from lightning_prompts.methods import FixedPrompt, PromptMethod
+from lightning_prompts.terminal import quiet
 from lightning_prompts.types import Example
 
 # Nothing is measured, written or put on another device; and in full precision, whatever the run's was.

@@ -1,0 +1,66 @@
+"""What a person sees in the terminal while a run goes on, and what not."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import lightning as L  # noqa: N812 - Lightning's own convention
+import torch
+from lightning.pytorch.callbacks import ProgressBar, RichProgressBar, TQDMProgressBar
+from rich.table import Table
+
+
+def results_table(metrics: Mapping[str, torch.Tensor]) -> Table:
+    """Metrics named ``test/NAME`` or ``test/SET/NAME`` as a table."""
+    names = list(dict.fromkeys(key.rpartition("/")[2] for key in metrics if key.startswith("test/")))
+    table = Table("test set", *names)
+    for split in dict.fromkeys(key.rpartition("/")[0] for key in metrics if key.startswith("test/")):
+        values = [metrics.get(f"{split}/{name}") for name in names]
+        cells = ["" if value is None else f"{value:.0f}" if name == "examples" else f"{value:.4f}"
+                 for name, value in zip(names, values, strict=True)]  # fmt: skip
+        table.add_row(split, *cells)
+    return table
+
+
+class _Bar(RichProgressBar):
+    """Without the logger's version number."""
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        """What stands beside the bar."""
+        items: dict[str, Any] = super().get_metrics(trainer, pl_module)
+        return {name: value for name, value in items.items() if name != "v_num"}
+
+
+def use_rich_progress_bar(trainer: L.Trainer) -> None:
+    """In place of Lightning's default; not a callback of the config, so that ``enable_progress_bar`` can say no."""
+    installed: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    defaults = [callback for callback in installed if type(callback) in (RichProgressBar, TQDMProgressBar)]
+    if defaults or not any(isinstance(callback, ProgressBar) for callback in installed):
+        installed[:] = [callback for callback in installed if callback not in defaults]
+        installed.insert(0, _Bar())
+
+
+def quiet() -> None:
+    """Keep the screen for what a user can act on."""
+    for message in (
+        ".*does not have many workers.*",
+        ".*Checkpoint directory .* exists and is not empty.*",
+        ".*`LightningCLI`'s args parameter.*",
+        ".*LightningCLI's args parameter is intended.*",
+        ".*The number of training batches.*is smaller than the logging interval.*",
+        ".*isinstance.treespec, LeafSpec.*",
+        ".*have no logger configured.*",
+        ".*Starting from v1.9.0, `tensorboardX`.*",
+        ".*`trainer.predict.*",
+        ".*module\\(s\\) in eval mode at the start of training.*",
+        ".*It is recommended to use `self.log.*sync_dist=True.*",
+        ".*Using `DistributedSampler` with the dataloaders.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed", "httpx"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # one warning per layer and step, and others
+    torch.set_float32_matmul_precision("highest")
