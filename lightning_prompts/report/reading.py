@@ -58,8 +58,10 @@ def read_csv(path: Path) -> list[dict[str, float]]:
     rows = []
     for number, row in enumerate(csv.DictReader((read_text(path) or "").splitlines()), 2):
         try:
-            rows.append({name: float(cell) for name, cell in row.items() if name and cell})
-        except (ValueError, TypeError) as error:
+            cells = {name: float(cell) for name, cell in row.items() if name and cell}
+            cells |= {name: int(cells[name]) for name in ("step",) if name in cells}
+            rows.append(cells)
+        except (ValueError, TypeError, OverflowError) as error:
             raise UserError(f"{path} line {number} is not a row of numbers: {error}") from error
     return rows
 
