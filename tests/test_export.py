@@ -607,6 +607,11 @@ def test_a_prefix_starts_from_a_soft_prompt(runs: dict[str, Path], adapters: dic
         ("lora", {"rank": 3}, "has rank 2, not 3; set model.rank"),
         ("lora", {"target_modules": ["q_proj"]}, "for other layers than this run's; set model.target_modules"),
         ("lora", {"tensors": 1}, "is for another model"),
+        ("lora", {"set": {"init_lora_weights": "pissa"}}, "'pissa', which changes the model's own weights"),
+        ("lora", {"set": {"init_lora_weights": "pissa_niter_4"}}, "'pissa_niter_4', which changes the model's own"),
+        ("lora", {"set": {"alora_invocation_tokens": [1, 2]}}, "has alora_invocation_tokens set"),
+        ("lora", {"set": {"use_qalora": True}}, "has use_qalora set"),
+        ("soft", {"about": '{"folded": null}'}, "folded must be a number of tokens, got None"),
     ],
 )
 def test_adapters_that_do_not_fit(
@@ -625,6 +630,11 @@ def test_adapters_that_do_not_fit(
         file.write_bytes(file.read_bytes()[:-100])
     if "config" in change:
         (made / "adapter_config.json").write_text(change["config"])
+    if "set" in change:
+        path = made / "adapter_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **change["set"]}))
+    if "about" in change:
+        (made / "prompt.json").write_text(change["about"])
     if "tensors" in change:
         tensors = load_file(file)
         save_file(change["tensors"] if name != "lora" else {key: value[:1] for key, value in tensors.items()}, file)
