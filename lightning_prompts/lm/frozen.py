@@ -22,7 +22,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm.attention import ATTENTION_NAME, Layout, RowMemory
 from lightning_prompts.lm.config import LMConfig
-from lightning_prompts.lm.encoding import Encoder, Row, share
+from lightning_prompts.lm.encoding import Encoder, Row, check_fits, share
 from lightning_prompts.lm.finite import first_not_finite
 from lightning_prompts.lm.key_values import KeyValues, Prompt, slot_length
 from lightning_prompts.lm.loading import load_model
@@ -216,11 +216,7 @@ class FrozenLM(nn.Module):
 
     def check_fits(self, example: Example, total: int, length: int) -> None:
         """Raise a `UserError` if ``total`` tokens, ``length`` of them the prompt, are more than the context window."""
-        if total > self.context:
-            raise UserError(
-                f"{example.source or 'example'}: prompt ({length}), text and answer are {total} tokens, "
-                f"more than the context window of {self.name} ({self.context}); shorten the prompt or drop the row"
-            )
+        check_fits(example, total, length, self.name, self.context)
 
     def check_lengths(self, examples: Sequence[Example], length: int, ahead: int = 0) -> None:
         """Raise a `UserError` if an example does not fit the context window, tokenising only those that might not."""
