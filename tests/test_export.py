@@ -666,6 +666,14 @@ def start(name: str, init: FromPeft, change: dict[str, Any]) -> None:
 # --- the hub ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("words", [["--push", ""], ["--push", "a/b/c d"], ["--private"]])
+def test_where_to_push_is_checked_before_anything_is_written(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert commands.run(["export", str(tmp_path / "run"), "--format", "npy", *words]) == 1
+    assert "--push" in capsys.readouterr().err
+
+
 def test_push(runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
               capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
     calls: list[tuple[str, Any]] = []
