@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import sys
 import time
 from dataclasses import asdict
@@ -39,6 +40,8 @@ class Budget(L.Callback):
     Learning rates and temperatures that fall over a run have fallen when tokens, calls or seconds are used up. Memory
     says nothing about how far a run is, so its limit just stops. The counts are logged as ``budget/...``, go on in a
     resumed run, and land in ``budget.json``. Answers of a server that were known from an earlier run cost nothing.
+    Gradients that are being accumulated are first brought to their step; a run that is resumed with nothing left trains
+    nothing.
 
     Args:
         tokens: Stop after so many tokens, all kinds together; ``None`` for no limit.
@@ -71,6 +74,14 @@ class Budget(L.Callback):
         if stage == "fit":
             forget_peak(trainer.strategy.root_device)
 
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Where a resumed run has nothing left, all stays as it is."""
+        if self._share() >= 1:
+            name = max(self.limits, key=lambda name: self.used[name] / (self.limits[name] or math.inf))
+            log.warning("budget.%s is used up (%.6g of %.6g), so nothing is trained; raise it to go on",
+                        name, self.used[name], self.limits[name])  # fmt: skip
+            trainer.should_stop = True
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start counting; a resumed run goes on where it was, learning rates included."""
         cast("PromptMethod", pl_module).budget_used = self._share()
@@ -84,6 +95,8 @@ class Budget(L.Callback):
         self.used["steps"] = trainer.global_step
         pl_module.log_dict({f"budget/{name}": float(value) for name, value in self.used.items() if name != "steps"})
         cast("PromptMethod", pl_module).budget_used = share = self._share()
+        if (batch_idx + 1) % trainer.accumulate_grad_batches and not trainer.is_last_batch:
+            return  # what is accumulated is in no checkpoint, and would be lost
         if share >= 1:
             trainer.should_stop = True
         if self.memory_gb is not None and self.used["memory_gb"] >= self.memory_gb and not trainer.should_stop:

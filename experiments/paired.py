@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lightning_prompts.report.numbers import interval
 from lightning_prompts.report.pairs import Key, compare, questions, values
 from lightning_prompts.report.runs import Run
 from lightning_prompts.report.statistics import bootstrap
@@ -37,13 +38,13 @@ def table(folders: Sequence[Path], what: str) -> list[str]:
     for folder in folders:
         mine = rows(folder, what)
         figures = np.array(list(mine.values()))
-        low, high = bootstrap(figures, np.random.default_rng(0), questions(list(mine)))
-        line = f"| {folder.name} | {figures.mean():.3f} [{low:.3f}, {high:.3f}] |"
+        ends = bootstrap(figures, np.random.default_rng(0), questions(list(mine)))
+        line = f"| {folder.name} | {figures.mean():.3f} {interval(ends)} |"
         if folder != folders[0]:
             found = compare(mine, first)
             if found is None:
                 raise SystemExit(f"error: {folder} and {folders[0]} have no question in common")
-            line += f" {found.difference:+.3f} [{found.low:+.3f}, {found.high:+.3f}] | {found.p_value:.4f} |"
+            line += f" {found.difference:+.3f} {interval(found.interval, signed=True)} | {found.p_value:.4f} |"
         else:
             line += " | |"
         lines.append(line)

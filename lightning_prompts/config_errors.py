@@ -53,7 +53,7 @@ ROLES = {
 PLACES = {*ROLES, "config", "trainer", "budget", "lm"}  # where the parser takes a file for the settings in it
 CONFIGS = (".yaml", ".yml", ".json")
 FILE = re.compile(r"[^\s{}\[\],:]*(?:/[^\s{}\[\],:]*|\.yaml|\.yml|\.json)")
-TOP = ("model", "data", "trainer", "seed_everything", "ckpt_path", "config", "overwrite")
+TOP = ("model", "data", "trainer", "budget", "seed_everything", "ckpt_path", "config", "overwrite")
 UNION = re.compile(r"(?:Parser key \"([\w.]+)\": )?Does not validate against any of the Union subtypes "
                    r"Subtypes: \[(.+?)\] Errors: .*Given value: (.*)$")  # fmt: skip
 SUBCOMMAND = re.compile(r"invalid choice: '(.+?)' \(choose from (.+)\)")
@@ -130,7 +130,10 @@ def check_yaml(args: Sequence[str]) -> None:
         given = value if equals else following
         if name in ("-c", "--config"):
             if (path := Path(given)).is_file():
-                _check_named(load_yaml(path), path)
+                content = load_yaml(path)
+                if not isinstance(content, dict):
+                    raise UserError(f"{path} holds no settings: it must be names with values, as in `model: ...`")
+                _check_named(content, path)
         elif name.startswith("--"):
             _check_named({name.removeprefix("--").rpartition(".")[2]: given}, Path(name))
 

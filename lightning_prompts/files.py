@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import tempfile
 from pathlib import Path
@@ -102,3 +103,46 @@ def parse_yaml(text: str, path: Path, loader: Any = yaml.SafeLoader) -> Any:  # 
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark else ""
         raise UserError(f"{path}{where} is not valid YAML: {getattr(error, 'problem', error)}") from error
+
+
+def read_text(path: Path) -> str | None:
+    """A text file; ``None`` where there is none.
+
+    Raises:
+        UserError: It is not text, or cannot be read.
+    """
+    if not path.exists():
+        return None
+    try:
+        check_text(path)
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8: {error.reason} at byte {error.start}") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A JSON object."""
+    text = read_text(path)
+    return None if text is None else parse_json(text, str(path))
+
+
+def parse_json(text: str, where: str) -> dict[str, Any]:
+    """A JSON object; ``where`` it stands is for errors.
+
+    Raises:
+        UserError: It is none.
+    """
+    try:
+        return as_mapping(json.loads(text), where)
+    except (json.JSONDecodeError, RecursionError) as error:
+        told = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
+        raise UserError(f"{where} is not valid JSON: {told}; test or fit the run again, or leave it out") from error
+
+
+def as_mapping(value: object, where: str) -> dict[str, Any]:
+    """Names and values, or a `UserError` that says where there are none."""
+    if not isinstance(value, dict):
+        raise UserError(f"{where} must hold names and values, got {type(value).__name__}")
+    return {str(name): item for name, item in value.items()}

@@ -32,6 +32,7 @@ callbacks. `experiments/benchmarks/memory_plan.py` compares with measured peaks.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -45,7 +46,7 @@ from lightning_prompts.commands import CommandParser
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm import Footprint, LMShape
 from lightning_prompts.lm.attention import EXPLICIT_LIMIT, EXPLICIT_LIMIT_NO_GRAD
-from lightning_prompts.lm.encoding import Row, share
+from lightning_prompts.lm.encoding import Row, check_fits, share
 from lightning_prompts.lm.loading import weightless_model
 from lightning_prompts.lm.sharding import heads_plan
 from lightning_prompts.methods import PromptMethod
@@ -302,6 +303,9 @@ def _share(batch: Sequence[Example], processes: Processes) -> Sequence[Example]:
 
 def _rows(shape: LMShape, examples: Sequence[Example], footprint: Footprint, with_answers: bool) -> list[Row]:
     rows = [shape.encoder.row(example, footprint.length, with_end=with_answers) for example in examples]
+    for example, row in zip(examples, rows, strict=True):
+        total = footprint.ahead + len(row.context) + len(row.answer) + len(row.end)
+        check_fits(example, total, footprint.ahead + footprint.length, shape.name, shape.context)
     # What a row without an answer is asked for is one token.
     return rows if with_answers else [replace(row, answer=row.answer or [0]) for row in rows]
 
@@ -370,7 +374,10 @@ def main(args: Sequence[str]) -> int:
 def _processes(trainer: Any) -> Processes:  # noqa: ANN401 - a jsonargparse namespace
     """How the config's trainer would split the work."""
     nodes = int(trainer.num_nodes)
-    devices = trainer.devices if isinstance(trainer.devices, int) else torch.cuda.device_count() or 1
+    devices = _device_count(trainer.devices)
+    for name, count in (("num_nodes", nodes), ("devices", devices)):
+        if count < 1:
+            raise UserError(f"trainer.{name} must be at least 1, got {getattr(trainer, name)}")
     strategy = trainer.strategy
     if str(getattr(strategy, "class_path", "")).endswith("LMParallel"):
         sizes = strategy.init_args
@@ -378,6 +385,15 @@ def _processes(trainer: Any) -> Processes:  # noqa: ANN401 - a jsonargparse name
         shards = nodes if sizes.data_parallel_size == "auto" else int(sizes.data_parallel_size)
         return Processes(shards, shards, heads)
     return Processes(nodes * devices)
+
+
+def _device_count(devices: Any) -> int:  # noqa: ANN401 - a number, a list of numbers, either as text, or auto
+    """How many devices a trainer would take; all that this machine has for -1 and auto."""
+    if isinstance(devices, str) and re.fullmatch(r"[\d\s,]+", devices):
+        devices = [part for part in devices.split(",") if part.strip()] if "," in devices else int(devices)
+    if isinstance(devices, list | tuple):
+        return len(devices)
+    return devices if isinstance(devices, int) and devices != -1 else torch.cuda.device_count() or 1
 
 
 def as_table(plan: Plan) -> Table:

@@ -4,7 +4,7 @@
 
 prints its port, and ends when its standard input does. It has /v1/models, /v1/completions (max_tokens, temperature,
 seed, n, stop, logprobs, echo) and /v1/chat/completions. POST /control takes {"faults": [...], "always": ..., "slow":
-seconds, "log_probs": bool, "chat_only": bool, "clear": true}; GET /control tells what was asked for.
+seconds, "log_probs": bool, "chat_only": bool, "said": TEXT, "clear": true}; GET /control tells what was asked for.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ class State:
             self.faults: list[str] = []
             self.always: str | None = None
             self.slow, self.log_probs, self.chat_only, self.most_at_once = 0.0, True, False, 0
+            self.said: str | None = None  # instead of an answer of the model's
             self.requests: list[dict[str, Any]] = []
             self.running, self.epoch = 0, self.epoch + 1  # what still runs is of another test
         for name, value in wanted.items():
@@ -175,6 +176,8 @@ class Handler(BaseHTTPRequestHandler):
             return self.reply(200, page, "application/json" if fault == "garbage" else "text/html")
         if fault == "empty":
             return self.reply(200, {"choices": []})
+        if state.said is not None:
+            return self.reply(200, state.said)
         chat = self.path == "/v1/chat/completions"
         if not chat and (self.path != "/v1/completions" or state.chat_only):
             return self.refuse(404, "Not Found")

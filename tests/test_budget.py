@@ -269,6 +269,30 @@ def test_counts_go_on_in_a_resumed_run(tmp_path: Path) -> None:
     assert budget.used["calls"] == 0
 
 
+@pytest.mark.parametrize("limit", [{"calls": 22}, {"memory_gb": 1e-3}])
+def test_a_limit_waits_for_gradients_that_are_being_accumulated(limit: dict[str, Any], tmp_path: Path) -> None:
+    fit = fitting(tmp_path, budget := Budget(**limit), max_steps=100, accumulate_grad_batches=4)
+    fit.fit(METHODS["soft"](), datamodule=data())  # epochs of five batches, so of two steps
+    wanted = {"calls": 36, "steps": 3} if "calls" in limit else {"calls": 16, "steps": 1}
+    assert {name: budget.used[name] for name in wanted} == wanted
+
+
+@pytest.mark.parametrize("name", ["soft", "search", "reinforce", "dln", "ape"])
+def test_a_used_up_budget_trains_nothing_more(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    counts = []
+    for checkpoint in (None, tmp_path / "x.ckpt"):
+        method = METHODS[name]()
+        fit = fitting(tmp_path, Budget(calls=2), max_steps=100)
+        fit.fit(
+            method, datamodule=Toy() if isinstance(method, TEXT) else data(), ckpt_path=checkpoint, weights_only=True
+        )
+        fit.save_checkpoint(tmp_path / "x.ckpt")
+        counts.append((tmp_path / "budget.json").read_text())
+        assert fit.global_step == 1
+        assert ("budget.calls is used up" in caplog.text) == (checkpoint is not None)
+    assert counts[0] == counts[1]
+
+
 @pytest.mark.parametrize("name", ["tokens", "calls", "seconds", "memory_gb"])
 def test_a_limit_is_above_zero(name: str) -> None:
     with pytest.raises(UserError, match=rf"budget\.{name} must be above 0, got -1"):

@@ -26,7 +26,10 @@ from lightning_prompts.errors import UserError, nearest
             'Parser key "model.init_args.reward": ... Expected a dot import path string: Rouge',
             "model.init_args.reward: unknown class 'Rouge'; known: AnswerLikelihood, BertScore, ExactMatch",
         ),
-        ("Option 'predict' is not accepted", "unknown setting 'predict'; known: ckpt_path, config, data, model, "),
+        (
+            "Option 'predict' is not accepted",
+            "unknown setting 'predict'; known: budget, ckpt_path, config, data, model, ",
+        ),
     ],
 )
 def test_one_line(message: str, line: str) -> None:

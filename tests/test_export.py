@@ -607,6 +607,11 @@ def test_a_prefix_starts_from_a_soft_prompt(runs: dict[str, Path], adapters: dic
         ("lora", {"rank": 3}, "has rank 2, not 3; set model.rank"),
         ("lora", {"target_modules": ["q_proj"]}, "for other layers than this run's; set model.target_modules"),
         ("lora", {"tensors": 1}, "is for another model"),
+        ("lora", {"set": {"init_lora_weights": "pissa"}}, "'pissa', which changes the model's own weights"),
+        ("lora", {"set": {"init_lora_weights": "pissa_niter_4"}}, "'pissa_niter_4', which changes the model's own"),
+        ("lora", {"set": {"alora_invocation_tokens": [1, 2]}}, "has alora_invocation_tokens set"),
+        ("lora", {"set": {"use_qalora": True}}, "has use_qalora set"),
+        ("soft", {"about": '{"folded": null}'}, "folded must be a number of tokens, got None"),
     ],
 )
 def test_adapters_that_do_not_fit(
@@ -625,6 +630,11 @@ def test_adapters_that_do_not_fit(
         file.write_bytes(file.read_bytes()[:-100])
     if "config" in change:
         (made / "adapter_config.json").write_text(change["config"])
+    if "set" in change:
+        path = made / "adapter_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **change["set"]}))
+    if "about" in change:
+        (made / "prompt.json").write_text(change["about"])
     if "tensors" in change:
         tensors = load_file(file)
         save_file(change["tensors"] if name != "lora" else {key: value[:1] for key, value in tensors.items()}, file)
@@ -654,6 +664,14 @@ def start(name: str, init: FromPeft, change: dict[str, Any]) -> None:
 
 
 # --- the hub ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("words", [["--push", ""], ["--push", "a/b/c d"], ["--private"]])
+def test_where_to_push_is_checked_before_anything_is_written(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert commands.run(["export", str(tmp_path / "run"), "--format", "npy", *words]) == 1
+    assert "--push" in capsys.readouterr().err
 
 
 def test_push(runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,

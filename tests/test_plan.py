@@ -293,6 +293,37 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"], "nothing is written"
 
 
+@pytest.mark.parametrize(
+    ("devices", "nodes", "rows"),
+    [("2", "1", 16), ("[0, 1]", "1", 16), ("0,1,2,", "1", 11), ("-1", "1", 32), ("auto", "4", 8), ("0", "1", 0),
+     ("2", "0", 0)],
+)  # fmt: skip
+def test_the_rows_of_each_process(
+    devices: str, nodes: str, rows: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    words = ["plan", "--model", "SoftPromptTuning", "--model.lm.name", TINY, "--data", "Antonyms", "--data.batch_size",
+             "32", f"--trainer.devices={devices}", f"--trainer.num_nodes={nodes}"]  # fmt: skip
+    assert commands.run(words) == (0 if rows else 1)
+    said = capsys.readouterr()
+    assert f"{rows} rows" in said.out if rows else "must be at least 1, got 0" in said.err
+
+
+def test_what_does_not_fit_the_context_window_is_refused_as_by_a_run(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--model.lm.name", TINY, "--data", "Antonyms"]
+    for method in ("SoftPromptTuning", "PrefixTuning"):
+        assert commands.run(["plan", "--model", method, "--model.length", "255", *words]) == 1
+        assert "prompt (255), text and answer are" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "hello", "# nothing"])
+def test_a_file_without_settings_is_named(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "x.yaml").write_text(text)
+    assert commands.run(["plan", "-c", str(tmp_path / "x.yaml")]) == 1
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'x.yaml'} holds no settings")
+
+
 def test_a_wrong_config_is_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "config.yaml").write_text(CONFIG.replace("random:llama", "random:lama"))
     assert commands.run(["plan", "-c", str(tmp_path / "config.yaml")]) == 1

@@ -218,6 +218,31 @@ def test_faults_that_stay_are_one_line(fault: str, message: str, server: ServerP
     assert len(there.write(QUESTIONS, "", 4)) == 4, "the same object goes on once all is well"
 
 
+@pytest.mark.parametrize(
+    ("choice", "text"),
+    [
+        ('{"message": {"content": "half \\ud83d of it"}}', "half ? of it"),  # which no file can hold
+        ('{"message": {"content": null}}', ""),
+        ('{"message": {"role": "assistant"}}', ""),
+        ('{"message": {"content": [{"type": "text", "text": "parts"}]}}', None),
+        ('{"message": "text"}', None),
+    ],
+)
+def test_what_is_said_is_a_text_or_nothing(
+    choice: str, text: str | None, server: ServerProcess, tmp_path: Path
+) -> None:
+    server.set(said=f'{{"choices": [{choice}], "usage": {{"prompt_tokens": -3, "completion_tokens": 2}}}}')
+    there = remote(server, tmp_path)
+    if text is None:
+        with pytest.raises(UserError, match="answered without a text"):
+            there.write([QUESTIONS[2]], "", 4)
+        return
+    assert there.write([QUESTIONS[2]], "", 4) == there.write([QUESTIONS[2]], "", 4) == [text]
+    assert len(server.requests) == 1
+    assert there.tokens_forwarded == 2
+    assert there.write([replace(QUESTIONS[2], before="half \ud83d of one")], "", 4) == [text]
+
+
 def test_nobody_there(tmp_path: Path) -> None:
     there = RemoteLM(LMConfig("x", server=Server("http://127.0.0.1:9/v1", retries=0)), AnswerCache(tmp_path))
     with pytest.raises(UserError, match=r"127\.0\.0\.1:9/v1/completions \(x\) cannot be reached in 1 tries"):
@@ -255,6 +280,19 @@ def test_an_interrupted_wait_ends_at_once(server: ServerProcess, tmp_path: Path)
 
 
 # --- the key ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_line_end_behind_the_key_is_none_of_it(
+    locked: ServerProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TESTS_API_KEY", f"{SECRET}\r\n")
+    there = remote(locked, tmp_path, api_key_variable="TESTS_API_KEY")
+    assert len(there.write([QUESTIONS[2]], "", 2)) == 1
+    for key in (f"{SECRET}\n{SECRET}", f"{SECRET}é"):
+        monkeypatch.setenv("TESTS_API_KEY", key)
+        with pytest.raises(UserError, match="TESTS_API_KEY is no key") as error:
+            remote(locked, tmp_path, api_key_variable="TESTS_API_KEY").write([QUESTIONS[0]], "", 2)
+        assert SECRET not in str(error.value)
 
 
 def test_the_key_is_nowhere(locked: ServerProcess, tmp_path: Path, capfd: pytest.CaptureFixture[str],
@@ -572,6 +610,8 @@ def test_methods_with_gradients_refuse_a_server(capsys: pytest.CaptureFixture[st
         ({"base_url": "localhost:8000"}, "base_url must be an address as http"),
         ({"base_url": "http://[::1/v1"}, "base_url must be an address as http"),
         ({"base_url": "https://me:secret@host/v1"}, "no place for secrets"),
+        ({"base_url": "http://127.0.0.1:abc/v1"}, "must be an address"),
+        ({"base_url": "http://.../v1"}, "must be an address"),
         ({"base_url": "https://host/v1?api-key=secret"}, "no place for secrets"),
         ({"timeout": 0.0}, r"server\.timeout must be a finite number above 0"),
         ({"retries": -1}, r"server\.retries must be at least 0"),

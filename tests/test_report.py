@@ -7,6 +7,7 @@ import html
 import itertools
 import json
 import math
+import os
 import re
 import shutil
 import statistics as plain
@@ -169,12 +170,13 @@ def test_permutation_counts_all_swaps_of_few_and_draws_them_of_many() -> None:
 
 def test_the_bootstrap_is_near_the_normal_interval_and_draws_questions_whole() -> None:
     data = np.random.default_rng(0).normal(3, 2, size=400)
-    low, high = bootstrap(data, np.random.default_rng(1))
+    low, high = bootstrap(data, np.random.default_rng(1)) or (0, 0)
     reach = 1.96 * data.std(ddof=1) / 20
     assert (low, high) == pytest.approx((data.mean() - reach, data.mean() + reach), abs=0.02)
     # The same question with four seeds is one piece of evidence, and not four.
     ends = bootstrap(np.tile(data, 4), np.random.default_rng(1), np.tile(np.arange(400), 4))
     assert ends == pytest.approx((low, high), abs=1e-9)
+    assert bootstrap(data[:3], np.random.default_rng(1), np.zeros(3, dtype=np.int64)) is None, "of a single question"
 
 
 def test_holm_s_example() -> None:
@@ -395,6 +397,7 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("config.yaml", BOMB.encode(), "no config of a run"),
         ("config.yaml", b"a: " + b"[" * 20_000, "nested too deeply|not valid YAML"),
         ("logs/version_0/metrics.csv", b"step,val/nll\n1,2.5\n2,oops\n", "line 3 is not a row of numbers"),
+        ("logs/version_0/metrics.csv", b"step,val/nll\nnan,2.5\n", "line 2 is not a row of numbers"),
         ("budget.json", b'{"tokens": "all"}', "tokens must be a number, got 'all'"),
         ("prompt_path.jsonl", b'{"step": 1, "size": 4, "vectors": "!"}', "not what PromptPath writes"),
     ],
@@ -436,6 +439,42 @@ def test_wrong_words_are_one_line(
     assert re.search(told, error)
 
 
+def test_names_and_texts_that_no_file_can_hold(tmp_path: Path) -> None:
+    """Halves of characters, which JSON and file names may have."""
+    half = "\ud83d"
+    for name in ("soft", "static"):
+        rows = [{**row, "question": f"{row['question']} {half}"} for row in rows_of(name, 0)]
+        folder = write_run(tmp_path / "made" / name, name, 0)
+        (folder / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (folder / "environment.json").write_text(json.dumps({half: half}))
+        (folder / "prompts.jsonl").write_text(json.dumps({"accuracy": 0.5, "prompts": [half], "step": f"<b>{half}"}))
+        os.renames(folder, os.fsencode(tmp_path / "runs" / name) + b"\xff")
+    assert report(tmp_path / "runs") == 0
+    page = Page(tmp_path / "runs" / "report.html")
+    assert "soft�" in page.html
+    assert page.in_markdown == page.tables
+    assert "<b>" not in page.markdown
+
+
+def test_a_mean_that_is_not_finite_has_no_interval(study: Path) -> None:
+    path = study / "soft" / "seed-0" / "metrics.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "test/nll": math.nan}))
+    assert report(study) == 0
+    row = next(row for row in Page(study / "report.html").table("method", "seeds", "NLL") if row[0] == "soft")
+    assert row[2:5] == ["nan", "–", "–"]
+    assert "–" not in row[5:]
+
+
+def test_rows_in_common_are_counted_for_each_figure(study: Path) -> None:
+    """A server without log-probabilities leaves no NLL, and answers all the same."""
+    for path in study.glob("static/*/predictions.jsonl"):
+        rows = [{**json.loads(line), "nll": None} for line in path.read_text().splitlines()]
+        write_rows(path, rows)
+    assert report(study) == 0
+    table = Page(study / "report.html").table("method", "against")
+    assert {row[2] for row in table[1:]} == {"60", "0 (NLL), 60 (exact match)"}
+
+
 # --- which runs belong together ---------------------------------------------------------------------------------------
 
 
@@ -453,6 +492,17 @@ def test_runs_that_differ_in_the_seed_alone_are_one_method(tmp_path: Path) -> No
         "a, b": ["a", "b"], "c": ["c"], "again": ["again"], "untrained": ["untrained"],
     }  # fmt: skip
     assert task.baseline.name == "c"
+
+
+def test_a_run_that_is_named_twice_is_one_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = (write_run(tmp_path / "runs" / name, name, 0) for name in ("soft", "static"))
+    (tmp_path / "runs" / "link").symlink_to(first)
+    monkeypatch.chdir(tmp_path)
+    assert report("runs/static", "runs/soft", first, "runs/../runs/soft", "runs/link", second, "--out", "x.html") == 0
+    rows = Page(tmp_path / "x.html").table("method", "seeds")
+    assert [row[0] for row in rows[1:]] == ["static", "soft"]
 
 
 def test_tasks_are_told_apart_by_their_questions(tmp_path: Path) -> None:

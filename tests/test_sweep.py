@@ -138,12 +138,27 @@ def test_names_differ_wherever_settings_do(methods: Path) -> None:
         ("methods: [DIR/soft.yaml]\ntime_limit: soon", "time_limit must be a number, got 'soon'"),
         ("methods: [DIR/soft.yaml]\noptions: [a]", "options must be a mapping"),
         ("[]", "must be a mapping with the key methods"),
+        ("methods: [DIR/soft.yaml]\ntasks: [DIR/task.yaml, DIR/again/task.yaml]", "would both be called task/soft;"),
+        (
+            "methods: [DIR/soft.yaml]\nsettings: {model.init: [{class_path: Zeros}, {class_path: a.Zeros}]}",
+            "init=Zeros",
+        ),
+        ("methods: [DIR/soft.yaml]\nsettings: {seed_everything: [0, 1]}", "seed_everything is the sweep's own to set"),
+        ("methods: [DIR/soft.yaml]\noptions: {trainer.default_root_dir: x}", "trainer.default_root_dir is the sweep's"),
+        ("methods: [DIR/soft.yaml]\nseeds: [-1]", "seeds: -1 must be at least 0"),
+        ("methods: [DIR/soft.yaml]\nsamples: 2\nsettings: {x: {uniform: [0, .inf]}}", "inf is not finite"),
+        ("methods: [DIR/soft.yaml]\nsamples: 2\nsettings: {x: {randint: [1, 1.5]}}", "randint needs LOW below HIGH"),
+        ("methods: [DIR/soft.yaml]\nsettings: {x: [2020-01-01]}", "x: [datetime.date(2020, 1, 1)] is no value"),
+        ("methods: [DIR/soft.yaml]\noptions: {x: 2020-01-01}", "options: x: datetime.date(2020, 1, 1) is no value"),
+        ("methods: [DIR/soft.yaml]\nfolder: DIR/soft.yaml", "soft.yaml is a file; give another folder"),
     ],
 )
 def test_what_is_wrong_with_a_file_is_told_in_one_line(
     text: str, told: str, methods: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (methods / "task.yaml").write_text(DATA)
+    (methods / "again").mkdir()
+    (methods / "again" / "task.yaml").write_text(DATA)
     (methods / "broken.yaml").write_text("model:\n  a: [\n")
     path = methods / "sweep.yaml"
     path.write_text(text.replace("DIR", str(methods)))
@@ -265,6 +280,18 @@ def independent(folder: Path) -> tuple[float, float, list[float]]:
 
 
 @pytest.mark.timeout(1500)  # Ray starts twice, and each run imports everything: minutes, on a machine that is busy
+@pytest.mark.parametrize("name", ["run.json", "metrics.json", "validation.json", "budget.json"])
+def test_a_damaged_file_of_a_run_is_named(name: str, methods: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = plan(methods, "methods: DIR/soft.yaml\nseeds: 0")
+    folder = Path(made.runs["", "soft"][0].folder)
+    folder.mkdir(parents=True)
+    for each in ("metrics.json", "validation.json"):
+        (folder / each).write_text("{}")
+    (folder / name).write_text('{"test/nll": 1')
+    assert commands.run(["sweep", "-c", str(methods / "sweep.yaml"), "--table"]) == 1
+    assert f"error: {folder / name} is not valid JSON" in capsys.readouterr().err
+
+
 def test_a_sweep_is_interrupted_goes_on_and_makes_its_table(methods: Path) -> None:
     """2 methods x 2 settings x 2 seeds, and one setting that cannot run."""
     path, runs = methods / "sweep.yaml", methods / "runs"

@@ -5,9 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import LocalTokenNotFoundError
+from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError
+from huggingface_hub.utils._validators import validate_repo_id
 
 from lightning_prompts.errors import UserError
+
+
+def check_repo(repo: str) -> None:
+    """Raise a `UserError` for what no repository is called, before anything is made for it."""
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise UserError(f"--push {repo!r} is no repository of the hub, name/repo: {error}") from error
 
 
 def push(folder: Path, repo: str, private: bool) -> str:

@@ -55,7 +55,8 @@ class Server:
         """
         try:
             parts = urlsplit(self.base_url)
-            whole = parts.scheme in ("http", "https") and bool(parts.hostname)
+            whole = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+            (parts.hostname or "").encode("idna")  # what of a name can be looked up
         except ValueError:
             whole = False
         if not whole:

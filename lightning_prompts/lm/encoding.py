@@ -201,3 +201,20 @@ def share(
         levels.append([prefix[start:] for prefix, start in zip(prefixes, parents, strict=True)])
         depth, size = [len(prefix) for prefix in prefixes], group
     return [*levels, [feed[depth[index // size] :] for index, feed in enumerate(feeds)]]
+
+
+def check_fits(example: Example, total: int, length: int, name: str, context: int) -> None:
+    """Raise a `UserError` if ``total`` tokens, ``length`` of them the prompt, are more than a model's context window.
+
+    Args:
+        example: What the tokens are of.
+        total: How many there are.
+        length: How many of them are the prompt's.
+        name: The model.
+        context: Its window.
+    """
+    if total > context:
+        raise UserError(
+            f"{example.source or 'example'}: prompt ({length}), text and answer are {total} tokens, "
+            f"more than the context window of {name} ({context}); shorten the prompt or drop the row"
+        )

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm.attention import RowMemory
 from lightning_prompts.lm.config import LMConfig
-from lightning_prompts.lm.encoding import Encoder, Row, share
+from lightning_prompts.lm.encoding import Encoder, Row, check_fits, share
 from lightning_prompts.lm.generation import Ending, generate_tokens
 from lightning_prompts.lm.key_values import KeyValues, Prompt, ahead_of, same_for_all, slot_length
 from lightning_prompts.lm.loading import load_model
@@ -122,11 +122,7 @@ class FrozenLM(PackedLM):
 
     def check_fits(self, example: Example, total: int, length: int) -> None:
         """Raise a `UserError` if ``total`` tokens, ``length`` of them the prompt, are more than the context window."""
-        if total > self.context:
-            raise UserError(
-                f"{example.source or 'example'}: prompt ({length}), text and answer are {total} tokens, "
-                f"more than the context window of {self.name} ({self.context}); shorten the prompt or drop the row"
-            )
+        check_fits(example, total, length, self.name, self.context)
 
     def check_lengths(self, examples: Sequence[Example], length: int, ahead: int = 0) -> None:
         """Raise a `UserError` if an example does not fit the context window, tokenising only those that might not."""

@@ -66,11 +66,17 @@ class RemoteLM:
             except ImportError as error:
                 raise UserError("a server needs the package openai: pip install openai") from error
             variable = self.server.api_key_variable
-            self._key = os.environ.get(variable, "") if variable else ""
+            # Of a file or a line of Windows' there is often a line end with it, which no header can carry.
+            self._key = os.environ.get(variable, "").strip() if variable else ""
             if variable and not self._key:
                 raise UserError(
                     f"server.api_key_variable: the environment variable {variable} is not set; put the key of "
                     f"{self.server.base_url} into it (export {variable}=...)"
+                )
+            if not (self._key.isascii() and self._key.isprintable()):
+                raise UserError(
+                    f"server.api_key_variable: what stands in the environment variable {variable} is no key: it has "
+                    "characters that no request can carry; set it again"
                 )
             self._openai = openai
             self._client = openai.OpenAI(
@@ -156,8 +162,7 @@ class RemoteLM:
     def _text(self, path: str, body: dict[str, Any]) -> tuple[str, str]:
         """A text, and why it ends."""
         choice = self._ask(path, body)
-        text = choice["message"].get("content") if path == CHAT else choice.get("text")
-        return str(text or ""), str(choice.get("finish_reason"))
+        return _content(choice, path) or "", str(choice.get("finish_reason"))
 
     # --- scores -----------------------------------------------------------------------------------------------------
 
@@ -237,19 +242,17 @@ class RemoteLM:
 
     def _ask(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         """The first choice of the answer to a request, known or new."""
-        body = {"model": self.name, **body}
+        body = _encodable({"model": self.name, **body})
         request = {"url": self.server.base_url.rstrip("/") + path, "body": body}
         known = self.cache.get(request) if self.cache else None
-        if known is not None:
+        if known is not None and _content(known, path) is not None:
             return known
         data = self._send(path, body)
-        choice: dict[str, Any] = {}
         try:
-            choice = data["choices"][0]
-            whole = isinstance(choice["message"] if path == CHAT else choice["text"], dict if path == CHAT else str)
+            choice: dict[str, Any] = data["choices"][0]
         except (TypeError, KeyError, IndexError):
-            whole = False
-        if not whole:
+            choice = {}
+        if _content(choice, path) is None:
             raise UserError(
                 f"{self._where(path)} answered without a text: {self._clean(json.dumps(data))}; is it a server of "
                 "OpenAI's protocol? check server.base_url, which mostly ends in /v1"
@@ -260,7 +263,9 @@ class RemoteLM:
             self.usage.calls += 1
             self.usage.calls_remote += 1
             self.usage.tokens_remote += sum(
-                count for name in ("prompt_tokens", "completion_tokens") if isinstance(count := usage.get(name), int)
+                max(0, count)
+                for name in ("prompt_tokens", "completion_tokens")
+                if isinstance(count := usage.get(name), int)
             )
         if self.cache:
             self.cache.put(request, choice)
@@ -280,7 +285,7 @@ class RemoteLM:
                 # Without the error itself, which has the request and its headers with it.
                 raise self._told(error, path) from None
             try:
-                return json.loads(text)
+                return _encodable(json.loads(text))
             except ValueError:  # cut off on its way, or a page of a proxy's
                 if attempt < self.server.retries:
                     time.sleep(min(0.5 * 2**attempt, 8.0))
@@ -385,6 +390,27 @@ class RemoteLM:
         finally:
             stopped.set()
         return [results[key] for key in keys]
+
+
+def _content(choice: Any, path: str) -> str | None:  # noqa: ANN401 - JSON
+    """The text of a choice, empty where the model has written none; ``None`` where it is no choice with a text."""
+    try:
+        text = choice["message"].get("content") if path == CHAT else choice["text"]
+    except (TypeError, KeyError, AttributeError):
+        return None
+    if path == CHAT and text is None:
+        return ""
+    return text if isinstance(text, str) else None
+
+
+def _encodable(data: Any) -> Any:  # noqa: ANN401 - JSON
+    """JSON, half characters replaced: it can name them, but no file, request or tokenizer takes them."""
+    text = json.dumps(data, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.loads(text.encode(errors="replace"))
+    return data
 
 
 def literal(stop: str) -> str | None:

@@ -20,6 +20,12 @@ from lightning_prompts.prompts.initializers import Initializer
 CONFIG, TENSORS, PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 ABOUT = "prompt.json"  # what this project's own exports say beside the files
 PROMPT_TUNING, PREFIX_TUNING, LORA = "PROMPT_TUNING", "PREFIX_TUNING", "LORA"
+# What makes of the same tensors something else than a plain LoRA.
+VARIANTS = ("use_rslora", "use_dora", "use_qalora", "use_bdlora", "rank_pattern", "alpha_pattern", "layer_replication",
+            "alora_invocation_tokens", "arrow_config", "kasa_config", "monteclora_config", "velora_config")  # fmt: skip
+# Ways to start that leave the model's own weights alone; the others (PiSSA, OLoRA, CorDA, LoftQ, ...) take what they
+# start from off the weights, which PEFT does again when it loads such an adapter.
+STARTS = (None, True, False, "gaussian", "orthogonal", "eva")
 
 
 @dataclass(frozen=True)
@@ -79,10 +85,16 @@ class FromPeft(Initializer):
                 raise UserError(
                     f"adapter {self.folder} has {setting} {config.get(name)}, not {mine}; set model.{setting} to it"
                 )
-        odd = [name for name in ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern") if config.get(name)]
+        odd = [name for name in VARIANTS if config.get(name)]
         if odd:
             raise UserError(
                 f"adapter {self.folder} has {odd[0]} set, which LoraTuning does not know; give a plain LoRA"
+            )
+        start = config.get("init_lora_weights")
+        if start not in STARTS:
+            raise UserError(
+                f"adapter {self.folder} was started with init_lora_weights {start!r}, which changes the model's own "
+                "weights, too; have PEFT save it as a plain LoRA (path_initial_model_for_weight_conversion)"
             )
         if set(tensors) != set(like):
             name = min(set(tensors) ^ set(like))
@@ -126,7 +138,7 @@ class FromPeft(Initializer):
             tensors = load_file(folder / TENSORS)
         except (SafetensorError, OSError, ValueError) as error:
             raise UserError(f"adapter {folder}: {TENSORS} is damaged ({' '.join(str(error).split())[:100]})") from error
-        if bad := [name for name, value in tensors.items() if not torch.isfinite(value).all()]:
+        if bad := [name for name, value in tensors.items() if not torch.isfinite(value.float()).all()]:
             raise UserError(f"adapter {folder}: {bad[0]} has values that are not finite")
         return config, tensors
 
@@ -139,7 +151,10 @@ class FromPeft(Initializer):
 
     def _folded(self) -> int:
         path = Path(self.folder) / ABOUT
-        return int(_json(path).get("folded", 0)) if path.is_file() else 0
+        count = _json(path).get("folded", 0) if path.is_file() else 0
+        if not isinstance(count, int) or count < 0:
+            raise UserError(f"{path}: folded must be a number of tokens, got {count!r}")
+        return count
 
     def _check_shape(self, lm: FrozenLM, letter: str, found: Tensor, length: int, width: int) -> None:
         if found.shape[1] != width:

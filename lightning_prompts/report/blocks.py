@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -77,3 +78,8 @@ class Pictures:
 
 
 Block: TypeAlias = Heading | Text | Table | Pictures
+
+
+def visible(text: str) -> str:
+    """A text without control characters and halves of characters: JSON and file names allow them, pages do not."""
+    return re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]", "�", text)

@@ -17,7 +17,7 @@ from lightning_prompts.report import html, markdown
 from lightning_prompts.report.blocks import Pictures
 from lightning_prompts.report.methods import group
 from lightning_prompts.report.page import page
-from lightning_prompts.report.runs import find, method_folder
+from lightning_prompts.report.runs import Run, find, method_folder
 
 
 def parser() -> CommandParser:
@@ -56,7 +56,10 @@ def main(args: Sequence[str]) -> int:
         UserError: There is no run, a file of one is broken, or the page cannot be written.
     """
     given = parser().parse_args(list(args))
-    tasks = group([run for place in given.runs for run in find(place)], given.baseline)
+    runs: dict[Path, Run] = {}
+    for run in (run for place in given.runs for run in find(place)):
+        runs.setdefault(run.folder.resolve(), run)  # by whatever paths it is named, it is one run
+    tasks = group(list(runs.values()), given.baseline)
     out: Path = given.out or _home(given.runs) / "report.html"
     if out.suffix != ".html":
         raise UserError(f"--out {out} must end in .html")

@@ -6,7 +6,7 @@ import html
 import re
 from collections.abc import Sequence
 
-from lightning_prompts.report.blocks import Block, Heading, Picture, Pictures, Table, Text
+from lightning_prompts.report.blocks import Block, Heading, Picture, Pictures, Table, Text, visible
 from lightning_prompts.report.theme import VARIABLES
 
 STYLE = """
@@ -48,9 +48,7 @@ def write(title: str, blocks: Sequence[Block]) -> str:
 
 
 def _escaped(text: str) -> str:
-    # Control characters are no part of a page; JSON allows them in texts.
-    visible = re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]", "�", text)
-    return html.escape(visible, quote=True)
+    return html.escape(visible(text), quote=True)
 
 
 def _block(block: Block) -> str:

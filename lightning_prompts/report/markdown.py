@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from lightning_prompts.report.blocks import Block, Heading, Pictures, Table, Text
+from lightning_prompts.report.blocks import Block, Heading, Pictures, Table, Text, visible
 
 
 def write(blocks: Sequence[Block], folder: str) -> str:
@@ -23,15 +23,16 @@ def write(blocks: Sequence[Block], folder: str) -> str:
 
 def _escaped(text: str) -> str:
     """A cell with a text in it: what could mean something within a line is told not to, and line ends stay."""
-    visible = re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]", "�", text.replace("\r", ""))
-    marked = re.sub(r"([\\`*_\[\]|~$])", r"\\\1", visible)
-    marked = marked.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return marked.replace("\n", "<br>")
+    return _marked(text.replace("\r", "")).replace(">", "&gt;").replace("\n", "<br>")
 
 
 def _prose(text: str) -> str:
     """A paragraph of ours, in which names may stand that are not."""
-    return re.sub(r"([\\`*_\[\]|~$])", r"\\\1", text).replace("&", "&amp;").replace("<", "&lt;").replace("\n", " ")
+    return _marked(text).replace("\r", " ").replace("\n", " ")
+
+
+def _marked(text: str) -> str:
+    return re.sub(r"([\\`*_\[\]|~$])", r"\\\1", visible(text)).replace("&", "&amp;").replace("<", "&lt;")
 
 
 def _block(block: Block, folder: str) -> str:
@@ -41,10 +42,7 @@ def _block(block: Block, folder: str) -> str:
         return f"*{_prose(block.text)}*" if block.note else _prose(block.text)
     if isinstance(block, Table):
         rules = ["---" if index < block.texts else "---:" for index in range(len(block.header))]
-        rows = [
-            [_escaped(cell) if index < block.texts or row is block.header else cell for index, cell in enumerate(row)]
-            for row in (block.header, *block.rows)
-        ]
+        rows = [[_escaped(cell) for cell in row] for row in (block.header, *block.rows)]
         lines = ["| " + " | ".join(row) + " |" for row in rows]
         return "\n".join([lines[0], "|" + "|".join(rules) + "|", *lines[1:]])
     assert isinstance(block, Pictures)

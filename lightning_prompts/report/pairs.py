@@ -22,15 +22,13 @@ class Comparison:
     Args:
         count: How many rows both have.
         difference: The mean of one less the mean of the other, on these.
-        low: Where its 95% interval begins.
-        high: Where it ends.
+        interval: Of 95%, over questions; ``None`` for a single question.
         p_value: Of the paired permutation test, two-sided.
     """
 
     count: int
     difference: float
-    low: float
-    high: float
+    interval: tuple[float, float] | None
     p_value: float
 
 
@@ -74,9 +72,9 @@ def compare(mine: Mapping[Key, float], other: Mapping[Key, float]) -> Comparison
         return None
     differences = np.array([mine[key] - other[key] for key in shared])
     groups = questions(shared)
-    low, high = bootstrap(differences, np.random.default_rng(0), groups)
+    interval = bootstrap(differences, np.random.default_rng(0), groups)
     p_value = permutation(differences, np.random.default_rng(0), groups)
-    return Comparison(len(shared), float(differences.mean()), low, high, p_value)
+    return Comparison(len(shared), float(differences.mean()), interval, p_value)
 
 
 def questions(keys: Sequence[Key]) -> Groups:

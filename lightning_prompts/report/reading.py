@@ -3,45 +3,21 @@
 from __future__ import annotations
 
 import csv
-import json
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from lightning_prompts.errors import UserError
-from lightning_prompts.files import check_text, parse_yaml
+from lightning_prompts.files import as_mapping, parse_json, parse_yaml, read_text
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where libyaml is there
-
-
-def read_text(path: Path) -> str | None:
-    """A text file; ``None`` where there is none.
-
-    Raises:
-        UserError: It is not text, or cannot be read.
-    """
-    if not path.exists():
-        return None
-    try:
-        check_text(path)
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8: {error.reason} at byte {error.start}") from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def read_yaml(path: Path) -> dict[str, Any] | None:
     """A config."""
     text = read_text(path)
-    return None if text is None else _mapping(parse_yaml(text, path, _Loader), str(path))
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """A JSON object."""
-    text = read_text(path)
-    return None if text is None else _parsed(text, str(path))
+    return None if text is None else as_mapping(parse_yaml(text, path, _Loader), str(path))
 
 
 def read_rows(path: Path) -> list[dict[str, Any]] | None:
@@ -50,7 +26,9 @@ def read_rows(path: Path) -> list[dict[str, Any]] | None:
     if text is None:
         return None
     # Not splitlines: texts of models may hold line separators of Unicode's, which JSON leaves as they are.
-    return [_parsed(line, f"{path} line {number}") for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    return [
+        parse_json(line, f"{path} line {number}") for number, line in enumerate(text.split("\n"), 1) if line.strip()
+    ]
 
 
 def read_csv(path: Path) -> list[dict[str, float]]:
@@ -58,8 +36,10 @@ def read_csv(path: Path) -> list[dict[str, float]]:
     rows = []
     for number, row in enumerate(csv.DictReader((read_text(path) or "").splitlines()), 2):
         try:
-            rows.append({name: float(cell) for name, cell in row.items() if name and cell})
-        except (ValueError, TypeError) as error:
+            cells = {name: float(cell) for name, cell in row.items() if name and cell}
+            cells |= {name: int(cells[name]) for name in ("step",) if name in cells}
+            rows.append(cells)
+        except (ValueError, TypeError, OverflowError) as error:
             raise UserError(f"{path} line {number} is not a row of numbers: {error}") from error
     return rows
 
@@ -74,17 +54,3 @@ def number(row: dict[str, Any], name: str, where: Path) -> float | None:
     if value is None or isinstance(value, int | float):  # true and false are numbers, too
         return None if value is None else float(value)
     raise UserError(f"{where}: {name} must be a number, got {value!r}")
-
-
-def _parsed(text: str, where: str) -> dict[str, Any]:
-    try:
-        return _mapping(json.loads(text), where)
-    except (json.JSONDecodeError, RecursionError) as error:
-        told = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
-        raise UserError(f"{where} is not valid JSON: {told}; test or fit the run again, or leave it out") from error
-
-
-def _mapping(value: object, where: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise UserError(f"{where} must hold names and values, got {type(value).__name__}")
-    return {str(name): item for name, item in value.items()}

@@ -35,7 +35,8 @@ def summary(task: Task, looks: dict[str, Look], prefix: str) -> list[Block]:
         for name, _, percent in METRICS:
             found = method.values(f"{MAIN}/{name}")
             seeds = over_seeds(found) if np.isfinite(found).all() else None
-            asked = _over_questions(method, name)
+            # The mean of what is finite is not what the table has.
+            asked = _over_questions(method, name) if np.isfinite(found).all() else None
             row += [spread(found, percent), *([interval(seeds, percent)] if several else []), interval(asked, percent)]
             if found and np.isfinite(found).all():
                 shown[name].append(Bar(method.name, looks[method.name], found, seeds or asked, seeds is not None))
@@ -70,6 +71,13 @@ def _over_questions(method: Method, name: str) -> tuple[float, float] | None:
     return bootstrap(np.array(list(found.values())), np.random.default_rng(0), questions(list(found)))
 
 
+def _in_common(nll: int, match: int) -> str:
+    """How many rows a pair shares; servers without log-probabilities give no NLL, and unanswered rows no match."""
+    if nll == match:
+        return f"{nll:,}" if nll else "none in common"
+    return f"{nll:,} (NLL), {match:,} (exact match)"
+
+
 def further(task: Task) -> list[Block]:
     """Test sets out of distribution, members of mixtures, and other metrics of the main test set."""
     names = list(dict.fromkeys(name for method in task.methods for run in method.runs for name in run.metrics))
@@ -101,22 +109,22 @@ def differences(task: Task) -> list[Block]:
     ordered = sorted(found, key=lambda method: method is not task.baseline)
     pairs = [(mine, other) for other, mine in itertools.combinations(ordered, 2)]
     columns: list[list[list[str]]] = []
-    counts: list[str] = []
+    counts: list[list[int]] = []
     for name, _, percent in METRICS:
         compared = [mine.against(other, FIELDS[name]) for mine, other in pairs]
         adjusted = iter(holm([result.p_value for result in compared if result]))
         columns.append(
             [
-                [difference(result.difference, percent), interval((result.low, result.high), percent, signed=True),
+                [difference(result.difference, percent), interval(result.interval, percent, signed=True),
                  p_value(result.p_value), p_value(next(adjusted))]
                 if result else [NONE] * 4
                 for result in compared
             ]
         )  # fmt: skip
-        counts = counts or [f"{result.count:,}" if result else "none in common" for result in compared]
+        counts.append([result.count if result else 0 for result in compared])
     rows = [
-        [mine.name, other.name, count, *nll, *match]
-        for (mine, other), count, nll, match in zip(pairs, counts, *columns, strict=True)
+        [mine.name, other.name, _in_common(*count), *nll, *match]
+        for (mine, other), count, nll, match in zip(pairs, zip(*counts, strict=True), *columns, strict=True)
     ]
     strange = [f"{method.name} ({count:,})" for method in found if (count := _not_finite(method))]
     if strange:

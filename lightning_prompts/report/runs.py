@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from lightning_prompts.errors import UserError
+from lightning_prompts.files import read_json, read_text
 from lightning_prompts.report.configs import Settings, flat, seeds
-from lightning_prompts.report.reading import number, read_csv, read_json, read_rows, read_text, read_yaml
+from lightning_prompts.report.reading import number, read_csv, read_rows, read_yaml
 
 SIGNS = ("config.yaml", "metrics.json", "predictions.jsonl", "budget.json")  # one of them makes a folder a run folder
 SEED_FOLDER = re.compile(r"seed-(\d+)")

@@ -63,7 +63,9 @@ def over_seeds(values: Sequence[float]) -> tuple[float, float] | None:
     return mean - reach, mean + reach
 
 
-def bootstrap(values: Values, generator: np.random.Generator, groups: Groups | None = None) -> tuple[float, float]:
+def bootstrap(
+    values: Values, generator: np.random.Generator, groups: Groups | None = None
+) -> tuple[float, float] | None:
     """The 95% interval of a mean over questions, by the percentiles of resampled means (Efron 1979).
 
     Args:
@@ -73,9 +75,11 @@ def bootstrap(values: Values, generator: np.random.Generator, groups: Groups | N
             every row is a question of its own.
 
     Returns:
-        Its ends.
+        Its ends; ``None`` for a single question, which says nothing about others.
     """
     sums, counts = _by_group(values, groups)
+    if len(sums) < 2:
+        return None
     means = []
     for size in _parts(len(sums)):
         drawn = generator.integers(len(sums), size=(size, len(sums)))

@@ -11,8 +11,10 @@ from typing import Any
 from lightning_prompts.errors import UserError, check_finite, nearest
 from lightning_prompts.files import load_yaml
 from lightning_prompts.studies.runs import Run, trains
-from lightning_prompts.studies.spaces import Variant, variants, words
+from lightning_prompts.studies.spaces import Variant, check_value, variants, words
 from lightning_prompts.studies.tables import Key
+
+RESERVED = ("seed_everything", "ckpt_path", "overwrite", "trainer.default_root_dir")  # options that a sweep sets itself
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,8 @@ def read_plan(path: Path, folder: str | None = None) -> Plan:
         raise UserError(f"{path} must be a mapping with the key methods")
     config = _checked(content, path)
     target = Path(folder or config.folder).absolute()
+    if target.exists() and not target.is_dir():
+        raise UserError(f"{path}: folder {target} is a file; give another folder")
     tasks = _files(config.tasks, "tasks", path)
     runs: dict[Key, list[Run]] = {}
     alone: list[Path | None] = [None]
@@ -98,6 +102,11 @@ def read_plan(path: Path, folder: str | None = None) -> Plan:
         for task in tasks or alone:
             for variant in variants_:
                 key = (task.stem if task else "", f"{name}-{variant.label}" if variant.label else name)
+                if key in runs:
+                    raise UserError(
+                        f"{path}: two different runs would both be called {'/'.join(filter(None, key))}; give the "
+                        "methods, task files or values names of their own"
+                    )
                 place = target.joinpath(*filter(None, key))
                 runs[key] = [
                     Run(
@@ -111,6 +120,9 @@ def read_plan(path: Path, folder: str | None = None) -> Plan:
                     for seed in config.seeds
                 ]
     for run in (run for group in runs.values() for run in group):
+        for word in run.options:
+            if (name := word.lstrip("-").partition("=")[0]) in RESERVED:
+                raise UserError(f"{path}: {name} is the sweep's own to set; leave it out, and name seeds in seeds")
         run.check_record()
     return Plan(config, target, runs, tuple(tasks))
 
@@ -186,6 +198,11 @@ def _checked(content: Mapping[str, Any], path: Path) -> SweepConfig:
         check_finite(f"{path}: {key}", value, above=above)
     if not isinstance(given.get("options", {}), dict):
         raise UserError(f"{path}: options must be a mapping from options to values, got {given['options']!r}")
+    for name, value in given.get("options", {}).items():
+        check_value(value, f"{path}: options: {name}")
+    for seed in given.get("seeds", ()):
+        if not 0 <= seed < 2**32:
+            raise UserError(f"{path}: seeds: {seed} must be at least 0 and below 2**32")
     if len(set(given.get("seeds", ()))) < len(given.get("seeds", ())):
         raise UserError(f"{path}: seeds: {given['seeds']} names a seed twice")
     given |= {key: tuple(given[key]) for key in ("tasks", "seeds") if key in given}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_prompts.errors import UserError
-from lightning_prompts.files import load_yaml, write_atomic
+from lightning_prompts.files import load_yaml, read_json, write_atomic
 
 UNTRAINED = {"FixedPrompt", "FewShot", "ChainOfThought"}
 METRICS, VALIDATION, SECONDS, RECORD = "metrics.json", "validation.json", "seconds.json", "run.json"
@@ -62,7 +62,7 @@ class Run:
             UserError: The options or a config file are not those that the run was made with.
         """
         path = Path(self.folder) / RECORD
-        if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != self._record():
+        if path.is_file() and read_json(path) != self._record():
             raise UserError(
                 f"{self.folder} holds a run that was made with other options or another text of its configs; "
                 "give another folder, or remove that one to run it again"
@@ -117,7 +117,7 @@ class Run:
 
 
 def _read(path: Path) -> dict[str, float]:
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    return read_json(path) or {}
 
 
 def trains(config: Path) -> bool:

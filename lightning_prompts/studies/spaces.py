@@ -7,6 +7,7 @@ import hashlib
 import importlib
 import itertools
 import json
+import math
 import random
 import re
 from collections.abc import Mapping
@@ -73,6 +74,7 @@ def _mappings(given: object, path: Path) -> list[Mapping[str, Any]]:
         if not isinstance(mapping, dict) or not all(isinstance(key, str) for key in mapping):
             raise UserError(f"{path}: settings must be a mapping from options to values, got {mapping!r}")
         for key, value in mapping.items():
+            check_value(value, f"{path}: settings: {key}")
             if value == []:
                 raise UserError(f"{path}: settings: {key} is an empty list; give it at least one value")
             if isinstance(value, dict) and len(value) == 1 and not is_space(value):
@@ -80,6 +82,14 @@ def _mappings(given: object, path: Path) -> list[Mapping[str, Any]]:
                 if close := difflib.get_close_matches(str(name), SPACES, n=1, cutoff=0.7):
                     raise UserError(f"{path}: settings: {key}: unknown search space {name!r}; did you mean {close[0]}?")
     return several
+
+
+def check_value(value: object, where: str) -> None:
+    """Raise a `UserError` for what YAML knows and options do not, as dates."""
+    try:
+        json.dumps(value, sort_keys=True)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{where}: {value!r} is no value of an option ({error}); put a text in quotes") from error
 
 
 def is_space(value: object) -> bool:
@@ -121,19 +131,24 @@ def _draw(space: Mapping[str, Any], seed: str, where: str) -> Any:  # noqa: ANN4
     if name == "choice":
         return limits[int(tune.choice(list(range(len(limits)))).sample(random_state=generator))]
     low, high = (_number(limit, where) for limit in limits)
+    if name == "randint":
+        low, high = math.floor(low), math.floor(high)
     if not low < high or (name == "loguniform" and low <= 0):
         raise UserError(f"{where}: {name} needs LOW below HIGH{' and above 0' if name == 'loguniform' else ''}")
     if name == "randint":
-        return int(tune.randint(int(low), int(high)).sample(random_state=generator))
+        return int(tune.randint(low, high).sample(random_state=generator))
     drawn = float(getattr(tune, name)(low, high).sample(random_state=generator))
     return float(f"{drawn:.{DIGITS}g}")
 
 
 def _number(value: object, where: str) -> float:
     try:
-        return float(value)  # type: ignore[arg-type]  # YAML takes 1e-3 for a text
-    except (TypeError, ValueError) as error:
+        number = float(value)  # type: ignore[arg-type]  # YAML takes 1e-3 for a text
+    except (TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{where}: {value!r} is not a number") from error
+    if not math.isfinite(number):
+        raise UserError(f"{where}: {value!r} is not finite")
+    return number
 
 
 def words(setting: Mapping[str, Any]) -> list[str]:
