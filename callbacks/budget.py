@@ -95,8 +95,8 @@ class Budget(L.Callback):
         self.used["steps"] = trainer.global_step
         pl_module.log_dict({f"budget/{name}": float(value) for name, value in self.used.items() if name != "steps"})
         cast("PromptMethod", pl_module).budget_used = share = self._share()
-        if (batch_idx + 1) % trainer.accumulate_grad_batches and not trainer.is_last_batch:
-            return  # what is accumulated is in no checkpoint, and would be lost
+        if cast("PromptMethod", pl_module).accumulating:
+            return  # a run ends with a step
         if share >= 1:
             trainer.should_stop = True
         if self.memory_gb is not None and self.used["memory_gb"] >= self.memory_gb and not trainer.should_stop:

@@ -38,6 +38,7 @@ from lightning_prompts.randomness import random_state, run_seed, set_random_stat
 from lightning_prompts.types import Batch, Example
 
 META = "lightning_prompts"
+GRADIENTS = "gradients"
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -86,6 +87,7 @@ class PromptMethod(L.LightningModule):
         self.scheduler = scheduler
         self.step_skipped = False  # by a callback, for want of finite gradients: the learning rate does not move either
         self.budget_used = 0.0  # share of a limit on tokens, calls or seconds, where a callback sets one
+        self._waiting: dict[str, Tensor] = {}  # gradients of an earlier start, by the parameter's name
         self.lm: FrozenLM
 
     # --- what a method adds -----------------------------------------------------------------------------------------
@@ -283,10 +285,23 @@ class PromptMethod(L.LightningModule):
             "length": self.prompt_length,
         }
 
+    @property
+    def accumulating(self) -> bool:
+        """Whether gradients of some batches wait for those of others, between two steps."""
+        if self._trainer is None or not (self.trainer.training or self.trainer.validating):
+            return False
+        progress, batches = self.trainer.fit_loop.epoch_loop.batch_progress, self.trainer.num_training_batches
+        last = progress.is_last_batch or progress.current.ready == batches
+        return bool(progress.current.ready % self.trainer.accumulate_grad_batches) and not last
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what identifies the prompt, and the state of the random numbers."""
+        """Add what identifies the prompt, the state of the random numbers, and gradients that wait for their step."""
         checkpoint[META] = self.checkpoint_meta()
         checkpoint["rng"] = random_state()
+        if self.accumulating:
+            checkpoint[GRADIENTS] = {
+                name: value.grad for name, value in self.named_parameters() if value.grad is not None
+            }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint that was not made by this method on this model.
@@ -305,6 +320,14 @@ class PromptMethod(L.LightningModule):
                 )
         if self._trainer is not None and self.trainer.training:
             set_random_state(checkpoint["rng"])
+            self._waiting = checkpoint.get(GRADIENTS, {})
+
+    def on_train_start(self) -> None:
+        """Gradients of an earlier start go on to wait for their step; the Trainer has set them to zero before this."""
+        for name, parameter in self.named_parameters():
+            if name in self._waiting:
+                parameter.grad = self._waiting[name].to(parameter)
+        self._waiting = {}
 
     # --- training ---------------------------------------------------------------------------------------------------
 

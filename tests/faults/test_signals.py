@@ -88,6 +88,23 @@ def test_a_signal_anywhere(settings: dict[str, Any], tmp_path: Path) -> None:
     assert stopped >= 2 * (STEPS - 5)
 
 
+def test_a_checkpoint_while_gradients_are_accumulated(tmp_path: Path) -> None:
+    """A validation between two steps saves the gradients so far, too."""
+    settings = {"accumulate_grad_batches": 3, "val_check_interval": 2}
+
+    class Saver(L.Callback):
+        def on_validation_end(self, trainer: L.Trainer, *args: Any) -> None:
+            trainer.save_checkpoint(tmp_path / f"batch-{trainer.fit_loop.total_batch_idx + 1}.ckpt")
+
+    expected = result(fit(tmp_path / "whole", settings, Saver()), tmp_path / "whole.ckpt")
+    saved = sorted(tmp_path.glob("batch-*.ckpt"))
+    between = [path for path in saved if "gradients" in torch.load(path, weights_only=True)]
+    assert between
+    assert len(between) < len(saved), "nothing is left behind a step"
+    for path in between:
+        assert same(result(fit(tmp_path / path.stem, settings, resume=path), tmp_path / "x.ckpt"), expected), path.stem
+
+
 def test_the_guard_leaves_overflows_to_the_scaler(tmp_path: Path) -> None:
     """A scale that is far too high takes some steps to come down; that is no reason to change the learning rate."""
     L.seed_everything(0)
