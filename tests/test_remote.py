@@ -131,6 +131,18 @@ def test_parameters_go_along_and_null_takes_one_out(server: ServerProcess, tmp_p
     assert len(server.requests) == 2, "the cache knows the difference"
 
 
+def test_draws_of_a_server_that_is_told_no_seed_stay_several(server: ServerProcess, tmp_path: Path) -> None:
+    """Some servers know no seeds: what is asked in the same words is still asked for each draw, and kept for it."""
+    same, sampling = [QUESTIONS[1]] * 3, Sampling(1.3, [3, 4, 5])
+    texts = remote(server, tmp_path, parameters={"seed": None}).write(same, "", 10, sampling)
+    assert len(server.requests) == 3
+    assert all("seed" not in request["body"] for request in server.requests)
+    again = remote(server, tmp_path, parameters={"seed": None}).write(same, "", 10, sampling)
+    assert (again, len(server.requests)) == (texts, 3), "the same draws are known from the disk"
+    remote(server, tmp_path, parameters={"seed": None}).write(same[:1], "", 10, Sampling(1.3, [6]))
+    assert len(server.requests) == 4, "another one is not"
+
+
 def test_no_more_requests_at_once_than_allowed(server: ServerProcess, tmp_path: Path) -> None:
     server.set(slow=0.1)
     asked = [Example(f"{n} and", "", None) for n in range(9)]
