@@ -32,6 +32,7 @@ from lightning_prompts import commands
 from lightning_prompts.cli import run
 from lightning_prompts.errors import UserError
 from lightning_prompts.export.base import base_of
+from lightning_prompts.export.command import compare
 from lightning_prompts.export.run import open_run
 from lightning_prompts.lm import FrozenLM, KeyValues, LMConfig
 from lightning_prompts.lm.embedded import embedded_folder
@@ -449,6 +450,16 @@ def test_what_scores_otherwise_is_not_written(
     assert list(out.parent.iterdir()) == []
 
 
+def test_no_number_is_no_agreement() -> None:
+    """Wherever it stands."""
+    assert compare([1.0, 2.0, 3.0], [1.0, 2.0 + 1e-5, 3.0]) == pytest.approx([0, 1e-5, 0], abs=1e-9)
+    for place in range(3):
+        theirs = [1.0, 2.0 + 1e-5, 3.0]
+        theirs[place] = float("nan")
+        with pytest.raises(UserError, match=f"nothing was written: .* test example {place + 1} has NLL nan"):
+            compare([1.0, 2.0, 3.0], theirs)
+
+
 CODE = re.compile(r"```python\n(.*?)```", re.DOTALL)
 
 
@@ -675,7 +686,7 @@ def test_where_to_push_is_checked_before_anything_is_written(
 
 
 def test_push(runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-              capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+              capsys: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder) -> None:  # fmt: skip
     calls: list[tuple[str, Any]] = []
 
     def create_repo(self: Any, repo: str, **settings: Any) -> str:
@@ -693,6 +704,9 @@ def test_push(runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyP
         ("me/it", ["README.md", "prompt.json", "prompt.safetensors"]),
     ]
     assert "uploaded to https://hub.example/me/it" in capsys.readouterr().out
+    assert not [warning for warning in recwarn if "callbacks" in str(warning.message)], "they are left out on purpose"
+    export(runs["soft"], "safetensors", "--out", str(tmp_path / "x"), "--overwrite", "--push", "me/it")
+    assert calls[2] == ("me/it", {"private": None, "exist_ok": True}), "an organisation's own default holds"
 
     for error, says in (
         (ConnectionError("no route"), "with a network and a token"),
