@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub
@@ -31,9 +32,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from lightning_prompts import commands
 from lightning_prompts.cli import run
 from lightning_prompts.errors import UserError
-from lightning_prompts.export.base import base_of
+from lightning_prompts.export import peft_adapter, vllm_example
+from lightning_prompts.export.base import BaseModel, base_of
 from lightning_prompts.export.command import compare
 from lightning_prompts.export.run import open_run
+from lightning_prompts.export.vllm import Vllm
 from lightning_prompts.lm import FrozenLM, KeyValues, LMConfig
 from lightning_prompts.lm.embedded import embedded_folder
 from lightning_prompts.methods import LoraTuning, PrefixTuning, PromptMethod
@@ -406,6 +409,29 @@ def test_the_example_for_vllm_asks_a_server(speller: str, tmp_path: Path) -> Non
             capture_output=True, text=True, check=True,
         )  # fmt: skip
     assert found.stdout.strip() == wanted
+
+
+def test_vllm_runs_the_revision_that_was_trained_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process, as a server, and in lm-evaluation-harness beside it."""
+    made: list[dict[str, Any]] = []
+
+    class LLM:
+        def __init__(self, model: str, **settings: Any) -> None:
+            made.append({"model": model, **settings})
+
+        def generate(self, prompts: dict[str, Any], settings: Any) -> list[Any]:
+            assert prompts["prompt_embeds"].shape == (2, 4)
+            return [SimpleNamespace(outputs=[SimpleNamespace(text="so")])]
+
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=LLM, SamplingParams=dict))
+    assert vllm_example.ask_offline("a/b", "abc", torch.zeros(2, 4), 3) == "so"
+    assert made == [{"model": "a/b", "revision": "abc", "enable_prompt_embeds": True}]
+    about = {"chat": False, "prompts": [{"prompt": "", "templates": {"": "x"}}], "after": " {question}", "lead": []}
+    for revision in ("abc", None):
+        base = BaseModel(LMConfig("a/b", revision=revision), "a/b", "a/b")
+        told: Any = SimpleNamespace(base=base, about=about, kind="vectors")
+        assert ("vllm serve a/b --revision abc --enable-prompt-embeds" in Vllm().usage(told, "x")) == bool(revision)
+        assert ("pretrained=a/b,revision=abc,peft=x" in peft_adapter._harness(told, "x")) == bool(revision)
 
 
 # --- the check, the card ---------------------------------------------------------------------------------------------
