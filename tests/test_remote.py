@@ -538,6 +538,20 @@ def test_ape_needs_no_log_probabilities(server: ServerProcess, tmp_path: Path, m
     assert telling[2] == pytest.approx(here[2], abs=1e-4)
 
 
+def test_a_fixed_text_behind_a_server_is_ape_untrained(server: ServerProcess, tmp_path: Path) -> None:
+    """The baseline of what is trained there."""
+    found = []
+    for method in (
+        FixedPrompt("Say.", LOCAL, 3),
+        Ape("Say.", lm=config(server, chat=False, cache=False), max_new_tokens=3),
+    ):
+        trainer(tmp_path, 2).test(method, Toy(labels=False), verbose=False)
+        rows = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+        found.append([(row["question"], row["generated"], row["correct"]) for row in rows])
+    assert found[0] == found[1]
+    assert len(found[0]) == len(server.requests) == 12
+
+
 def test_a_server_may_think_for_a_model_that_is_here(server: ServerProcess, tmp_path: Path) -> None:
     """Without log-probabilities: hidden texts that need not be weighed by their own likelihood, from a fixed prompt."""
     there = config(server, cache=False)
