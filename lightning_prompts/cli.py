@@ -222,7 +222,7 @@ class PlannedRun(PromptCLI):
 
     def __init__(self, args: Sequence[str]) -> None:
         """Parse and build."""
-        quiet()
+        quiet(looked_into=True)
         check_yaml(args)
         super().__init__(["fit", *args])
 

@@ -101,6 +101,19 @@ def unknown(name: str) -> str:
     return "" if name in known else f"unknown command {name!r}; {nearest(name, known, 1)}"
 
 
+def size(count: float) -> str:
+    """Bytes for people.
+
+    >>> size(640), size(512_300_000), size(63e9)
+    ('640 B', '512.3 MB', '63.00 GB')
+    """
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.2f} GB"
+
+
 def _told(error: Exception) -> UserError | None:
     """An error of the parser or of torch in words for people, where it is a known one."""
     try:

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lightning_prompts.commands import CommandParser
+from lightning_prompts.commands import CommandParser, size
 from lightning_prompts.errors import UserError
 from lightning_prompts.files import cache_root
 
@@ -142,7 +142,7 @@ def accelerator() -> Iterator[Finding]:
         for index in range(torch.cuda.device_count()):
             free, total = torch.cuda.mem_get_info(index)
             name = torch.cuda.get_device_name(index)
-            yield Finding(f"GPU {index}", "ok", f"{name}, {_size(free)} of {_size(total)} free")
+            yield Finding(f"GPU {index}", "ok", f"{name}, {size(free)} of {size(total)} free")
     elif shutil.which("nvidia-smi") and _has_gpu():
         yield Finding("GPU", "bad", f"there is one, but torch {torch.__version__} does not use it",
                       "pip install --force-reinstall torch  # a build for CUDA: see pytorch.org")  # fmt: skip
@@ -198,12 +198,12 @@ def cache() -> Iterator[Finding]:
                       "export LIGHTNING_PROMPTS_CACHE=FOLDER  # one that you may write to")  # fmt: skip
         return
     used = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0
-    yield Finding("cache", "ok", f"{folder}, {_size(used)}; safe to delete")
+    yield Finding("cache", "ok", f"{folder}, {size(used)}; safe to delete")
     free = shutil.disk_usage(existing).free
     needed = 0 if _converted(converted_folder, LMConfig().name) else ROOM
     low = free < needed + ROOM // 6
-    remedy = f"make room, or export LIGHTNING_PROMPTS_CACHE=FOLDER  # one with {_size(ROOM)} free" if low else ""
-    yield Finding("disk", "bad" if low else "ok", f"{_size(free)} free", remedy)
+    remedy = f"make room, or export LIGHTNING_PROMPTS_CACHE=FOLDER  # one with {size(ROOM)} free" if low else ""
+    yield Finding("disk", "bad" if low else "ok", f"{size(free)} free", remedy)
 
 
 def _converted(look: Callable[[str], Path | None], name: str) -> bool:
@@ -273,15 +273,6 @@ def _plain(need: Requirement) -> str:
 def _command(error: UserError) -> str:
     """The command that an error about missing weights names."""
     return str(error).partition("install them with: ")[2]
-
-
-def _size(count: float) -> str:
-    """Bytes for people.
-
-    >>> _size(512_000_000), _size(63e9)
-    ('512 MB', '63.0 GB')
-    """
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
 if __name__ == "__main__":

@@ -26,8 +26,9 @@ takes, the largest counts. Each is taken to read the same rows, as hidden texts 
 **What is trained** is float32, with a gradient and the optimiser's state. **Generation** keeps keys and values of the
 longest row for every row, new tokens included, and passes without gradient keep nothing from layer to layer.
 
-What is not in it: PyTorch itself (on a GPU about half a gigabyte for its context), the allocator's fragmentation, and
-callbacks. `experiments/benchmarks/memory_plan.py` compares with measured peaks.
+What is not in it: PyTorch itself (on a GPU about half a gigabyte for its context), the allocator's fragmentation,
+callbacks, and what a Refiner's own layers keep, which is little beside the LM's.
+`experiments/benchmarks/memory_plan.py` compares with measured peaks.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from rich.console import Console
 from rich.table import Table
 
 from datamodules import TextDataModule
-from lightning_prompts.commands import CommandParser
+from lightning_prompts.commands import CommandParser, size
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm import Footprint, LMShape
 from lightning_prompts.lm.attention import EXPLICIT_LIMIT, EXPLICIT_LIMIT_NO_GRAD
@@ -402,16 +403,8 @@ def as_table(plan: Plan) -> Table:
     for column in table.columns[1:]:
         column.justify = "right"
     for item in plan.items:
-        shown = [_size(item.bytes) if item.when in ("always", phase) else "" for phase in ("training", "evaluation")]
+        shown = [size(item.bytes) if item.when in ("always", phase) else "" for phase in ("training", "evaluation")]
         table.add_row(item.name, *shown)
     table.add_section()
-    table.add_row("together", _size(plan.total("training")), _size(plan.total("evaluation")))
+    table.add_row("together", size(plan.total("training")), size(plan.total("evaluation")))
     return table
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.2f} GB"

@@ -43,9 +43,14 @@ def use_rich_progress_bar(trainer: L.Trainer) -> None:
         installed.insert(0, _Bar())
 
 
-def quiet() -> None:
+# Of a run that is only put together, to look into it: by our own choice on a CPU and without its callbacks.
+_LOOKED_INTO = (".*GPU available but not used.*", ".*callbacks used to create the checkpoint need to be provided.*")
+
+
+def quiet(looked_into: bool = False) -> None:
     """Keep the screen for what a user can act on."""
     for message in (
+        *(_LOOKED_INTO if looked_into else ()),
         ".*does not have many workers.*",
         ".*Checkpoint directory .* exists and is not empty.*",
         ".*`LightningCLI`'s args parameter.*",

@@ -118,7 +118,7 @@ def test_cache_and_disk(healthy: Message, monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setenv("LIGHTNING_PROMPTS_CACHE", str(tmp_path / "cache"))
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "x").write_bytes(b"0" * 3_000_000)
-    assert "3 MB" in found("cache").said
+    assert "3.0 MB" in found("cache").said
     assert "converts" in found("weights of smollm2-135m-instruct").said
     assert found("disk").state == "ok"
     usage = doctor.shutil.disk_usage(tmp_path)

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub
@@ -31,8 +32,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from lightning_prompts import commands
 from lightning_prompts.cli import run
 from lightning_prompts.errors import UserError
-from lightning_prompts.export.base import base_of
+from lightning_prompts.export import peft_adapter, vllm_example
+from lightning_prompts.export.base import BaseModel, base_of
+from lightning_prompts.export.command import compare
 from lightning_prompts.export.run import open_run
+from lightning_prompts.export.vllm import Vllm
 from lightning_prompts.lm import FrozenLM, KeyValues, LMConfig
 from lightning_prompts.lm.embedded import embedded_folder
 from lightning_prompts.methods import LoraTuning, PrefixTuning, PromptMethod
@@ -407,6 +411,29 @@ def test_the_example_for_vllm_asks_a_server(speller: str, tmp_path: Path) -> Non
     assert found.stdout.strip() == wanted
 
 
+def test_vllm_runs_the_revision_that_was_trained_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process, as a server, and in lm-evaluation-harness beside it."""
+    made: list[dict[str, Any]] = []
+
+    class LLM:
+        def __init__(self, model: str, **settings: Any) -> None:
+            made.append({"model": model, **settings})
+
+        def generate(self, prompts: dict[str, Any], settings: Any) -> list[Any]:
+            assert prompts["prompt_embeds"].shape == (2, 4)
+            return [SimpleNamespace(outputs=[SimpleNamespace(text="so")])]
+
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=LLM, SamplingParams=dict))
+    assert vllm_example.ask_offline("a/b", "abc", torch.zeros(2, 4), 3) == "so"
+    assert made == [{"model": "a/b", "revision": "abc", "enable_prompt_embeds": True}]
+    about = {"chat": False, "prompts": [{"prompt": "", "templates": {"": "x"}}], "after": " {question}", "lead": []}
+    for revision in ("abc", None):
+        base = BaseModel(LMConfig("a/b", revision=revision), "a/b", "a/b")
+        told: Any = SimpleNamespace(base=base, about=about, kind="vectors")
+        assert ("vllm serve a/b --revision abc --enable-prompt-embeds" in Vllm().usage(told, "x")) == bool(revision)
+        assert ("pretrained=a/b,revision=abc,peft=x" in peft_adapter._harness(told, "x")) == bool(revision)
+
+
 # --- the check, the card ---------------------------------------------------------------------------------------------
 
 
@@ -447,6 +474,16 @@ def test_what_scores_otherwise_is_not_written(
     words = ["--base", str(base)] if made in ("peft", "vllm") else []
     refused(folder, made, "nothing was written", capsys, "--out", str(out), *words)
     assert list(out.parent.iterdir()) == []
+
+
+def test_no_number_is_no_agreement() -> None:
+    """Wherever it stands."""
+    assert compare([1.0, 2.0, 3.0], [1.0, 2.0 + 1e-5, 3.0]) == pytest.approx([0, 1e-5, 0], abs=1e-9)
+    for place in range(3):
+        theirs = [1.0, 2.0 + 1e-5, 3.0]
+        theirs[place] = float("nan")
+        with pytest.raises(UserError, match=f"nothing was written: .* test example {place + 1} has NLL nan"):
+            compare([1.0, 2.0, 3.0], theirs)
 
 
 CODE = re.compile(r"```python\n(.*?)```", re.DOTALL)
@@ -675,7 +712,7 @@ def test_where_to_push_is_checked_before_anything_is_written(
 
 
 def test_push(runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-              capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+              capsys: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder) -> None:  # fmt: skip
     calls: list[tuple[str, Any]] = []
 
     def create_repo(self: Any, repo: str, **settings: Any) -> str:
@@ -693,6 +730,9 @@ def test_push(runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyP
         ("me/it", ["README.md", "prompt.json", "prompt.safetensors"]),
     ]
     assert "uploaded to https://hub.example/me/it" in capsys.readouterr().out
+    assert not [warning for warning in recwarn if "callbacks" in str(warning.message)], "they are left out on purpose"
+    export(runs["soft"], "safetensors", "--out", str(tmp_path / "x"), "--overwrite", "--push", "me/it")
+    assert calls[2] == ("me/it", {"private": None, "exist_ok": True}), "an organisation's own default holds"
 
     for error, says in (
         (ConnectionError("no route"), "with a network and a token"),

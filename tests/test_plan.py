@@ -324,6 +324,15 @@ def test_a_file_without_settings_is_named(text: str, tmp_path: Path, capsys: pyt
     assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'x.yaml'} holds no settings")
 
 
+def test_what_is_planned_is_not_run(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    """So there is nothing to be said about a GPU beside it."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert commands.run(["plan", "--model", "SoftPromptTuning", "--model.lm.name", TINY, "--data", "Antonyms"]) == 0
+    assert not [warning for warning in recwarn if "GPU" in str(warning.message)]
+
+
 def test_a_wrong_config_is_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "config.yaml").write_text(CONFIG.replace("random:llama", "random:lama"))
     assert commands.run(["plan", "-c", str(tmp_path / "config.yaml")]) == 1

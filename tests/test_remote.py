@@ -131,6 +131,18 @@ def test_parameters_go_along_and_null_takes_one_out(server: ServerProcess, tmp_p
     assert len(server.requests) == 2, "the cache knows the difference"
 
 
+def test_draws_of_a_server_that_is_told_no_seed_stay_several(server: ServerProcess, tmp_path: Path) -> None:
+    """Some servers know no seeds: what is asked in the same words is still asked for each draw, and kept for it."""
+    same, sampling = [QUESTIONS[1]] * 3, Sampling(1.3, [3, 4, 5])
+    texts = remote(server, tmp_path, parameters={"seed": None}).write(same, "", 10, sampling)
+    assert len(server.requests) == 3
+    assert all("seed" not in request["body"] for request in server.requests)
+    again = remote(server, tmp_path, parameters={"seed": None}).write(same, "", 10, sampling)
+    assert (again, len(server.requests)) == (texts, 3), "the same draws are known from the disk"
+    remote(server, tmp_path, parameters={"seed": None}).write(same[:1], "", 10, Sampling(1.3, [6]))
+    assert len(server.requests) == 4, "another one is not"
+
+
 def test_no_more_requests_at_once_than_allowed(server: ServerProcess, tmp_path: Path) -> None:
     server.set(slow=0.1)
     asked = [Example(f"{n} and", "", None) for n in range(9)]
@@ -524,6 +536,20 @@ def test_ape_needs_no_log_probabilities(server: ServerProcess, tmp_path: Path, m
     assert here[:2] == silent[:2] == telling[:2]
     assert silent[2] is None
     assert telling[2] == pytest.approx(here[2], abs=1e-4)
+
+
+def test_a_fixed_text_behind_a_server_is_ape_untrained(server: ServerProcess, tmp_path: Path) -> None:
+    """The baseline of what is trained there."""
+    found = []
+    for method in (
+        FixedPrompt("Say.", LOCAL, 3),
+        Ape("Say.", lm=config(server, chat=False, cache=False), max_new_tokens=3),
+    ):
+        trainer(tmp_path, 2).test(method, Toy(labels=False), verbose=False)
+        rows = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+        found.append([(row["question"], row["generated"], row["correct"]) for row in rows])
+    assert found[0] == found[1]
+    assert len(found[0]) == len(server.requests) == 12
 
 
 def test_a_server_may_think_for_a_model_that_is_here(server: ServerProcess, tmp_path: Path) -> None:

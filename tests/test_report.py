@@ -534,6 +534,26 @@ def test_one_seed_each_and_no_word_of_it(tmp_path: Path) -> None:
     assert "among the 30 questions that all have answered" in page.text.lower()
 
 
+def test_runs_of_different_seeds_are_paired_by_their_questions(tmp_path: Path) -> None:
+    """Any two runs can be held against each other; of several seeds the mean of each question counts."""
+    rows = {(method, seed): [{**row, "question": f"q{index}"} for index, row in enumerate(rows_of(method, seed))]
+            for method, seed in (("soft", 3), ("static", 0), ("static", 1))}  # fmt: skip
+    for (method, seed), own in rows.items():
+        write_run(tmp_path / method / f"seed-{seed}", method, seed, own)
+    for given in (["soft/seed-3", "static/seed-1"], ["soft", "static"]):
+        places = [tmp_path / place for place in given]
+        assert report(*places, "--baseline", places[0], "--out", tmp_path / "page.html") == 0
+        page = Page(tmp_path / "page.html")
+        ((mine, other, count, nll, _, p_value, *_),) = page.table("method", "against")[1:]
+        assert (mine[:6], other[:4], count) == ("static", "soft", "30")
+        seeds = (1,) if "seed-1" in given[1] else (0, 1)
+        means = [plain.fmean(rows["static", seed][n]["nll"] for seed in seeds) for n in range(30)]
+        differences = [mean - row["nll"] for mean, row in zip(means, rows["soft", 3], strict=True)]
+        assert nll == f"{plain.fmean(differences):+.3f}"
+        assert float(p_value) < 0.01
+        assert "among the 30 questions that all have answered." in page.text
+
+
 def test_a_resumed_run_s_curve_is_one_line(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "soft", "soft", 0)
     (folder / "logs" / "version_1").mkdir()

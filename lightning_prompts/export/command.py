@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -56,7 +57,10 @@ def parser() -> CommandParser:
         metavar="REPO",
         help="upload the folder to the Hugging Face hub: name/repo; it then names no local path and no server",
     )
-    made.add_argument("--private", action="store_true", help="with --push: a new repository is private")
+    made.add_argument(
+        "--private", action="store_true",
+        help="with --push: a new repository is private; without it as your account has it, mostly public",
+    )  # fmt: skip
     return made
 
 
@@ -143,7 +147,8 @@ def compare(ours: Sequence[float], exported: Sequence[float]) -> list[float]:
         UserError: More than rounding explains.
     """
     differences = [abs(mine - theirs) for mine, theirs in zip(ours, exported, strict=True)]
-    worst = max(range(len(ours)), key=lambda index: differences[index])
+    # What is not a number is the worst, wherever it stands; comparisons with it are all false.
+    worst = max(range(len(ours)), key=lambda index: (math.isnan(differences[index]), differences[index]))
     if not differences[worst] <= TOLERANCE:
         raise UserError(
             f"nothing was written: through the exported files, test example {worst + 1} "

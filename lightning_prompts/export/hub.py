@@ -25,7 +25,8 @@ def push(folder: Path, repo: str, private: bool) -> str:
     Args:
         folder: What to upload.
         repo: The repository, ``name/repo``.
-        private: Whether a repository that is made is private.
+        private: Whether a repository that is made is private; if not, the account or organisation has its own default
+            (mostly public).
 
     Returns:
         Where it lies.
@@ -35,7 +36,7 @@ def push(folder: Path, repo: str, private: bool) -> str:
     """
     try:
         api = HfApi()
-        made = api.create_repo(repo, private=private, exist_ok=True)
+        made = api.create_repo(repo, private=private or None, exist_ok=True)
         api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Export from lightning-prompts")
     except LocalTokenNotFoundError as error:
         raise UserError(

@@ -130,7 +130,7 @@ def open_run(folder: Path, checkpoint: str) -> Run:
     config = folder / "config.yaml"
     if not config.is_file():
         raise UserError(f"{folder} is no run folder: it has no config.yaml; give the folder that fit or test wrote")
-    quiet()
+    quiet(looked_into=True)
     path = folder / "checkpoints" / f"{checkpoint}.ckpt"
     untrained = not path.parent.is_dir()
     words = ["test", "-c", str(config), "--trainer.default_root_dir", str(folder)]

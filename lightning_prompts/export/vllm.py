@@ -63,9 +63,10 @@ class Vllm(Format):
     def usage(self, export: Export, name: str) -> str:
         """See `Format`."""
         base = export.base.named("the example for vLLM")
+        revision = "" if export.base.revision is None else f" --revision {export.base.revision}"
         return (
             "vLLM takes all that precedes the answer as one tensor of embeddings; `example.py` makes it and asks:\n\n"
-            f"```bash\nvllm serve {base} --enable-prompt-embeds\n"
+            f"```bash\nvllm serve {base}{revision} --enable-prompt-embeds\n"
             f"python {name}/{SCRIPT} --server http://localhost:8000/v1\npython {name}/{SCRIPT} --offline\n```\n\n"
             "The vectors that the script sends were checked with transformers (`inputs_embeds`); "
             "vLLM itself was not run."

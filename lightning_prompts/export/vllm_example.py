@@ -89,12 +89,13 @@ def ask_server(url: str, model: str, vectors: torch.Tensor, max_tokens: int) -> 
         return str(json.load(answer)["choices"][0]["text"])
 
 
-def ask_offline(model: str, vectors: torch.Tensor, max_tokens: int) -> str:
+def ask_offline(model: str, revision: str | None, vectors: torch.Tensor, max_tokens: int) -> str:
     """The completion of vLLM itself."""
     from vllm import LLM, SamplingParams
 
     settings = SamplingParams(temperature=0, max_tokens=max_tokens)
-    outputs = LLM(model, enable_prompt_embeds=True).generate({"prompt_embeds": vectors}, settings)
+    llm = LLM(model, revision=revision, enable_prompt_embeds=True)
+    outputs = llm.generate({"prompt_embeds": vectors}, settings)
     return str(outputs[0].outputs[0].text)
 
 
@@ -117,7 +118,7 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(args.model, revision=revision)
     vectors = embeddings(table, tokenizer, prompt, about, args.fields)
     if args.offline:
-        text = ask_offline(args.model, vectors, about["max_new_tokens"])
+        text = ask_offline(args.model, revision, vectors, about["max_new_tokens"])
     else:
         text = ask_server(args.server, args.served or args.model, vectors, about["max_new_tokens"])
     end = re.search(about["stop"], text.lstrip())

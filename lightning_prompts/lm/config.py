@@ -33,7 +33,8 @@ class Server:
         cache: Keep answers under ``remote/`` of the cache folder, by address, model, parameters and text, so that none
             is paid for twice. Drawn texts are kept by their seed: a run with the same seed gets the same draws.
         parameters: Further settings of each request, as in ``{top_p: 0.9}``; null takes one out, as in
-            ``{max_tokens: null, max_completion_tokens: 200}`` for models that think before they answer.
+            ``{max_tokens: null, max_completion_tokens: 200}`` for models that think before they answer, or in ``{seed:
+            null}`` for servers that know no seeds.
     """
 
     base_url: str

@@ -141,7 +141,9 @@ class RemoteLM:
                 body["seed"] = sampling.seeds[index] % 2**31  # some servers take no larger ones
             body |= self.server.parameters or {}
             body = {name: value for name, value in body.items() if value is not None}
-            requests.append((CHAT if example.chat else PLAIN, body, example.stop))
+            # A server that is told no seed draws all the same: each of its draws is a request of its own.
+            draw = None if sampling is None or "seed" in body else sampling.seeds[index]
+            requests.append((CHAT if example.chat else PLAIN, body, example.stop, draw))
         return self._each(self._written, requests)
 
     def _question(self, example: Example, prompt: str) -> dict[str, Any]:
@@ -151,17 +153,17 @@ class RemoteLM:
         system = [] if example.system is None else [{"role": "system", "content": example.system}]
         return {"messages": [*system, {"role": "user", "content": text}]}
 
-    def _written(self, request: tuple[str, dict[str, Any], str]) -> str:
-        path, body, stop = request
-        text, finish = self._text(path, body if (ends := literal(stop)) is None else {**body, "stop": [ends]})
+    def _written(self, request: tuple[str, dict[str, Any], str, int | None]) -> str:
+        path, body, stop, draw = request
+        text, finish = self._text(path, body if (ends := literal(stop)) is None else {**body, "stop": [ends]}, draw)
         if ends is not None and finish == "stop" and not text.strip():
             # It stopped at white space that the text begins with, which `cut` does not count.
-            text, _ = self._text(path, body)
+            text, _ = self._text(path, body, draw)
         return cut(text, stop)
 
-    def _text(self, path: str, body: dict[str, Any]) -> tuple[str, str]:
+    def _text(self, path: str, body: dict[str, Any], draw: int | None) -> tuple[str, str]:
         """A text, and why it ends."""
-        choice = self._ask(path, body)
+        choice = self._ask(path, body, draw)
         return _content(choice, path) or "", str(choice.get("finish_reason"))
 
     # --- scores -----------------------------------------------------------------------------------------------------
@@ -240,10 +242,12 @@ class RemoteLM:
 
     # --- requests ---------------------------------------------------------------------------------------------------
 
-    def _ask(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        """The first choice of the answer to a request, known or new."""
+    def _ask(self, path: str, body: dict[str, Any], draw: int | None = None) -> dict[str, Any]:
+        """The first choice of the answer to a request, known or new; ``draw`` tells equal requests apart."""
         body = _encodable({"model": self.name, **body})
-        request = {"url": self.server.base_url.rstrip("/") + path, "body": body}
+        request: dict[str, Any] = {"url": self.server.base_url.rstrip("/") + path, "body": body}
+        if draw is not None:
+            request["draw"] = draw
         known = self.cache.get(request) if self.cache else None
         if known is not None and _content(known, path) is not None:
             return known

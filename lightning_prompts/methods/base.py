@@ -79,7 +79,8 @@ class PromptMethod(L.LightningModule):
         if lm.server is not None and not self.takes_server:
             raise UserError(
                 f"{type(self).__name__} works on the LM's vectors, gradients or logits, and a server gives texts; "
-                "leave out model.lm.server, or take DeepLanguageNetwork or Ape"
+                "leave out model.lm.server, or take DeepLanguageNetwork or Ape (whose model.text is measured by test "
+                "without fit)"
             )
         self.lm_config = lm
         self.max_new_tokens = max_new_tokens

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lightning_prompts.errors import UserError
 from lightning_prompts.report.configs import without_seeds
-from lightning_prompts.report.pairs import Comparison, compare, values
+from lightning_prompts.report.pairs import Comparison, compare, mean_over_seeds, values
 from lightning_prompts.report.runs import Prediction, Run
 
 MAIN = "test"  # the test set in distribution; further ones have names
@@ -49,15 +49,17 @@ class Method:
         return found
 
     def rows_among(self, methods: Sequence[Method]) -> dict[str, list[Prediction]]:
-        """As `rows`; if all are single runs, and one does not say its seed, they are taken to have the same."""
-        if all(len(method.runs) == 1 for method in methods) and None in [method.runs[0].seed for method in methods]:
-            return dict(zip([""], self.rows.values(), strict=False))
-        return self.rows
+        """As `rows`; where the methods have no seed in common, those of this one's first run, under no seed."""
+        if not self.rows or set.intersection(*(set(method.rows) for method in methods)):
+            return self.rows
+        return {"": next(iter(self.rows.values()))}
 
     def against(self, other: Method, what: str) -> Comparison | None:
         """This method less another one, question by question; ``what`` is ``nll`` or ``correct``."""
-        both = (self, other)
-        return compare(values(self.rows_among(both), what), values(other.rows_among(both), what))
+        mine, others = values(self.rows, what), values(other.rows, what)
+        if not self.rows.keys() & other.rows.keys():
+            mine, others = mean_over_seeds(mine), mean_over_seeds(others)
+        return compare(mine, others)
 
 
 @dataclass(frozen=True)
@@ -185,12 +187,15 @@ def _find(methods: Sequence[Method], folder: Path) -> Method:
 
 
 def _same_task(one: Method, other: Method) -> bool:
-    """Whether most questions of the one are questions of the other, on a seed that both have."""
+    """Whether most questions of the one are questions of the other, on a seed that both have if there is one."""
     mine, others = one.rows_among((one, other)), other.rows_among((one, other))
     for seed in mine:
         if seed in others:
             first, second = ({(row.split, row.question, row.answer) for row in rows[seed]} for rows in (mine, others))
-            return 2 * len(first & second) > min(len(first), len(second))
+            if 2 * len(first & second) > min(len(first), len(second)):
+                return True
+            if seed or any(run.seed is None for run in (*one.runs, *other.runs)):
+                return False  # runs of different seeds may have test sets of their own
     names = [{run.data_name for run in method.runs} - {None} for method in (one, other)]
     if all(names):
         return names[0] == names[1]

@@ -28,7 +28,8 @@ NOTES = (
     "p: paired permutation test. Under the hypothesis that two methods do not differ, they can be swapped within each "
     f"question; p is the share of {DRAWS:,} random swaps (of all, if at most {EXACT} questions differ) that make "
     "the mean difference at least as large, counting the one that was found. Rows are matched by seed, test set, "
-    "question and answer; a row that a test set holds twice is two rows; rows of the same question are swapped "
+    "question and answer, or where two methods have no seed in common by all of these but the seed, each row's mean "
+    "over the method's seeds; a row that a test set holds twice is two rows; rows of the same question are swapped "
     "together. Random draws start at the same seed every time: the same runs give the same page.",
     "p (Holm): the same, multiplied step by step for the number of pairs in the table (Holm 1979).",
     "NLL: mean negative log-likelihood of an answer's tokens in nats, averaged over examples. Exact match: the greedy "

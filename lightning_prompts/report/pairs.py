@@ -54,6 +54,18 @@ def values(rows: Mapping[str, Sequence[Prediction]], what: str) -> dict[Key, flo
     return found
 
 
+def mean_over_seeds(found: Mapping[Key, float]) -> dict[Key, float]:
+    """The mean of each row over the seeds that have it, under no seed; for methods that have none in common.
+
+    Args:
+        found: As `values` gives them.
+    """
+    rows: dict[Key, list[float]] = {}
+    for key, value in found.items():
+        rows.setdefault(("", *key[1:]), []).append(value)
+    return {key: sum(several) / len(several) for key, several in rows.items()}
+
+
 def compare(mine: Mapping[Key, float], other: Mapping[Key, float]) -> Comparison | None:
     """Compare row by row.
 

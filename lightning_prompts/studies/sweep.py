@@ -8,7 +8,7 @@ and no pickled file of Ray's is ever read.
 from __future__ import annotations
 
 import argparse
-import importlib.util
+import importlib
 import logging
 import os
 import shutil
@@ -90,11 +90,14 @@ def main(args: Sequence[str]) -> int:
             sorted by, which is said once the table is there.
     """
     given = parser().parse_args(list(args))
-    if importlib.util.find_spec("ray") is None:
-        raise UserError(f"sweep needs Ray, which is not installed; install it with: {INSTALL}")
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     warnings.filterwarnings("ignore", module=r"ray\..*")
+    try:
+        importlib.import_module("ray.tune")  # Ray may be there without what its part Tune needs
+    except ImportError as error:
+        package = error.name or getattr(error.__context__, "name", None) or "a package that it needs"
+        raise UserError(f"sweep needs Ray Tune: {package} is not installed; install it with: {INSTALL}") from error
     plan = read_plan(given.config, given.folder)
     runs = [run for group in plan.runs.values() for run in group]
     todo = [run for run in runs if not run.done]
