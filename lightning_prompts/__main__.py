@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from lightning_prompts import commands
+from lightning_prompts import __version__, commands
 
 
 def main() -> None:
@@ -18,6 +18,9 @@ def main() -> None:
     if not args or args[0] in ("-h", "--help"):
         print(commands.usage())
         sys.exit(0 if args else 2)
+    if args[0] == "--version":
+        print(f"lightning-prompts {__version__}")
+        sys.exit()
     if args[0] in commands.COMMANDS:
         sys.exit(commands.run(args))
     # Options may stand ahead of Lightning's subcommands; only it knows which take a value.

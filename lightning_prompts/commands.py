@@ -65,7 +65,7 @@ def usage() -> str:
         "Make a frozen language model better at a task by optimising the prompt, never the weights.\n\n"
         f"subcommands:\n{listed}\n\n"
         "lightning-prompts SUBCOMMAND --help lists its options; fit --model.help CLASS and fit --data.help CLASS list "
-        "those of a method and of a dataset."
+        "those of a method and of a dataset. lightning-prompts --version says which version it is."
     )
 
 

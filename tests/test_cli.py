@@ -15,6 +15,7 @@ import torch
 import yaml
 from conftest import TINY
 
+from lightning_prompts import __version__
 from lightning_prompts.cli import run
 
 TINY_RUN = ["--model.lm.name", TINY, "--model.max_new_tokens", "2", "--trainer.accelerator", "cpu",
@@ -318,6 +319,7 @@ def test_as_a_process(tmp_path: Path) -> None:
     help_ = lightning_prompts("--help", cwd=tmp_path)
     assert help_.returncode == 0
     assert "predict" in help_.stdout
+    assert lightning_prompts("--version", cwd=tmp_path).stdout == f"lightning-prompts {__version__}\n"
 
 
 def test_a_budget_is_a_setting_of_every_run(tmp_path: Path) -> None:

@@ -234,14 +234,14 @@ def test_faults_that_stay_are_one_line(fault: str, message: str, server: ServerP
     ("choice", "text"),
     [
         ('{"message": {"content": "half \\ud83d of it"}}', "half ? of it"),  # which no file can hold
-        ('{"message": {"content": null}}', ""),
+        ('{"message": {"content": null}, "finish_reason": "length"}', ""),
         ('{"message": {"role": "assistant"}}', ""),
         ('{"message": {"content": [{"type": "text", "text": "parts"}]}}', None),
         ('{"message": "text"}', None),
     ],
 )
 def test_what_is_said_is_a_text_or_nothing(
-    choice: str, text: str | None, server: ServerProcess, tmp_path: Path
+    choice: str, text: str | None, server: ServerProcess, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     server.set(said=f'{{"choices": [{choice}], "usage": {{"prompt_tokens": -3, "completion_tokens": 2}}}}')
     there = remote(server, tmp_path)
@@ -252,6 +252,7 @@ def test_what_is_said_is_a_text_or_nothing(
     assert there.write([QUESTIONS[2]], "", 4) == there.write([QUESTIONS[2]], "", 4) == [text]
     assert len(server.requests) == 1
     assert there.tokens_forwarded == 2
+    assert caplog.text.count("used up its 4 tokens without a word") == ("length" in choice)
     assert there.write([replace(QUESTIONS[2], before="half \ud83d of one")], "", 4) == [text]
 
 

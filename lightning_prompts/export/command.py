@@ -130,9 +130,11 @@ def write_checked(export: Export, made: Format, out: Path) -> list[float]:
             (work / "README.md").write_text(card(export, made, out.name, differences), encoding="utf-8")
             for path in (work, *work.iterdir()):
                 path.chmod(0o755 if path.is_dir() else 0o644)
+            old = Path(f"{work}.old")  # so that there is a whole export, whenever this is stopped
             if out.exists():
-                shutil.rmtree(out)
+                out.rename(old)
             work.rename(out)
+            shutil.rmtree(old, ignore_errors=True)
         finally:
             shutil.rmtree(work, ignore_errors=True)
     except OSError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import queue
@@ -27,6 +28,8 @@ NO_KEY = "none"  # the client insists on one, servers without keys ignore it
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
+log = logging.getLogger(__name__)
+
 
 class RemoteLM:
     """Has a server write and score texts, several requests at a time, each of them paid for once.
@@ -45,6 +48,7 @@ class RemoteLM:
         """Nothing is sent yet."""
         assert config.server is not None
         self.config, self.server, self.name = config, config.server, config.name
+        self._empty_told = False
         self.context = self.server.context
         self.usage = Usage()
         self.cache = (cache or AnswerCache()) if self.server.cache else None
@@ -164,7 +168,15 @@ class RemoteLM:
     def _text(self, path: str, body: dict[str, Any], draw: int | None) -> tuple[str, str]:
         """A text, and why it ends."""
         choice = self._ask(path, body, draw)
-        return _content(choice, path) or "", str(choice.get("finish_reason"))
+        text, finish = _content(choice, path) or "", str(choice.get("finish_reason"))
+        if not text and finish == "length" and not self._empty_told:
+            self._empty_told = True
+            log.warning(
+                "%s behind %s has used up its %s tokens without a word of an answer, as models do that think first; "
+                "raise the number of new tokens, or turn thinking off in server.parameters", self.name,
+                self.server.base_url, body.get("max_tokens"),
+            )  # fmt: skip
+        return text, finish
 
     # --- scores -----------------------------------------------------------------------------------------------------
 

@@ -16,6 +16,8 @@ from lightning_prompts.report.numbers import NONE, difference, interval, p_value
 from lightning_prompts.report.pairs import questions, values
 from lightning_prompts.report.statistics import bootstrap, holm, over_seeds
 
+PAIRED = 12  # methods at most of which all pairs are compared
+
 
 def summary(task: Task, looks: dict[str, Look], prefix: str) -> list[Block]:
     """The table and the bars."""
@@ -108,6 +110,8 @@ def differences(task: Task) -> list[Block]:
         return missing if len(task.methods) > 1 else []
     ordered = sorted(found, key=lambda method: method is not task.baseline)
     pairs = [(mine, other) for other, mine in itertools.combinations(ordered, 2)]
+    if len(found) > PAIRED:
+        pairs = [(mine, ordered[0]) for mine in ordered[1:]]
     columns: list[list[list[str]]] = []
     counts: list[list[int]] = []
     for name, _, percent in METRICS:
@@ -136,5 +140,6 @@ def differences(task: Task) -> list[Block]:
         f"(the baseline, {task.baseline.name}, first): negative NLL and positive exact match mean that the first is "
         "better. The p-value is that of a paired permutation test over questions, two-sided; Holm's is adjusted for "
         "the number of rows in the table. Both are about these prompts on other questions, not about other seeds."
+        + (f" Of more than {PAIRED} methods each is held against the baseline alone." if len(found) > PAIRED else "")
     )
     return [Text(text), Table(header, rows, texts=2), *missing]
