@@ -66,7 +66,7 @@ ALLOWED = {
         "terminal",
         "__version__",
     },
-    "lightning_prompts.studies": {"errors", "files", "cli", "commands"},
+    "lightning_prompts.studies": {"errors", "files", "cli", "commands", "methods"},
     "lightning_prompts.doctor": {"errors", "files", "commands", "lm", "objectives"},
     "lightning_prompts.completion": {"__version__", "errors", "files", "commands", "options"},
     "datamodules": {"types", "errors", "template", "answers", "files"},

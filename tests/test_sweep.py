@@ -19,7 +19,7 @@ from lightning_prompts import commands
 from lightning_prompts.errors import UserError
 from lightning_prompts.studies import sweep
 from lightning_prompts.studies.plan import Plan, read_plan
-from lightning_prompts.studies.runs import Run
+from lightning_prompts.studies.runs import Run, trains
 from lightning_prompts.studies.tables import check_metric, long_table, ranked, side_by_side
 
 DATA = "data: {class_path: Antonyms, init_args: {max_train_examples: 64, val_fraction: 0.01, test_fraction: 0.01}}\n"
@@ -168,6 +168,25 @@ def test_what_is_wrong_with_a_file_is_told_in_one_line(
     assert err.count("\n") == 1
     assert told.replace("DIR", str(methods)) in err
     assert not (methods / "runs").exists()
+
+
+def test_somebody_s_own_methods_are_fitted_where_they_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from lightning_prompts.methods import Ape, FewShot\n\n\n"
+        "class Fixed(FewShot):\n    pass\n\n\nclass Trained(Ape):\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    for name, expected in (
+        ("FewShot", False),
+        ("lightning_prompts.methods.FewShot", False),
+        ("Ape", True),
+        ("mine.Fixed", False),
+        ("mine.Trained", True),
+        ("mine.Nothing", True),
+        ("not.there", True),
+    ):
+        (tmp_path / "config.yaml").write_text(f"model: {{class_path: {name}}}\n")
+        assert trains(tmp_path / "config.yaml") == expected, name
 
 
 def test_no_ray_and_no_file(methods: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import time
 from collections.abc import Callable
@@ -131,4 +132,18 @@ def trains(config: Path) -> bool:
     name = model.get("class_path") if isinstance(model, dict) else model
     if not isinstance(name, str):
         raise UserError(f"{config} names no method; give it a model with a class_path")
-    return name.rpartition(".")[2] not in UNTRAINED
+    return not _untrained(name)
+
+
+def _untrained(name: str) -> bool:
+    """Whether a class is one that trains nothing, or somebody's own that builds on one."""
+    home, _, short = name.rpartition(".")
+    if short in UNTRAINED or not home or home.startswith("lightning_prompts"):
+        return short in UNTRAINED
+    from lightning_prompts.methods import FixedPrompt  # seconds, which most studies need not spend
+
+    try:
+        found = getattr(importlib.import_module(home), short)
+    except Exception:  # noqa: BLE001 - of any kind: the run itself says in one line what is wrong
+        return False
+    return isinstance(found, type) and issubclass(found, FixedPrompt)
