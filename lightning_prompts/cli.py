@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Union, get_args
 
 # A checkpoint is data: nothing in it is ever run, whoever calls torch.load.
 os.environ.setdefault("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")
@@ -105,6 +105,21 @@ class Parser(LightningArgumentParser):
         sys.exit(2)
 
 
+def _whole_numbers_first(parser: LightningArgumentParser) -> None:
+    """Read ``1`` as one batch and not as ``1.0``, the whole set, whatever was imported before.
+
+    ``Optional[Union[int, float]]`` comes from a cache that does not heed the order inside, so that where another
+    package (Ray is one) has named floats first, they come first in Lightning's types as well; and the first type that
+    can read a value has it.
+    """
+    for action in parser._actions:
+        kinds = list(get_args(getattr(action, "_typehint", None)))
+        if int in kinds and float in kinds and kinds.index(float) < kinds.index(int):
+            kinds.remove(int)
+            kinds.insert(kinds.index(float), int)
+            setattr(action, "_typehint", Union[tuple(kinds)])  # noqa: B010, UP007 - not all actions have it; made at run time
+
+
 class RunFolder(SaveConfigCallback):
     """Begins to write into the run folder once nothing can fail any more before the first step.
 
@@ -190,6 +205,7 @@ class PromptCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The callbacks that every run has unless its config says otherwise, and the run folder's switch."""
+        _whole_numbers_first(parser)
         parser.set_defaults({"trainer.callbacks": CALLBACK_DEFAULTS})
         parser.add_lightning_class_args(callbacks.Budget, "budget")
         parser.add_argument(
@@ -445,6 +461,8 @@ def quiet() -> None:
         ".*have no logger configured.*",
         ".*Starting from v1.9.0, `tensorboardX`.*",
         ".*`trainer.predict.*",
+        ".*when using `ckpt_path`, callbacks used to create the checkpoint need to be provided.*",  # export needs none
+        ".*`is_gradient_checkpointing` is deprecated.*",  # PEFT asks for it
         ".*module\\(s\\) in eval mode at the start of training.*",
         ".*It is recommended to use `self.log.*sync_dist=True.*",
         ".*Using `DistributedSampler` with the dataloaders.*",
