@@ -61,7 +61,7 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "gradient_clip_val": 1.0,
     "log_every_n_steps": 5,
     "num_sanity_val_steps": 0,
-    "enable_model_summary": False,  # RunFolder says it in two lines
+    "enable_model_summary": False,  # RunFolder says it in a few lines
     "use_distributed_sampler": False,  # batches are the same, however many processes share them
 }
 
@@ -137,6 +137,7 @@ class RunFolder(SaveConfigCallback):
             if self.config.overwrite and self.config.ckpt_path is None:
                 _clear(Path(trainer.default_root_dir))
             print(pl_module.describe())
+            print(f"run folder: {trainer.default_root_dir}")  # which has a name of the moment if none was given
         if self.config.trainer.logger in (None, True):
             folder = Path(trainer.default_root_dir)
             version = trainer.strategy.broadcast(_next_version(folder / "logs"))
@@ -390,12 +391,16 @@ def _next_version(logs: Path) -> int:
 
 
 class _Bar(RichProgressBar):
-    """Without the logger's version number."""
+    """Without the logger's version number, and without an epoch -2."""
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         """What stands beside the bar."""
         items: dict[str, Any] = super().get_metrics(trainer, pl_module)
         return {name: value for name, value in items.items() if name != "v_num"}
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        """Without the last epoch where there is none: Lightning makes -2 of ``max_epochs: -1``."""
+        return str(super()._get_train_description(current_epoch)).replace("/-2", "   ")
 
 
 def _use_rich_progress_bar(trainer: L.Trainer) -> None:

@@ -133,6 +133,19 @@ def test_the_record_says_what_the_best_is_chosen_by(tmp_path: Path) -> None:
     assert told == [("val/exact_match", "max")]
 
 
+def test_fit_says_where_the_run_goes_and_counts_no_epoch_minus_two(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    bar = ["--trainer.max_epochs", "-1", "--trainer.enable_progress_bar", "true"]
+    assert code(*FIT, *SMALL, *bar) == 0
+    shown = capsys.readouterr().out
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert f"run folder: runs/{folder.name}\n" in shown
+    assert "Epoch 0" in shown
+    assert "/-2" not in shown
+
+
 def test_one_batch_is_not_the_whole_set(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Lightning's types have floats first where another package, Ray is one, has named them so before."""
     hints = inspect.unwrap(Trainer.__init__).__annotations__
