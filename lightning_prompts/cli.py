@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Union, get_args
 
 # A checkpoint is data: nothing in it is ever run, whoever calls torch.load.
 os.environ.setdefault("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")
@@ -56,7 +56,7 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "gradient_clip_val": 1.0,
     "log_every_n_steps": 5,
     "num_sanity_val_steps": 0,
-    "enable_model_summary": False,  # RunFolder says it in two lines
+    "enable_model_summary": False,  # RunFolder says it in a few lines
     "use_distributed_sampler": False,  # batches are the same, however many processes share them
 }
 
@@ -98,6 +98,21 @@ class Parser(LightningArgumentParser):
         sys.exit(2)
 
 
+def _whole_numbers_first(parser: LightningArgumentParser) -> None:
+    """Read ``1`` as one batch and not as ``1.0``, the whole set, whatever was imported before.
+
+    ``Optional[Union[int, float]]`` comes from a cache that does not heed the order inside, so that where another
+    package (Ray is one) has named floats first, they come first in Lightning's types as well; and the first type that
+    can read a value has it.
+    """
+    for action in parser._actions:
+        kinds = list(get_args(getattr(action, "_typehint", None)))
+        if int in kinds and float in kinds and kinds.index(float) < kinds.index(int):
+            kinds.remove(int)
+            kinds.insert(kinds.index(float), int)
+            setattr(action, "_typehint", Union[tuple(kinds)])  # noqa: B010, UP007 - not all actions have it; made at run time
+
+
 class PromptCLI(LightningCLI):
     """LightningCLI with this project's classes, defaults and run folder."""
 
@@ -127,6 +142,7 @@ class PromptCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The callbacks that every run has unless its config says otherwise, and the run folder's switch."""
+        _whole_numbers_first(parser)
         parser.set_defaults({"trainer.callbacks": CALLBACK_DEFAULTS})
         parser.add_lightning_class_args(callbacks.Budget, "budget")
         parser.add_argument(

@@ -37,6 +37,7 @@ class RunFolder(SaveConfigCallback):
             if self.config.overwrite and self.config.ckpt_path is None:
                 _clear(Path(trainer.default_root_dir))
             print(pl_module.describe())
+            print(f"run folder: {trainer.default_root_dir}")  # which has a name of the moment if none was given
         if self.config.trainer.logger in (None, True):
             folder = Path(trainer.default_root_dir)
             version = trainer.strategy.broadcast(_next_version(folder / "logs"))

@@ -26,12 +26,16 @@ def results_table(metrics: Mapping[str, torch.Tensor]) -> Table:
 
 
 class _Bar(RichProgressBar):
-    """Without the logger's version number."""
+    """Without the logger's version number, and without an epoch -2."""
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         """What stands beside the bar."""
         items: dict[str, Any] = super().get_metrics(trainer, pl_module)
         return {name: value for name, value in items.items() if name != "v_num"}
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        """Without the last epoch where there is none: Lightning makes -2 of ``max_epochs: -1``."""
+        return str(super()._get_train_description(current_epoch)).replace("/-2", "   ")
 
 
 def use_rich_progress_bar(trainer: L.Trainer) -> None:
@@ -60,6 +64,7 @@ def quiet(looked_into: bool = False) -> None:
         ".*have no logger configured.*",
         ".*Starting from v1.9.0, `tensorboardX`.*",
         ".*`trainer.predict.*",
+        ".*`is_gradient_checkpointing` is deprecated.*",  # PEFT asks for it
         ".*module\\(s\\) in eval mode at the start of training.*",
         ".*It is recommended to use `self.log.*sync_dist=True.*",
         ".*Using `DistributedSampler` with the dataloaders.*",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import json
 import os
 import pickle
@@ -14,6 +15,7 @@ import pytest
 import torch
 import yaml
 from conftest import TINY
+from lightning import Trainer
 
 from lightning_prompts import __version__
 from lightning_prompts.cli import run
@@ -130,6 +132,30 @@ def test_the_record_says_what_the_best_is_chosen_by(tmp_path: Path) -> None:
         (given["monitor"], given["mode"]) for node in callbacks if (given := node.get("init_args", {})).get("monitor")
     ]
     assert told == [("val/exact_match", "max")]
+
+
+def test_fit_says_where_the_run_goes_and_counts_no_epoch_minus_two(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    bar = ["--trainer.max_epochs", "-1", "--trainer.enable_progress_bar", "true"]
+    assert code(*FIT, *SMALL, *bar) == 0
+    shown = capsys.readouterr().out
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert f"run folder: runs/{folder.name}\n" in shown
+    assert "Epoch 0" in shown
+    assert "/-2" not in shown
+
+
+def test_one_batch_is_not_the_whole_set(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Lightning's types have floats first where another package, Ray is one, has named them so before."""
+    hints = inspect.unwrap(Trainer.__init__).__annotations__
+    for name in ("limit_val_batches", "limit_test_batches"):
+        monkeypatch.setitem(hints, name, float | int | None)
+    limits = ["--trainer.limit_val_batches=1", "--trainer.limit_test_batches=0.5"]
+    assert code(*FIT, *SMALL, *limits, "--print_config") == 0
+    shown = yaml.safe_load(capsys.readouterr().out)["trainer"]
+    assert (repr(shown["limit_val_batches"]), repr(shown["limit_test_batches"])) == ("1", "0.5")
 
 
 def test_a_failed_replacement_leaves_the_old_run(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -229,8 +229,11 @@ def test_a_chat_is_folded_in(speller: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["soft, mlp", "prefix, mlp"])
 @pytest.mark.parametrize("made", ["safetensors", "npy"])
-def test_tensors_with_what_is_said_about_them(name: str, made: str, runs: dict[str, Path], tmp_path: Path) -> None:
+def test_tensors_with_what_is_said_about_them(
+    name: str, made: str, runs: dict[str, Path], tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
     folder = export(runs[name], made, "--out", str(tmp_path / "x"))
+    assert not [str(found.message) for found in recwarn if "ckpt_path" in str(found.message)], "not the user's business"
     prompt = restored(runs[name]).current_prompt()
     if made == "safetensors":
         found = load_file(folder / "prompt.safetensors")

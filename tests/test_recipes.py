@@ -198,7 +198,7 @@ def test_the_three_recipes(tmp_path: Path) -> None:
     # A test each, three YAMLs trained and built, the two commands, imports, file sizes.
     assert int(passed[1]) == 3 + 3 + 3 + 1 + 2, done.stdout
     checked = subprocess.run(
-        [sys.executable, "-m", "ruff", "check", "--no-cache", "datamodules/roman_numerals.py", "tests"], cwd=copy,
+        [sys.executable, "-m", "ruff", "check", "--no-cache", "--exclude", "tests/test_fits.py", "."], cwd=copy,
         capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert "roman_numerals" not in checked.stdout, checked.stdout
+    assert checked.returncode == 0, checked.stdout
