@@ -38,7 +38,8 @@ def parser() -> CommandParser:
     )  # fmt: skip
     made.add_argument(
         "--baseline", type=Path, metavar="RUN",
-        help="the run, or the folder of its seeds, that others are compared with first (default: the first one)",
+        help="the run, or the folder of its seeds, that others are compared with first (default: one "
+        "that was not trained, or else the first one)",
     )  # fmt: skip
     return made
 

@@ -82,7 +82,8 @@ def group(runs: Sequence[Run], baseline: Path | None) -> list[Task]:
 
     Args:
         runs: As they were given.
-        baseline: The folder of a run, or of several seeds; ``None`` for the first method of each task.
+        baseline: The folder of a run, or of several seeds; ``None`` for a method of each task that was not trained, or
+            else its first.
 
     Returns:
         The tasks. One without the baseline, or with a method of the same name, takes that or its own first method.
@@ -113,7 +114,8 @@ def group(runs: Sequence[Run], baseline: Path | None) -> list[Task]:
             last = _name(asked, paths[id(asked)][-1:])
             alike = next((method for method in named if method.name == last), None)
         title = "/".join(ahead) or next((run.data_name for run in task[0].runs if run.data_name), None) or "runs"
-        found.append(Task(title, tuple(named), alike or named[0]))
+        untrained = next((method for method in named if not any(run.trained for run in method.runs)), named[0])
+        found.append(Task(title, tuple(named), alike or untrained))
     return [replace(task, name=name) for task, name in zip(found, _unique(task.name for task in found), strict=True)]
 
 
