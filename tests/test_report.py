@@ -342,6 +342,16 @@ def test_the_prompt_shown_is_that_of_the_best_checkpoint(study: Path) -> None:
         assert (row[3], row[5]) == (step, place)
 
 
+def test_what_was_not_trained_is_the_baseline(study: Path) -> None:
+    assert report(study) == 0
+    assert "Baseline: search" in Page(study / "report.html").text, "the first, where all were trained"
+    for seed in (study / "static").iterdir():
+        (seed / "budget.json").unlink()
+        shutil.rmtree(seed / "logs")
+    assert report(study) == 0
+    assert "Baseline: static" in Page(study / "report.html").text
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_a_missing_file_costs_its_part_and_a_line(name: str, study: Path) -> None:
     assert report(study) == 0
