@@ -68,7 +68,9 @@ def write_run(folder: Path, method: str, seed: int, rows: list[dict[str, Any]] |
         if step % 10 == 0:
             lines.append(f",0,{step - 1},,{step / 40},{3 + SHIFTS[method] - step / 20}")
     (folder / "logs" / "version_0" / "metrics.csv").write_text("\n".join(lines) + "\n")
-    (folder / "budget.json").write_text(json.dumps({"tokens": 2000 + seed, "seconds": 12.5, "steps": 20}))
+    (folder / "budget.json").write_text(
+        json.dumps({"tokens": 2000 + seed, "seconds": 12.5, "calls_remote": 3, "steps": 20, "memory_gb": 1.5})
+    )
     samples = [{"step": step, "question": "what?", "answer": "this", "generated": f"at {step}"} for step in (10, 20)]
     write_rows(folder / "samples.jsonl", samples)
     near = {"tokens": [" so", "ft"], "cosine": [0.5, 0.25], "nll_as_words": 7.5}
@@ -254,9 +256,10 @@ def test_the_numbers_of_the_page(study: Path, capsys: pytest.CaptureFixture[str]
         assert points == f"{plain.fmean(change):+.1f}"
     assert page.table("method", "far: NLL")[1][1] == "5.750 ± 0.707"
     assert page.table("method", "bertscore")[1][1] == "0.500 ± 0.000"
-    assert page.table("method", "tokens")[1][1:] == ["2,000 (2,000–2,001)", "12.5", "20"]
+    assert page.table("method", "tokens")[0][1:] == ["tokens", "seconds", "calls remote", "steps", "memory, GB"]
+    assert page.table("method", "tokens")[1][1:] == ["2,000 (2,000–2,001)", "12.5", "3", "20", "1.5"]
     assert page.table("method", "seed", "prompt")[1] == [
-        "search", "0", "' so' (0.50), 'ft' (0.25)", "20", "7.500", "2.600", "0.500", "2.000",
+        "search", "0", "' so' (0.50), 'ft' (0.25)", "20", "7.500", "2.600", "50.0%", "2.000",
     ]  # fmt: skip
     differing = {row[0]: row[1:] for row in page.table("setting")[1:]}
     assert differing == {"model": ["Search", "Soft", "Static"], "model.length": ["6", "4", "6"]}

@@ -34,6 +34,9 @@ NOTES = (
     "p (Holm): the same, multiplied step by step for the number of pairs in the table (Holm 1979).",
     "NLL: mean negative log-likelihood of an answer's tokens in nats, averaged over examples. Exact match: the greedy "
     "generation, cut where the task says, is the answer. Training NLL is that of the batches as they came.",
+    "Cost: tokens of prompts, texts and answers that training ran through the LM, with a gradient and without one; "
+    "tokens that servers read and wrote (remote); calls: texts scored, read or written; passes: forward passes of the "
+    "LM; memory: the most that was held at a time.",
 )
 
 

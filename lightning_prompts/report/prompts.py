@@ -11,7 +11,7 @@ from lightning_prompts.report.blocks import Block, Picture, Pictures, Table, Tex
 from lightning_prompts.report.charts import paths
 from lightning_prompts.report.common import lacking
 from lightning_prompts.report.methods import Task
-from lightning_prompts.report.numbers import NONE
+from lightning_prompts.report.numbers import NONE, spread
 from lightning_prompts.report.prompt_path import tracks
 from lightning_prompts.report.runs import Run
 
@@ -73,7 +73,8 @@ def _prompt(run: Run) -> list[str] | None:
     both = [step for step in readouts if step in judged]
     step = min(both, key=lambda step: judged[step]) if both else max(readouts, default=-1)
     row = readouts.get(step, {})
-    numbers = [_cell(row.get("nll_as_words")), *(_cell(_finite(run, f"val/{name}").get(step)) for name in VALIDATED),
+    nll, match = (_finite(run, f"val/{name}").get(step) for name in VALIDATED)
+    numbers = [_cell(row.get("nll_as_words")), _cell(nll), NONE if match is None else spread([match], percent=True),
                _cell(row.get("distance"))]  # fmt: skip
     shown = NONE if step < 0 else str(step)
     if run.text is not None:

@@ -17,6 +17,8 @@ from lightning_prompts.report.runs import Run
 from lightning_prompts.report.statistics import Values
 from lightning_prompts.report.theme import SERIES
 
+HEADINGS = {"memory_gb": "memory, GB"}  # the others are their names in words
+
 
 def curves(task: Task, looks: dict[str, Look], prefix: str) -> list[Block]:
     """Training and validation over time."""
@@ -90,8 +92,9 @@ def cost(task: Task, looks: dict[str, Look], prefix: str) -> list[Block]:
         "A large mark is the mean over seeds, small ones are seeds. A dashed line across: not trained. Validation is "
         "not counted; seconds depend on the machine and on what else it did."
     )
+    header = ["method", *(HEADINGS.get(name, name.replace("_", " ")) for name in names)]
     return [
-        *([Pictures(pictures, caption)] if pictures else []), Table(["method", *names], rows),
+        *([Pictures(pictures, caption)] if pictures else []), Table(header, rows),
         *lacking(task, "budget.json though trained", lambda run: bool(run.budget) or not run.trained),
     ]  # fmt: skip
 
