@@ -23,6 +23,7 @@ from conftest import TINY
 
 from lightning_prompts import commands
 from lightning_prompts.cli import run
+from lightning_prompts.report.charts import Curve, Look, curves
 from lightning_prompts.report.labels import spread
 from lightning_prompts.report.methods import group
 from lightning_prompts.report.pairs import compare, values
@@ -343,6 +344,17 @@ def test_the_prompt_shown_is_that_of_the_best_checkpoint(study: Path) -> None:
         assert page.headings[0] == "soft", "seed-0 is no name for a page"
         row = page.table("method", "seed", "prompt")[1]
         assert (row[3], row[5]) == (step, place)
+
+
+def test_a_line_that_ends_early_does_not_seem_to_go_on() -> None:
+    """What leads from its end to its name, in the margin, is neither a line nor dashed as a method's own."""
+    ends = np.array([10.0, 20.0]), np.array([10.0, 60.0])
+    values = np.array([2.0, 1.0])
+    drawn = [Curve(f"m{place}", Look(place), x, values, values, values) for place, x in enumerate(ends)]
+    picture = curves("NLL", drawn, "tokens", percent=False)
+    leaders = [style for style in re.findall(r'style="([^"]*)"', picture) if "stroke-opacity: 0.6" in style]
+    assert len(leaders) == 2
+    assert all("stroke-dasharray: 0.8,2;" in style for style in leaders)
 
 
 def test_what_was_not_trained_is_the_baseline(study: Path) -> None:

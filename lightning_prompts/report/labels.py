@@ -13,6 +13,7 @@ from matplotlib.transforms import Bbox
 from lightning_prompts.report.theme import LINE
 
 Point = tuple[float, float]
+LEADER = (0, (1, 2.5))  # dots
 NEAR = ((6.0, 0.0), (-6.0, 0.0), (0.0, 8.0), (0.0, -8.0), (5.0, 8.0), (5.0, -8.0), (-5.0, 8.0), (-5.0, -8.0))
 
 
@@ -69,7 +70,9 @@ def at_the_right(axes: Axes, ends: Sequence[Point], texts: Sequence[str], colour
     for (x, y), height, text, colour in zip(points, heights, texts, colours, strict=True):
         corner = (right + 6, height)
         line = back.transform([(min(x, right), y), (right + 1, y), (right + 5, height)])
-        axes.plot(line[:, 0], line[:, 1], color=colour, linewidth=0.7, alpha=0.6, clip_on=False, zorder=1)
+        # Dotted, or a line that ends early seems to go on to the right at the same height.
+        axes.plot(line[:, 0], line[:, 1], color=colour, linewidth=0.8, alpha=0.6, linestyle=LEADER, clip_on=False,
+                  zorder=1)  # fmt: skip
         axes.annotate(text, corner, xycoords="figure points", color=colour, va="center", annotation_clip=False)
 
 

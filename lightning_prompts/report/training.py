@@ -42,8 +42,9 @@ def curves(task: Task, looks: dict[str, Look], prefix: str) -> list[Block]:
             )
     some = len(task.methods) > len(SERIES)
     caption = (
-        "A line is the mean over seeds, its band goes from the smallest seed to the largest; lines of more than 40 "
-        "points are means of neighbours." + (" The best by test NLL and the baseline have colours." if some else "")
+        "A line is the mean over seeds, its band goes from the smallest seed to the largest, dots lead to its name; "
+        "lines of more than 40 points are means of neighbours."
+        + (" The best by test NLL and the baseline have colours." if some else "")
     )
     missing = lacking(
         task, "logs/version_*/metrics.csv though trained", lambda run: bool(run.curves) or not run.trained
