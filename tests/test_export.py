@@ -509,6 +509,7 @@ def test_the_card_s_code_runs(
     ids = method.lm.generate_tokens(method.lm.encode([example], *_places(method)), method.current_prompt(), 3)[0]
     readme = (tmp_path / "x" / "README.md").read_text()
     (block,) = CODE.findall(readme)
+    assert "Run this in the folder that holds `x`." in readme
     monkeypatch.chdir(tmp_path)
     capsys.readouterr()
     with torch.no_grad():

@@ -36,7 +36,7 @@ def card(export: Export, made: Format, name: str, differences: list[float]) -> s
         f"---\n{front_matter(export, made, name, metrics)}\n---\n",
         f"# {run.method_name} for {_task(export)}, as {made.title}\n",
         f"{_sentence(export)} Made with lightning-prompts.\n",
-        f"## Use\n\n{_base(export)}{made.usage(export, name)}",
+        f"## Use\n\nRun this in the folder that holds `{name}`.\n\n{_base(export)}{made.usage(export, name)}",
         f"## Text\n\n{_text(export)}",
         f"## Measured\n\n{_table(metrics)}{_checked(differences)}",
         f"## Made from\n\n{_config(export)}",
