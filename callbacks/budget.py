@@ -77,9 +77,7 @@ class Budget(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Where a resumed run has nothing left, all stays as it is."""
         if self._share() >= 1:
-            name = max(self.limits, key=lambda name: self.used[name] / (self.limits[name] or math.inf))
-            log.warning("budget.%s is used up (%.6g of %.6g), so nothing is trained; raise it to go on",
-                        name, self.used[name], self.limits[name])  # fmt: skip
+            log.warning("%s, so nothing is trained; raise it to go on", self._used_up())
             trainer.should_stop = True
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -97,7 +95,9 @@ class Budget(L.Callback):
         cast("PromptMethod", pl_module).budget_used = share = self._share()
         if cast("PromptMethod", pl_module).accumulating:
             return  # a run ends with a step
-        if share >= 1:
+        if share >= 1 and not trainer.should_stop:
+            if trainer.is_global_zero:
+                log.warning("step %d: %s; training ends here", trainer.global_step, self._used_up())
             trainer.should_stop = True
         if self.memory_gb is not None and self.used["memory_gb"] >= self.memory_gb and not trainer.should_stop:
             log.warning("step %d: %.2f gigabytes were held, and budget.memory_gb is %g; training ends here",
@@ -116,6 +116,11 @@ class Budget(L.Callback):
     def _share(self) -> float:
         """How much of the tightest limit is used up."""
         return max((self.used[name] / limit for name, limit in self.limits.items() if limit), default=0.0)
+
+    def _used_up(self) -> str:
+        """The tightest limit, in words."""
+        name = max(self.limits, key=lambda name: self.used[name] / (self.limits[name] or math.inf))
+        return f"budget.{name} is used up ({self.used[name]:.6g} of {self.limits[name]:g})"
 
     def _mark(self, pl_module: L.LightningModule) -> None:
         self._time, self._usage = time.perf_counter(), cast("PromptMethod", pl_module).usage + Usage()
