@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -63,5 +64,4 @@ def test_every_yaml_trains_saves_reloads_and_tests(
     assert server is None or server.requests, "the server was asked"
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert 0 < metrics["test/nll"] < 20
-    for name in [name for name in metrics if name.endswith("/examples")]:
-        assert metrics[name] > 0
+    assert all(math.isfinite(value) for value in metrics.values()), "a member that no batch has is left out"

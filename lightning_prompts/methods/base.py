@@ -512,14 +512,14 @@ class PromptMethod(L.LightningModule):
         for member in ("", *batch.members):
             mine = [row for row, example in zip(rows, batch.examples, strict=True) if member in ("", example.member)]
             name = f"{split}/{member}" if member else split
-            count = len(mine)
+            if not (count := len(mine)):
+                continue  # of a member that no batch has, nothing is said
             if all(row["nll"] is not None for row in mine):  # some servers do not say
-                self.log_mean(f"{name}/nll", sum(row["nll"] for row in mine) / max(count, 1), count, name == "val")
-            correct = sum(float(row["correct"]) for row in mine) / max(count, 1)
+                self.log_mean(f"{name}/nll", sum(row["nll"] for row in mine) / count, count, name == "val")
+            correct = sum(float(row["correct"]) for row in mine) / count
             self.log_mean(f"{name}/exact_match", correct, count, prog_bar=name == "val")
-            if any(example.labels for example in batch.examples):
-                right = [float(row["correct"]) for row in mine if "label" in row]
-                self.log_mean(f"{name}/accuracy", sum(right) / max(len(right), 1), len(right))
+            if right := [float(row["correct"]) for row in mine if "label" in row]:
+                self.log_mean(f"{name}/accuracy", sum(right) / len(right), len(right))
             if split != "val":
                 self.log(f"{name}/examples", float(count), reduce_fx="sum", on_epoch=True, on_step=False,
                          add_dataloader_idx=False)  # fmt: skip
