@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
+from pydoc import locate
 from typing import Any, Union, get_args
 
 # A checkpoint is data: nothing in it is ever run, whoever calls torch.load.
@@ -16,7 +18,6 @@ os.environ.setdefault("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
 import lightning as L  # noqa: N812 - Lightning's own convention
-import torch
 from jsonargparse import Namespace
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -161,6 +162,7 @@ class PromptCLI(LightningCLI):
         self.folder = Path(config.trainer.default_root_dir)
         check_writable(self.folder)
         _check_trainer(config.trainer)
+        _monitor(config)
         self._check_checkpoint(config)
         fresh = self.config.subcommand == "fit" and config.ckpt_path is None
         if fresh and not config.overwrite and (self.folder / "config.yaml").exists():
@@ -194,23 +196,9 @@ class PromptCLI(LightningCLI):
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str((self.folder / "checkpoints").absolute())
-            if isinstance(callback, ModelCheckpoint) and callback.monitor == methods.PromptMethod.monitor[0]:
-                self._follow(callback)
-        for node in config.callbacks or []:  # what is recorded is what is done
-            if (
-                node.get("init_args.monitor") == methods.PromptMethod.monitor[0]
-                and _class_name(node) == ModelCheckpoint.__name__
-            ):
-                node.init_args.monitor, node.init_args.mode = self.model.monitor
         if config.enable_progress_bar is not False:
             use_rich_progress_bar(trainer)
         return trainer
-
-    def _follow(self, callback: ModelCheckpoint) -> None:
-        """The default's metric is that of most methods; where the method is about another, so is the best."""
-        name, mode = self.model.monitor
-        callback.monitor, callback.mode = name, mode
-        callback.kth_value = torch.tensor(torch.inf if mode == "min" else -torch.inf)
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)
@@ -222,10 +210,13 @@ class PromptCLI(LightningCLI):
         return kwargs
 
     def after_fit(self) -> None:
-        """A signal that came too late to stop anything is told by the exit code all the same."""
+        """Say how to go on; a signal that came too late to stop anything is told by the exit code all the same."""
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, callbacks.StopOnSignal) and callback.exit_code:
                 raise SIGTERMException(callback.exit_code)
+        if self.trainer.is_global_zero and (self.folder / "checkpoints" / "best.ckpt").exists():
+            record = shlex.quote(str(self.folder / "config.yaml"))
+            print(f"test it: lightning-prompts test -c {record} --ckpt_path best")
 
     def after_test(self) -> None:
         """One row for each test set, where Lightning would make one column for each."""
@@ -307,6 +298,16 @@ def told(error: Exception) -> UserError | None:
 
 def _class_name(node: Namespace) -> str:
     return str(node.class_path).rpartition(".")[2]
+
+
+def _monitor(config: Namespace) -> None:
+    """The default's metric is that of most methods; where the method is about another, so is the best checkpoint."""
+    default = methods.PromptMethod.monitor[0]
+    method: Any = locate(config.model.class_path)
+    for node in config.trainer.callbacks or []:
+        callback: Any = locate(node.class_path)
+        if issubclass(callback, ModelCheckpoint) and node.get("init_args.monitor") == default:
+            node.init_args.monitor, node.init_args.mode = method.monitor
 
 
 def _check_trainer(config: Namespace) -> None:

@@ -188,6 +188,13 @@ def test_without_log_probabilities_it_says_so(server: ServerProcess, tmp_path: P
         liar.log_probs([replace(example, chat=True) for example in examples()], ["Go."], [[" so"]] * 4)
 
 
+def test_what_is_no_log_probability_is_not_taken_for_one(server: ServerProcess, tmp_path: Path) -> None:
+    server.set(shift=100.0)
+    reader = RemoteReader(remote(server, tmp_path, log_probs=True), TextCache())
+    with pytest.raises(UserError, match=r"gives log-probabilities above 0 \(\d+(\.\d+)?\), which no probability has"):
+        reader.log_probs(examples(), ["Go."], [[" so"]] * 4)
+
+
 # --- faults -----------------------------------------------------------------------------------------------------------
 
 

@@ -500,6 +500,36 @@ def test_rows_in_common_are_counted_for_each_figure(study: Path) -> None:
     assert {row[2] for row in table[1:]} == {"60", "0 (NLL), 60 (exact match)"}
 
 
+def test_unequal_terms_are_told_ahead_of_the_numbers(study: Path) -> None:
+    def changed(place: str, value: object, *names: str) -> str:
+        for path in study.glob("soft/*/config.yaml"):
+            config = yaml.safe_load(path.read_text())
+            node = config[place]["init_args"]
+            for name in names[:-1]:
+                node = node[name]
+            node[names[-1]] = value
+            path.write_text(yaml.safe_dump(config))
+        assert report(study) == 0
+        page = Page(study / "report.html")
+        said = [line for line in page.text.split("\n") if "on equal terms" in line]
+        assert len(said) <= 1
+        if said:
+            assert page.html.index("on equal terms") < page.html.index("<table")
+            assert "on equal terms" in page.markdown
+        return "".join(said)
+
+    assert changed("data", 4, "members", 0, "batch_size") == ""  # a method's own affair
+    told = changed("model", "larger", "lm", "name")
+    assert "model.lm.name is " in told
+    assert "larger for soft" in told
+    assert "tiny for " in told
+    assert "template" not in told
+    told = changed("data", "{prompt}\n" + "x" * 99, "template")
+    assert "data.template is off for " in told
+    assert r"{prompt}\nxxx" in told
+    assert "x" * 60 not in told
+
+
 # --- which runs belong together ---------------------------------------------------------------------------------------
 
 

@@ -22,6 +22,7 @@ from lightning_prompts.types import Example
 
 BYTES_PER_TOKEN = 3  # an estimate on the safe side: English has four or more
 CHAT, PLAIN = "/chat/completions", "/completions"
+ROUNDING = 1e-3  # nats above 0 that a log-probability may lie in half precision
 SHOWN = 200  # characters of a server's own message
 NO_KEY = "none"  # the client insists on one, servers without keys ignore it
 
@@ -227,6 +228,11 @@ class RemoteLM:
         mine = values[start:]
         if not mine or not all(isinstance(value, int | float) and math.isfinite(value) for value in mine):
             raise self._silent()
+        if max(mine) > ROUNDING:
+            raise UserError(
+                f"{self._where(PLAIN)} gives log-probabilities above 0 ({max(mine):.4g}), which no probability has; "
+                "set server.log_probs: false, or take another server"
+            )
         return math.fsum(mine), len(mine)
 
     def _echo(self, text: str) -> tuple[list[str], list[float]]:

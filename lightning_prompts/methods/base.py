@@ -1,13 +1,12 @@
-"""What every method shares: loading the LM, scoring, the metrics, checkpoints. A method adds its prompt."""
+"""What every method shares: loading the LM, several processes, checkpoints, training. A method adds its prompt."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
-import lightning as L  # noqa: N812 - Lightning's own convention
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
 from lightning.pytorch.trainer.states import TrainerFn
@@ -15,23 +14,20 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from lightning_prompts.answers import is_correct
 from lightning_prompts.crossings.temperature import Temperature
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm import (
     Footprint,
     FrozenLM,
-    LabelScores,
     LMConfig,
     LMShape,
     Prompt,
     Usage,
     answer_scores,
-    label_scores,
     prompt_length,
     slot_length,
 )
-from lightning_prompts.lm.labels import HIDDEN
+from lightning_prompts.methods.evaluation import Evaluation, Item, Result
 from lightning_prompts.objectives import Objective
 from lightning_prompts.processes import Replica
 from lightning_prompts.randomness import random_state, run_seed, set_random_state
@@ -40,11 +36,8 @@ from lightning_prompts.types import Batch, Example
 META = "lightning_prompts"
 GRADIENTS = "gradients"
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
-
-class PromptMethod(L.LightningModule):
+class PromptMethod(Evaluation):
     """A way to find a prompt for a frozen language model.
 
     A subclass says in three words what it is (`prompt_kind`, `crossing`, and its objective), builds its prompt in
@@ -89,7 +82,6 @@ class PromptMethod(L.LightningModule):
         self.step_skipped = False  # by a callback, for want of finite gradients: the learning rate does not move either
         self.budget_used = 0.0  # share of a limit on tokens, calls or seconds, where a callback sets one
         self._waiting: dict[str, Tensor] = {}  # gradients of an earlier start, by the parameter's name
-        self.lm: FrozenLM
 
     # --- what a method adds -----------------------------------------------------------------------------------------
 
@@ -105,11 +97,6 @@ class PromptMethod(L.LightningModule):
         """The prompt for some examples: the same for all, unless a method writes one for each, ``[B, P, D]``."""
         del examples
         return self.current_prompt()
-
-    def relaxed_prompt_for(self, examples: Sequence[Example]) -> Tensor | None:
-        """What is trained in place of tokens for some examples, where that is something else: ``relaxed_nll``."""
-        del examples
-        return None
 
     def initial_prompt(self) -> Prompt | None:
         """The prompt before training, or ``None`` where that means nothing."""
@@ -141,14 +128,6 @@ class PromptMethod(L.LightningModule):
     def tokens_forwarded(self) -> int:
         """Tokens that were run through the LM, or through all of them, by this process."""
         return self.usage.tokens
-
-    def prepare(self, examples: Sequence[Example]) -> list[Example]:
-        """What examples become before the LM sees them in evaluation: unchanged, unless a method adds text."""
-        return list(examples)
-
-    def added_tokens(self) -> int:
-        """At most how many tokens `prepare` adds to an example."""
-        return 0
 
     @property
     @abstractmethod
@@ -431,142 +410,6 @@ class PromptMethod(L.LightningModule):
         examples, size = data.examples("val"), data.eval_batch_size
         batches = [examples[start : start + size] for start in range(0, len(examples), size)]
         return batches[: limit if isinstance(limit, int) else max(1, int(limit * len(batches)))]
-
-    # --- evaluation -------------------------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def evaluate(self, examples: Sequence[Example], prompt: Prompt) -> list[dict[str, Any]]:
-        """Score and generate answers, or choose among classes where there are any.
-
-        Args:
-            examples: ``B`` examples, with or without reference answers.
-            prompt: ``[P, D]`` or ``[B, P, D]``, or keys and values.
-
-        Returns:
-            One row per example: question, answer, generated, nll (nats per answer token), correct; the last two are
-            ``None`` without a reference. Where the answer is a class: label, the likeliest one, which is what was
-            generated. Where the method has thought about the question: hidden, the thoughts.
-        """
-        prepared = self.prepare(examples)
-        rows: list[dict[str, Any]] = [{} for _ in examples]
-        for labelled, judge in ((True, self._classify), (False, self._generate)):
-            mine = [index for index, example in enumerate(examples) if bool(example.labels) == labelled]
-            if mine:
-                own = prompt[mine] if isinstance(prompt, Tensor) and prompt.dim() == 3 else prompt
-                for index, row in zip(mine, judge([prepared[index] for index in mine], own), strict=True):
-                    rows[index] = row
-        for row, example, shown in zip(rows, examples, prepared, strict=True):
-            if HIDDEN in shown.fields and HIDDEN not in example.fields:
-                row[HIDDEN] = shown.fields[HIDDEN]
-        return rows
-
-    def _generate(self, examples: Sequence[Example], prompt: Prompt) -> list[dict[str, Any]]:
-        """Rows of examples whose answer is free text."""
-        generated = self.write_answers(examples, prompt)
-        answered = [index for index, example in enumerate(examples) if example.answer is not None]
-        nll: dict[int, float | None] = {}
-        if answered:
-            own = prompt[answered] if isinstance(prompt, Tensor) and prompt.dim() == 3 else prompt
-            nll = dict(zip(answered, self.answer_nll([examples[index] for index in answered], own), strict=True))
-        return [
-            {
-                "question": example.question,
-                "answer": example.reference,
-                "generated": text,
-                "nll": nll.get(index),
-                "correct": is_correct(example, text),
-            }
-            for index, (example, text) in enumerate(zip(examples, generated, strict=True))
-        ]
-
-    def write_answers(self, examples: Sequence[Example], prompt: Prompt) -> list[str]:
-        """The LM's greedy answers to prepared examples."""
-        return self.lm.generate(examples, prompt, self.max_new_tokens)
-
-    def answer_nll(self, examples: Sequence[Example], prompt: Prompt) -> Sequence[float | None]:
-        """NLL of prepared examples' answers, in nats per token; ``None`` where the LM does not say."""
-        nll: list[float] = self.lm.score(examples, prompt).nll.tolist()
-        return nll
-
-    def _classify(self, examples: Sequence[Example], prompt: Prompt) -> list[dict[str, Any]]:
-        """Rows of examples whose answer is a class: the likeliest one is the answer, and nothing is generated."""
-        scores = self.label_scores(examples, prompt)
-        chosen = scores.log_probs.argmax(-1).tolist()
-        return [
-            {
-                "question": example.question,
-                "answer": example.reference,
-                "generated": example.labels[label][0],
-                "nll": nll,
-                "correct": None if example.reference is None else label == example.label,
-                "label": example.labels[label][0],
-            }
-            for example, label, nll in zip(examples, chosen, scores.nll, strict=True)
-        ]
-
-    def label_scores(self, examples: Sequence[Example], prompt: Prompt) -> LabelScores:
-        """What the LM thinks of the classes of prepared examples, as `evaluate` asks it."""
-        return label_scores(self.lm, examples, prompt, self.lm_config.calibrate_labels)
-
-    def _log_rows(self, split: str, batch: Batch, rows: list[dict[str, Any]]) -> None:
-        for member in ("", *batch.members):
-            mine = [row for row, example in zip(rows, batch.examples, strict=True) if member in ("", example.member)]
-            name = f"{split}/{member}" if member else split
-            if not (count := len(mine)):
-                continue  # of a member that no batch has, nothing is said
-            if all(row["nll"] is not None for row in mine):  # some servers do not say
-                self.log_mean(f"{name}/nll", sum(row["nll"] for row in mine) / count, count, name == "val")
-            correct = sum(float(row["correct"]) for row in mine) / count
-            self.log_mean(f"{name}/exact_match", correct, count, prog_bar=name == "val")
-            if right := [float(row["correct"]) for row in mine if "label" in row]:
-                self.log_mean(f"{name}/accuracy", sum(right) / len(right), len(right))
-            if split != "val":
-                self.log(f"{name}/examples", float(count), reduce_fx="sum", on_epoch=True, on_step=False,
-                         add_dataloader_idx=False)  # fmt: skip
-
-    @torch.no_grad()
-    def _log_relaxed(self, split: str, batch: Batch) -> None:
-        nll = self.spread(batch.examples, self._relaxed_nll)
-        if nll:
-            self.log_mean(f"{split}/relaxed_nll", sum(nll) / len(nll), len(batch))
-
-    def _relaxed_nll(self, examples: Sequence[Example]) -> list[float]:
-        relaxed = self.relaxed_prompt_for(examples)
-        return [] if relaxed is None else self.lm.score(examples, relaxed).nll.tolist()
-
-    def log_mean(self, name: str, value: float | Tensor, count: int, prog_bar: bool = False) -> None:
-        """Log the mean over a batch of ``count`` examples, to be averaged over all examples of the split.
-
-        All processes know all rows of a batch, so they come to the same and need not ask each other.
-        """
-        # A test set's name is part of the metric's, so Lightning need not number the dataloaders.
-        self.log(name, value, batch_size=count, on_epoch=True, on_step=False, prog_bar=prog_bar,
-                 add_dataloader_idx=False)  # fmt: skip
-
-    def judged(self, examples: Sequence[Example]) -> list[dict[str, Any]]:
-        """The rows of `evaluate` under the method's own prompts, each process having done its share."""
-        return self.spread(examples, lambda part: self.evaluate(part, self.prompt_for(part)))
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, list[dict[str, Any]]]:
-        """NLL and exact match on the validation split."""
-        del batch_idx
-        rows = self.judged(batch.examples)
-        self._log_rows("val", batch, rows)
-        self._log_relaxed("val", batch)
-        return {"rows": rows}
-
-    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, list[dict[str, Any]]]:
-        """NLL, exact match and count on each test set; the rows go to ``predictions.jsonl``."""
-        del batch_idx, dataloader_idx
-        rows = self.judged(batch.examples)
-        self._log_rows(batch.split, batch, rows)
-        self._log_relaxed(batch.split, batch)
-        return {"rows": [{"split": batch.split, **row} for row in rows]}
-
-    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, list[dict[str, Any]]]:
-        """Generations, for questions without answers too."""
-        del batch_idx
-        return {"rows": self.judged(batch.examples)}
 
 
 def _iterable(parameters: list[Any]) -> Iterable[Any]:

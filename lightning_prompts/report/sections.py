@@ -10,6 +10,7 @@ from lightning_prompts.report.common import looks
 from lightning_prompts.report.methods import Task
 from lightning_prompts.report.prompts import prompts
 from lightning_prompts.report.results import differences, further, summary
+from lightning_prompts.report.terms import terms
 from lightning_prompts.report.training import cost, curves
 
 
@@ -32,7 +33,7 @@ def section(task: Task, prefix: str, level: int) -> list[Block]:
         ("Answers side by side", lambda: answers(task)),
         ("Answers as training went on", lambda: samples(task)),
     ]
-    blocks: list[Block] = []
+    blocks = terms(task)
     for title, make in parts:
         if made := make():
             blocks += [Heading(title, level), *made]
