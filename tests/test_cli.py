@@ -134,7 +134,7 @@ def test_the_record_says_what_the_best_is_chosen_by(tmp_path: Path) -> None:
     assert told == [("val/exact_match", "max")]
 
 
-def test_fit_says_where_the_run_goes_and_counts_no_epoch_minus_two(
+def test_fit_says_where_the_run_goes_and_what_comes_next_and_counts_no_epoch_minus_two(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -145,6 +145,9 @@ def test_fit_says_where_the_run_goes_and_counts_no_epoch_minus_two(
     assert f"run folder: runs/{folder.name}\n" in shown
     assert "Epoch 0" in shown
     assert "/-2" not in shown
+    following = shown.splitlines()[-1].removeprefix("test it: lightning-prompts ").split()
+    assert following == ["test", "-c", f"runs/{folder.name}/config.yaml", "--ckpt_path", "best"]
+    assert code(*following) == 0
 
 
 def test_one_batch_is_not_the_whole_set(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
