@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from datamodules.base import SourceRow, Split
 from datamodules.hub import HubSource
 from datamodules.labelled import FORWARD, LabelledTask, RawRow
+from datamodules.labels import Labels
 from datamodules.tables import check_fields
 from lightning_prompts.errors import UserError, nearest
 
@@ -77,6 +79,7 @@ class Classification(LabelledTask):
         train: Local file to train on, and to hold out from.
         val: Local validation file.
         test: Local test file.
+        predict: Local file of sentences to classify; needs no labels.
         sentence: Field of the local files that holds the sentence.
         label: Field of the local files that holds the label.
         order: The classes that labels 0, 1, ... of the local files stand for; ``None`` for the usual order.
@@ -103,6 +106,7 @@ class Classification(LabelledTask):
         train: str | None = None,
         val: str | None = None,
         test: str | None = None,
+        predict: str | None = None,
         sentence: str = "sentence",
         label: str = "label",
         order: list[str] | None = None,
@@ -133,16 +137,14 @@ class Classification(LabelledTask):
             if name not in classes:
                 option = "order" if name in (order or ()) else "labels"
                 raise UserError(f"data.{option}: {task} has no class {name!r}; known: {', '.join(classes)}")
-        for name, verbalisers in (labels or {}).items():
-            if not verbalisers:
-                raise UserError(f"data.labels: {name} has no verbaliser; give the ways to write it")
         if order is not None and sorted(order) != sorted(classes):
             raise UserError(f"data.order must name each class of {task} once: {', '.join(classes)}")
         self.sentence, self.label = (sentence, label) if self.files else (self.task.sentence, self.task.label)
+        self.predict, self.own_sentence = None if predict is None else Path(predict), sentence
         self.order: Sequence[str] = order or classes
         if not self.files:
             self.order = self.task.hub_classes or classes
-        self.verbalisers = {name: tuple((labels or {}).get(name, (name,))) for name in classes}
+        self.labels = Labels({name: (labels or {}).get(name, [name]) for name in classes})
 
     @property
     def hub(self) -> HubSource:
@@ -153,23 +155,33 @@ class Classification(LabelledTask):
         """Labels become names, and names become answers."""
         return {split: [self._row(raw) for raw in table] for split, table in tables.items()}
 
+    def load_rows(self) -> dict[Split, list[SourceRow]]:
+        """See `LabelledTask`; the sentences to classify are beside the others."""
+        splits = super().load_rows()
+        if self.predict is not None:
+            splits["predict"] = [self._unlabelled(raw) for raw in self.read(self.predict)]
+        return splits
+
     def _row(self, raw: RawRow) -> SourceRow:
         check_fields(raw.source, raw.fields, (self.sentence, self.label))
-        question = str(raw.fields[self.sentence]).strip()
-        answer = self.verbalisers[self._class(raw)][0]
+        return self._with_answer(raw, self.sentence, self._class(raw))
+
+    def _unlabelled(self, raw: RawRow) -> SourceRow:
+        check_fields(raw.source, raw.fields, (self.own_sentence,))
+        return self._with_answer(raw, self.own_sentence, None)
+
+    def _with_answer(self, raw: RawRow, sentence: str, answer: str | None) -> SourceRow:
+        question = str(raw.fields[sentence]).strip()
         fields = {**raw.fields, "question": question, "stripped": question, "answer": answer}
-        return SourceRow(fields, raw.source, labels=tuple(self.verbalisers.values()))
+        return SourceRow(fields, raw.source, labels=self.labels.verbalisers)
 
     def _class(self, raw: RawRow) -> str:
+        """The answer that a row's label stands for."""
         value = str(raw.fields[self.label]).strip()
         if value.isdecimal() and int(value) < len(self.order):
-            return self.order[int(value)]
-        name = value.casefold()
-        name = self.task.codes.get(name, name)
-        if name in self.verbalisers:
-            return name
-        for known, verbalisers in self.verbalisers.items():
-            if value in verbalisers:
-                return known
-        known_labels = ", ".join(f"{number} {known}" for number, known in enumerate(self.order))
-        raise UserError(f"{raw.source}: label {raw.fields[self.label]!r} is unknown; known labels: {known_labels}")
+            value = self.order[int(value)]
+        answer = self.labels.find(self.task.codes.get(value.casefold(), value))
+        if answer is None:
+            known = ", ".join(f"{number} {name}" for number, name in enumerate(self.order))
+            raise UserError(f"{raw.source}: label {raw.fields[self.label]!r} is unknown; known labels: {known}")
+        return answer

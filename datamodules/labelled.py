@@ -124,6 +124,15 @@ class LabelledTask(TextDataModule, ABC):
             source = self.hub
             raws = hub_rows(source.path, source.config, source.splits[split], f"data.{split}")
             return [RawRow(f"{source.path} {split} row {number}", raw) for number, raw in enumerate(raws, start=1)]
+        return self.read(file)
+
+    @staticmethod
+    def read(file: Path) -> list[RawRow]:
+        """The rows of a local file.
+
+        Raises:
+            UserError: It cannot be read, or has none.
+        """
         raws = read_table(file)
         if not raws:
             raise UserError(f"{file} has no rows")

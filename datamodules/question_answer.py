@@ -6,9 +6,10 @@ import logging
 import random
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from datamodules.base import SourceRow, Split, TextDataModule
+from datamodules.labels import Labels
 from datamodules.tables import blank, read_table
 from lightning_prompts.errors import UserError, nearest
 
@@ -25,6 +26,11 @@ class QuestionAnswer(TextDataModule):
         predict: File of questions to answer; needs no answers.
         question: Name of the field that holds the question.
         answer: Name of the field that holds the answer.
+        labels: The classes, where each answer is one of a few: the likeliest is chosen then, and nothing is written. A
+            list; or names as the files have them, each with the ways to write it, ``{0: [negative, bad], 1:
+            [positive, good]}``, the first of which is the answer; or ``auto`` for all answers of the files.
+        instruction: The task in a sentence, where text prompts start.
+        balanced: Training batches with as many examples of each class as of any other.
         template: Text with ``{prompt}``, ``{question}``, ``{answer}`` and any other field of the file.
         stop: Regular expression; a generated answer ends where it first matches.
         chat: Render through the model's chat template.
@@ -54,6 +60,9 @@ class QuestionAnswer(TextDataModule):
         predict: str | None = None,
         question: str = "question",
         answer: str = "answer",
+        labels: str | list[Any] | dict[Any, Any] | None = None,
+        instruction: str = "",
+        balanced: bool = False,
         template: str = "{prompt}\nQuestion: {question}\nAnswer: {answer}\n",
         stop: str = r"\n",
         chat: bool = False,
@@ -78,6 +87,11 @@ class QuestionAnswer(TextDataModule):
             if not isinstance(name, str):
                 raise UserError(f"data.{role} must be the name of a field, got {name!r}")
         self.question, self.answer = question, answer
+        if isinstance(labels, str) and labels != "auto":
+            raise UserError(f"data.labels must be auto, or name the classes as in [up, down], got {labels!r}")
+        self.labels = labels if labels is None or isinstance(labels, str) else Labels(labels)
+        self.instruction = instruction
+        self.balanced = balanced
         self.sizes: dict[Split, float] = {"test": test_size, "val": val_size}
         self.disjoint = disjoint
 
@@ -86,6 +100,12 @@ class QuestionAnswer(TextDataModule):
         splits = {
             split: self._rows(Path(file), answers=split != "predict") for split, file in self.files.items() if file
         }
+        if self.labels is not None:
+            answers = [
+                str(row.fields["answer"]).strip() for split in splits if split != "predict" for row in splits[split]
+            ]
+            labels = self.labels if isinstance(self.labels, Labels) else Labels.found(answers)
+            splits = {split: [labels.of(row) for row in rows] for split, rows in splits.items()}
         if "train" in splits:
             for split, size in self.sizes.items():
                 if split not in splits:
