@@ -13,6 +13,7 @@ from datamodules.labelled import FORWARD, LabelledTask, RawRow
 from datamodules.labels import Labels
 from datamodules.tables import check_fields
 from lightning_prompts.errors import UserError, nearest
+from lightning_prompts.types import Example
 
 
 @dataclass(frozen=True)
@@ -161,6 +162,12 @@ class Classification(LabelledTask):
         if self.predict is not None:
             splits["predict"] = [self._unlabelled(raw) for raw in self.read(self.predict)]
         return splits
+
+    def examples(self, split: Split) -> list[Example]:
+        """See `TextDataModule`; sentences to classify need no others, which may have to be fetched."""
+        if split == "predict" and self.predict is not None and self._examples is None:
+            return [self.render(self._unlabelled(raw)) for raw in self.read(self.predict)]
+        return super().examples(split)
 
     def _row(self, raw: RawRow) -> SourceRow:
         check_fields(raw.source, raw.fields, (self.sentence, self.label))

@@ -10,6 +10,7 @@ from datamodules.base import SourceRow
 from lightning_prompts.errors import UserError, nearest
 
 MOST_FOUND = 200  # different answers that can be taken for classes without asking
+MOST_SHOWN = 40  # characters of an answer
 
 
 class Labels:
@@ -31,22 +32,27 @@ class Labels:
         pairs = labels.items() if isinstance(labels, Mapping) else [(name, [name]) for name in labels]
         known = {_text(name): [_text(text) for text in _several(texts)] for name, texts in pairs}
         if len(known) < len(labels):
-            names = [_text(name) for name in labels]
-            raise UserError(f"data.labels: {next(name for name in names if names.count(name) > 1)!r} comes twice")
+            given = [_text(name) for name in labels]
+            raise UserError(f"data.labels: {next(name for name in given if given.count(name) > 1)!r} comes twice")
         if len(known) < 2:
             raise UserError(f"data.labels must name two classes or more, got {len(known)}")
         for name, verbalisers in known.items():
             if not verbalisers:
                 raise UserError(f"data.labels: {name} has no verbaliser; give the ways to write it")
         self.verbalisers = tuple(tuple(verbalisers) for verbalisers in known.values())
-        texts = [(name, verbalisers[0]) for name, verbalisers in known.items()]
-        texts += [(text, verbalisers[0]) for verbalisers in self.verbalisers for text in verbalisers]
-        self._answers: dict[str, str] = {}  # names come before other ways to write a class
-        folded: dict[str, set[str]] = {}
-        for text, answer in texts:
-            self._answers.setdefault(text, answer)
-            folded.setdefault(text.casefold(), set()).add(answer)
-        self._folded = {text: answers.pop() for text, answers in folded.items() if len(answers) == 1}
+        self.names = list(known)
+        names = [(name, verbalisers[0]) for name, verbalisers in known.items()]
+        others = [(text, verbalisers[0]) for verbalisers in self.verbalisers for text in verbalisers]
+        self._answers: dict[str, str] = {}
+        self._folded: dict[str, str | None] = {}
+        for texts in (names, others):  # a name is a name before it is another class's other way
+            folded: dict[str, set[str]] = {}
+            for text, answer in texts:
+                self._answers.setdefault(text, answer)
+                folded.setdefault(text.casefold(), set()).add(answer)
+            unclear = {text for text, answers in folded.items() if len(answers) > 1}
+            for text, answers in folded.items():
+                self._folded.setdefault(text, None if text in unclear else answers.pop())
 
     @classmethod
     def found(cls, answers: Sequence[str]) -> Labels:
@@ -58,30 +64,41 @@ class Labels:
         names = sorted(set(answers))
         if len(names) > MOST_FOUND:
             raise UserError(
-                f"data.labels: auto found {len(names)} different answers, {names[0]!r} and {names[1]!r} among them; "
-                "name the classes, or leave data.labels out for answers in free text"
+                f"data.labels: auto found {len(names)} different answers, {_short(names[0])} and {_short(names[1])} "
+                f"among them, and takes {MOST_FOUND} at most; name the classes, or leave data.labels out for "
+                "answers in free text"
             )
+        folded: dict[str, str] = {}
+        for name in names:
+            if (other := folded.setdefault(name.casefold(), name)) != name:
+                raise UserError(f"data.labels: auto found {_short(other)} and {_short(name)}; name the classes")
         if len(names) < 2:
-            told = f"only the answer {names[0]!r}" if names else "no answers"
+            told = f"only the answer {_short(names[0])}" if names else "no answers"
             raise UserError(f"data.labels: auto found {told}; name the classes")
         return cls(names)
 
     def find(self, text: str) -> str | None:
         """The answer that a text in a file stands for: a class's name or one of its verbalisers, in any case."""
         text = text.strip()
-        return self._answers.get(text, self._folded.get(text.casefold()))
+        answer = self._answers.get(text)
+        return self._folded.get(text.casefold()) if answer is None else answer
 
-    def of(self, row: SourceRow) -> SourceRow:
+    def of(self, row: SourceRow, strict: bool = True) -> SourceRow:
         """A row with its classes, its answer as the class is written.
+
+        Args:
+            row: A row of a file.
+            strict: Whether its answer must be a class; none is taken for another otherwise.
 
         Raises:
             UserError: Its answer is no class.
         """
         given = row.fields["answer"]
         answer = None if given is None else self.find(str(given))
-        if given is not None and answer is None:
-            names = [verbalisers[0] for verbalisers in self.verbalisers]
-            raise UserError(f"{row.source}: {given!r} is none of data.labels; {nearest(str(given), names)}")
+        if strict and given is not None and answer is None:
+            raise UserError(
+                f"{row.source}: {_short(str(given))} is none of data.labels; {nearest(str(given), self.names)}"
+            )
         return replace(row, fields={**row.fields, "answer": answer}, labels=self.verbalisers)
 
 
@@ -98,5 +115,10 @@ def _text(value: object) -> str:
             "('yes')"
         )
     if not isinstance(value, str | int | float):
-        raise UserError(f"data.labels: a name must be a text, got {type(value).__name__}")
-    return str(value)
+        raise UserError(f"data.labels: names and the ways to write them must be texts, got {type(value).__name__}")
+    return str(value).strip()
+
+
+def _short(text: str) -> str:
+    """An answer as an error shows it."""
+    return repr(text if len(text) <= MOST_SHOWN else f"{text[: MOST_SHOWN - 1]}…")

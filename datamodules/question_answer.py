@@ -26,10 +26,11 @@ class QuestionAnswer(TextDataModule):
         predict: File of questions to answer; needs no answers.
         question: Name of the field that holds the question.
         answer: Name of the field that holds the answer.
-        labels: The classes, where each answer is one of a few: the likeliest is chosen then, and nothing is written. A
-            list; or names as the files have them, each with the ways to write it, ``{0: [negative, bad], 1:
-            [positive, good]}``, the first of which is the answer; or ``auto`` for all answers of the files.
-        instruction: The task in a sentence, where text prompts start.
+        labels: The classes, where each answer is one of a few: the most likely class is chosen then, and nothing is
+            generated. A list; or names as the files have them, each with the ways to write it, ``{0: [negative, bad],
+            1: [positive, good]}``, the first of which is the answer; or ``auto`` for the answers of the training file
+            (of all files where there is none), 200 at most.
+        instruction: The task in a sentence: the initial prompt of methods whose ``text`` is ``None``.
         balanced: Training batches with as many examples of each class as of any other.
         template: Text with ``{prompt}``, ``{question}``, ``{answer}`` and any other field of the file.
         stop: Regular expression; a generated answer ends where it first matches.
@@ -38,7 +39,7 @@ class QuestionAnswer(TextDataModule):
         val_size: Held-out rows for validation: a share below 1, or a count.
         test_size: Held-out rows for testing: a share below 1, or a count.
         disjoint: What training must not share with validation and test: no question (``rows``), or no word of question
-            or answer (``words``, for word lists). Training rows that do are dropped.
+            or answer (``words``, for word lists; classes are not counted). Training rows that do are dropped.
         batch_size: Examples per training step.
         eval_batch_size: Examples per evaluation step.
         max_train_examples: Keep only so many training examples, drawn by ``seed``.
@@ -101,17 +102,20 @@ class QuestionAnswer(TextDataModule):
             split: self._rows(Path(file), answers=split != "predict") for split, file in self.files.items() if file
         }
         if self.labels is not None:
-            answers = [
-                str(row.fields["answer"]).strip() for split in splits if split != "predict" for row in splits[split]
-            ]
-            labels = self.labels if isinstance(self.labels, Labels) else Labels.found(answers)
-            splits = {split: [labels.of(row) for row in rows] for split, rows in splits.items()}
+            splits = self._labelled(splits)
         if "train" in splits:
             for split, size in self.sizes.items():
                 if split not in splits:
                     splits[split], splits["train"] = self._hold_out(splits["train"], split, size)
                 splits["train"] = self._without(splits["train"], splits[split], split)
         return splits
+
+    def _labelled(self, splits: dict[Split, list[SourceRow]]) -> dict[Split, list[SourceRow]]:
+        """The rows with their classes."""
+        sources = ["train"] if "train" in splits else [split for split in splits if split != "predict"]
+        answers = [str(row.fields["answer"]).strip() for split in sources for row in splits[split]]
+        labels = self.labels if isinstance(self.labels, Labels) else Labels.found(answers)
+        return {split: [labels.of(row, strict=split != "predict") for row in rows] for split, rows in splits.items()}
 
     def _hold_out(self, rows: list[SourceRow], split: Split, size: float) -> tuple[list[SourceRow], list[SourceRow]]:
         count = round(size * len(rows)) if size < 1 else int(size)
@@ -167,4 +171,5 @@ def _question(row: SourceRow) -> set[str]:
 
 
 def _words(row: SourceRow) -> set[str]:
-    return set(re.findall(r"\w+", f"{row.fields['question']} {row.fields['answer']}".casefold()))
+    answer = "" if row.labels else row.fields["answer"]  # classes are the same in all splits
+    return set(re.findall(r"\w+", f"{row.fields['question']} {answer}".casefold()))

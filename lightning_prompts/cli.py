@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from datetime import datetime
+from inspect import isclass
 from pathlib import Path
 from pydoc import locate
 from typing import Any, Union, get_args
@@ -214,7 +215,9 @@ class PromptCLI(LightningCLI):
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, callbacks.StopOnSignal) and callback.exit_code:
                 raise SIGTERMException(callback.exit_code)
-        if self.trainer.is_global_zero and (self.folder / "checkpoints" / "best.ckpt").exists():
+        best = str((self.folder / "checkpoints" / "best.ckpt").absolute())
+        saved = [getattr(callback, "best_model_path", None) for callback in self.trainer.checkpoint_callbacks]
+        if self.trainer.is_global_zero and best in saved:  # and not that of an earlier run
             record = shlex.quote(str(self.folder / "config.yaml"))
             print(f"test it: lightning-prompts test -c {record} --ckpt_path best")
 
@@ -302,12 +305,14 @@ def _class_name(node: Namespace) -> str:
 
 def _monitor(config: Namespace) -> None:
     """The default's metric is that of most methods; where the method is about another, so is the best checkpoint."""
-    default = methods.PromptMethod.monitor[0]
-    method: Any = locate(config.model.class_path)
-    for node in config.trainer.callbacks or []:
-        callback: Any = locate(node.class_path)
-        if issubclass(callback, ModelCheckpoint) and node.get("init_args.monitor") == default:
-            node.init_args.monitor, node.init_args.mode = method.monitor
+    method, given = locate(config.model.class_path), config.trainer.callbacks or []
+    for node in given if isinstance(given, list) else [given]:
+        callback = locate(node.class_path)
+        if not (isclass(callback) and issubclass(callback, ModelCheckpoint) and isclass(method)):
+            continue  # a function may make a callback or a method, too
+        settings = node.get("init_args", {})
+        if settings.get("monitor") == methods.PromptMethod.monitor[0] and "mode" in settings:
+            settings.monitor, settings.mode = getattr(method, "monitor", methods.PromptMethod.monitor)
 
 
 def _check_trainer(config: Namespace) -> None:

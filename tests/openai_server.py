@@ -4,8 +4,7 @@
 
 prints its port, and ends when its standard input does. It has /v1/models, /v1/completions (max_tokens, temperature,
 seed, n, stop, logprobs, echo) and /v1/chat/completions. POST /control takes {"faults": [...], "always": ..., "slow":
-seconds, "log_probs": bool, "shift": NATS, "chat_only": bool, "said": TEXT, "clear": true}; GET /control tells what was
-asked for.
+seconds, "log_probs": bool, "chat_only": bool, "said": TEXT, "clear": true}; GET /control tells what was asked for.
 """
 
 from __future__ import annotations
@@ -45,7 +44,6 @@ class State:
             self.faults: list[str] = []
             self.always: str | None = None
             self.slow, self.log_probs, self.chat_only, self.most_at_once = 0.0, True, False, 0
-            self.shift = 0.0  # of log-probabilities, in nats
             self.said: str | None = None  # instead of an answer of the model's
             self.requests: list[dict[str, Any]] = []
             self.running, self.epoch = 0, self.epoch + 1  # what still runs is of another test
@@ -95,7 +93,8 @@ class State:
         usage = {"prompt_tokens": len(row.context), "completion_tokens": sum(map(len, written))}
         return {"object": "text_completion", "model": body["model"], "choices": choices, "usage": usage}
 
-    def scores(self, lm: FrozenLM, context: list[int], ids: list[int], echo: bool) -> dict[str, Any]:
+    @staticmethod
+    def scores(lm: FrozenLM, context: list[int], ids: list[int], echo: bool) -> dict[str, Any]:
         whole = context + ids
         with torch.no_grad():
             logits = lm.answer_logits([Row(whole[:1], whole[1:])], torch.empty(0, lm.width))
@@ -103,8 +102,7 @@ class State:
         tokens = [lm.text([token]) for token in whole]
         offsets = [sum(map(len, tokens[:k])) for k in range(len(tokens))]
         start = 0 if echo else len(context)
-        shifted = [None, *(value + self.shift for value in values)]
-        return {"tokens": tokens[start:], "token_logprobs": shifted[start:], "text_offset": offsets[start:]}
+        return {"tokens": tokens[start:], "token_logprobs": [None, *values][start:], "text_offset": offsets[start:]}
 
 
 class Handler(BaseHTTPRequestHandler):

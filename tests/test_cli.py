@@ -10,15 +10,17 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
 from conftest import TINY
 from lightning import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_prompts import __version__
-from lightning_prompts.cli import run
+from lightning_prompts.cli import PromptCLI, run
 
 TINY_RUN = ["--model.lm.name", TINY, "--model.max_new_tokens", "2", "--trainer.accelerator", "cpu",
             "--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]  # fmt: skip
@@ -134,6 +136,33 @@ def test_the_record_says_what_the_best_is_chosen_by(tmp_path: Path) -> None:
     assert told == [("val/exact_match", "max")]
 
 
+class Checkpoint(ModelCheckpoint):
+    """One of a user's own."""
+
+
+@pytest.mark.parametrize(
+    ("callbacks", "wanted"),
+    [
+        ([{"class_path": "test_cli.Checkpoint", "init_args": {"monitor": "val/nll"}}], ("val/exact_match", "max")),
+        ({"class_path": "test_cli.Checkpoint", "init_args": {"monitor": "val/nll"}}, ("val/exact_match", "max")),
+        ([{"class_path": "test_cli.Checkpoint", "init_args": {"monitor": "val/other", "mode": "min"}}],
+         ("val/other", "min")),
+        ([{"class_path": "callbacks.Throughput"}], None),
+    ],
+)  # fmt: skip
+def test_the_best_is_that_of_the_method_s_metric(
+    callbacks: Any, wanted: tuple[str, str] | None, tmp_path: Path
+) -> None:
+    config = tmp_path / "own.yaml"
+    config.write_text(yaml.safe_dump({"trainer": {"callbacks": callbacks}}))
+    few = ["--model.induced.count", "1", "--model.induced.max_new_tokens", "2", "--trainer.max_steps", "1"]
+    folder = tmp_path / "run"
+    asked = PromptCLI(["fit", "-c", str(config), "--model", "Ape", *TINY_RUN, *SMALL, *few, "--trainer.fast_dev_run",
+                       "true", "--trainer.default_root_dir", str(folder)])  # fmt: skip
+    made = [callback for callback in asked.trainer.checkpoint_callbacks if isinstance(callback, Checkpoint)]
+    assert [(callback.monitor, callback.mode) for callback in made] == ([] if wanted is None else [wanted])
+
+
 def test_fit_says_where_the_run_goes_and_what_comes_next_and_counts_no_epoch_minus_two(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -148,6 +177,9 @@ def test_fit_says_where_the_run_goes_and_what_comes_next_and_counts_no_epoch_min
     following = shown.splitlines()[-1].removeprefix("test it: lightning-prompts ").split()
     assert following == ["test", "-c", f"runs/{folder.name}/config.yaml", "--ckpt_path", "best"]
     assert code(*following) == 0
+    again = ["--overwrite", "true", "--trainer.fast_dev_run", "true", "--trainer.default_root_dir", str(folder)]
+    assert code(*FIT, *SMALL, *again) == 0
+    assert "test it" not in capsys.readouterr().out, "what is there is of the run before"
 
 
 def test_one_batch_is_not_the_whole_set(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

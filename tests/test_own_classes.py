@@ -40,8 +40,10 @@ def opinions(folder: Path, count: int = 20, names: tuple[Any, ...] = (0, 1)) -> 
         (("b", "c", "a"), "auto", (("a",), ("b",), ("c",)), {"a", "b", "c"}),
         ((0, 1), [0, 1], (("0",), ("1",)), {"0", "1"}),
         (("good", "bad"), POLES, (("negative", "bad"), ("positive", "good")), {"negative", "positive"}),
-        # A name is a name before it is another class's other way.
+        # A name is a name before it is another class's other way, in any case.
         (("a", "b"), {"a": ["b"], "b": ["a"]}, (("b",), ("a",)), {"a", "b"}),
+        (("A", "B"), {"a": ["b"], "b": ["a"]}, (("b",), ("a",)), {"a", "b"}),
+        (("up", "down"), [" up", "down "], (("up",), ("down",)), {"up", "down"}),
         (("free", "text"), None, (), {"free", "text"}),
     ],
 )
@@ -56,14 +58,16 @@ def test_answers_become_classes(
     if classes:
         assert all(example.labels[example.label][0] == example.reference for example in found)  # type: ignore[index]
     if labels == {"a": ["b"], "b": ["a"]}:
-        assert {(example.fields["answer"], example.label) for example in found} == {("b", 0), ("a", 1)}
         assert next(example for example in found if example.question == "opinion 0").reference == "b"
 
 
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (["up", "down"], r"opinions\.jsonl row 1: '?0'? is none of data\.labels; known: up, down"),
+        (["up", "down"], r"opinions\.jsonl row 1: '0' is none of data\.labels; known: up, down"),
+        ({1: "up", 2: "down"}, r"row 1: '0' is none of data\.labels; known: 1, 2"),
+        ({0: "up", 1: None}, r"data\.labels: names and the ways to write them must be texts, got NoneType"),
+        (["us", "US"], r"row 1: '0' is none"),
         (["up"], r"data\.labels must name two classes or more, got 1"),
         ([], r"data\.labels must name two classes or more, got 0"),
         (["up", "up"], r"data\.labels: 'up' comes twice"),
@@ -71,7 +75,7 @@ def test_answers_become_classes(
         ({"0": ["up"], "1": []}, r"data\.labels: 1 has no verbaliser"),
         ({"0": ["up"], "1": ["up"]}, r"share the verbaliser 'up'"),
         ([True, False], r"data\.labels: true is no text.*in quotes"),
-        ([["up"], "down"], r"data\.labels: a name must be a text, got list"),
+        ([["up"], "down"], r"data\.labels: names and the ways to write them must be texts, got list"),
         ("up", r"data\.labels must be auto, or name the classes"),
     ],
 )
@@ -86,8 +90,33 @@ def test_auto_does_not_take_free_text_for_classes(tmp_path: Path) -> None:
         QuestionAnswer(opinions(tmp_path, 300, tuple(range(201))), labels="auto").examples("train")
     with pytest.raises(UserError, match=r"auto found only the answer '7'; name the classes"):
         QuestionAnswer(opinions(tmp_path, names=(7,)), labels="auto").examples("train")
+    with pytest.raises(UserError, match=r"auto found 'Yes' and 'yes'; name the classes"):
+        QuestionAnswer(opinions(tmp_path, names=("yes", "Yes", "no")), labels="auto").examples("train")
     with pytest.raises(UserError, match=r"auto found no answers; name the classes"):
         QuestionAnswer(predict=opinions(tmp_path), labels="auto").examples("predict")
+
+
+def test_auto_takes_the_classes_of_the_training_file(tmp_path: Path) -> None:
+    train = opinions(tmp_path, names=("b", "a"))
+    test = write(tmp_path / "test.jsonl", [{"question": "?", "answer": "a"}])
+    data = QuestionAnswer(train, test=test, labels="auto")
+    assert data.examples("test")[0].labels == (("a",), ("b",))
+    typo = write(tmp_path / "typo.jsonl", [{"question": "?", "answer": "aa"}])
+    with pytest.raises(UserError, match=r"typo\.jsonl row 1: 'aa' is none of data\.labels; did you mean a\?"):
+        QuestionAnswer(train, test=typo, labels="auto").examples("test")
+    todo = write(tmp_path / "new.jsonl", [{"question": "?", "answer": answer} for answer in ("TODO", "b", None)])
+    found = QuestionAnswer(train, predict=todo, labels="auto").examples("predict")
+    assert [example.reference for example in found] == [None, "b", None], "what is no class is no answer"
+    assert all(len(example.labels) == 2 for example in found)
+
+
+def test_classes_are_no_words_in_common(tmp_path: Path) -> None:
+    data = QuestionAnswer(opinions(tmp_path), labels=POLES, disjoint="words", val_size=2, test_size=2)
+    with pytest.raises(UserError, match="leaves nothing to train on"):  # they have the word `opinion`
+        data.examples("train")
+    rows = [{"question": f"opinion{n}", "answer": n % 2} for n in range(20)]
+    own = QuestionAnswer(write(tmp_path / "own.jsonl", rows), labels=POLES, disjoint="words", val_size=2, test_size=2)
+    assert len(own.examples("train")) == 16
 
 
 def test_balanced_batches_of_own_files(tmp_path: Path) -> None:
@@ -147,5 +176,9 @@ def test_sentences_without_labels_are_classified(tmp_path: Path) -> None:
     data = Classification("mpqa", train=train, predict=new, **sizes)
     assert {example.labels for example in data.examples("predict")} == {(("negative",), ("positive",))}
     assert not {example.question for example in data.examples("train")} & {"new 0", "new 1", "new 2"}
-    with pytest.raises(UserError, match=r"new\.jsonl row 1 has no field 'text'; did you mean|known: sentence"):
-        Classification("mpqa", train=train, predict=new, sentence="text", **sizes).examples("predict")
+    alone = Classification("mpqa", predict=new)  # which would ask the hub for all else
+    assert [example.question for example in alone.examples("predict")] == ["new 0", "new 1", "new 2"]
+    other = write(tmp_path / "other.jsonl", [{"text": "new"}])
+    for files in ({"train": train}, {}):
+        with pytest.raises(UserError, match=r"other\.jsonl row 1 has no field 'sentence'; known: text"):
+            Classification("mpqa", predict=other, **files).examples("predict")

@@ -189,10 +189,14 @@ def test_without_log_probabilities_it_says_so(server: ServerProcess, tmp_path: P
 
 
 def test_what_is_no_log_probability_is_not_taken_for_one(server: ServerProcess, tmp_path: Path) -> None:
-    server.set(shift=100.0)
-    reader = RemoteReader(remote(server, tmp_path, log_probs=True), TextCache())
-    with pytest.raises(UserError, match=r"gives log-probabilities above 0 \(\d+(\.\d+)?\), which no probability has"):
-        reader.log_probs(examples(), ["Go."], [[" so"]] * 4)
+    lm = remote(server, tmp_path, log_probs=True)
+    said: list[float] = []
+    lm._echo = lambda text: (list(text), [-1.0] * (len(text) - len(said)) + said)  # type: ignore[method-assign]
+    said[:] = [0.05, -0.5]  # a rounding error is none of a probability above 1
+    assert lm.log_probs(["context"], [" ab"]) == [(-1.5, 3)]
+    said[:] = [0.11, -0.5]
+    with pytest.raises(UserError, match=r"gives log-probabilities above 0 \(0\.11\), which cannot be; set server"):
+        lm.log_probs(["context"], [" ab"])
 
 
 # --- faults -----------------------------------------------------------------------------------------------------------

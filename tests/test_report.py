@@ -13,6 +13,7 @@ import shutil
 import statistics as plain
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,12 +24,15 @@ from conftest import TINY
 
 from lightning_prompts import commands
 from lightning_prompts.cli import run
+from lightning_prompts.report.blocks import Text
 from lightning_prompts.report.charts import Curve, Look, curves
+from lightning_prompts.report.configs import flat
 from lightning_prompts.report.labels import spread
-from lightning_prompts.report.methods import group
+from lightning_prompts.report.methods import Method, Task, group
 from lightning_prompts.report.pairs import compare, values
 from lightning_prompts.report.runs import Prediction, Run, find
 from lightning_prompts.report.statistics import bootstrap, holm, over_seeds, permutation, t_quantile
+from lightning_prompts.report.terms import terms
 
 SHIFTS = {"soft": 0.0, "static": 1.5, "search": 0.6}  # what a method's NLL is above the question's own
 FILES = ("config.yaml", "metrics.json", "predictions.jsonl", "logs/version_0/metrics.csv", "budget.json",
@@ -501,33 +505,74 @@ def test_rows_in_common_are_counted_for_each_figure(study: Path) -> None:
 
 
 def test_unequal_terms_are_told_ahead_of_the_numbers(study: Path) -> None:
-    def changed(place: str, value: object, *names: str) -> str:
-        for path in study.glob("soft/*/config.yaml"):
-            config = yaml.safe_load(path.read_text())
-            node = config[place]["init_args"]
-            for name in names[:-1]:
-                node = node[name]
-            node[names[-1]] = value
-            path.write_text(yaml.safe_dump(config))
-        assert report(study) == 0
-        page = Page(study / "report.html")
-        said = [line for line in page.text.split("\n") if "on equal terms" in line]
-        assert len(said) <= 1
-        if said:
-            assert page.html.index("on equal terms") < page.html.index("<table")
-            assert "on equal terms" in page.markdown
-        return "".join(said)
+    assert report(study) == 0
+    assert "on equal terms" not in Page(study / "report.html").text
+    for path in study.glob("soft/*/config.yaml"):
+        path.write_text(path.read_text().replace("name: tiny", "name: larger"))
+    assert report(study) == 0
+    page = Page(study / "report.html")
+    assert "were not compared on equal terms. model.lm.name is " in page.text
+    assert "larger for soft" in page.text
+    assert page.html.index("on equal terms") < page.html.index("<table")
+    assert "on equal terms" in page.markdown
 
-    assert changed("data", 4, "members", 0, "batch_size") == ""  # a method's own affair
-    told = changed("model", "larger", "lm", "name")
-    assert "model.lm.name is " in told
-    assert "larger for soft" in told
-    assert "tiny for " in told
-    assert "template" not in told
-    told = changed("data", "{prompt}\n" + "x" * 99, "template")
-    assert "data.template is off for " in told
-    assert r"{prompt}\nxxx" in told
-    assert "x" * 60 not in told
+
+DATA = {"class_path": "datamodules.QuestionAnswer"}
+LAYERS = {"class_path": "methods.DeepLanguageNetwork"}
+
+
+@pytest.mark.parametrize(
+    ("mine", "other", "told"),
+    [
+        ({"model": {"lm": {"name": "a", "revision": None}}}, {"model": {"lm": {"name": "a"}}}, ""),
+        ({"model": {"lm": {"name": "a"}}}, {"model": {"lm": {"name": "b"}}},
+         "model.lm.name is a for mine; b for other."),
+        ({"model": {"lm": {"quantization": "none"}}}, {"model": {"lm": {"quantization": None}}}, ""),
+        ({"model": {"lm": {"quantization": "int8"}}}, {}, "model.lm.quantization is int8 for mine; not set for other."),
+        ({"model": {"lm": {"dtype": "float16"}, "proposer": {"name": "a"}, "length": 4}}, {}, ""),
+        (
+            {"model": {"lm": {"server": {"parameters": {"temperature": 0}}}}},
+            {"model": {"lm": {"server": {"parameters": None}}}},
+            "model.lm.server.parameters.temperature is 0 for mine; not set for other.",
+        ),
+        (
+            {"model": {**LAYERS, "init_args": {"layers": [{"lm": None}, {"lm": {"name": "b"}}]}}},
+            {"model": {**LAYERS, "init_args": {"layers": [{"lm": None}, {"lm": None}]}}},
+            "model.layers.item#2.lm.name is b for mine; not set for other.",
+        ),
+        ({"data": {"batch_size": 4, "balanced": True, "test": "x", "seed": 1}}, {"data": {"batch_size": 8}}, ""),
+        ({"data": {"max_train_examples": 100}}, {"data": {"max_train_examples": None}},
+         "data.max_train_examples is 100 for mine; not set for other."),
+        ({"data": {"train": "my.jsonl"}}, {"data": {"train": str(Path("my.jsonl").absolute())}}, ""),
+        ({"data": {"train": "/a/my.jsonl"}}, {"data": {"train": "/b/my.jsonl"}},
+         "data.train is /a/my.jsonl for mine; /b/my.jsonl for other."),
+        ({"data": {"stop": "\n"}}, {"data": {"stop": r"\n"}}, ""),
+        ({"data": {"template": "a\n"}}, {"data": {"template": r"a\n"}},
+         r"data.template is a\n for mine; a\\n for other."),
+        (
+            {"data": {"system": "y" * 70 + "a"}}, {"data": {"system": "y" * 70 + "b"}},
+            f"data.system is {'y' * 59}… for mine; {'y' * 59}… for other (these begin alike).",
+        ),
+        (
+            {"data": {**DATA, "init_args": {"val_size": 4}}},
+            {"data": {"class_path": "my.Own", "init_args": {"val_size": 5}}},
+            "data is QuestionAnswer for mine; Own for other.",
+        ),
+        (
+            {"data": {"members": {"a": {**DATA, "init_args": {"template": "x", "val_size": 4}}}}},
+            {"data": {"members": {"a": {**DATA, "init_args": {"template": "y", "val_size": 5}}}}},
+            "data.members.a.val_size is 4 for mine; 5 for other.",
+        ),
+    ],
+)  # fmt: skip
+def test_terms(mine: dict[str, Any], other: dict[str, Any], told: str) -> None:
+    methods = tuple(
+        Method(name, (SimpleNamespace(settings=flat(config, "x")),))  # type: ignore[arg-type]
+        for name, config in (("mine", mine), ("other", other))
+    )
+    blocks = terms(Task("task", methods, methods[0]))
+    said = [block.text.partition("equal terms. ")[2] for block in blocks if isinstance(block, Text)]
+    assert said == ([told] if told else [])
 
 
 # --- which runs belong together ---------------------------------------------------------------------------------------

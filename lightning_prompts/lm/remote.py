@@ -22,7 +22,7 @@ from lightning_prompts.types import Example
 
 BYTES_PER_TOKEN = 3  # an estimate on the safe side: English has four or more
 CHAT, PLAIN = "/chat/completions", "/completions"
-ROUNDING = 1e-3  # nats above 0 that a log-probability may lie in half precision
+ROUNDING = 0.1  # nats above 0 that are taken for a rounding error: bfloat16 has steps of 1/8 near 20
 SHOWN = 200  # characters of a server's own message
 NO_KEY = "none"  # the client insists on one, servers without keys ignore it
 
@@ -230,10 +230,10 @@ class RemoteLM:
             raise self._silent()
         if max(mine) > ROUNDING:
             raise UserError(
-                f"{self._where(PLAIN)} gives log-probabilities above 0 ({max(mine):.4g}), which no probability has; "
+                f"{self._where(PLAIN)} gives log-probabilities above 0 ({max(mine):.4g}), which cannot be; "
                 "set server.log_probs: false, or take another server"
             )
-        return math.fsum(mine), len(mine)
+        return math.fsum(min(value, 0.0) for value in mine), len(mine)
 
     def _echo(self, text: str) -> tuple[list[str], list[float]]:
         """The tokens of a text as the server cuts it, and their log-probabilities; of the first there is none."""

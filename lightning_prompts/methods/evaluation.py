@@ -20,7 +20,7 @@ Result = TypeVar("Result")
 
 
 class Evaluation(L.LightningModule):
-    """Validation, test and prediction of a method, which says here what its prompt is and how its work is shared."""
+    """Validation, test and prediction. A subclass gives `prompt_for` and `spread`, and may change `prepare`."""
 
     lm: FrozenLM
     lm_config: LMConfig
