@@ -160,22 +160,24 @@ class Classification(LabelledTask):
         """See `LabelledTask`; the sentences to classify are beside the others."""
         splits = super().load_rows()
         if self.predict is not None:
-            splits["predict"] = [self._unlabelled(raw) for raw in self.read(self.predict)]
+            splits["predict"] = self._unlabelled(self.predict)
         return splits
 
     def examples(self, split: Split) -> list[Example]:
         """See `TextDataModule`; sentences to classify need no others, which may have to be fetched."""
         if split == "predict" and self.predict is not None and self._examples is None:
-            return [self.render(self._unlabelled(raw)) for raw in self.read(self.predict)]
+            return [self.render(row) for row in self._unlabelled(self.predict)]
         return super().examples(split)
 
     def _row(self, raw: RawRow) -> SourceRow:
         check_fields(raw.source, raw.fields, (self.sentence, self.label))
         return self._with_answer(raw, self.sentence, self._class(raw))
 
-    def _unlabelled(self, raw: RawRow) -> SourceRow:
-        check_fields(raw.source, raw.fields, (self.own_sentence,))
-        return self._with_answer(raw, self.own_sentence, None)
+    def _unlabelled(self, file: Path) -> list[SourceRow]:
+        rows = self.read(file)
+        for raw in rows:
+            check_fields(raw.source, raw.fields, (self.own_sentence,))
+        return [self._with_answer(raw, self.own_sentence, None) for raw in rows]
 
     def _with_answer(self, raw: RawRow, sentence: str, answer: str | None) -> SourceRow:
         question = str(raw.fields[sentence]).strip()

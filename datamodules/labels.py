@@ -50,9 +50,8 @@ class Labels:
             for text, answer in texts:
                 self._answers.setdefault(text, answer)
                 folded.setdefault(text.casefold(), set()).add(answer)
-            unclear = {text for text, answers in folded.items() if len(answers) > 1}
-            for text, answers in folded.items():
-                self._folded.setdefault(text, None if text in unclear else answers.pop())
+            for text, answers in folded.items():  # of several, none is meant
+                self._folded.setdefault(text, answers.pop() if len(answers) == 1 else None)
 
     @classmethod
     def found(cls, answers: Sequence[str]) -> Labels:

@@ -112,9 +112,11 @@ class QuestionAnswer(TextDataModule):
 
     def _labelled(self, splits: dict[Split, list[SourceRow]]) -> dict[Split, list[SourceRow]]:
         """The rows with their classes."""
-        sources = ["train"] if "train" in splits else [split for split in splits if split != "predict"]
-        answers = [str(row.fields["answer"]).strip() for split in sources for row in splits[split]]
-        labels = self.labels if isinstance(self.labels, Labels) else Labels.found(answers)
+        if isinstance(self.labels, Labels):
+            labels = self.labels
+        else:
+            sources = ["train"] if "train" in splits else [split for split in splits if split != "predict"]
+            labels = Labels.found([str(row.fields["answer"]).strip() for split in sources for row in splits[split]])
         return {split: [labels.of(row, strict=split != "predict") for row in rows] for split, rows in splits.items()}
 
     def _hold_out(self, rows: list[SourceRow], split: Split, size: float) -> tuple[list[SourceRow], list[SourceRow]]:
