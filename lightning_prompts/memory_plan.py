@@ -212,7 +212,7 @@ def cache_bytes(shape: LMShape, packed: Packed, new_tokens: int, heads: int = 1)
 
 def make_plan(
     method: PromptMethod, batches: Sequence[Sequence[Example]], questions: Sequence[Sequence[Example]],
-    processes: Processes = Processes(),
+    processes: Processes = Processes(), device: str = "cpu",
 ) -> Plan:  # fmt: skip
     """The plan of a method that nothing was loaded for.
 
@@ -221,6 +221,7 @@ def make_plan(
         batches: Training batches; the one that takes the most counts.
         questions: Evaluation batches, likewise.
         processes: How many share the work.
+        device: The kind of device that it would run on, ``cpu`` or ``cuda``.
 
     Raises:
         UserError: See `LMShape.of`; or there are no batches, or a model cannot be split over the processes.
@@ -239,7 +240,7 @@ def make_plan(
     local = [config for config in asked_for if config.server is None]
     if not local:
         return Plan(f"{type(method).__name__} on {method.lm_config.name}", servers)
-    shapes = [LMShape.of(config) for config in local]
+    shapes = [LMShape.of(config, device=device) for config in local]
     footprint = method.footprint(shapes[0], max(map(len, own)))
     if footprint.shape:
         shapes[0] = footprint.shape
@@ -367,6 +368,7 @@ def main(args: Sequence[str]) -> int:
         batches_of(run.datamodule, "train"),
         batches_of(run.datamodule, "val"),
         _processes(run.trainer_config),
+        _device_type(str(run.trainer_config.accelerator)),
     )
     Console().print(as_table(plan))
     return 0
@@ -386,6 +388,14 @@ def _processes(trainer: Any) -> Processes:  # noqa: ANN401 - a jsonargparse name
         shards = nodes if sizes.data_parallel_size == "auto" else int(sizes.data_parallel_size)
         return Processes(shards, shards, heads)
     return Processes(nodes * devices)
+
+
+def _device_type(accelerator: str) -> str:
+    """The kind of device that a trainer with this accelerator would run on."""
+    if accelerator not in ("auto", "gpu"):
+        return accelerator
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return "cpu" if found is None else found.type
 
 
 def _device_count(devices: Any) -> int:  # noqa: ANN401 - a number, a list of numbers, either as text, or auto

@@ -1,4 +1,4 @@
-"""What is drawn once follows the run's seed alone, however much of its randomness loading a model has used up."""
+"""Random numbers of a run: drawn on the CPU and then moved, so that a seed means the same on every device."""
 
 from __future__ import annotations
 
@@ -17,10 +17,22 @@ def run_seed() -> int:
 
 
 @contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Inside, tensors are made on the CPU and its generator starts at ``seed``; outside, nothing has been drawn.
+
+    ``torch.manual_seed`` would seed the generators of all accelerators as well, and nothing would set them back. On the
+    meta device, where a module is made for its size alone, tensors stay there.
+    """
+    default = torch.get_default_device()
+    with default if default.type == "meta" else torch.device("cpu"), torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+@contextmanager
 def from_run_seed() -> Iterator[None]:
-    """Inside, torch's randomness starts at the run's seed; outside, it goes on as if nothing had been drawn."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(torch.initial_seed())
+    """`seeded` by the run's seed: what is drawn inside does not depend on what was drawn before."""
+    with seeded(torch.initial_seed()):
         yield
 
 

@@ -28,7 +28,7 @@ ALLOWED = {
     "lightning_prompts.run_folder": {"environment", "errors", "files", "lm", "methods"},
     "lightning_prompts.report": {"errors", "files", "commands"},
     "lightning_prompts.checkpoints": {"errors", "files"},
-    "lightning_prompts.lm": {"types", "errors", "template", "files"},
+    "lightning_prompts.lm": {"types", "errors", "template", "files", "randomness"},
     "lightning_prompts.parallel": set(),
     "lightning_prompts.randomness": set(),
     "lightning_prompts.prompts": {"types", "errors", "template", "lm", "randomness"},

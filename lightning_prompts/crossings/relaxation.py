@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lightning_prompts.errors import check_finite
+from lightning_prompts.lm.transfer import to_device
 
 
 @dataclass(frozen=True)
@@ -223,14 +224,19 @@ def masked(scores: Tensor, usable: Tensor) -> Tensor:
 
 
 def gumbel_like(scores: Tensor, generator: Noise = None) -> Tensor:
-    """Standard Gumbel noise of the same shape, always finite."""
-    whole = torch.empty_like(scores)
+    """Standard Gumbel noise of the same shape, always finite; drawn on the CPU, the same for every device.
+
+    Args:
+        scores: For the shape, the dtype and the device.
+        generator: On the CPU.
+    """
+    part, drawn = slice(0, len(scores)), len(scores)
     if isinstance(generator, PartNoise):
-        whole = scores.new_empty(generator.total, *scores.shape[1:]).exponential_(generator=generator.generator)
-        whole = whole[generator.start : generator.start + len(scores)]
-    else:
-        whole.exponential_(generator=generator)
-    return -whole.clamp_(min=torch.finfo(scores.dtype).tiny).log_()
+        part, drawn = slice(generator.start, generator.start + len(scores)), generator.total
+        generator = generator.generator
+    noise = torch.empty(drawn, *scores.shape[1:], dtype=scores.dtype, device="cpu").exponential_(generator=generator)
+    noise = -noise[part].clamp_(min=torch.finfo(scores.dtype).tiny).log_()
+    return to_device(noise, scores.device)
 
 
 def _forward_backward(forward: Tensor, backward: Tensor) -> Tensor:

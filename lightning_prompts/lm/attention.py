@@ -20,7 +20,9 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -28,6 +30,7 @@ from transformers.masking_utils import sdpa_mask
 
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm.key_values import KeyValues
+from lightning_prompts.lm.transfer import to_device_together
 
 ATTENTION_NAME = "lightning_prompts"
 
@@ -42,26 +45,36 @@ Pair = tuple[Tensor, Tensor]
 class Level:
     """Segments of text that hang on the segments of the level before, the same number on each.
 
+    Everything is worked out on the host; `Layout` copies it to the device.
+
     Args:
         counts: Tokens of each segment, ``n`` of them.
-        starts: Position of each segment's first token, ``[n]``, on the CPU.
+        starts: Position of each segment's first token, ``[n]``.
         offset: How many packed tokens stand before this level's.
-        device: Where the model runs.
     """
 
-    def __init__(self, counts: list[int], starts: Tensor, offset: int, device: torch.device) -> None:
+    counts: Tensor
+    starts: Tensor
+    query_positions: Tensor
+    unpad_index: Tensor
+
+    def __init__(self, counts: Sequence[int], starts: NDArray[np.int64], offset: int) -> None:
         """Work out the indices between packed and padded form once, for all layers."""
         self.size, self.width, self.tokens = len(counts), max(counts), sum(counts)
         self.offset = offset
         self.even = min(counts) == self.width
-        # On the CPU first: counting what is true would make a GPU wait.
-        column = torch.arange(self.width)
-        inside = column[None] < torch.tensor(counts)[:, None]
-        positions = starts[:, None] + column  # [n, T]
-        self.unpad_index = inside.flatten().nonzero()[:, 0].to(device)
-        self.positions = positions[inside].to(device)
-        self.query_positions = positions.to(device)
-        self.counts, self.starts = torch.tensor(counts, device=device), starts.to(device)
+        self.host_counts, self.host_starts = np.array(counts), starts
+        column = np.arange(self.width)
+        self.inside = column < self.host_counts[:, None]  # [n, T]
+        self.positions = starts[:, None] + column  # [n, T]
+
+    def host_numbers(self) -> list[NDArray[np.int64]]:
+        """What the device needs, in the order of `take`."""
+        return [self.host_counts, self.host_starts, self.positions, np.flatnonzero(self.inside)]
+
+    def take(self, tensors: Sequence[Tensor]) -> None:
+        """Keep the device's copies."""
+        self.counts, self.starts, self.query_positions, self.unpad_index = tensors
 
     def pad(self, packed: Tensor) -> Tensor:
         """``[N, ...]`` tokens of this level -> ``[n, T, ...]``, zeros where a segment is shorter."""
@@ -87,7 +100,7 @@ class RowMemory:
         """Start empty; a layer's buffers are made when it first writes."""
         self.capacity = capacity
         self.levels: list[Level] = []  # of what rows share
-        self.starts: Tensor | None = None  # position of each row's first own token
+        self.starts: NDArray[np.int64] | None = None  # position of each row's first own token
         self.shared: dict[int, list[Pair]] = {}
         self.rows: dict[int, Pair] = {}
 
@@ -112,38 +125,47 @@ class Layout:
         memory: RowMemory | None = None,
         columns: list[int] | None = None,
     ) -> None:
-        """Work out positions once, for all layers."""
+        """Work out positions once, for all layers, and copy them to the device together."""
         self.past, self.memory, self.device = past, memory, device
         self.above: list[Level] = []  # levels whose keys come from somewhere else than this pass
         self.passing: list[Level] = []
-        starts = torch.zeros(1, dtype=torch.long)
+        starts = np.zeros(1, dtype=np.int64)
+        new: list[Level] = []  # levels that the device does not know yet
         if memory is not None and memory.starts is not None:
             self.above = memory.levels
-            starts = memory.starts + torch.tensor(columns)
+            starts = memory.starts + np.array(columns)
         elif past is not None:
-            self.above = [Level([past.length], starts, 0, device)]
+            self.above = new = [Level([past.length], starts, 0)]
             starts = starts + past.length
         offset = 0
         for counts in levels:
             if not any(counts):
                 continue
-            starts = starts.repeat_interleave(len(counts) // len(starts))
-            self.passing.append(Level(counts, starts, offset, device))
+            starts = starts.repeat(len(counts) // len(starts))
+            self.passing.append(Level(counts, starts, offset))
             row_starts = starts
-            starts = starts + torch.tensor(counts)
+            starts = starts + np.array(counts)
             offset += sum(counts)
         rows = self.passing[-1]
-        self.positions = torch.cat([level.positions for level in self.passing])[None]  # [1, M]
-        self.last = rows.offset + rows.counts.cumsum(0) - 1  # packed index of each row's last token
-        self.row_columns = torch.zeros(rows.size, dtype=torch.long, device=device)
+        self.ends = (rows.offset + rows.host_counts.cumsum()).tolist()  # where each row ends in the packed sequence
+        row_columns = np.zeros(rows.size, dtype=np.int64) if columns is None else np.array(columns)
+        places = np.zeros(0, dtype=np.int64)
         if memory is not None:
-            if columns is not None:
-                self.row_columns = torch.tensor(columns, device=device)
             if memory.starts is None:
                 memory.levels = [*self.above, *self.passing[:-1]]
                 memory.starts = row_starts
-            slots = torch.arange(rows.size, device=device) * memory.capacity + self.row_columns
-            self.memory_index = rows.unpad_index % rows.width + slots[rows.unpad_index // rows.width]
+            row, column = np.nonzero(rows.inside)
+            places = (np.arange(rows.size) * memory.capacity + row_columns)[row] + column
+        new = [*new, *self.passing]
+        positions = np.concatenate([level.positions[level.inside] for level in self.passing])
+        own = [positions, np.array(self.ends) - 1, row_columns, places]
+        numbers = [part for level in new for part in level.host_numbers()]
+        sent = to_device_together([*own, *numbers], device)
+        # ``last`` is the packed index of each row's last token.
+        packed_positions, self.last, self.row_columns, self.memory_index = sent[:4]
+        for index, level in enumerate(new):
+            level.take(sent[4 + 4 * index : 8 + 4 * index])
+        self.positions = packed_positions[None]  # [1, M]
         self.followed = False  # set once a layer has attended by this layout
         self._masks: dict[tuple[int, int | None], Tensor] = {}
 

@@ -9,6 +9,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -24,6 +25,7 @@ from lightning_prompts.lm.loading import load_model
 from lightning_prompts.lm.packed import PackedLM
 from lightning_prompts.lm.sampling import Sampling
 from lightning_prompts.lm.scores import Scores, answer_scores, distinct_feeds
+from lightning_prompts.lm.transfer import to_device
 from lightning_prompts.template import cut
 from lightning_prompts.types import Example
 
@@ -50,8 +52,18 @@ class FrozenLM(PackedLM):
         self._matrix: Tensor | None = None
 
     @classmethod
-    def load(cls, config: LMConfig, tokenizer: PreTrainedTokenizerBase | None = None) -> FrozenLM:
-        """Load the model that ``config`` names, with another tokenizer if one is given.
+    def load(
+        cls,
+        config: LMConfig,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        device: torch.device | str | None = None,
+    ) -> FrozenLM:
+        """Load a model.
+
+        Args:
+            config: Which model.
+            tokenizer: In the place of the model's own, if one is given.
+            device: Where the weights go, straight from their files; ``None`` for torch's default device.
 
         Raises:
             UserError: See `lightning_prompts.lm.loading.load_model`.
@@ -61,7 +73,7 @@ class FrozenLM(PackedLM):
                 f"{config.name} is behind a server ({config.server.base_url}), which gives texts and no vectors or "
                 "gradients; leave out server, so that the model itself is loaded"
             )
-        model, own = load_model(config)
+        model, own = load_model(config, device)
         return cls(model, tokenizer or own, name=config.name)
 
     @property
@@ -82,6 +94,15 @@ class FrozenLM(PackedLM):
         if self._matrix is None or self._matrix.device != self.device:
             self._matrix = self.embed(torch.arange(self.vocabulary, device=self.device))
         return self._matrix
+
+    def embed_text(self, text: str) -> Tensor:
+        """Embeddings ``[P, D]`` of a piece of text, in the LM's dtype; without tokens, ``[0, D]``."""
+        ids = torch.tensor(self.encoder.tokens(text), dtype=torch.long, device="cpu")
+        return self.embed(to_device(ids, self.device))
+
+    def no_prompt(self) -> Tensor:
+        """A prompt without vectors, ``[0, D]``."""
+        return torch.empty(0, self.width, device=self.device)
 
     @torch.no_grad()
     def nearest_tokens(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
@@ -190,9 +211,8 @@ class FrozenLM(PackedLM):
         groups = [len(rows), *([] if group is None else [group])]
         embeddings, layout = self.pack(share(rows, feeds, groups, same_for_all(prompt)), prompt)
         counts = [len(target) for target in targets]
-        last = layout.last.tolist()
-        spots = [end - count + 1 + i for end, count in zip(last, counts, strict=True) for i in range(count)]
-        logits = self.logits(embeddings, layout, torch.tensor(spots, device=self.device))
+        spots = [end - count + i for end, count in zip(layout.ends, counts, strict=True) for i in range(count)]
+        logits = self.logits(embeddings, layout, to_device(spots, self.device))
         self.usage.calls += len(rows)  # not where memory has run out, after which smaller parts are run
         return logits
 
@@ -225,7 +245,7 @@ class FrozenLM(PackedLM):
         padded = [feed for several in feeds for feed in (several + [[]] * (most - len(several)))]
         embeddings, layout = self.pack([*levels, padded] if most else levels, prompt, rows=len(levels) - 1)
         spots = [end - 1 for end in ends[1:]] + list(range(ends[-1], len(embeddings)))
-        logits = self.logits(embeddings, layout, torch.tensor(spots, device=self.device))
+        logits = self.logits(embeddings, layout, to_device(spots, self.device))
         self.usage.calls += sum(map(len, continuations))
         places: list[int] = []  # which row of the logits predicts a token
         tokens: list[int] = []
@@ -241,7 +261,8 @@ class FrozenLM(PackedLM):
                 owners += [count] * len(ids)
                 count += 1
             start = starts[-1]
-        where, what, whose = (torch.tensor(part, device=self.device) for part in (places, tokens, owners))
+        indices = np.array([places, tokens, owners])
+        where, what, whose = to_device(indices, self.device)
         values = logits[where, what] - torch.logsumexp(logits, -1)[where]
         return torch.zeros(count, device=self.device).index_add(0, whose, values)
 
@@ -337,8 +358,7 @@ class FrozenLM(PackedLM):
         self, examples: Sequence[Example], prompt: str, max_new_tokens: int, sampling: Sampling | None = None
     ) -> list[str]:
         """`generate` with a prompt of text."""
-        ids = torch.tensor(self.encoder.tokens(prompt), dtype=torch.long, device=self.device)
-        return self.generate(examples, self.embed(ids), max_new_tokens, sampling)
+        return self.generate(examples, self.embed_text(prompt), max_new_tokens, sampling)
 
 
 def _bytes(example: Example) -> int:

@@ -13,6 +13,7 @@ from lightning_prompts.errors import UserError
 from lightning_prompts.lm.encoding import LabelTokens
 from lightning_prompts.lm.frozen import FrozenLM
 from lightning_prompts.lm.key_values import Prompt, prompt_length, slot_length
+from lightning_prompts.lm.transfer import to_device
 from lightning_prompts.types import Example
 
 CONTENT_FREE = ("N/A", "[MASK]", "")  # Zhao et al. 2021, section 5
@@ -42,8 +43,10 @@ def class_log_probs(sums: Tensor, labels: LabelTokens) -> Tensor:
     Returns:
         Log-probabilities ``[..., Y]``.
     """
-    owners = torch.tensor(labels.owners, device=sums.device)
-    parts = [torch.logsumexp(sums[..., owners == index], -1) for index in range(labels.classes)]
+    written: list[list[int]] = [[] for _ in range(labels.classes)]  # the sequences of each class
+    for index, owner in enumerate(labels.owners):
+        written[owner].append(index)
+    parts = [torch.logsumexp(sums[..., to_device(several, sums.device)], -1) for several in written]
     return torch.log_softmax(torch.stack(parts, -1), -1)
 
 
@@ -115,10 +118,13 @@ def label_scores(lm: FrozenLM, examples: Sequence[Example], prompt: Prompt, cali
                 place[key] = len(empty)
                 empty.append(bare)
             rows.append(place[key])
-    owner = torch.tensor(rows, device=lm.device).view(len(examples), -1)  # [B, n]
-    of_row = {index: b for b, several in enumerate(owner.tolist()) for index in several}
-    own = prompt[[of_row[index] for index in range(len(empty))]] if isinstance(prompt, Tensor) and per_row else prompt
+    count = len(rows) // len(examples)
+    of_row = {index: n // count for n, index in enumerate(rows)}
+    own = prompt
+    if isinstance(prompt, Tensor) and per_row:
+        own = prompt[to_device([of_row[index] for index in range(len(empty))], prompt.device)]
     bias = _scores(lm, [replace(bare, answer=None) for bare in empty], own).log_probs
+    owner = to_device(rows, lm.device).view(len(examples), count)
     return LabelScores(calibrated(scored.log_probs, bias[owner]), scored.nll)
 
 
@@ -135,7 +141,8 @@ def _scores(lm: FrozenLM, examples: Sequence[Example], prompt: Prompt) -> LabelS
     sums = lm.continuation_scores([row.context for row in rows], continuations, prompt)
     parts = sums.split([len(several) for several in continuations])
     log_probs = [class_log_probs(part[: len(known.tokens)], known) for part, known in zip(parts, labels, strict=True)]
+    last = torch.stack([part[-1] for part in parts]).tolist()  # the answer's, where there is one
     return LabelScores(
         pad_sequence(log_probs, batch_first=True, padding_value=float("-inf")),
-        [-float(part[-1]) / len(row.answer) if row.answer else None for part, row in zip(parts, rows, strict=True)],
+        [-value / len(row.answer) if row.answer else None for value, row in zip(last, rows, strict=True)],
     )

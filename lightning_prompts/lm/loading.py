@@ -6,6 +6,7 @@ import logging
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ from lightning_prompts.errors import UserError, nearest
 from lightning_prompts.lm.attention import ATTENTION_NAME
 from lightning_prompts.lm.config import LMConfig
 from lightning_prompts.lm.embedded import EMBEDDED, embedded_folder
-from lightning_prompts.lm.precision import fast_dtype
+from lightning_prompts.lm.precision import dtype_of
+from lightning_prompts.randomness import seeded
 
 log = logging.getLogger(__name__)
 
@@ -40,11 +42,14 @@ dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
 RANDOM = "random:"
 
 
-def load_model(config: LMConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_model(
+    config: LMConfig, device: torch.device | str | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load weights and tokenizer, frozen and in eval mode.
 
     Args:
         config: What to load.
+        device: Where the weights go, straight from their files; ``None`` for torch's default device.
 
     Returns:
         The model, with this project's attention, and its tokenizer.
@@ -52,13 +57,14 @@ def load_model(config: LMConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
     Raises:
         UserError: The name is unknown, weights are missing, or the architecture cannot be packed.
     """
-    dtype = fast_dtype() if config.dtype == "auto" else getattr(torch, config.dtype)
+    device = torch.get_default_device() if device is None else torch.device(device)
+    dtype = dtype_of(config, device)
     folder = str(embedded_folder(config.name)) if config.name in EMBEDDED else config.name
     transformers_logging.disable_progress_bar()  # loading takes a second; the conversion before it may show one
     if config.name.startswith(RANDOM):
-        model, tokenizer = _random_model(config, dtype)
+        model, tokenizer = _random_model(config, dtype, device)
     else:
-        model, tokenizer = _pretrained(folder, config, dtype)
+        model, tokenizer = _pretrained(folder, config, dtype, device)
     if config.gradient_checkpointing:
         _checkpoint_gradients(model)
     layer_types = set(getattr(model.config.get_text_config(), "layer_types", None) or ["full_attention"])
@@ -111,11 +117,23 @@ def load_tokenizer(config: LMConfig) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _pretrained(folder: str, config: LMConfig, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _pretrained(
+    folder: str, config: LMConfig, dtype: torch.dtype, device: torch.device
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     if not Path(folder).is_dir():
         _check_hub(folder, config)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model = _from_files(folder, config, dtype, device)
+        tokenizer = AutoTokenizer.from_pretrained(folder, revision=config.revision, trust_remote_code=False)
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(_why_not(config, error)) from error
+    return model, tokenizer
+
+
+def _from_files(folder: str, config: LMConfig, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    """The model of a folder or hub id, quantised if the config says so."""
+    with device:  # transformers reads each weight straight onto the default device
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,
             revision=config.revision,
@@ -123,10 +141,7 @@ def _pretrained(folder: str, config: LMConfig, dtype: torch.dtype) -> tuple[PreT
             quantization_config=_quantization(config, dtype),
             trust_remote_code=False,
         )
-        tokenizer = AutoTokenizer.from_pretrained(folder, revision=config.revision, trust_remote_code=False)
-    except (OSError, ValueError, ImportError) as error:
-        raise UserError(_why_not(config, error)) from error
-    return model, tokenizer
+    return model
 
 
 def _why_not(config: LMConfig, error: Exception) -> str:
@@ -157,27 +172,21 @@ def _quantization(config: LMConfig, dtype: torch.dtype) -> BitsAndBytesConfig | 
     return None
 
 
-def _random_model(config: LMConfig, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A model with random weights, always the same ones, and a byte-level tokenizer where the shape has none."""
-    with _of_shape(config.name), torch.random.fork_rng(devices=[]):
+def _random_model(
+    config: LMConfig, dtype: torch.dtype, device: torch.device
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model with random weights, the same ones on every device, and a byte-level tokenizer where it has none."""
+    with _of_shape(config.name), seeded(0):
         model_config, tokenizer = _random_config(config.name)
-        torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
             model_config, dtype=dtype, attn_implementation=ATTENTION_NAME, trust_remote_code=False
         )
-    if (
-        _quantization(config, dtype) is not None
-    ):  # bitsandbytes quantises while loading, so there must be something to load
-        with tempfile.TemporaryDirectory() as folder:
-            model.save_pretrained(folder)
-            model = AutoModelForCausalLM.from_pretrained(
-                folder,
-                dtype=dtype,
-                attn_implementation=ATTENTION_NAME,
-                quantization_config=_quantization(config, dtype),
-                trust_remote_code=False,
-            )
-    return model, tokenizer
+    if _quantization(config, dtype) is None:
+        model.to(device)  # type: ignore[arg-type]
+        return model, tokenizer
+    with tempfile.TemporaryDirectory() as folder:  # bitsandbytes quantises while loading
+        model.save_pretrained(folder)
+        return _from_files(folder, replace(config, revision=None), dtype, device), tokenizer
 
 
 def _random_config(name: str) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
@@ -212,26 +221,30 @@ def _of_shape(name: str) -> Iterator[None]:
         ) from error
 
 
-def weightless_model(config: LMConfig) -> PreTrainedModel:
+def weightless_model(config: LMConfig, device: torch.device | str = "cpu") -> PreTrainedModel:
     """The model that ``config`` names without its weights, on the meta device: its shape and nothing else.
+
+    Args:
+        config: What would be loaded.
+        device: Where it would run, which decides what ``dtype: auto`` means.
 
     Raises:
         UserError: The name is unknown.
     """
     if config.name.startswith(RANDOM):
         with _of_shape(config.name):
-            return _on_meta(_random_config(config.name)[0], config)
+            return _on_meta(_random_config(config.name)[0], dtype_of(config, device))
     folder = str(embedded_folder(config.name)) if config.name in EMBEDDED else config.name
     if not Path(folder).is_dir():
         _check_hub(folder, config)
     try:
-        return _on_meta(AutoConfig.from_pretrained(folder, revision=config.revision, trust_remote_code=False), config)
+        found = AutoConfig.from_pretrained(folder, revision=config.revision, trust_remote_code=False)
+        return _on_meta(found, dtype_of(config, device))
     except (OSError, ValueError, ImportError) as error:
         raise UserError(_why_not(config, error)) from error
 
 
-def _on_meta(model_config: PretrainedConfig, config: LMConfig) -> PreTrainedModel:
-    dtype = fast_dtype() if config.dtype == "auto" else getattr(torch, config.dtype)
+def _on_meta(model_config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
     with torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(model_config, dtype=dtype, trust_remote_code=False)
     return model

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -16,6 +17,7 @@ from lightning_prompts.lm.attention import ATTENTION_NAME, Layout, RowMemory
 from lightning_prompts.lm.finite import first_not_finite
 from lightning_prompts.lm.key_values import KeyValues, Prompt
 from lightning_prompts.lm.sharding import Shards, shard
+from lightning_prompts.lm.transfer import to_device, to_device_together
 from lightning_prompts.lm.usage import Usage
 
 log = logging.getLogger(__name__)
@@ -165,7 +167,7 @@ class PackedLM(nn.Module):
             raise RuntimeError(f"{self.name} does not run with the attention implementation {ATTENTION_NAME!r}")
         return output
 
-    def _embed_packed(self, ids: list[int], rows: Tensor, prompt: Prompt) -> Tensor:
+    def _embed_packed(self, ids: list[int], rows: list[int], prompt: Prompt) -> Tensor:
         """Embeddings ``[M, D]`` of packed ids, with the prompt's vectors at its (negative) positions.
 
         Args:
@@ -173,14 +175,15 @@ class PackedLM(nn.Module):
             rows: The row of each id ``[M]``, for a prompt per row.
             prompt: ``[P, D]`` or ``[B, P, D]``, or keys and values, which have no positions.
         """
-        index = torch.tensor(ids, device=self.device)
-        text = self.embed(index.clamp(min=0))
-        if min(ids) >= 0:
-            return text
+        index = np.array(ids)
+        places = np.flatnonzero(index < 0)
+        if not len(places):
+            return self.embed(to_device(index, self.device))
         assert isinstance(prompt, Tensor)
-        spots = (index < 0).nonzero()[:, 0]
-        positions = -1 - index[spots]
-        soft = prompt[positions] if prompt.dim() == 2 else prompt[rows[spots], positions]
+        parts = [index.clip(min=0), places, -1 - index[places], np.array(rows)[places]]
+        known, spots, positions, owners = to_device_together(parts, self.device)
+        text = self.embed(known)
+        soft = prompt[positions] if prompt.dim() == 2 else prompt[owners, positions]
         return text.index_copy(0, spots, soft.to(text.dtype))
 
     def pack(
@@ -195,7 +198,7 @@ class PackedLM(nn.Module):
         own = levels[rows]
         owner = [b if level is own else 0 for level in levels for b, part in enumerate(level) for _ in part]
         ids = [token for level in levels for part in level for token in part]
-        return self._embed_packed(ids, torch.tensor(owner, device=self.device), prompt), layout
+        return self._embed_packed(ids, owner, prompt), layout
 
 
 def _nothing_missing(module: nn.Module, incompatible: Any) -> None:  # noqa: ANN401 - torch's private named tuple

@@ -1,4 +1,4 @@
-"""Which precision a machine is fast at, measured once per machine."""
+"""Which precision a device is fast at; for a CPU it is measured once per machine."""
 
 from __future__ import annotations
 
@@ -7,25 +7,48 @@ import logging
 import platform
 import time
 from contextlib import suppress
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from lightning_prompts.errors import UserError
 from lightning_prompts.files import cache_root, write_atomic
+from lightning_prompts.lm.config import LMConfig
 
 log = logging.getLogger(__name__)
 
 
-@lru_cache(maxsize=1)
-def fast_dtype() -> torch.dtype:
-    """bfloat16 where this machine is fast at it: on a GPU if it supports it, on a CPU by a measurement.
+def dtype_of(config: LMConfig, device: torch.device | str) -> torch.dtype:
+    """The dtype that ``config`` asks for; ``auto`` is `fast_dtype` of the device that the LM runs on."""
+    if config.dtype == "auto":
+        return fast_dtype(torch.device(device).type)
+    dtype: torch.dtype = getattr(torch, config.dtype)
+    return dtype
 
-    The measurement is kept in the cache folder, or else runs on a machine that happens to be busy would differ.
+
+def for_device(config: LMConfig, device: torch.device | str) -> LMConfig:
+    """``config`` with the dtype that ``auto`` stands for on a device."""
+    name: Any = str(dtype_of(config, device)).removeprefix("torch.")
+    return replace(config, dtype=name) if config.dtype == "auto" else config
+
+
+@lru_cache(maxsize=None)
+def fast_dtype(device_type: str) -> torch.dtype:
+    """bfloat16 where a kind of device is fast at it, else float32.
+
+    A GPU is fast at it if it supports it. A CPU is measured; the result is kept in the cache folder, or else runs on a
+    machine that happens to be busy would differ.
+
+    Args:
+        device_type: ``cpu``, ``cuda``, ``mps`` and so on.
     """
-    if torch.cuda.is_available():
+    if device_type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    if device_type != "cpu":
+        return torch.bfloat16 if _multiplies_bfloat16(device_type) else torch.float32
     path = cache_root() / "fast-dtype.json"
     machine = f"{_processor()}, torch {torch.__version__}"
     try:
@@ -38,12 +61,21 @@ def fast_dtype() -> torch.dtype:
     return torch.bfloat16 if known[machine] == "bfloat16" else torch.float32
 
 
+def _multiplies_bfloat16(device_type: str) -> bool:
+    """Whether a device knows bfloat16 at all."""
+    try:
+        one = torch.ones(2, 2, dtype=torch.bfloat16, device=device_type)
+        return float((one @ one).sum()) == 8.0
+    except (RuntimeError, TypeError):  # which of them depends on the device
+        return False
+
+
 def _measured() -> str:
     """By matrix products in turn; the best of many, as a busy machine is only ever slower."""
     generator = torch.Generator().manual_seed(0)
     best = {torch.float32: float("inf"), torch.bfloat16: float("inf")}
-    pairs = {dtype: (torch.randn(256, 1024, generator=generator).to(dtype),
-                     torch.randn(1024, 1024, generator=generator).to(dtype)) for dtype in best}  # fmt: skip
+    left, right = (torch.randn(size, 1024, generator=generator, device="cpu") for size in (256, 1024))
+    pairs = {dtype: (left.to(dtype), right.to(dtype)) for dtype in best}
     for _ in range(20):
         for dtype, (left, right) in pairs.items():
             start = time.perf_counter()

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from lightning_prompts.lm.encoding import Row
+from lightning_prompts.lm.transfer import to_device_together
 
 
 @dataclass(frozen=True)
@@ -39,12 +41,11 @@ def answer_scores(logits: Tensor, rows: Sequence[Row]) -> Scores:
         rows: ``B`` rows with ``N`` answer and end tokens in all.
     """
     device, size = logits.device, len(rows)
-    targets = torch.tensor([token for row in rows for token in row.answer + row.end], device=device)
-    answer, end = (torch.tensor([len(part) for part in parts], device=device) for parts in
-                   (([row.answer for row in rows]), ([row.end for row in rows])))  # fmt: skip
     # Slot b collects the tokens of row b's answer, slot B + b those of its end.
-    slot = torch.arange(2 * size, device=device).view(2, size).T.flatten()
-    slot = slot.repeat_interleave(torch.stack([answer, end], 1).flatten())
+    counts = np.array([[len(row.answer), len(row.end)] for row in rows])
+    slots = np.arange(2 * size).reshape(2, size).T.ravel().repeat(counts.ravel())
+    tokens = np.array([token for row in rows for token in row.answer + row.end])
+    targets, slot, answer, end = to_device_together([tokens, slots, counts[:, 0], counts[:, 1]], device)
     token_nll = functional.cross_entropy(logits, targets, reduction="none")
     sums = torch.zeros(2 * size, device=device).index_add(0, slot, token_nll)
     misses = torch.zeros(2 * size, device=device).index_add(0, slot, (logits.argmax(-1) != targets).float())

@@ -83,13 +83,20 @@ class LMShape:
     encoder: Encoder
 
     @classmethod
-    def of(cls, config: LMConfig, tokenizer: PreTrainedTokenizerBase | None = None) -> LMShape:
+    def of(
+        cls, config: LMConfig, tokenizer: PreTrainedTokenizerBase | None = None, device: torch.device | str = "cpu"
+    ) -> LMShape:
         """The sizes of the model that ``config`` names, from its configuration alone.
+
+        Args:
+            config: What would be loaded.
+            tokenizer: In the place of the model's own.
+            device: Where it would run; see `weightless_model`.
 
         Raises:
             UserError: There is no such model.
         """
-        model = weightless_model(config)
+        model = weightless_model(config, device)
         text = model.config.get_text_config()
         blocks = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
         linears = tuple(

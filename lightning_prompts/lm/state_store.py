@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from filelock import FileLock
 from rich.console import Console
@@ -151,7 +152,7 @@ class StateStore:
     def _compute(self, encoded: Sequence[tuple[list[int], int]]) -> list[Tensor]:
         parts = []
         for batch in _batches(encoded):
-            states = self.lm.hidden_states([ids for ids, _ in batch], torch.empty(0, self.lm.width), self.query.layer)
+            states = self.lm.hidden_states([ids for ids, _ in batch], self.lm.no_prompt(), self.query.layer)
             parts += [part[start:] for part, (_, start) in zip(states, batch, strict=True)]
         if self.pooled:
             return [part.float().mean(0, keepdim=True).to(part.dtype) for part in parts]
@@ -171,8 +172,8 @@ class StateStore:
         counts = [1 if self.pooled else len(ids) - start for ids, start in encoded]
         dtype = self.lm.model.dtype
         size = sum(counts) * self.lm.width * dtype.itemsize
-        offsets = torch.tensor([0, *itertools.accumulate(counts)])
-        tail = offsets.numpy().tobytes()
+        offsets = np.array([0, *itertools.accumulate(counts)], dtype="<i8")
+        tail = offsets.tobytes()
         header = {
             "__metadata__": {"key": key},
             "offsets": {"dtype": "I64", "shape": [len(offsets)], "data_offsets": [0, len(tail)]},
@@ -189,7 +190,7 @@ class StateStore:
                 for batch in track(batches, f"hidden states of {len(encoded):,} questions",
                                    console=Console(stderr=True), disable=not progress):  # fmt: skip
                     for part in self._compute(batch):
-                        file.write(part.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+                        file.write(_bytes(part))
                 file.flush()
                 os.fsync(file.fileno())
             Path(name).chmod(0o644)
@@ -199,11 +200,13 @@ class StateStore:
 
 
 class _File:
-    """An open file of states."""
+    """An open file of states; a copy of it, in this process or another, is the same file opened again."""
 
-    def __init__(self, handle: Any, questions: list[str], offsets: list[int]) -> None:  # noqa: ANN401 - safe_open's own
-        self.rows = handle.get_slice("states")
-        self.spans = {question: (offsets[q], offsets[q + 1]) for q, question in enumerate(questions)}
+    def __init__(self, path: Path, handle: Any, spans: dict[str, tuple[int, int]]) -> None:  # noqa: ANN401 - safe_open's own
+        self.path, self.rows, self.spans = path, handle.get_slice("states"), spans
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _open_again, (self.path, self.spans)
 
     @classmethod
     def open(cls, path: Path, key: str, questions: list[str]) -> _File | None:
@@ -211,11 +214,11 @@ class _File:
         if not path.is_file():
             return None
         try:
-            handle = safe_open(path, framework="pt").__enter__()  # type: ignore[no-untyped-call]
+            handle = _open(path)
             if (handle.metadata() or {}).get("key") != key:
                 return None
             offsets = handle.get_tensor("offsets").tolist()
-            file = cls(handle, questions, offsets)
+            file = cls(path, handle, dict(zip(questions, itertools.pairwise(offsets), strict=False)))
             return file if len(offsets) == len(questions) + 1 and file.rows.get_shape()[0] == offsets[-1] else None
         except (SafetensorError, KeyError, OSError):
             return None
@@ -224,6 +227,14 @@ class _File:
         """``[T, D]``, read from the map."""
         span = self.spans.get(question)
         return None if span is None else self.rows[span[0] : span[1]]
+
+
+def _open(path: Path) -> Any:  # noqa: ANN401 - safe_open's own
+    return safe_open(path, framework="pt", device="cpu").__enter__()  # type: ignore[no-untyped-call]
+
+
+def _open_again(path: Path, spans: dict[str, tuple[int, int]]) -> _File:
+    return _File(path, _open(path), spans)
 
 
 def _batches(encoded: Sequence[tuple[list[int], int]]) -> Iterator[Sequence[tuple[list[int], int]]]:
@@ -243,7 +254,11 @@ def _fingerprint(lm: FrozenLM) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for name, parameter in sorted(lm.model.named_parameters()):
         flat = parameter.detach().flatten()
-        sample = flat[:: max(1, len(flat) // 64)].cpu().contiguous()
         digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
-        digest.update(sample.view(torch.uint8).numpy().tobytes())
+        digest.update(_bytes(flat[:: max(1, len(flat) // 64)]))
     return digest.hexdigest()
+
+
+def _bytes(values: Tensor) -> bytes:
+    """The numbers of a tensor on any device, in any dtype."""
+    return values.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()

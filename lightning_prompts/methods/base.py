@@ -27,6 +27,7 @@ from lightning_prompts.lm import (
     prompt_length,
     slot_length,
 )
+from lightning_prompts.lm.precision import for_device
 from lightning_prompts.methods.evaluation import Evaluation, Item, Result
 from lightning_prompts.objectives import Objective
 from lightning_prompts.processes import Replica
@@ -204,38 +205,54 @@ class PromptMethod(Evaluation):
                     f"trainer.precision {self.trainer.precision!r} would change the precision of what is trained, "
                     "which is float32; set model.lm.dtype for the LM's, and leave trainer.precision at 32-true"
                 )
-            self.lm = self.place_lm(self.load_lm())
-            self.build_prompt()
+            self._check_strategy()
+            device = torch.get_default_device()  # of Lightning's context: where the run computes
+            with torch.device("cpu"):  # nothing that is drawn or counted relies on the default device
+                configs = dict.fromkeys([self.lm_config, *self.other_lms()])
+                self.lms = {config: self.load_lm(config, device) for config in configs}
+                self.lm = self.lms[self.lm_config]
+                self.build_prompt()
+            self.to(self.run_device(device))
         if self._trainer is not None:
             self._prepare_replicas()
             self._check_lengths()
 
-    def load_lm(self) -> FrozenLM:
-        """The model that the config names."""
-        return FrozenLM.load(self.lm_config)
-
-    def place_lm(self, lm: FrozenLM) -> FrozenLM:
-        """An LM that was loaded, where the run's strategy wants its weights: spread over processes, if it says so.
-
-        Raises:
-            UserError: The method changes the LM's own weights, or the LM cannot be split.
-        """
+    def _check_strategy(self) -> None:
+        """Raise a `UserError` if the run's strategy spreads weights that the method changes."""
         strategy = None if self._trainer is None else self.trainer.strategy
-        mesh = getattr(strategy, "device_mesh", None)
-        if strategy is None or mesh is None or not isinstance(lm, FrozenLM):  # a server has no weights here
-            return lm
-        if self.trains_lm:
+        if self.trains_lm and getattr(strategy, "device_mesh", None) is not None:
             raise UserError(
                 f"{type(self).__name__} trains weights of the model itself, which {type(strategy).__name__} spreads "
                 "over processes; set trainer.strategy to ddp"
             )
-        lm.spread_over(mesh)
-        return lm.to(strategy.root_device)
 
-    def step_generator(self, device: torch.device | None = None) -> torch.Generator:
-        """Randomness of this training step: the same in a run that was resumed in between."""
+    def run_device(self, default: torch.device) -> torch.device:
+        """Where the run computes: on the Trainer's device, or without a Trainer on the default one."""
+        return default if self._trainer is None else self.trainer.strategy.root_device
+
+    def load_lm(self, config: LMConfig, default: torch.device) -> FrozenLM:
+        """Load an LM onto the run's device, or spread it over devices where the run's strategy says so.
+
+        Args:
+            config: Which LM.
+            default: torch's default device.
+
+        Raises:
+            UserError: See `FrozenLM.load`; or the LM cannot be split.
+        """
+        device = self.run_device(default)
+        mesh = None if self._trainer is None else getattr(self.trainer.strategy, "device_mesh", None)
+        if mesh is None:
+            return FrozenLM.load(config, device=device)
+        # The whole LM may be larger than a device, so that it is cut up ahead of it.
+        lm = FrozenLM.load(for_device(config, device), device="cpu")
+        lm.spread_over(mesh)
+        return lm.to(device)
+
+    def step_generator(self) -> torch.Generator:
+        """Randomness of this training step, on the CPU: the same on every device, and in a run that was resumed."""
         step = self.trainer.fit_loop.total_batch_idx + 1
-        return torch.Generator(device or "cpu").manual_seed((run_seed() * 1_000_003 + step) % 2**63)
+        return torch.Generator().manual_seed((run_seed() * 1_000_003 + step) % 2**63)
 
     def _check_lengths(self) -> None:
         """Find examples that do not fit the context window before anything starts, not in the middle of it."""

@@ -35,11 +35,10 @@ class FixedPrompt(PromptMethod):
         """Tokenise the text."""
         if self.given is None:
             self.text = self.task_instruction()
-        self.ids = torch.tensor(self.lm.encoder.tokens(self.text), dtype=torch.long, device=self.lm.device)
 
     def current_prompt(self) -> Tensor:
         """The embeddings of the text, ``[P, D]``."""
-        return self.lm.embed(self.ids.to(self.lm.device)).float()
+        return self.lm.embed_text(self.text).float()
 
     def footprint(self, shape: LMShape, batch_size: int) -> Footprint:
         """See `PromptMethod`."""

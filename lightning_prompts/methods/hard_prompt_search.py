@@ -15,6 +15,7 @@ from torch.nn import functional
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm import Footprint, LMConfig, LMShape
 from lightning_prompts.lm.encoding import Row
+from lightning_prompts.lm.transfer import to_device
 from lightning_prompts.methods.discrete import DiscretePromptMethod
 from lightning_prompts.objectives import Likelihood
 from lightning_prompts.prompts.initializers import FromText, Initializer
@@ -52,6 +53,7 @@ class HardPromptSearch(DiscretePromptMethod):
     prompt_kind = "token ids [P]"
     crossing = "token gradients plus search"
     pool_ids: Tensor
+    usable: Tensor
 
     _rows: list[Row]  # what the gradient at hand was taken on
     _fluency_gradient: Tensor
@@ -103,7 +105,7 @@ class HardPromptSearch(DiscretePromptMethod):
         Raises:
             UserError: There are fewer usable tokens than ``top_k``, or the initial prompt is no text.
         """
-        self.usable = usable_tokens(self.lm, self.readable)
+        self.register_buffer("usable", usable_tokens(self.lm, self.readable), persistent=False)
         if self.top_k > (count := int(self.usable.sum())):
             raise UserError(f"top_k ({self.top_k}) is more than the {count} tokens that a prompt may have")
         if self.length is None:
@@ -226,4 +228,4 @@ class HardPromptSearch(DiscretePromptMethod):
             passes = [part[start : start + size] for start in range(0, len(part), size)]
             return [value for few in passes for value in self.lm.score_rows(few, self.embeddings[:0]).nll.tolist()]
 
-        return torch.tensor(self.spread(rows, nll), device=candidates.device)
+        return to_device(self.spread(rows, nll), candidates.device)

@@ -73,7 +73,6 @@ class LoraTuning(PromptMethod):
             from peft import LoraConfig, inject_adapter_in_model
         except ImportError as error:
             raise UserError("LoraTuning needs PEFT: pip install peft") from error
-        self.ids = torch.tensor(self.lm.encoder.tokens(self.text), dtype=torch.long, device=self.lm.device)
         config = LoraConfig(
             r=self.rank, lora_alpha=self.alpha, target_modules=self.target_modules, task_type="CAUSAL_LM"
         )
@@ -107,7 +106,7 @@ class LoraTuning(PromptMethod):
 
     def current_prompt(self) -> Tensor:
         """The embeddings of the text, ``[P, D]``."""
-        return self.lm.embed(self.ids.to(self.lm.device)).float()
+        return self.lm.embed_text(self.text).float()
 
     def footprint(self, shape: LMShape, batch_size: int) -> Footprint:
         """See `PromptMethod`."""

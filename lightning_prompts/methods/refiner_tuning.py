@@ -188,7 +188,7 @@ class RefinerTuning(RefinerMethod):
         if isinstance(self.relaxation, ScoreRelaxation):
             temperature = self.temperature_now(self.temperature)
             self.log("train/temperature", temperature, batch_size=batch.total)
-            noise = PartNoise(self.step_generator(self.device), batch.start, batch.total)
+            noise = PartNoise(self.step_generator(), batch.start, batch.total)
             prompts = self.relaxation.train_vectors(prompts, self.matrix, self.usable, temperature, noise)
         return self.answer_step(batch, prompts, self.objective)
 

@@ -29,6 +29,7 @@ from lightning_prompts.crossings.reinforce import (
 from lightning_prompts.crossings.relaxation import PartNoise
 from lightning_prompts.errors import UserError, check_finite
 from lightning_prompts.lm import Footprint, LMConfig, LMShape, Query
+from lightning_prompts.lm.transfer import to_device
 from lightning_prompts.methods.refined import RefinerMethod
 from lightning_prompts.objectives.rewards import AnswerLikelihood, Reward, needs_likelihood
 from lightning_prompts.prompts.vocabulary import usable_tokens
@@ -152,7 +153,8 @@ class ReinforceRefiner(RefinerMethod):
         if not ids:
             raise UserError("start is empty; give the text whose continuation the first prompts are drawn from")
         with torch.no_grad():
-            logits = self.lm.prompt_logits(ids, torch.empty(1, self.lm.width, device=self.lm.device))[0]
+            one = torch.empty(1, self.lm.width, device=self.lm.device)  # what stands there does not matter
+            logits = self.lm.prompt_logits(ids, one)[0]
         known = torch.log_softmax(logits.masked_fill(~usable, float("-inf")), -1)
         kept = usable.nonzero()[:, 0]
         self.register_buffer("support_ids", kept[self.support.keep(known[kept])])
@@ -160,7 +162,7 @@ class ReinforceRefiner(RefinerMethod):
         self.register_buffer("matrix", matrix, persistent=False)
         base = known[self.support_ids].expand(self.length, -1)
         self.refiner = ScoreRefiner(base, matrix, self.network, self.head, self.lm.width)
-        self.baseline = self.baseline_kind.build(self.lm.width).to(self.lm.device)
+        self.baseline = self.baseline_kind.build(self.lm.width)
         self.register_load_state_dict_post_hook(_follow_support)  # type: ignore[no-untyped-call]
 
     def reads_questions(self) -> bool:
@@ -221,7 +223,7 @@ class ReinforceRefiner(RefinerMethod):
         batch = self.own_part(batch)
         states, mask = self.states(batch.examples)
         scores = self.refiner(states, mask)
-        noise = PartNoise(self.step_generator(self.device), batch.start, batch.total)
+        noise = PartNoise(self.step_generator(), batch.start, batch.total)
         prompts = sample(scores.detach(), self.samples, noise)
         rewards = self.rewards(batch.examples, prompts)
         pooled = masked_mean(states, mask)
@@ -266,7 +268,8 @@ class ReinforceRefiner(RefinerMethod):
             vectors = torch.stack([self.matrix[prompts[b, k]] for _, (b, k) in part])
             values = self._judge([examples[b] for _, (b, _) in part], vectors)
             self.remembered.update(zip([key for key, _ in part], values, strict=True))
-        rewards = torch.tensor([[self.remembered[key] for key in row] for row in keys], device=self.lm.device)
+        known = [[self.remembered[key] for key in row] for row in keys]
+        rewards = to_device(torch.tensor(known, dtype=torch.float32, device="cpu"), self.lm.device)
         while len(self.remembered) > MEMORY:
             self.remembered.popitem(last=False)
         return rewards

@@ -131,9 +131,9 @@ class RelaxedPromptTuning(DiscretePromptMethod):
         if step % self.rounding.every and self.progress(step) < 1:
             return
         train = self.trainer.datamodule.examples("train")  # type: ignore[attr-defined]
-        order = torch.randperm(len(train), generator=self.step_generator())[: self.rounding.examples]
-        rows = self.lm.encode_answers([train[index] for index in order.tolist()], self.matrix[: self.length],
-                                      self.objective.with_end)  # fmt: skip
+        order = torch.randperm(len(train), generator=self.step_generator(), device="cpu")
+        chosen = [train[index] for index in order[: self.rounding.examples].tolist()]
+        rows = self.lm.encode_answers(chosen, self.matrix[: self.length], self.objective.with_end)
         scores = self.relaxation.scores(self.parameters_.detach(), self.matrix, self.usable)
         self.rounded_ids.copy_(coordinate_descent(self.scorer, rows, scores, self.objective, self.rounding))
         self.rounded_at.fill_(step)
@@ -157,7 +157,7 @@ class RelaxedPromptTuning(DiscretePromptMethod):
         del batch_idx
         temperature = self.temperature_now(self.temperature)
         vectors = self.relaxation.train_vectors(
-            self.parameters_, self.matrix, self.usable, temperature, self.step_generator(self.device)
+            self.parameters_, self.matrix, self.usable, temperature, self.step_generator()
         )
         self.log("train/temperature", temperature, batch_size=len(batch))
         return self.answer_step(self.own_part(batch), vectors, self.objective)

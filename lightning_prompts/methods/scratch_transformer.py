@@ -72,10 +72,16 @@ class ScratchTransformer(PromptMethod):
         inputs = sum({linear.reads: linear.inputs for linear in own.linears}.values())
         return Footprint(own.in_layers + own.outside, backward=True, inputs_saved=inputs + 2 * own.width, shape=own)
 
-    def load_lm(self) -> FrozenLM:
+    def load_lm(self, config: LMConfig, default: torch.device) -> FrozenLM:
         """A random model in the LM's place, so that scoring and generation are the same code."""
-        tokenizer = load_tokenizer(self.lm_config) if self.tokens == "lm" else None
-        return FrozenLM.load(self.small_lm(tokenizer), tokenizer)
+        tokenizer = load_tokenizer(config) if self.tokens == "lm" else None
+        lm = FrozenLM.load(self.small_lm(tokenizer), tokenizer, device="cpu")
+        with from_run_seed():
+            for part in (*lm.model.modules(), *lm.model.parameters()):
+                setattr(part, "_is_hf_initialized", False)  # noqa: B010 - or transformers would leave them as they are
+            lm.model.init_weights()
+            lm.model.tie_weights()
+        return lm.to(self.run_device(default))
 
     def small_lm(self, tokenizer: PreTrainedTokenizerBase | None) -> LMConfig:
         """The decoder's shape, for another tokenizer's vocabulary if one is given."""
@@ -93,12 +99,7 @@ class ScratchTransformer(PromptMethod):
         return LMConfig("random:llama," + ",".join(f"{key}={value}" for key, value in shape.items()))
 
     def build_prompt(self) -> None:
-        """Draw the weights from the run's seed, and let them be trained."""
-        with from_run_seed():
-            for part in (*self.lm.model.modules(), *self.lm.model.parameters()):
-                setattr(part, "_is_hf_initialized", False)  # noqa: B010 - or transformers would leave them as they are
-            self.lm.model.init_weights()
-            self.lm.model.tie_weights()
+        """Let the weights be trained."""
         self.network = self.lm.model.requires_grad_(True)  # the LM stays out of checkpoints, this name for it does not
 
     def describe(self) -> str:

@@ -110,17 +110,16 @@ class TextPromptMethod(PromptMethod):
         return list(dict.fromkeys(config for config in configs if config != self.lm_config))
 
     def build_prompt(self) -> None:
-        """Load the other LMs, each once, and put the layers on them."""
+        """Put the layers on the LMs."""
         self.handle = torch.nn.Parameter(torch.zeros(1))  # Lightning counts the steps of an optimiser over it
         configs = [*self.layer_lms, self.proposer_config or self.default_lm]
         self.readers: dict[LMConfig, Reader] = {}
-        self.others = torch.nn.ModuleList()
+        loaded: dict[LMConfig, FrozenLM | RemoteLM] = {**self.lms}
+        self.others = torch.nn.ModuleList(
+            lm for lm in loaded.values() if isinstance(lm, FrozenLM) and lm is not self.lm
+        )
         for config in dict.fromkeys(configs):
-            lm: FrozenLM | RemoteLM = self.lm
-            if config != self.lm_config:
-                lm = self.place_lm(cast("FrozenLM", _load(config)))
-                if isinstance(lm, FrozenLM):
-                    self.others.append(lm)
+            lm = loaded[config]
             self.readers[config] = (
                 RemoteReader(lm, self.cache, config.calibrate_labels, self.spread) if isinstance(lm, RemoteLM) else
                 Reader(lm, identity(lm, config), self.cache, self.memory_mb, calibrate=config.calibrate_labels,
@@ -162,12 +161,12 @@ class TextPromptMethod(PromptMethod):
                 "different texts; set trainer.strategy.data_parallel_size to 1"
             )
 
-    def load_lm(self) -> FrozenLM:
-        """The model that the config names.
+    def load_lm(self, config: LMConfig, default: torch.device) -> FrozenLM:
+        """See `PromptMethod`.
 
         Where it is behind a server, what follows asks its reader, and does without vectors.
         """
-        return cast("FrozenLM", _load(self.lm_config))
+        return super().load_lm(config, default) if config.server is None else cast("FrozenLM", RemoteLM(config))
 
     @property
     def remote(self) -> RemoteLM | None:
@@ -195,9 +194,8 @@ class TextPromptMethod(PromptMethod):
     def current_prompt(self) -> Tensor:
         """The embeddings of the top layer's prompt, ``[P, D]``; of no tokens where a server has them."""
         if self.remote is not None:
-            return torch.zeros(0, 0)
-        ids = self.lm.encoder.tokens(self.active_prompts()[-1])
-        return self.lm.embed(torch.tensor(ids, dtype=torch.long, device=self.lm.device)).float()
+            return torch.zeros(0, 0, device="cpu")
+        return self.lm.embed_text(self.active_prompts()[-1]).float()
 
     def prompt_text(self) -> str:
         """The best prompts so far, layer by layer."""
@@ -380,8 +378,3 @@ class TextPromptMethod(PromptMethod):
         for arms, known in zip(self.arms, state["arms"], strict=True):
             arms.load(known)
         self.cache.load(state["cache"])
-
-
-def _load(config: LMConfig) -> FrozenLM | RemoteLM:
-    """The LM that a config names, here or behind a server."""
-    return FrozenLM.load(config) if config.server is None else RemoteLM(config)

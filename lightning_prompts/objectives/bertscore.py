@@ -136,7 +136,7 @@ class BertScoreLoss(Objective):
 
 @lru_cache(maxsize=1)
 def _load(name: str, device: str) -> FrozenLM:
-    return FrozenLM.load(LMConfig(name)).to(device)
+    return FrozenLM.load(LMConfig(name), device=device)
 
 
 def _answers_only(logits: Tensor, rows: Sequence[Row]) -> list[Tensor]:

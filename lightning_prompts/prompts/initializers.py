@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm import FrozenLM, KeyValues
+from lightning_prompts.lm.transfer import to_device
 from lightning_prompts.prompts.vocabulary import usable_tokens
 from lightning_prompts.randomness import run_seed
 
@@ -50,7 +51,7 @@ class VocabNormal(Initializer):
     def __call__(self, lm: FrozenLM, length: int) -> Tensor:
         """See `Initializer`."""
         matrix = lm.embedding_matrix().float()
-        noise = torch.randn(length, lm.width, generator=_generator()).to(matrix.device)
+        noise = torch.randn(length, lm.width, generator=_generator(), device="cpu").to(matrix.device)
         return matrix.mean(0) + noise * matrix.std(0)
 
 
@@ -62,13 +63,17 @@ class RandomTokens(Initializer):
         """See `Initializer`."""
         generator = _generator()
         named = set(lm.tokenizer.all_special_ids)
-        drawable = torch.tensor([token for token in range(min(len(lm.tokenizer), lm.vocabulary)) if token not in named])
-        usable = usable_tokens(lm).cpu()
-        chosen = drawable[torch.randint(len(drawable), (length,), generator=generator)]
-        while not usable[chosen].all():  # few are not; drawn again one by one, the others stay what a seed makes them
-            wrong = int((~usable[chosen]).nonzero()[0])
-            chosen[wrong] = drawable[torch.randint(len(drawable), (), generator=generator)]
-        return lm.embed(chosen.to(lm.device)).detach().float()
+        drawable = [token for token in range(min(len(lm.tokenizer), lm.vocabulary)) if token not in named]
+        usable = usable_tokens(lm).tolist()
+
+        def draw(count: int) -> list[int]:
+            indices = torch.randint(len(drawable), (count,), generator=generator, device="cpu")
+            return [drawable[index] for index in indices.tolist()]
+
+        chosen = draw(length)
+        while wrong := [place for place, token in enumerate(chosen) if not usable[token]]:
+            chosen[wrong[0]] = draw(1)[0]  # one by one, so that the others stay what the seed makes them
+        return lm.embed(to_device(chosen, lm.device)).detach().float()
 
 
 @dataclass(frozen=True)
@@ -125,7 +130,7 @@ def text_ids(lm: FrozenLM, text: str) -> Tensor:
     ids = lm.encoder.tokens(text)
     if not ids:
         raise UserError("the initial text is empty; give it at least one word, for example ' antonyms'")
-    return torch.tensor(ids, device=lm.device)
+    return to_device(ids, lm.device)
 
 
 def _generator() -> torch.Generator:

@@ -29,10 +29,11 @@ def usable_tokens(lm: FrozenLM, readable: bool = False) -> Tensor:
     Returns:
         ``[V]`` bool.
     """
-    usable = torch.zeros(lm.vocabulary, dtype=torch.bool)
+    usable = torch.zeros(lm.vocabulary, dtype=torch.bool, device="cpu")
     usable[: len(lm.tokenizer)] = True
     usable[control_tokens(lm)] = False
     if readable:
         texts = lm.tokenizer.batch_decode([[token] for token in range(min(len(lm.tokenizer), lm.vocabulary))])
-        usable[: len(texts)] &= torch.tensor([READABLE.fullmatch(text) is not None for text in texts])
+        readable_ones = [READABLE.fullmatch(text) is not None for text in texts]
+        usable[: len(texts)] &= torch.tensor(readable_ones, device="cpu")
     return usable.to(lm.device)

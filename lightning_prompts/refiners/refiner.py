@@ -42,8 +42,9 @@ class VectorRefiner(nn.Module):
         self.base = nn.Parameter(base.clone())
         self.reach = scale * size
         with from_run_seed():
-            self.network = network.build(width, len(base)).to(base.device)
-            self.head = head.build(network.features, len(base), base.shape[1], 0).to(base.device)
+            self.network = network.build(width, len(base))
+            self.head = head.build(network.features, len(base), base.shape[1], 0)
+        self.to(base.device)
 
     def forward(self, states: Tensor, mask: Tensor) -> Tensor:
         """Prompts ``[B, P, D]`` from hidden states ``[B, T, D]`` float32 and their mask ``[B, T]``."""
@@ -74,9 +75,9 @@ class ScoreRefiner(nn.Module):
         self.network = self.head = None
         if network is not None:
             with from_run_seed():
-                self.network = network.build(width, length).to(base.device)
-                built = head.build(network.features, length, matrix.shape[1], vocabulary)
-            self.head = built.to(base.device)
+                self.network = network.build(width, length)
+                self.head = head.build(network.features, length, matrix.shape[1], vocabulary)
+        self.to(base.device)
 
     def set_matrix(self, matrix: Tensor) -> None:
         """The embeddings of the tokens that are scored, ``[V, D]``."""

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_prompts.lm import FrozenLM
+from lightning_prompts.lm.transfer import to_device
 
 
 def top_tokens(gradient: Tensor, usable: Tensor, k: int) -> Tensor:
@@ -36,10 +37,10 @@ def draw_candidates(ids: Tensor, top: Tensor, count: int, swaps: int, generator:
         ``[C, P]`` with ``C <= count``: no two alike, none the current prompt.
     """
     length, k = top.shape
-    order = torch.rand(count, length, generator=generator).argsort(-1)  # positions in random order
-    changed = torch.randint(1, min(swaps, length) + 1, (count, 1), generator=generator)
-    change = (order < changed).to(ids.device)  # the rank of a position is a random permutation as well
-    choice = torch.randint(k, (count, length), generator=generator).to(ids.device)
+    order = torch.rand(count, length, generator=generator, device="cpu").argsort(-1)  # positions in random order
+    changed = torch.randint(1, min(swaps, length) + 1, (count, 1), generator=generator, device="cpu")
+    change = to_device(order < changed, ids.device)  # the rank of a position is a random permutation as well
+    choice = to_device(torch.randint(k, (count, length), generator=generator, device="cpu"), ids.device)
     drawn = top.T.gather(0, choice)
     candidates = torch.where(change, drawn, ids)
     distinct: Tensor = torch.unique(candidates[(candidates != ids).any(-1)], dim=0)
@@ -51,6 +52,7 @@ def survives(lm: FrozenLM, candidates: Tensor) -> Tensor:
 
     A prompt that is not cannot be taken home as text: its reader would get other tokens.
     """
-    texts = lm.tokenizer.batch_decode(candidates.tolist())
-    kept = [lm.encoder.tokens(text) == ids for text, ids in zip(texts, candidates.tolist(), strict=True)]
-    return torch.tensor(kept, dtype=torch.bool, device=candidates.device)
+    prompts = candidates.tolist()
+    texts = lm.tokenizer.batch_decode(prompts)
+    kept = [lm.encoder.tokens(text) == ids for text, ids in zip(texts, prompts, strict=True)]
+    return to_device(torch.tensor(kept, dtype=torch.bool, device="cpu"), candidates.device)

@@ -77,8 +77,7 @@ class ContinuationScorer(Passes):
         """Lines of rows with their continuations, in one forward pass."""
         contexts = [row.context for line, _ in lines for row in line]
         texts = [several for _, part in lines for several in part]
-        none = torch.empty(0, self.lm.width)
-        sums = self.lm.continuation_scores(contexts, texts, none, groups).tolist()
+        sums = self.lm.continuation_scores(contexts, texts, self.lm.no_prompt(), groups).tolist()
         values = iter(sums)
         rows = iter([[next(values) for _ in several] for several in texts])
         return [[next(rows) for _ in line] for line, _ in lines]

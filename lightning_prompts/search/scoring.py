@@ -13,6 +13,7 @@ from torch import Tensor
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm import Scores
 from lightning_prompts.lm.encoding import Row
+from lightning_prompts.lm.transfer import to_device
 from lightning_prompts.objectives import Likelihood
 from lightning_prompts.search.passes import Passes, fill, tokens_to_run, transposed
 
@@ -82,16 +83,16 @@ class CandidateScorer(Passes):
         answers = sum(len(row.answer) + len(row.end) for row in rows)
         size = self.fitting(tokens_to_run(filled[:1]), answers)
 
-        def work(mine: Sequence[list[Row]]) -> list[tuple[Tensor, ...]]:
+        def work(mine: Sequence[list[Row]]) -> list[Tensor]:
             scores = _joined(self.run(mine, size, len(rows), lambda part: self._pass(part, by_candidate)))
-            return list(zip(*(part.cpu() for part in _parts(scores)), strict=True))
+            return list(torch.stack([part.float() for part in _parts(scores)], 1).cpu())  # [4, N] of each candidate
 
-        columns = zip(*self.spread(filled, work), strict=True)
-        return _of_parts([torch.stack(column).to(self.lm.device) for column in columns])
+        nll, tokens, greedy, end_nll = to_device(torch.stack(self.spread(filled, work), 1), self.lm.device)
+        return Scores(nll, tokens.long(), greedy.bool(), end_nll)
 
     def _pass(self, filled: list[list[Row]], by_candidate: bool) -> Scores:
         """``[C][N]`` rows in one forward pass -> scores ``[C, N]``."""
-        none = torch.empty(0, self.lm.width)
+        none = self.lm.no_prompt()
         if by_candidate:
             scores = self.lm.score_rows([row for part in filled for row in part], none, group=len(filled[0]))
             return _shaped(scores, (len(filled), -1), transpose=False)

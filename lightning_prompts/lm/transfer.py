@@ -1,0 +1,33 @@
+"""Numbers of the host on the device of the LM, copied without waiting for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+def to_device(values: Tensor | Sequence[float] | NDArray[np.int64], device: torch.device) -> Tensor:
+    """Copy numbers of the host to a device; the host does not wait for the copy.
+
+    Args:
+        values: Integers become int64, other numbers float32.
+        device: Where they are needed. On the CPU a tensor or array is not copied.
+    """
+    tensor = torch.as_tensor(values, device="cpu")
+    if device.type == "cuda":  # only pinned memory is copied while the host goes on
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+def to_device_together(parts: Sequence[NDArray[np.int64]], device: torch.device) -> list[Tensor]:
+    """Copy several arrays of integers at once; the results keep their shapes and share one block of memory."""
+    if device.type == "cpu":
+        return [torch.from_numpy(part) for part in parts]
+    flat = to_device(np.concatenate([part.ravel() for part in parts]), device)
+    return [
+        piece.view(part.shape) for piece, part in zip(flat.split([part.size for part in parts]), parts, strict=True)
+    ]
