@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 import lightning as L  # noqa: N812 - Lightning's own convention
 import torch
 
-from callbacks.files import write_json
+from callbacks.files import logs_now, write_json
 from lightning_prompts.errors import UserError, check_finite
 from lightning_prompts.lm import Usage
 from lightning_prompts.types import Batch
@@ -91,7 +91,8 @@ class Budget(L.Callback):
         """Count, and stop training where a limit is."""
         self._count(trainer, pl_module)
         self.used["steps"] = trainer.global_step
-        pl_module.log_dict({f"budget/{name}": float(value) for name, value in self.used.items() if name != "steps"})
+        if logs_now(trainer):
+            pl_module.log_dict({f"budget/{name}": float(value) for name, value in self.used.items() if name != "steps"})
         cast("PromptMethod", pl_module).budget_used = share = self._share()
         if cast("PromptMethod", pl_module).accumulating:
             return  # a run ends with a step
@@ -135,10 +136,9 @@ class Budget(L.Callback):
         sums = cast("PromptMethod", pl_module).replica.sums(*counts.values())
         for name, count in zip(counts, sums, strict=True):
             self.used[name] += int(count)
-        measured = [self._time - time_before, peak_memory(pl_module.device) / GIGABYTE]
-        seconds, memory = (torch.tensor(value, dtype=torch.double, device=pl_module.device) for value in measured)
-        self.used["seconds"] += float(trainer.strategy.reduce(seconds, reduce_op="mean"))
-        self.used["memory_gb"] = max(self.used["memory_gb"], float(trainer.strategy.reduce(memory, reduce_op="max")))
+        seconds, memory = self._time - time_before, peak_memory(pl_module.device) / GIGABYTE
+        self.used["seconds"] += _of_all(trainer, seconds, "mean")
+        self.used["memory_gb"] = max(self.used["memory_gb"], _of_all(trainer, memory, "max"))
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the counts."""
@@ -153,6 +153,14 @@ class Budget(L.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the counts back."""
         self.used = {**self.used, **state_dict}
+
+
+def _of_all(trainer: L.Trainer, value: float, how: str) -> float:
+    """A number of this process, reduced over all."""
+    if trainer.world_size == 1:
+        return value
+    tensor = torch.tensor(value, dtype=torch.double, device=trainer.strategy.root_device)
+    return float(trainer.strategy.reduce(tensor, reduce_op=how))
 
 
 def forget_peak(device: torch.device) -> None:

@@ -1,4 +1,4 @@
-"""Writing JSON into the run folder."""
+"""What callbacks share: JSON files of the run folder, and when a step is logged."""
 
 from __future__ import annotations
 
@@ -10,6 +10,11 @@ from typing import Any
 import lightning as L  # noqa: N812 - Lightning's own convention
 
 from lightning_prompts.files import write_atomic
+
+
+def logs_now(trainer: L.Trainer) -> bool:
+    """Whether this training step's metrics go to the loggers; what is logged in others would only make a GPU wait."""
+    return bool(trainer._logger_connector.should_update_logs)
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ import lightning as L  # noqa: N812 - Lightning's own convention
 import torch
 from lightning.pytorch.plugins.precision import MixedPrecision
 
+from callbacks.files import logs_now
 from lightning_prompts.errors import UserError, check_finite
 
 if TYPE_CHECKING:
@@ -69,11 +70,12 @@ class GradientScaling(L.Callback):
         """Log, and give up where scaling does not help."""
         if self._plugin is None:
             return
-        self.skipped += self._plugin.take_skipped()
-        scale = self._plugin.scale
-        pl_module.log("train/scale", scale)
-        pl_module.log("train/skipped_steps", float(self.skipped))
-        if scale < self.floor:
+        skipped = self._plugin.take_skipped()
+        self.skipped += skipped
+        if logs_now(trainer):
+            pl_module.log("train/scale", self._plugin.scale)
+            pl_module.log("train/skipped_steps", float(self.skipped))
+        if skipped and self._plugin.scale < self.floor:
             raise UserError(
                 f"the loss scale sank below {self.floor:g} after {self.skipped} skipped steps: float16 overflows in "
                 "the backward pass whatever the scale; set model.lm.dtype to bfloat16 (as small, with float32's range) "
@@ -117,11 +119,14 @@ class _ScaledPrecision(MixedPrecision):
         self, optimizer: Any, model: L.LightningModule, closure: Callable[[], Any], **kwargs: Any,
     ) -> Any:  # fmt: skip
         """As Lightning does, and remember when the step was skipped."""
-        before = self.scale
-        result = super().optimizer_step(optimizer, model, closure, **kwargs)
-        skipped = self.scale < before
-        self._skipped += skipped
-        if skipped:  # or else it is as a guard has left it
+        steps: list[Any] = []
+        hook = optimizer.register_step_post_hook(lambda *args: steps.append(args))
+        try:
+            result = super().optimizer_step(optimizer, model, closure, **kwargs)
+        finally:
+            hook.remove()
+        if not steps:  # the scaler did not let the optimiser step; or else it is as a guard has left it
+            self._skipped += 1
             cast("PromptMethod", model).step_skipped = True
         return result
 

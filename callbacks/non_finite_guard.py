@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from callbacks.files import logs_now
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm.finite import first_not_finite
 
@@ -50,7 +51,7 @@ class NonFiniteGuard(L.Callback):
         self.patience, self.max_restores, self.snapshot_every = patience, max_restores, snapshot_every
         self.skipped = self.restores = 0
         self._in_a_row = self._good = 0
-        self._loss_finite = True
+        self._loss_finite: list[Tensor] = []  # of each loss since the last step; looked at together with the gradients
         self._skipped_now = False
         self._step = 0
         self._snapshot: dict[str, Any] = {}
@@ -71,20 +72,18 @@ class NonFiniteGuard(L.Callback):
         self._step = trainer.global_step
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
-        """Look at the loss; with accumulation, at each of them."""
-        self._loss_finite = self._loss_finite and bool(torch.isfinite(loss.detach()).all())
+        """Note whether the loss is finite; with accumulation, each of them."""
+        self._loss_finite.append(torch.isfinite(loss.detach()).all())
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
         """Skip the step by taking the gradients away: optimisers pass over what has none.
 
         Gradients that overflow under a loss scale are the scaler's: it skips the step, counts it, and tries another.
         """
-        gradients = [value.grad for value in _values(optimizer) if value.grad is not None]
-        good = self._loss_finite and (
-            _scaled(trainer) or all(bool(torch.isfinite(gradient).all()) for gradient in gradients)
-        )
-        self._loss_finite = True
-        if _all_agree(trainer, good):
+        flags, self._loss_finite = self._loss_finite, []
+        if not _scaled(trainer):
+            flags += [torch.isfinite(value.grad).all() for value in _values(optimizer) if value.grad is not None]
+        if _all_agree(trainer, _all_true(flags)):
             self._in_a_row = 0
             return
         self.skipped += 1
@@ -96,8 +95,8 @@ class NonFiniteGuard(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         """Restore where it is needed, and keep what is good."""
-        healthy = _all_agree(trainer, all(bool(torch.isfinite(value).all()) for value in _state(pl_module).values()
-                                          if value.is_floating_point() and not _infinite_by_design(value)))  # fmt: skip
+        numbers = [value for value in _state(pl_module).values() if value.is_floating_point()]
+        healthy = _all_agree(trainer, _all_true([_healthy(value) for value in numbers]))
         if not healthy or self._in_a_row >= self.patience:
             self._restore(trainer, pl_module, "something trained is not finite" if not healthy else
                           f"{self._in_a_row} steps in a row had no finite loss or gradient")  # fmt: skip
@@ -105,8 +104,9 @@ class NonFiniteGuard(L.Callback):
             self._good += 1
             if self._good % self.snapshot_every == 0:
                 self._keep(trainer, pl_module)
-        pl_module.log("train/non_finite_steps", float(self.skipped))
-        pl_module.log("train/restores", float(self.restores))
+        if logs_now(trainer):
+            pl_module.log("train/non_finite_steps", float(self.skipped))
+            pl_module.log("train/restores", float(self.restores))
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Say what happened."""
@@ -198,9 +198,14 @@ def _state(pl_module: L.LightningModule) -> dict[str, Tensor]:
     return pl_module.state_dict()
 
 
-def _infinite_by_design(value: Tensor) -> bool:
-    """A single infinity: the loss of a best prompt that has not been found yet."""
-    return value.dim() == 0 and bool(torch.isinf(value))
+def _healthy(value: Tensor) -> Tensor:
+    """Whether all numbers are finite. A single infinity is the loss of a best prompt that has not been found yet."""
+    return torch.isfinite(value).all() if value.dim() else ~torch.isnan(value)
+
+
+def _all_true(flags: list[Tensor]) -> bool:
+    """Whether all flags are set, asking the device once."""
+    return not flags or bool(torch.stack(flags).all())
 
 
 def _all_agree(trainer: L.Trainer, good: bool) -> bool:

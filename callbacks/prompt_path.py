@@ -68,13 +68,13 @@ class PromptPath(RowLog):
             rows.append(self._row(pl_module, trainer.global_step, prompt))
             if not self.rows:
                 matrix = pl_module.lm.embedding_matrix()
-                drawn = torch.randperm(len(matrix), generator=torch.Generator().manual_seed(0))[: self.vocabulary]
-                rows[0]["vocabulary"] = self._packed(matrix[drawn.to(matrix.device)])
+                order = torch.randperm(len(matrix), generator=torch.Generator().manual_seed(0), device="cpu")
+                rows[0]["vocabulary"] = self._packed(matrix[order[: self.vocabulary].to(matrix.device)])
         self.add(trainer, rows)
 
     def _row(self, pl_module: PromptMethod, step: int, vectors: Tensor) -> dict[str, Any]:
         count = min(self.places, len(vectors))
-        places = torch.linspace(0, len(vectors) - 1, count).round().long()
+        places = torch.linspace(0, len(vectors) - 1, count, device="cpu").round().long()
         chosen = vectors.detach().float()[places.to(vectors.device)]
         ids, _ = pl_module.lm.nearest_tokens(chosen)
         return {
@@ -90,6 +90,6 @@ class PromptPath(RowLog):
         """``[N, D]`` projected, as text."""
         vectors = vectors.detach().float().cpu()
         generator = torch.Generator().manual_seed(0)  # the same projection for every row, run and method
-        projection = torch.randn(vectors.shape[1], self.size, generator=generator) / self.size**0.5
+        projection = torch.randn(vectors.shape[1], self.size, generator=generator, device="cpu") / self.size**0.5
         numbers = (vectors @ projection).to(torch.float16).numpy().astype("<f2")
         return base64.b64encode(numbers.tobytes()).decode("ascii")

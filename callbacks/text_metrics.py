@@ -36,7 +36,7 @@ class TextMetrics(L.Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Find out what is missing before anything starts."""
         for reward in self.rewards:
-            reward.check()
+            reward.check(trainer.strategy.root_device)
 
     def on_validation_batch_end(
         self, trainer: L.Trainer, pl_module: PromptMethod, outputs: Any, batch: Batch,  # type: ignore[override]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import lightning as L  # noqa: N812 - Lightning's own convention
 
+from callbacks.files import logs_now
 from lightning_prompts.types import Batch
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class Throughput(L.Callback):
         self._steps += 1
         self._examples += len(batch)
         self._tokens += cast("PromptMethod", pl_module).tokens_forwarded - self._tokens_before
-        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        if logs_now(trainer):
             (tokens,) = cast("PromptMethod", pl_module).replica.sums(self._tokens)
             pl_module.log_dict(
                 {

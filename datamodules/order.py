@@ -44,7 +44,7 @@ class EpochSampler(InOrder):
     def __iter__(self) -> Iterator[int]:
         """The indices of one epoch."""
         generator = torch.Generator().manual_seed((self.seed + self.epoch) % 2**63)
-        return iter(torch.randperm(self.size, generator=generator).tolist())
+        return iter(torch.randperm(self.size, generator=generator, device="cpu").tolist())
 
     def __len__(self) -> int:
         """How many examples."""
@@ -124,4 +124,4 @@ class ResumableLoader(DataLoader[Example]):
 
 
 def _shuffled(items: Sequence[int], generator: torch.Generator) -> list[int]:
-    return [items[index] for index in torch.randperm(len(items), generator=generator).tolist()]
+    return [items[index] for index in torch.randperm(len(items), generator=generator, device="cpu").tolist()]

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lightning_prompts import commands
+from lightning_prompts.accelerators import accelerator_here, train_two_steps
 from lightning_prompts.cli import run
 
 HERE = Path(__file__).parent
@@ -31,6 +32,21 @@ def command(*words: str) -> None:
     console.print(f"\n[bold]$ lightning-prompts {shlex.join(words)}[/bold]", highlight=False, soft_wrap=True)
     if code := run(words):
         sys.exit(code)
+
+
+def accelerator_works() -> bool:
+    """Whether training works on this machine's accelerator; true where there is none."""
+    kind = accelerator_here()
+    if kind is None:
+        return True
+    try:
+        train_two_steps(kind)
+    except Exception as error:  # noqa: BLE001 - the demo goes on where it can
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        console.print(f"Training on {kind} fails ({reason}), so the CPU is used.", soft_wrap=True)
+        return False
+    console.print(f"Training works on {kind}, which is used.")
+    return True
 
 
 def metrics(folder: Path) -> dict[str, float]:
@@ -50,11 +66,12 @@ def main() -> None:
     folder = parser.parse_args().folder
     study = HERE / "antonyms"
     config, root = str(folder / "config.yaml"), "--trainer.default_root_dir"
+    device = [] if accelerator_works() else ["--trainer.accelerator", "cpu"]
 
     start = time.monotonic()
-    command("fit", "-c", str(study / "soft_prompt.yaml"), root, str(folder), "--overwrite", "true")
+    command("fit", "-c", str(study / "soft_prompt.yaml"), root, str(folder), "--overwrite", "true", *device)
     seconds = time.monotonic() - start
-    command("test", "-c", str(study / "static.yaml"), root, str(folder / "static"), "--verbose", "false")
+    command("test", "-c", str(study / "static.yaml"), root, str(folder / "static"), "--verbose", "false", *device)
     command("test", "-c", config, root, str(folder / "untrained"), "--verbose", "false")
     command("test", "-c", config, "--ckpt_path", str(folder / "checkpoints" / "best.ckpt"), "--verbose", "false")
 

@@ -29,6 +29,7 @@ from rich.console import Console
 import callbacks
 import datamodules
 from lightning_prompts import methods
+from lightning_prompts.accelerators import check_accelerator
 from lightning_prompts.checkpoints import AtomicCheckpointIO, check_readable, does_not_fit
 from lightning_prompts.commands import fail
 from lightning_prompts.config_errors import check_yaml, one_line, user_error
@@ -120,6 +121,7 @@ class PromptCLI(LightningCLI):
 
     def __init__(self, args: Sequence[str] | None = None) -> None:
         """Parse, build, run."""
+        self.words = sys.argv[1:] if args is None else list(args)
         super().__init__(
             methods.PromptMethod,
             datamodules.TextDataModule,
@@ -163,6 +165,8 @@ class PromptCLI(LightningCLI):
         self.folder = Path(config.trainer.default_root_dir)
         check_writable(self.folder)
         _check_trainer(config.trainer)
+        if isinstance(config.trainer.accelerator, str):
+            check_accelerator(config.trainer.accelerator, self.words)
         _monitor(config)
         self._check_checkpoint(config)
         fresh = self.config.subcommand == "fit" and config.ckpt_path is None

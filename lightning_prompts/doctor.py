@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from lightning_prompts.accelerators import accelerator_here, device_type, train_two_steps
 from lightning_prompts.commands import CommandParser, size
 from lightning_prompts.errors import UserError
 from lightning_prompts.files import cache_root
@@ -89,7 +90,7 @@ def main(args: Sequence[str]) -> int:
 def examine() -> Iterator[Finding]:
     """Look at one thing after the other; a look that fails is a finding too."""
     looks: list[Callable[[], Iterable[Finding]]] = [
-        python, packages, extras, accelerator, precision, weights, cache,
+        python, packages, extras, accelerator, training, precision, weights, cache,
     ]  # fmt: skip
     for look in looks:
         try:
@@ -151,11 +152,25 @@ def accelerator() -> Iterator[Finding]:
         yield Finding("GPU", "optional", f"none; torch uses {threads} CPU thread{'s' * (threads > 1)}")
 
 
+def training() -> Iterator[Finding]:
+    """Whether a run works on the accelerator, if there is one."""
+    kind = accelerator_here()
+    if kind is None:
+        return
+    try:
+        seconds = train_two_steps(kind)
+    except Exception as error:  # noqa: BLE001 - whatever it is, this is what a run would meet
+        said = f"two steps on {kind} failed: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        yield Finding("training", "bad", said, "run on the CPU until that is mended: --trainer.accelerator cpu")
+    else:
+        yield Finding("training", "ok", f"two steps on {kind} work ({seconds:.1f} s)")
+
+
 def precision() -> Iterator[Finding]:
-    """What ``--model.lm.dtype auto`` takes."""
+    """What ``--model.lm.dtype auto`` takes on the device that a run takes."""
     from lightning_prompts.lm.precision import fast_dtype
 
-    name = str(fast_dtype()).removeprefix("torch.")
+    name = str(fast_dtype(device_type("auto"))).removeprefix("torch.")
     slower = "faster than float32" if name == "bfloat16" else "bfloat16 is no faster"
     yield Finding("fast dtype", "ok", f"{name} ({slower}); --model.lm.dtype auto takes it")
 

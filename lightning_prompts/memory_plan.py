@@ -43,6 +43,7 @@ from rich.console import Console
 from rich.table import Table
 
 from datamodules import TextDataModule
+from lightning_prompts.accelerators import device_type
 from lightning_prompts.commands import CommandParser, size
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm import Footprint, LMShape
@@ -321,7 +322,7 @@ def optimizer_state(method: PromptMethod) -> float:
     """Numbers that the method's optimiser keeps for each parameter: 2 for Adam, 0 for plain SGD."""
     if method.optimizer is None:
         return 0.0
-    probe = torch.nn.Parameter(torch.zeros(8, 8))
+    probe = torch.nn.Parameter(torch.zeros(8, 8, device="cpu"))
     optimizer = method.optimizer([probe])
     probe.grad = torch.ones_like(probe)
     optimizer.step()
@@ -368,7 +369,7 @@ def main(args: Sequence[str]) -> int:
         batches_of(run.datamodule, "train"),
         batches_of(run.datamodule, "val"),
         _processes(run.trainer_config),
-        _device_type(str(run.trainer_config.accelerator)),
+        device_type(str(run.trainer_config.accelerator)),
     )
     Console().print(as_table(plan))
     return 0
@@ -388,14 +389,6 @@ def _processes(trainer: Any) -> Processes:  # noqa: ANN401 - a jsonargparse name
         shards = nodes if sizes.data_parallel_size == "auto" else int(sizes.data_parallel_size)
         return Processes(shards, shards, heads)
     return Processes(nodes * devices)
-
-
-def _device_type(accelerator: str) -> str:
-    """The kind of device that a trainer with this accelerator would run on."""
-    if accelerator not in ("auto", "gpu"):
-        return accelerator
-    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return "cpu" if found is None else found.type
 
 
 def _device_count(devices: Any) -> int:  # noqa: ANN401 - a number, a list of numbers, either as text, or auto

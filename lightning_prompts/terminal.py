@@ -26,12 +26,26 @@ def results_table(metrics: Mapping[str, torch.Tensor]) -> Table:
 
 
 class _Bar(RichProgressBar):
-    """Without the logger's version number, and without an epoch -2."""
+    """Without the logger's version number, and without an epoch -2; it reads metrics when a step is logged.
+
+    A GPU would have to wait whenever one is read.
+    """
+
+    reads_when_logging = True  # `PromptMethod.log` leaves it to this bar
+
+    def __init__(self) -> None:
+        """Nothing is shown yet."""
+        super().__init__()
+        self._shown: dict[str, Any] = {}
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         """What stands beside the bar."""
-        items: dict[str, Any] = super().get_metrics(trainer, pl_module)
-        return {name: value for name, value in items.items() if name != "v_num"}
+        if not trainer.training or not self._shown or trainer._logger_connector.should_update_logs:
+            items: dict[str, Any] = super().get_metrics(trainer, pl_module)
+            known = trainer.callback_metrics
+            own = {name: float(known[name]) for name in getattr(pl_module, "on_bar", ()) if name in known}
+            self._shown = {name: value for name, value in {**items, **own}.items() if name != "v_num"}
+        return self._shown
 
     def _get_train_description(self, current_epoch: int) -> str:
         """Without the last epoch where there is none: Lightning makes -2 of ``max_epochs: -1``."""

@@ -208,7 +208,8 @@ def test_a_grid_of_continuations_equals_one_text_at_a_time(
     pieces = ContinuationScorer(lm, memory_mb=1e-3).score(lm.encode(rows, 1), prompts, continuations)
     for one, other in zip(found, pieces, strict=True):
         for mine, theirs in zip(one, other, strict=True):
-            assert mine == pytest.approx(theirs, abs=1e-5)
+            # Float32 holds seven digits of these sums, and how threads share a product decides the last one.
+            assert mine == pytest.approx(theirs, abs=1e-5, rel=1e-6)
 
 
 def test_whichever_comes_first_is_shared(tiny: FrozenLM) -> None:

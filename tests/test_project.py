@@ -67,7 +67,7 @@ ALLOWED = {
         "__version__",
     },
     "lightning_prompts.studies": {"errors", "files", "cli", "commands", "methods"},
-    "lightning_prompts.doctor": {"errors", "files", "commands", "lm", "objectives"},
+    "lightning_prompts.doctor": {"accelerators", "errors", "files", "commands", "lm", "objectives"},
     "lightning_prompts.completion": {"__version__", "errors", "files", "commands", "options"},
     "datamodules": {"types", "errors", "template", "answers", "files"},
     "callbacks": {"types", "errors", "methods", "objectives", "files", "lm"},
@@ -76,6 +76,7 @@ ALLOWED = {
 
 FREE = {
     "lightning_prompts",
+    "lightning_prompts.accelerators",
     "lightning_prompts.__main__",
     "lightning_prompts.cli",
     "lightning_prompts.config_errors",
@@ -128,6 +129,35 @@ def test_imports_run_one_way() -> None:
                     checked += 1
                     assert not rest or rest.split(".")[0] in ALLOWED[home], f"{name} imports {imported}"
     assert checked > 40
+
+
+FACTORIES = {"arange", "empty", "eye", "full", "linspace", "ones", "rand", "randint", "randn", "randperm", "tensor",
+             "zeros"}  # fmt: skip
+
+
+def without_device(source: str) -> list[int]:
+    """Lines that make a tensor on whatever the default device is; modules and what is built on meta may do so."""
+    found: list[int] = []
+
+    def visit(node: ast.AST) -> None:
+        if isinstance(node, ast.ClassDef) and any("Module" in ast.unparse(base) for base in node.bases):
+            return
+        if isinstance(node, ast.With) and any("torch.device(" in ast.unparse(item) for item in node.items):
+            return
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in {f"torch.{name}" for name in FACTORIES}:
+            found.extend([] if any(keyword.arg == "device" for keyword in node.keywords) else [node.lineno])
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(ast.parse(source))
+    return found
+
+
+def test_every_tensor_says_where_it_is() -> None:
+    """Lightning configures a model under the accelerator as default device, where a CPU's generator cannot draw."""
+    assert without_device("x = torch.zeros(3)\ny = torch.zeros(3, device='cpu')\n") == [1]
+    wrong = {name: lines for name, path in modules() if (lines := without_device(path.read_text()))}
+    assert not wrong
 
 
 def test_no_file_is_large() -> None:

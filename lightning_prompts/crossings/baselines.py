@@ -87,8 +87,9 @@ class _MovingAverage(BaselineState):
     def __init__(self, decay: float) -> None:
         super().__init__()
         self.decay = decay
-        self.register_buffer("total", torch.zeros(()))
-        self.register_buffer("weight", torch.zeros(()))  # below 1 at first, so that the average starts unbiased
+        self.register_buffer("total", torch.zeros((), device="cpu"))
+        # The weight is below 1 at first, so that the average starts unbiased.
+        self.register_buffer("weight", torch.zeros((), device="cpu"))
 
     def forward(self, rewards: Tensor, greedy: Tensor | None, states: Tensor) -> Tensor:
         return (self.total / self.weight.clamp(min=1e-8)).expand_as(rewards)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections import OrderedDict
 from typing import Any
 
@@ -44,10 +45,10 @@ class TextCache:
         """For a checkpoint: tensors, numbers and strings."""
         values = list(self.scores.values())
         return {
-            "score_keys": torch.tensor(list(self.scores), dtype=torch.long),
-            "score_counts": torch.tensor([len(value) for value in values], dtype=torch.int32),
-            "score_values": torch.tensor([number for value in values for number in value], dtype=torch.double),
-            "text_keys": torch.tensor(list(self.texts), dtype=torch.long),
+            "score_keys": torch.tensor(list(self.scores), dtype=torch.long, device="cpu"),
+            "score_counts": torch.tensor([len(value) for value in values], dtype=torch.int32, device="cpu"),
+            "score_values": torch.tensor([*itertools.chain(*values)], dtype=torch.double, device="cpu"),
+            "text_keys": torch.tensor(list(self.texts), dtype=torch.long, device="cpu"),
             "texts": list(self.texts.values()),
         }
 

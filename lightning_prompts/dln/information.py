@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -23,7 +25,7 @@ def mutual_information(log_probs: Tensor) -> Tensor:
     >>> mutual_information(decided)
     tensor(0.6931)
     """
-    mean = torch.logsumexp(log_probs, 0) - torch.tensor(float(len(log_probs))).log()
+    mean = torch.logsumexp(log_probs, 0) - math.log(len(log_probs))
     return _entropy(mean) - _entropy(log_probs).mean()
 
 

@@ -94,7 +94,7 @@ class UniformMessages(MessageChoice):
 
     def choose(self, arms: Arms, index: int, generator: torch.Generator) -> int | None:
         """See `MessageChoice`."""
-        return int(torch.randint(len(arms.counts), (1,), generator=generator))
+        return int(torch.randint(len(arms.counts), (1,), generator=generator, device="cpu"))
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class ThompsonSampling(MessageChoice):
 
     def choose(self, arms: Arms, index: int, generator: torch.Generator) -> int | None:
         """See `MessageChoice`."""
-        noise = torch.randn(len(arms.counts), generator=generator, dtype=torch.double).tolist()
+        noise = torch.randn(len(arms.counts), generator=generator, dtype=torch.double, device="cpu").tolist()
         deviation = arms.deviation()
         return _largest(
             [

@@ -99,11 +99,11 @@ class LanguageNetwork:
         """
         reader = self.readers[-1]
         labelled, free = _by_kind(placed)  # a block is of one kind, so blocks stay whole
-        result = torch.empty(len(prompts), len(placed), dtype=torch.double)
+        result = torch.empty(len(prompts), len(placed), dtype=torch.double, device="cpu")
         classes = None
         if labelled:
             classes = reader.class_log_probs([placed[b] for b in labelled], prompts, block)
-            wanted = torch.tensor([placed[b].label for b in labelled])
+            wanted = torch.tensor([placed[b].label for b in labelled], device="cpu")
             result[:, labelled] = classes.gather(-1, wanted.expand(len(prompts), -1)[..., None])[..., 0]
         if free:
             texts = [[str(placed[b].answer)] for b in free]

@@ -125,7 +125,7 @@ class Posterior:
         self, layer: PlacedLayer, reader: Reader, prompt: str, thoughts: Sequence[Thought], generator: torch.Generator
     ) -> list[list[str]]:
         """Draws ``[B][K]``; some may be empty."""
-        seeds = torch.randint(2**62, (len(thoughts), self.samples), generator=generator).tolist()
+        seeds = torch.randint(2**62, (len(thoughts), self.samples), generator=generator, device="cpu").tolist()
         drawn = [[""] * self.samples for _ in thoughts]
         templates = [GivenAnswer()] if self.templates is None else self.templates
         for start, template in enumerate(templates):

@@ -72,11 +72,12 @@ class Request:
 
     def shuffled(self) -> list[Case]:
         """The batch in a fresh order."""
-        return [self.cases[index] for index in torch.randperm(len(self.cases), generator=self.generator).tolist()]
+        order = torch.randperm(len(self.cases), generator=self.generator, device="cpu")
+        return [self.cases[index] for index in order.tolist()]
 
     def seed(self) -> int:
         """A fresh seed."""
-        return int(torch.randint(2**62, (1,), generator=self.generator))
+        return int(torch.randint(2**62, (1,), generator=self.generator, device="cpu"))
 
 
 class Proposals(ABC):
@@ -343,7 +344,7 @@ class MinedExamples(Proposals):
             cases = request.shuffled()
             if self.errors_first:
                 cases.sort(key=lambda case: case.right)
-            shots = 1 + int(torch.randint(self.shots, (1,), generator=request.generator))
+            shots = 1 + int(torch.randint(self.shots, (1,), generator=request.generator, device="cpu"))
             worked = "\n\n".join(f"{case.input}\nAnswer: {case.target}" for case in cases[:shots])
             text = parent.partition(self.HEADING)[0] + self.HEADING + worked
             proposals.append(Proposal(text, parent, type(self).__name__))
@@ -380,7 +381,7 @@ class RuleRewrites(Proposals):
             for text in self.rewrites(parent, request.options)
         ]
         made = list({proposal.text: proposal for proposal in made if proposal.text not in known}.values())
-        order = torch.randperm(len(made), generator=request.generator).tolist()
+        order = torch.randperm(len(made), generator=request.generator, device="cpu").tolist()
         return [made[index] for index in order[: self.count]]
 
     def rewrites(self, prompt: str, options: Sequence[str]) -> list[str]:

@@ -140,7 +140,7 @@ class Reader:
         """
         ids = [[tuple(self.encoder.tokens(text)) for text in several] for several in texts]
         wanted = [tuple(dict.fromkeys(tokens for tokens in several if tokens)) for several in ids]
-        result = torch.zeros(len(prompts), len(examples), len(texts[0]), dtype=torch.double)
+        result = torch.zeros(len(prompts), len(examples), len(texts[0]), dtype=torch.double, device="cpu")
         asked = [n for n, several in enumerate(wanted) if several]
         if not asked:
             return result
@@ -150,7 +150,8 @@ class Reader:
         for c, line in enumerate(sums):
             for n, values in zip(asked, line, strict=True):
                 means = {tokens: value / len(tokens) for tokens, value in zip(wanted[n], values, strict=True)}
-                result[c, n] = torch.tensor([means.get(tokens, 0.0) for tokens in ids[n]], dtype=torch.double)
+                own = [means.get(tokens, 0.0) for tokens in ids[n]]
+                result[c, n] = torch.tensor(own, dtype=torch.double, device="cpu")
         return result
 
     def class_log_probs(self, examples: Sequence[Example], prompts: Sequence[str], block: int = 1) -> Tensor:
@@ -186,10 +187,11 @@ class Reader:
         ]
         sums = self.sums(examples, prompts, texts, block)
         shape = (len(prompts), len(examples), max(known.classes for known in labels))
-        result = torch.full(shape, float("-inf"), dtype=torch.double)
+        result = torch.full(shape, float("-inf"), dtype=torch.double, device="cpu")
         for known in set(labels):
             places = [n for n, mine in enumerate(labels) if mine == known]
-            values = torch.tensor([[line[n][: len(known.tokens)] for n in places] for line in sums], dtype=torch.double)
+            found = [[line[n][: len(known.tokens)] for n in places] for line in sums]
+            values = torch.tensor(found, dtype=torch.double, device="cpu")
             result[:, places, : known.classes] = class_log_probs(values, known)
         nll = [
             -values[several.index(answer)] / len(answer) if answer else None

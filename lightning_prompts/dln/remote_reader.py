@@ -76,7 +76,7 @@ class RemoteReader(Reader):
             [[total / max(count, 1) for total, count in several] for several in line]
             for line in self._scored(examples, prompts, texts)
         ]
-        return torch.tensor(means, dtype=torch.double).view(len(prompts), len(examples), -1)
+        return torch.tensor(means, dtype=torch.double, device="cpu").view(len(prompts), len(examples), -1)
 
     def _classes(
         self, examples: Sequence[Example], prompts: Sequence[str], answers: bool = False, block: int = 1
@@ -87,9 +87,10 @@ class RemoteReader(Reader):
         texts = [[*(text for text, _ in mine), *answer] for mine, answer in zip(ways, own, strict=True)]
         scored = self._scored(examples, prompts, texts)
         most = max(len(example.labels) for example in examples)
-        result = torch.full((len(prompts), len(examples), most), float("-inf"), dtype=torch.double)
+        result = torch.full((len(prompts), len(examples), most), float("-inf"), dtype=torch.double, device="cpu")
         for n, (example, mine) in enumerate(zip(examples, ways, strict=True)):
-            sums = torch.tensor([[total for total, _ in line[n][: len(mine)]] for line in scored], dtype=torch.double)
+            totals = [[total for total, _ in line[n][: len(mine)]] for line in scored]
+            sums = torch.tensor(totals, dtype=torch.double, device="cpu")
             classes = LabelTokens((), tuple(owner for _, owner in mine), len(example.labels))
             result[:, n, : len(example.labels)] = class_log_probs(sums, classes)
         nll = [-scored[0][n][-1][0] / max(scored[0][n][-1][1], 1) if answer else None for n, answer in enumerate(own)]

@@ -237,13 +237,13 @@ class Stepper:
             )
             placed = [layer.place(example, under) for example, under in zip(examples, below, strict=True)]
             sharpening = self.settings.posterior.sharpening
-            prior = torch.zeros(len(texts), len(texts[0]), dtype=torch.double)
+            prior = torch.zeros(len(texts), len(texts[0]), dtype=torch.double, device="cpu")
             if sharpening.uses_prior:
                 prior = self.network.hidden_log_probs(index, placed, [prompts[index]], texts)[0]
-            read = Draws(texts, torch.empty(0))
+            read = Draws(texts, torch.empty(0, device="cpu"))
             wanted = None if self.network.layers[above].top else [[target] for target in targets]
             answer = self._log_probs(above, [prompts[above]], examples, read, wanted)[0][0, :, :, 0]
-            there = torch.tensor([[bool(text) for text in several] for several in texts])
+            there = torch.tensor([[bool(text) for text in several] for several in texts], device="cpu")
             weights = sharpening(answer, prior, there)
             draws.insert(0, Draws(texts, weights))
             targets = draws[0].best
@@ -285,7 +285,7 @@ class Stepper:
     ) -> Tensor:
         """Rewards ``[C]`` of candidates for a layer's prompt, the current one first."""
         top = self.network.layers[index].top
-        one = torch.ones(len(seen.examples), 1, dtype=torch.double)
+        one = torch.ones(len(seen.examples), 1, dtype=torch.double, device="cpu")
         read = draws[index - 1] if index else Draws([[""] for _ in seen.examples], one)
         texts, weights = (None, one) if top else (draws[index].texts, draws[index].weights)
         log_probs, classes = self._log_probs(index, prompts, seen.examples, read, texts)

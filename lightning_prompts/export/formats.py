@@ -133,4 +133,4 @@ def answer_nll(logits: Tensor, answer: Sequence[int]) -> float:
         answer: The answer's token ids.
     """
     predicted = logits[-len(answer) - 1 : -1].float()
-    return float(functional.cross_entropy(predicted, torch.tensor(answer)))
+    return float(functional.cross_entropy(predicted, torch.tensor(answer, device="cpu")))

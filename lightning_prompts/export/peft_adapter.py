@@ -79,7 +79,7 @@ class PeftAdapter(Format):
         content = export.content
         if isinstance(content, Tensor):
             lm = export.run.method.lm
-            front = torch.tensor(self.front(export), dtype=torch.long)
+            front = torch.tensor(self.front(export), dtype=torch.long, device="cpu")
             vectors = torch.cat([lm.embed(front).float(), content])
             prompt = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=len(vectors), token_dim=lm.width,
                                         num_transformer_submodules=1, num_layers=lm.layers)  # fmt: skip
@@ -114,7 +114,7 @@ class PeftAdapter(Format):
             model: Any = PeftModel.from_pretrained(export.base.load(), str(folder)).eval()
             for example in export.examples:
                 pieces = export.pieces(example)
-                ids = torch.tensor([pieces.after + pieces.answer])
+                ids = torch.tensor([pieces.after + pieces.answer], device="cpu")
                 scores.append(answer_nll(model(input_ids=ids).logits[0], pieces.answer))
         except (ValueError, RuntimeError, TypeError, AttributeError, KeyError, IndexError) as error:
             raise UserError(

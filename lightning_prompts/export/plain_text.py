@@ -58,7 +58,7 @@ class PlainText(Format):
         scores = []
         for example in think(steps, lms, export.examples):
             context, answer = _tokens(lms[-1], example, steps[-1].prompt)
-            logits = model(input_ids=torch.tensor([context + answer])).logits[0]
+            logits = model(input_ids=torch.tensor([context + answer], device="cpu")).logits[0]
             scores.append(answer_nll(logits, answer))
         return scores
 

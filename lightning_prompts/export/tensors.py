@@ -69,12 +69,12 @@ class Tensors(Format):
     ) -> float:
         if EMBEDDINGS in tensors:
             table = model.get_input_embeddings()
-            parts = [table(torch.tensor(before, dtype=torch.long)), tensors[EMBEDDINGS],
-                     table(torch.tensor(after + answer))]  # fmt: skip
+            parts = [table(torch.tensor(before, dtype=torch.long, device="cpu")), tensors[EMBEDDINGS],
+                     table(torch.tensor(after + answer, device="cpu"))]  # fmt: skip
             return answer_nll(model(inputs_embeds=torch.cat(parts)[None]).logits[0], answer)
         cache = DynamicCache()
         for layer in range(len(tensors) // 2):
             key, value = tensors[f"{KEYS}.{layer}"], tensors[f"{VALUES}.{layer}"]
             cache.update(key.transpose(0, 1)[None], value.transpose(0, 1)[None], layer)
-        ids = torch.tensor([before + after + answer])
+        ids = torch.tensor([before + after + answer], device="cpu")
         return answer_nll(model(input_ids=ids, past_key_values=cache).logits[0], answer)

@@ -55,7 +55,7 @@ class Vllm(Format):
         for example in export.examples:
             vectors = script.embeddings(table, tokenizer, prompt, about, example.fields)
             answer = export.pieces(example).answer
-            vectors = torch.cat([vectors, table(torch.tensor(answer))])
+            vectors = torch.cat([vectors, table(torch.tensor(answer, device="cpu"))])
             output: Any = model(inputs_embeds=vectors[None])
             scores.append(answer_nll(output.logits[0], answer))
         return scores

@@ -67,8 +67,8 @@ def embeddings(
             turns.insert(0, {"role": "system", "content": about["system"]})
         text = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
         (before, _, after), lead = text.partition(SLOT), []
-    front = torch.tensor(lead + tokens(tokenizer, before, start=True), dtype=torch.long)
-    back = torch.tensor(tokens(tokenizer, after, start=False), dtype=torch.long)
+    front = torch.tensor(lead + tokens(tokenizer, before, start=True), dtype=torch.long, device="cpu")
+    back = torch.tensor(tokens(tokenizer, after, start=False), dtype=torch.long, device="cpu")
     return torch.cat([table(front), prompt.to(table(back).dtype), table(back)]).detach()
 
 

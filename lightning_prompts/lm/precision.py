@@ -8,7 +8,7 @@ import platform
 import time
 from contextlib import suppress
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ def for_device(config: LMConfig, device: torch.device | str) -> LMConfig:
     return replace(config, dtype=name) if config.dtype == "auto" else config
 
 
-@lru_cache(maxsize=None)
+@cache
 def fast_dtype(device_type: str) -> torch.dtype:
     """bfloat16 where a kind of device is fast at it, else float32.
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_prompts.errors import check_finite
+from lightning_prompts.lm.transfer import to_device
 
 
 class Sampling:
@@ -43,7 +44,8 @@ class Sampling:
     def choose(self, logits: Tensor, step: int) -> Tensor:
         """Tokens ``[B]`` drawn from logits ``[B, V]``; steps count from 0, each is asked for once or more."""
         while len(self._drawn) <= step:
-            self._drawn.append(torch.cat([torch.rand(1, dtype=torch.double, generator=g) for g in self._generators]))
+            drawn = [torch.rand(1, dtype=torch.double, generator=one, device="cpu") for one in self._generators]
+            self._drawn.append(torch.cat(drawn))
         upto = torch.softmax(logits.float() / self.temperature, -1).double().cumsum(-1)
-        wanted = self._drawn[step].to(logits.device)[:, None] * upto[:, -1:]
+        wanted = to_device(self._drawn[step], logits.device)[:, None] * upto[:, -1:]
         return torch.searchsorted(upto, wanted, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)

@@ -50,7 +50,10 @@ def answer_scores(logits: Tensor, rows: Sequence[Row]) -> Scores:
     sums = torch.zeros(2 * size, device=device).index_add(0, slot, token_nll)
     misses = torch.zeros(2 * size, device=device).index_add(0, slot, (logits.argmax(-1) != targets).float())
     return Scores(
-        nll=sums[:size] / answer, tokens=answer, greedy=misses[:size] == 0, end_nll=sums[size:] / end.clamp(min=1)
+        nll=sums[:size] / answer,
+        tokens=answer,
+        greedy=misses[:size] == 0,
+        end_nll=sums[size:] / end.clamp(min=1),
     )
 
 

@@ -28,6 +28,7 @@ from lightning_prompts.errors import UserError
 from lightning_prompts.files import cache_root
 from lightning_prompts.lm.frozen import FrozenLM
 from lightning_prompts.lm.padding import padded
+from lightning_prompts.lm.transfer import to_device
 from lightning_prompts.types import Example
 
 FORMAT = 1
@@ -142,7 +143,9 @@ class StateStore:
                  if (states := file.get(question)) is not None}  # fmt: skip
         missing = sorted(set(questions) - set(found))
         found.update(zip(missing, self.compute(missing), strict=True))
-        return padded([found[question].to(self.lm.device).float() for question in questions])
+        parts = [found[question] for question in questions]
+        here = [to_device(part, self.lm.device) if part.device.type == "cpu" else part for part in parts]
+        return padded([part.float() for part in here])
 
     def compute(self, questions: Sequence[str]) -> list[Tensor]:
         """The states of some questions, by a forward pass of the LM, in its dtype."""

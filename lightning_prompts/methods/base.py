@@ -28,6 +28,7 @@ from lightning_prompts.lm import (
     slot_length,
 )
 from lightning_prompts.lm.precision import for_device
+from lightning_prompts.lm.transfer import to_device
 from lightning_prompts.methods.evaluation import Evaluation, Item, Result
 from lightning_prompts.objectives import Objective
 from lightning_prompts.processes import Replica
@@ -82,6 +83,7 @@ class PromptMethod(Evaluation):
         self.scheduler = scheduler
         self.step_skipped = False  # by a callback, for want of finite gradients: the learning rate does not move either
         self.budget_used = 0.0  # share of a limit on tokens, calls or seconds, where a callback sets one
+        self.on_bar: dict[str, None] = {}  # names of the metrics that a progress bar shows, in their order
         self._waiting: dict[str, Tensor] = {}  # gradients of an earlier start, by the parameter's name
 
     # --- what a method adds -----------------------------------------------------------------------------------------
@@ -403,7 +405,7 @@ class PromptMethod(Evaluation):
         logits = self.lm.answer_logits(rows, prompt)
         scores = answer_scores(logits, rows)
         if len(batch) < batch.total:  # a part, of which all processes know one
-            own = float(scores.tokens.sum()) if batch.weight else 0.0
+            own = sum(len(row.answer) for row in rows) if batch.weight else 0.0
             scores = replace(scores, mean_tokens=self.replica.sums(own)[0] / batch.total)
         loss = batch.weight * objective.loss(self.lm, rows, logits, scores)
         self.log_step("train/loss", loss, batch, prog_bar=True)
@@ -413,6 +415,22 @@ class PromptMethod(Evaluation):
     def own_part(self, batch: Batch) -> Batch:
         """The examples of a training batch that this process follows the gradient of; all, if there is no other."""
         return self.replica.part_of(batch)
+
+    def log(  # type: ignore[override]
+        self, name: str, value: Any, prog_bar: bool = False, **kwargs: Any  # noqa: ANN401 - as Lightning's
+    ) -> None:  # fmt: skip
+        """Log as Lightning does, but without a wait for the device.
+
+        Lightning copies a number from pageable memory, and reads each metric of the progress bar after every step. The
+        command line's bar reads them when a step is logged.
+        """
+        if isinstance(value, int | float):
+            value = to_device(torch.tensor(float(value), device="cpu"), self.device)
+        if prog_bar:
+            self.on_bar[name] = None
+        bar = None if self._trainer is None else self.trainer.progress_bar_callback
+        prog_bar = prog_bar and bar is not None and not getattr(bar, "reads_when_logging", False)
+        super().log(name, value, prog_bar=prog_bar, **kwargs)
 
     def log_step(self, name: str, value: float | Tensor, batch: Batch, prog_bar: bool = False) -> None:
         """Log a mean over this process's part of a batch, with its weight; what is logged is that over the batch."""

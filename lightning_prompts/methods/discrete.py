@@ -63,7 +63,7 @@ class DiscretePromptMethod(PromptMethod):
             prompt = self.current_prompt()
             nll = [value for batch in batches
                    for value in self.spread(batch, lambda part: self.lm.score(part, prompt).nll.tolist())]  # fmt: skip
-        self._keep_better(torch.tensor(sum(nll) / len(nll)))
+        self._keep_better(torch.tensor(sum(nll) / len(nll), device="cpu"))
 
     def on_validation_epoch_start(self) -> None:
         """Start counting."""
@@ -80,7 +80,7 @@ class DiscretePromptMethod(PromptMethod):
         """Keep the tokens if no earlier ones were better."""
         if self.trainer.state.fn != TrainerFn.FITTING or self.trainer.sanity_checking:
             return
-        self._keep_better(torch.tensor(self._totals[0] / self._totals[1]))
+        self._keep_better(torch.tensor(self._totals[0] / self._totals[1], device="cpu"))
 
     def _keep_better(self, nll: Tensor) -> None:
         """Keep the tokens of now if they are better than the best so far: first as text, then by ``nll``."""

@@ -5,7 +5,6 @@ Prompt: text. Crossing: nothing to cross. Objective: none.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from lightning_prompts.errors import UserError

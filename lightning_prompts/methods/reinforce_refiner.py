@@ -147,7 +147,7 @@ class ReinforceRefiner(RefinerMethod):
     def build_prompt(self) -> None:
         """Start at what the LM says after ``start``."""
         self.query.check(self.lm)
-        self.reward.check()
+        self.reward.check(self.lm.device)
         usable = usable_tokens(self.lm, self.readable)
         ids = list(self.lm.encoder.lead) + self.lm.encoder.tokens(self.start, start=True)
         if not ids:

@@ -111,7 +111,8 @@ class TextPromptMethod(PromptMethod):
 
     def build_prompt(self) -> None:
         """Put the layers on the LMs."""
-        self.handle = torch.nn.Parameter(torch.zeros(1))  # Lightning counts the steps of an optimiser over it
+        # Lightning counts the steps of an optimiser over it.
+        self.handle = torch.nn.Parameter(torch.zeros(1, device="cpu"))
         configs = [*self.layer_lms, self.proposer_config or self.default_lm]
         self.readers: dict[LMConfig, Reader] = {}
         loaded: dict[LMConfig, FrozenLM | RemoteLM] = {**self.lms}

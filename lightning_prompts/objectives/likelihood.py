@@ -48,10 +48,10 @@ class Likelihood(Objective):
 
     def __call__(self, scores: Scores) -> Tensor:
         """The loss, a scalar in nats."""
-        mean_tokens = float(scores.tokens.float().mean()) if scores.mean_tokens is None else scores.mean_tokens
+        mean_tokens = scores.tokens.float().mean() if scores.mean_tokens is None else scores.mean_tokens
         return self.per_example(scores, mean_tokens).mean()
 
-    def per_example(self, scores: Scores, mean_tokens: float) -> Tensor:
+    def per_example(self, scores: Scores, mean_tokens: float | Tensor) -> Tensor:
         """What each example adds to the loss, in nats; the loss is the mean.
 
         Args:

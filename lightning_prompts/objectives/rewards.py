@@ -13,6 +13,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from lightning_prompts.answers import same_answer, token_f1
 from lightning_prompts.errors import UserError, check_finite
 
@@ -33,8 +35,15 @@ class Reward(ABC):
         """In the names of metrics: the class's name in small letters, unless a subclass says otherwise."""
         return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(self).__name__).lower()
 
-    def check(self) -> None:  # noqa: B027 - most rewards need nothing
-        """Raise a `UserError` if what it needs is not to be had, before anything starts."""
+    def check(self, device: torch.device) -> None:  # noqa: B027 - most rewards need nothing
+        """Load what it needs before anything starts.
+
+        Args:
+            device: Where the run computes.
+
+        Raises:
+            UserError: Something is not to be had.
+        """
 
     @abstractmethod
     def __call__(self, texts: Sequence[str], references: Sequence[str], likelihoods: Sequence[float]) -> list[float]:
@@ -152,9 +161,11 @@ class BertScore(Reward):
         """See `Reward`."""
         return "bertscore"
 
-    def check(self) -> None:
-        """Load the model."""
-        _bert_scorer(self.model, self.layer)
+    def check(self, device: torch.device) -> None:
+        """Load the model onto the device."""
+        scorer = _bert_scorer(self.model, self.layer)
+        scorer.device = device
+        scorer._model.to(device)
 
     def __call__(self, texts: Sequence[str], references: Sequence[str], likelihoods: Sequence[float]) -> list[float]:
         """See `Reward`."""
@@ -197,10 +208,10 @@ class Mixture(Reward):
         """See `Reward`."""
         return "+".join(reward.name for reward in self.rewards)
 
-    def check(self) -> None:
+    def check(self, device: torch.device) -> None:
         """All of them."""
         for reward in self.rewards:
-            reward.check()
+            reward.check(device)
 
     @property
     def needs_text(self) -> bool:  # type: ignore[override]
@@ -245,7 +256,8 @@ def _bert_scorer(model: str, layer: int | None) -> BERTScorer:
         bars = transformers_logging.is_progress_bar_enabled()
         transformers_logging.disable_progress_bar()
         try:
-            scorer = bert_score.BERTScorer(model_type=folder, num_layers=chosen)
+            with torch.device("cpu"):  # `BertScore.check` says where it is used
+                scorer = bert_score.BERTScorer(model_type=folder, num_layers=chosen, device="cpu")
         finally:
             if bars:
                 transformers_logging.enable_progress_bar()

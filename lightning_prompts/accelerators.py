@@ -1,0 +1,86 @@
+"""Which device a run computes on, and whether training works there."""
+
+from __future__ import annotations
+
+import shlex
+import tempfile
+import time
+from collections.abc import Sequence
+
+import torch
+
+from lightning_prompts.errors import UserError, nearest
+
+
+def accelerator_here() -> str | None:
+    """The kind of accelerator of this machine, as in ``cuda``; ``None`` if there is none."""
+    if not torch.accelerator.is_available():
+        return None
+    found = torch.accelerator.current_accelerator()
+    return None if found is None else found.type
+
+
+def device_type(accelerator: str) -> str:
+    """The kind of device that a Trainer with this ``accelerator`` computes on, as in ``cpu`` or ``cuda``."""
+    return accelerator_here() or "cpu" if accelerator in ("auto", "gpu") else accelerator
+
+
+def check_accelerator(accelerator: str, words: Sequence[str]) -> None:
+    """Make sure that a Trainer's ``accelerator`` exists.
+
+    Args:
+        accelerator: Its name.
+        words: The arguments of the command line, to show how to run on the CPU.
+
+    Raises:
+        UserError: There is no such accelerator, or this machine does not have it.
+    """
+    from lightning.pytorch.accelerators import AcceleratorRegistry
+
+    names = sorted({*AcceleratorRegistry.available_accelerators(), "auto", "gpu"})
+    if accelerator not in names:
+        raise UserError(f"trainer.accelerator {accelerator!r} does not exist; {nearest(accelerator, names)}")
+    kinds = {"auto": ["cpu"], "gpu": ["cuda", "mps"]}.get(accelerator, [accelerator])
+    if not any(AcceleratorRegistry[kind]["accelerator"].is_available() for kind in kinds):
+        command = shlex.join(["lightning-prompts", *words, "--trainer.accelerator", "cpu"])
+        raise UserError(f"this machine has no accelerator {accelerator!r}; run on the CPU instead: {command}")
+
+
+def train_two_steps(accelerator: str) -> float:
+    """Train and validate a soft prompt of a tiny LM for two steps, as every run does.
+
+    Args:
+        accelerator: Of the Trainer.
+
+    Returns:
+        How many seconds it took. Whatever fails is raised as it is.
+    """
+    import lightning as L  # noqa: N812 - Lightning's own convention
+
+    from datamodules import Antonyms
+    from lightning_prompts.lm import LMConfig
+    from lightning_prompts.methods import SoftPromptTuning
+    from lightning_prompts.terminal import quiet
+
+    quiet()
+    start = time.perf_counter()
+    shape = "hidden_size=32,intermediate_size=48,num_hidden_layers=2,num_attention_heads=4,max_position_embeddings=256"
+    method = SoftPromptTuning(length=2, lm=LMConfig(f"random:llama,{shape}", dtype="auto"), max_new_tokens=2)
+    data = Antonyms(batch_size=4, max_train_examples=8, val_fraction=0.01, test_fraction=0.01)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = L.Trainer(
+            accelerator=accelerator,
+            devices=1,
+            max_steps=2,
+            limit_val_batches=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=folder,
+        )
+        trainer.fit(method, datamodule=data)
+        loss = float(trainer.callback_metrics["train/loss"])
+    if not loss < float("inf"):
+        raise RuntimeError(f"the loss is {loss}")
+    return time.perf_counter() - start
