@@ -307,6 +307,8 @@ MODEL = ["fit", "--model", "SoftPromptTuning", *TINY_RUN]
         (["fit", "-c", "nowhere.yaml"], "does not exist"),
         (["fit", "--model", "FixedPrompt", *TINY_RUN, *SMALL], "trains nothing"),
         ([*MODEL, *SMALL, "--trainer.precision", "16-true"], "set model.lm.dtype"),
+        ([*MODEL, *SMALL, "--trainer.accelerator", "tpu"], "no accelerator 'tpu'; run on the CPU instead: lightning-p"),
+        ([*MODEL, *SMALL, "--trainer.accelerator", "gp"], "trainer.accelerator 'gp' does not exist; did you mean gpu"),
     ],
 )
 def test_bad_input_ends_in_one_line(

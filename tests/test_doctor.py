@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from datamodules import TextDataModule
 from lightning_prompts import commands, doctor
 from lightning_prompts.lm import embedded
 
@@ -112,6 +113,26 @@ def test_a_gpu_that_torch_does_not_use(healthy: Message, monkeypatch: pytest.Mon
     assert "pip install" in found("GPU").remedy
     tool.write_text("#!/bin/sh\nexit 9\n")
     assert found("GPU").state == "optional"
+
+
+def test_training_is_tried_on_the_accelerator_that_is_there(healthy: Message, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not [finding for finding in doctor.examine() if finding.what == "training"], "there is no accelerator here"
+    monkeypatch.setattr(doctor, "accelerator_here", lambda: "cpu")  # the one device of this machine in its place
+    assert found("training").state == "ok"
+    assert found("training").said.startswith("two steps on cpu work")
+
+
+def test_training_that_fails_is_told_in_one_line(healthy: Message, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "accelerator_here", lambda: "cpu")
+    monkeypatch.setattr(TextDataModule, "train_dataloader", _out_of_order)
+    finding = found("training")
+    assert finding.state == "bad"
+    assert finding.said == "two steps on cpu failed: RuntimeError: no kernel image is available"
+    assert "--trainer.accelerator cpu" in finding.remedy
+
+
+def _out_of_order(self: object) -> None:
+    raise RuntimeError("no kernel image\nis available")
 
 
 def test_cache_and_disk(healthy: Message, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
