@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm import FrozenLM, LMConfig, embedded, precision
-from lightning_prompts.lm.precision import fast_dtype
+from lightning_prompts.lm.precision import dtype_of, fast_dtype, for_device
 
 SMALLEST = "random:llama,hidden_size=16,num_attention_heads=2,num_key_value_heads=1,num_hidden_layers=1"
 
@@ -93,9 +93,9 @@ def test_two_starts_at_once_convert_once(tmp_path: Path) -> None:
 
 
 def test_auto_dtype_is_measured() -> None:
-    assert fast_dtype() in (torch.float32, torch.bfloat16)
+    assert fast_dtype("cpu") in (torch.float32, torch.bfloat16)
     lm = FrozenLM.load(LMConfig(SMALLEST, dtype="auto"))
-    assert lm.model.dtype == fast_dtype()
+    assert lm.model.dtype == fast_dtype("cpu")
 
 
 def test_model_without_pad_token(tiny: FrozenLM) -> None:
@@ -109,14 +109,38 @@ def test_what_is_fast_is_measured_once(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(precision, "_measured", lambda: measured.append(1) or "bfloat16")
     for _ in range(3):
         fast_dtype.cache_clear()  # as a new process would
-        assert fast_dtype() == torch.bfloat16
+        assert fast_dtype("cpu") == torch.bfloat16
     assert len(measured) == 1
     for broken in ("", "[1]", '{"another machine": "bfloat16"}'):
         (tmp_path / "cache" / "fast-dtype.json").write_text(broken)
         fast_dtype.cache_clear()
-        assert fast_dtype() == torch.bfloat16
+        assert fast_dtype("cpu") == torch.bfloat16
     assert len(measured) == 4
     monkeypatch.setattr(precision, "cache_root", lambda: tmp_path / "cache" / "fast-dtype.json" / "below")
     fast_dtype.cache_clear()
-    assert fast_dtype() == torch.bfloat16, "a folder that cannot be written is no reason to fail"
+    assert fast_dtype("cpu") == torch.bfloat16, "a folder that cannot be written is no reason to fail"
     fast_dtype.cache_clear()
+
+
+def test_auto_asks_the_device_of_the_run_and_not_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a GPU in the machine, a run on the CPU takes what the CPU is fast at."""
+    auto = LMConfig(SMALLEST, dtype="auto")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    fast_dtype.cache_clear()
+    assert dtype_of(auto, "cuda:0") == torch.bfloat16
+    assert dtype_of(auto, "cpu") == fast_dtype("cpu")
+    assert dtype_of(auto, "meta") == torch.float32, "a device without bfloat16 products"
+    assert for_device(auto, "cuda") == LMConfig(SMALLEST, dtype="bfloat16")
+    assert for_device(LMConfig(SMALLEST, dtype="float16"), "cuda") == LMConfig(SMALLEST, dtype="float16")
+    fast_dtype.cache_clear()
+
+
+def test_random_weights_and_the_generator_are_the_same_under_a_default_device() -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    plain = FrozenLM.load(LMConfig(SMALLEST))
+    with torch.device("meta"):  # whatever the default is, the CPU is asked for
+        other = FrozenLM.load(LMConfig(SMALLEST), device="cpu")
+    assert torch.equal(torch.get_rng_state(), before)
+    for one, two in zip(plain.parameters(), other.parameters(), strict=True):
+        assert torch.equal(one, two)

@@ -176,7 +176,7 @@ def _random_model(
     config: LMConfig, dtype: torch.dtype, device: torch.device
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A model with random weights, the same ones on every device, and a byte-level tokenizer where it has none."""
-    with _of_shape(config.name), seeded(0):
+    with _of_shape(config.name), seeded(0), torch.device("cpu"):
         model_config, tokenizer = _random_config(config.name)
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
             model_config, dtype=dtype, attn_implementation=ATTENTION_NAME, trust_remote_code=False
