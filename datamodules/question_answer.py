@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from datamodules.base import SourceRow, Split, TextDataModule
 from datamodules.labels import Labels
-from datamodules.tables import blank, read_table
+from datamodules.tables import blank, check_fields, read_table
 from lightning_prompts.errors import UserError, nearest
 
 log = logging.getLogger(__name__)
@@ -116,7 +116,7 @@ class QuestionAnswer(TextDataModule):
             labels = self.labels
         else:
             sources = ["train"] if "train" in splits else [split for split in splits if split != "predict"]
-            labels = Labels.found([str(row.fields["answer"]).strip() for split in sources for row in splits[split]])
+            labels = Labels.found([row for split in sources for row in splits[split]])
         return {split: [labels.of(row, strict=split != "predict") for row in rows] for split, rows in splits.items()}
 
     def _hold_out(self, rows: list[SourceRow], split: Split, size: float) -> tuple[list[SourceRow], list[SourceRow]]:
@@ -157,11 +157,7 @@ class QuestionAnswer(TextDataModule):
                 raise UserError(f"{path} has no field {name!r} (data.{role}); {hint}")
         rows = []
         for number, raw in enumerate(table, start=1):
-            for _, name in wanted:
-                if blank(raw.get(name)):
-                    raise UserError(f"{path} row {number}: field {name!r} is missing or empty")
-                if isinstance(raw[name], list | dict):
-                    raise UserError(f"{path} row {number}: field {name!r} is a {type(raw[name]).__name__}, not a text")
+            check_fields(f"{path} row {number}", raw, [name for _, name in wanted])
             answer = raw.get(self.answer)
             fields = {**raw, "question": raw[self.question], "answer": None if blank(answer) else answer}
             rows.append(SourceRow(fields, f"{path} row {number}"))
