@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
+from datamodules.tables import MISSING
 from lightning_prompts.answers import is_correct
 from lightning_prompts.errors import UserError
 from lightning_prompts.template import cut
@@ -14,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 def check_answers(examples: Sequence[Example], split: str) -> None:
-    """Warn of answers that are all the same, or that no generation can match.
+    """Warn of answers that are missing in words, that are all the same, or that no generation can match.
 
     Args:
         examples: The examples of a split.
@@ -24,19 +25,30 @@ def check_answers(examples: Sequence[Example], split: str) -> None:
         UserError: No generation can match any of the answers.
     """
     answered = [example for example in examples if example.reference is not None]
+    free = [example for example in answered if not example.labels]
+    absent = [example for example in free if MISSING & {example.question.strip(), example.reference}]
+    if absent:
+        log.warning("%d of %d %s rows say %s, which is how programs write a missing value (%s); remove them if it is",
+                    len(absent), len(answered), split, _missing(absent[0]), absent[0].source)  # fmt: skip
     if len(answered) > 1 and len({example.reference for example in answered}) == 1:
         log.warning("all %d %s rows have the same answer, %r (%s and others): metrics say little; are these "
                     "placeholders?", len(answered), split, answered[0].reference, answered[0].source)  # fmt: skip
-    never = [example for example in answered if not example.labels and not _can_match(example)]
+    never = [example for example in free if not _can_match(example)]
     if never:
+        first, also = never[0], "" if never[0].end is None else ", and end data.template in such a text"
         message = (
-            f"{never[0].source}: exact match can never be 1 ({len(never)} of {len(answered)} {split} rows): data.stop "
-            f"{never[0].stop!r} {_why(never[0])}; set data.stop, and what follows {{answer}} in data.template, to the "
-            r"same text that no answer holds, such as '\n\n' or '\n###'"
+            f"{first.source}: exact match can never be 1 ({len(never)} of {len(answered)} {split} rows): data.stop "
+            f"'{_shown(first.stop)}' {_why(first)}; set data.stop to what no answer holds, such as '\\n\\n' or "
+            f"'\\n###'{also}"
         )
         if len(never) == len(answered):
             raise UserError(message)
         log.warning("%s", message)
+
+
+def _missing(example: Example) -> str:
+    question = example.question.strip()
+    return repr(question if question in MISSING else example.reference)
 
 
 def _can_match(example: Example) -> bool:
@@ -45,9 +57,14 @@ def _can_match(example: Example) -> bool:
     return kept == str(example.answer).strip() or bool(is_correct(example, kept))
 
 
+def _shown(text: str) -> str:
+    """A text in one line."""
+    return text.replace("\n", "\\n")
+
+
 def _why(example: Example) -> str:
     """What the stop does to such an answer."""
     answer = str(example.answer).strip()
     if (kept := cut(answer, example.stop)) != answer:
-        return f"ends the answer after {kept[-30:]!r}"
-    return f"does not match what follows an answer, {example.end!r}"
+        return f"ends the answer after '{_shown(kept[-30:])}'"
+    return f"does not match what follows an answer, '{_shown(example.end or '')}'"

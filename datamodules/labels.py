@@ -9,12 +9,11 @@ from dataclasses import replace
 from typing import Any
 
 from datamodules.base import SourceRow
+from datamodules.tables import MISSING
 from lightning_prompts.errors import UserError, nearest
 
 MOST_FOUND = 200  # different answers that can be taken for classes without asking
 MOST_SHOWN = 40  # characters of an answer
-# How pandas and others write a missing value, of which none is a likely class.
-MISSING = {"<NA>", "#N/A", "N/A", "NA", "NULL", "NaN", "NaT", "None", "n/a", "nan", "null"}
 
 
 class Labels:
@@ -113,10 +112,11 @@ class Labels:
 
 
 def _folded(name: str) -> str:
-    """What two ways to write the same class share: case, spaces, Unicode's form, 1 and 1.0."""
+    """What two ways to write the same class share: 1 and 1.0, upper and lower case, spaces, what nobody sees."""
     with suppress(ValueError):
         return str(float(name))
-    return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+    seen = (letter for letter in unicodedata.normalize("NFKC", name) if unicodedata.category(letter) != "Cf")
+    return " ".join("".join(seen).casefold().split())
 
 
 def _several(texts: object) -> Sequence[object]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import random
 import re
 from pathlib import Path
@@ -10,10 +9,9 @@ from typing import Any, Literal
 
 from datamodules.base import SourceRow, Split, TextDataModule
 from datamodules.labels import Labels
+from datamodules.splitting import log_dropped
 from datamodules.tables import blank, check_fields, read_table
 from lightning_prompts.errors import UserError, nearest
-
-log = logging.getLogger(__name__)
 
 
 class QuestionAnswer(TextDataModule):
@@ -136,8 +134,8 @@ class QuestionAnswer(TextDataModule):
         taken = {item for row in held_out for item in key(row)}
         kept = [row for row in train if taken.isdisjoint(key(row))]
         if len(kept) < len(train):
-            log.info("%d of %d training rows dropped: they share %s with the %s split", len(train) - len(kept),
-                     len(train), "words" if self.disjoint == "words" else "questions", split)  # fmt: skip
+            shared = "words" if self.disjoint == "words" else "questions"
+            log_dropped(len(train) - len(kept), len(train), "train", f"they share {shared} with the {split} split")
         if not kept:
             raise UserError(f"data.disjoint: {self.disjoint} leaves nothing to train on beside the {split} split")
         return kept

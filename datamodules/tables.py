@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
@@ -15,6 +16,11 @@ from lightning_prompts.errors import UserError, nearest
 from lightning_prompts.files import read_text
 from lightning_prompts.template import as_text, missing
 
+log = logging.getLogger(__name__)
+
+# How pandas and others write a missing value as text.
+MISSING = {"<NA>", "#N/A", "N/A", "NA", "NULL", "NaN", "NaT", "None", "n/a", "nan", "null"}
+_ZERO_WIDTH = "\u200b\u200c\u200d\u2060\ufeff"
 FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 
 
@@ -137,8 +143,8 @@ def _read_csv(text: str, path: Path) -> list[dict[str, Any]]:
         header = next(csv.reader(source, delimiter=mark, strict=True), [])
         names = [name.strip() for name in header]
         _check_columns(path, names)
-        spaced = any(name.startswith(" ") for name in header)  # "question, answer" says that values follow a space too
-        for values in csv.reader(source, delimiter=mark, strict=True, skipinitialspace=spaced):
+        padded = names != header  # "question, answer" says that the values stand between spaces as well
+        for values in csv.reader(source, delimiter=mark, strict=True, skipinitialspace=padded):
             where = f"{path} row {len(rows) + 1}"
             if not values or (len(values) == 1 < len(names) and not values[0].strip()):
                 continue  # an empty line
@@ -147,8 +153,12 @@ def _read_csv(text: str, path: Path) -> list[dict[str, Any]]:
                 told = ", ".join(names) if len(names) <= 8 else ", ".join([*names[:8], "..."])
                 raise UserError(f"{where} has {count}, but the header names {len(names)} ({told}); write a value that "
                                 f"holds {'a tab' if mark == chr(9) else 'a comma'} in quotes")  # fmt: skip
-            if len(values) > 1 and [value.strip() for value in values] == names:
+            if len(values) > 1 and [value.strip("\ufeff ") for value in values] == names:
                 raise UserError(f"{where} repeats the header; if files were joined, remove it")
+            if any("\n" in value and _holds_rows(value, mark, len(names)) for value in values):
+                log.warning("%s has a value of several lines that look like rows: is a quote not closed?", where)
+            if padded:
+                values = [value.strip() for value in values]
             rows.append(dict(zip(names, values, strict=True)))
     except csv.Error as error:
         raise UserError(f"{path} row {len(rows) + 1} is not readable as {path.suffix[1:].upper()} ({error}); write a "
@@ -158,12 +168,23 @@ def _read_csv(text: str, path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def _holds_rows(value: str, mark: str, columns: int) -> bool:
+    """Whether a quoted value seems to have swallowed rows, since a quote in an earlier one is not closed."""
+    inner = value.split("\n")[1:-1]
+    rows_in_csv = len(inner) > 1 and columns > 1 and all(line.count(mark) == columns - 1 for line in inner)
+    return rows_in_csv or (mark == "\t" and mark in value)
+
+
 def _read_parquet(path: Path) -> list[dict[str, Any]]:
     import pyarrow.parquet
 
     try:
         table = pyarrow.parquet.ParquetFile(path).read()
         _check_columns(path, table.column_names)
+        for index, field in enumerate(table.schema):
+            if field.type == "float":  # of 32 bits: 0.1 is 0.1 there as well
+                column = table[index].cast("string").cast("float64")
+                table = table.set_column(index, field.name, column)
         return list(table.to_pylist())
     except UserError:
         raise
@@ -173,7 +194,7 @@ def _read_parquet(path: Path) -> list[dict[str, Any]]:
 
 def blank(value: object) -> bool:
     """Whether a field has nothing in it."""
-    return missing(value) or not str(value).strip()
+    return missing(value) or not str(value).strip().strip(_ZERO_WIDTH)
 
 
 def check_fields(where: str, raw: Mapping[str, Any], names: Iterable[str]) -> None:

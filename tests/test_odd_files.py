@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from datamodules import GSM8K, BigBenchHard, Classification, QuestionAnswer
 from datamodules.base import TextDataModule
 from datamodules.tables import read_table
 from lightning_prompts.errors import UserError
+from lightning_prompts.lm import FrozenLM
 
 LONG = "x" * 200_000
 SURPLUS = "has 3 values, but the header names 2 (question, answer)"
@@ -54,6 +57,26 @@ def lines(table: list[dict[str, Any]]) -> str:
         ("a.csv", f"question,answer\n{LONG},a\n", (LONG, "a")),
         ("a.tsv", f"question\tanswer\na\t{LONG}\n", ("a", LONG)),
         ("a.jsonl", json.dumps({"question": LONG, "answer": "a"}), (LONG, "a")),
+        # Numbers as they are written.
+        ("a.jsonl", '{"question": 007.50, "answer": 1}'.replace("00", ""), ("7.50", "1")),
+        ("a.json", '[{"question": 0.00001, "answer": 1e400}]', ("0.00001", "1e400")),
+        ("a.json", json.dumps([{"question": 10**30, "answer": -1}]), (str(10**30), "-1")),
+        ("a.csv", "question,answer\n1.50,0.00001\n", ("1.50", "0.00001")),
+        ("a.parquet", {"question": np.float32([0.1, 3.5]), "answer": [0.3, 2.0]}, ("0.1", "0.3")),
+        ("a.parquet", {"question": [2**62], "answer": [1e-3]}, (str(2**62), "0.001")),
+        # Marks at the start, ends of lines, spaces around names, columns without a name, empty lines.
+        ("a.csv", "\ufeffquestion,answer\nq,a\n", ("q", "a")),
+        ("a.jsonl", '\ufeff{"question": "q", "answer": "a"}\n', ("q", "a")),
+        ("a.csv", 'question,answer\r\n"q\r\nr",a\r\nx,y\n', ("q\nr", "a")),
+        ("a.jsonl", '\r\n{"question": "q", "answer": "a"}\r\n\r\n', ("q", "a")),
+        ("a.csv", 'question , answer\nq , "a, b"\n', ("q", "a, b")),
+        ("a.csv", ",question,answer,\n0,q,a,x\n", ("q", "a")),
+        ("a.csv", "\nquestion,answer\n\n  \nq,a\n\n", ("q", "a")),
+        ("a.tsv", 'question\tanswer\n"q ""r"""\ta "b"\n', ('q "r"', 'a "b"')),
+        # The rows of a document that has other things beside them.
+        ("a.json", {"keywords": ["x"], "data": [{"question": "q", "answer": "a"}]}, ("q", "a")),
+        ("a.json", {"examples": [{"question": "q", "answer": "a"}], "by": [{"name": "x"}]}, ("q", "a")),
+        ("a.json", {"question": "q", "answer": "a", "tags": ["x"]}, ("q", "a")),
     ],
 )  # fmt: skip
 def test_values_reach_the_table_as_the_file_has_them(
@@ -93,7 +116,29 @@ def test_values_reach_the_table_as_the_file_has_them(
             ("a.tsv", "question\tanswer\nq\ta\nq\t \n"),
             ("a.parquet", {"question": ["q", "r"], "answer": [1.0, float("nan")]}),
             ("a.parquet", {"question": ["q", "r"], "answer": ["a", None]}),
+            ("a.json", [*rows(1), {"question": "q", "answer": "\u200b"}]),
         )),
+        # No text, or not all of it.
+        ("a.json", [*rows(1), {"question": "q", "answer": float("-inf")}], "a.json row 2: field 'answer' is infinite"),
+        ("a.parquet", {"question": ["q"], "answer": [float("inf")]}, "a.parquet row 1: field 'answer' is infinite"),
+        ("a.parquet", {"question": ["q"], "answer": [b"a"]}, "row 1: field 'answer' is a bytes, not a text"),
+        ("a.parquet", {"question": ["q"], "answer": [["a"]]}, "row 1: field 'answer' is a list, not a text"),
+        ("a.json", '[{"question": "q", "answer": "\\ud83d"}]', "row 1: field 'answer' is not valid Unicode"),
+        ("a.jsonl", '{"question": "q", "answer": "a"}\n{"x": "é"}'.encode("latin-1"), "a.jsonl line 2 is not UTF-8"),
+        ("a.json", '[{"question": "\u2019"}]'.encode("cp1252"), "a.json line 1 is not UTF-8"),
+        ("a.csv", "question,answer\né,a\n".encode("latin-1"), "a.csv line 2 is not UTF-8"),
+        ("a.csv", "question,answer\nq,a\n".encode("utf-16"), "a.csv is not a text file"),
+        ("a.csv", f"question,answer\n{LONG},a\nq,\0\n", "a.csv line 3 holds a zero byte"),
+        ("a.csv", gzip.compress(b"question,answer\nq,a\n"), "a.csv is not"),
+        # Quotes that swallow what follows, files that were joined, splits in one file.
+        ("a.csv", 'question,answer\n"Hi," he said,a\n', "a.csv row 1 is not readable as CSV"),
+        ("a.tsv", 'question\tanswer\nq\ta\n"Hi" he said\ta\n', "a.tsv row 2 is not readable as TSV"),
+        ("a.csv", 'question,answer\nq,a\n"q,a\nq,a\n', "a.csv row 2 is not readable as CSV"),
+        ("a.csv", "question,answer\nq,a\n\ufeffquestion,answer\nr,b\n", "a.csv row 2 repeats the header"),
+        ("a.json", {"train": rows(), "test": rows(5)}, "a.json has rows under several keys (train, test)"),
+        ("a.json", {"question": ["q"], "answer": ["a"]}, "a.json row 1: field 'question' is a list, not a text"),
+        ("a.csv", "question,answer\n", "a.csv has no rows"),
+        ("a.csv.gz", gzip.compress(b"question,answer\nq,a\n"), "a.csv.gz: the ending must be one of"),
     ],
 )  # fmt: skip
 def test_files_that_are_refused_in_one_line(name: str, content: object, message: str, tmp_path: Path) -> None:
@@ -101,6 +146,47 @@ def test_files_that_are_refused_in_one_line(name: str, content: object, message:
         QuestionAnswer(write(tmp_path, name, content)).examples("train")
     assert message in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "a.csv",
+            'question,answer\n"Tis so,a\nq,a\nr,b\nshe said ",c\n',
+            "a.csv row 1 has a value of several lines that look like rows",
+        ),
+        (
+            "a.tsv",
+            'question\tanswer\nq\ta\n"Tis so\ta\nshe said "\tc\n',
+            "a.tsv row 2 has a value of several lines that look like rows",
+        ),
+        ("a.csv", 'question,answer\n"Dear John, hello.\nYours,\nAnn",c\n', None),
+        ("a.csv", "question,answer\nq,a\nr,nan\n", "1 of 2 test rows say 'nan', which is how programs write a missing"),
+        ("a.csv", "question,answer\nNaN,a\nr,b\n", "1 of 2 test rows say 'NaN', which is how programs write a missing"),
+        ("a.csv", "question,answer\nnothing,a\nr,nano\n", None),
+    ],
+)
+def test_what_may_be_meant_is_warned_about(
+    name: str, content: str, message: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    QuestionAnswer(test=write(tmp_path, name, content)).examples("test")
+    assert (message in caplog.text) if message else not caplog.text
+
+
+def test_a_row_of_any_length_is_measured_against_the_context_window(tiny: FrozenLM, tmp_path: Path) -> None:
+    (example,) = QuestionAnswer(test=write(tmp_path, "a.csv", f"question,answer\n{LONG},a\n")).examples("test")
+    with pytest.raises(UserError, match=r"a\.csv row 1.* context window"):
+        tiny.check_lengths([example], length=3)
+
+
+@pytest.mark.parametrize(("repeated", "told"), [(60, True), (3, False)])
+def test_many_dropped_rows_are_warned_about(
+    repeated: int, told: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    table = [*rows(100), *rows(repeated)]
+    QuestionAnswer(write(tmp_path, "a.json", table), val_size=40, test_size=40, seed=1).examples("train")
+    assert ("train rows dropped: they share questions with the test split" in caplog.text) == told
 
 
 @pytest.mark.parametrize("value", [None, float("nan"), ["x"], {"x": 1}, float("inf")])
@@ -125,7 +211,8 @@ def test_auto_takes_no_missing_value_for_a_class(missing: object, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("first", "second"), [("yes", "Yes"), ("new york", "new  york"), ("caf\u00e9", "cafe\u0301"), (1, 1.0)]
+    ("first", "second"),
+    [("yes", "Yes"), ("new york", "new  york"), ("caf\u00e9", "cafe\u0301"), (1, 1.0), ("yes", "yes\u200b")],
 )
 def test_auto_takes_two_ways_to_write_a_class_for_a_mistake(first: object, second: object, tmp_path: Path) -> None:
     table = [{"question": f"q{n}", "answer": (first, second, "other")[n % 3]} for n in range(20)]
