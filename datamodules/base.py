@@ -102,8 +102,7 @@ class TextDataModule(L.LightningDataModule):
             rows = self.load_rows()
             rows["train"] = self.limited(rows.get("train", []))
             examples = {name: [self.render(row) for row in part] for name, part in rows.items()}
-            for name, part in examples.items():
-                check_answers(part, name)
+            check_answers(examples)
             self._examples = examples
         if split == "predict" and not self._examples.get("predict"):
             split = "test"

@@ -52,7 +52,8 @@ class BigBenchHard(LabelledTask):
 
     The classes of a question are the options that it lists, each ``(A)`` also as ``A``; else the targets of all rows,
     where these are few. Tasks with other answers (``word_sorting``, ``object_counting``) have none. ``{stripped}`` is
-    the question without its options.
+    the question without its options. Some tasks have a row or two whose target is none of the options; they are dropped
+    with a warning. A file where most rows are so is refused.
 
     Args:
         task: Name of the task on the hub, ``navigate``.

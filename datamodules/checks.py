@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from datamodules.tables import MISSING
 from lightning_prompts.answers import is_correct
@@ -13,35 +13,40 @@ from lightning_prompts.types import Example
 
 log = logging.getLogger(__name__)
 
+_STOPS = ("\n", "\n\n", "\n###", "\n<end>")
 
-def check_answers(examples: Sequence[Example], split: str) -> None:
-    """Warn of answers that are missing in words, that are all the same, or that no generation can match.
+
+def check_answers(splits: Mapping[str, Sequence[Example]]) -> None:
+    """Warn of answers that are all the same, that are words for a missing value, or that no generation can match.
 
     Args:
-        examples: The examples of a split.
-        split: Its name.
+        splits: The examples of each split; those to predict are left out.
 
     Raises:
-        UserError: No generation can match any of the answers.
+        UserError: No generation can match most of the answers.
     """
-    answered = [example for example in examples if example.reference is not None]
+    answered: list[Example] = []
+    for split, examples in splits.items():
+        known = [example for example in examples if example.reference is not None and split != "predict"]
+        answered += known
+        if len(known) > 1 and len({example.reference for example in known}) == 1:
+            log.warning("all %d %s rows have the same answer, %r (%s and others): metrics say little; are these "
+                        "placeholders?", len(known), split, known[0].reference, known[0].source)  # fmt: skip
     free = [example for example in answered if not example.labels]
     absent = [example for example in free if MISSING & {example.question.strip(), example.reference}]
     if absent:
-        log.warning("%d of %d %s rows say %s, which is how programs write a missing value (%s); remove them if it is",
-                    len(absent), len(answered), split, _missing(absent[0]), absent[0].source)  # fmt: skip
-    if len(answered) > 1 and len({example.reference for example in answered}) == 1:
-        log.warning("all %d %s rows have the same answer, %r (%s and others): metrics say little; are these "
-                    "placeholders?", len(answered), split, answered[0].reference, answered[0].source)  # fmt: skip
+        log.warning("%d of %d rows say %s, which is how programs write a missing value (%s); remove them if it is",
+                    len(absent), len(answered), _missing(absent[0]), absent[0].source)  # fmt: skip
     never = [example for example in free if not _can_match(example)]
     if never:
-        first, also = never[0], "" if never[0].end is None else ", and end data.template in such a text"
+        first, also = never[0], "" if never[0].end is None else ", and end data.template in that text"
+        other = next((mark for mark in _STOPS if not any(mark in str(one.answer).strip() for one in free)), _STOPS[-1])
         message = (
-            f"{first.source}: exact match can never be 1 ({len(never)} of {len(answered)} {split} rows): data.stop "
-            f"'{_shown(first.stop)}' {_why(first)}; set data.stop to what no answer holds, such as '\\n\\n' or "
-            f"'\\n###'{also}"
+            f"{first.source}: exact match can never be 1 ({len(never)} of {len(answered)} rows): data.stop "
+            f"'{_shown(first.stop)}' {_why(first)}; set data.stop to '{_shown(other)}' or another text that no answer "
+            f"holds{also}"
         )
-        if len(never) == len(answered):
+        if 2 * len(never) > len(answered):
             raise UserError(message)
         log.warning("%s", message)
 

@@ -23,15 +23,16 @@ class QuestionAnswer(TextDataModule):
         test: Test file.
         predict: File of questions to answer; needs no answers.
         question: Name of the field that holds the question.
-        answer: Name of the field that holds the answer.
+        answer: Name of the field that holds the answer. Numbers are written as the file has them, ``true`` as ``True``.
         labels: The classes, where each answer is one of a few: the most likely class is chosen then, and nothing is
             generated. A list; or names as the files have them, each with the ways to write it, ``{0: [negative, bad],
             1: [positive, good]}``, the first of which is the answer; or ``auto`` for the answers of the training file
-            (of all files where there is none), 200 at most.
+            (of all files where there is none), 200 at most and none of them a word for a missing value, such as nan.
         instruction: The task in a sentence: the initial prompt of methods whose ``text`` is ``None``.
         balanced: Training batches with as many examples of each class as of any other.
         template: Text with ``{prompt}``, ``{question}``, ``{answer}`` and any other field of the file.
-        stop: Regular expression; a generated answer ends where it first matches.
+        stop: Regular expression; a generated answer ends where it first matches. Answers of several lines need another
+            than the default, and the same text at the end of ``template``.
         chat: Render through the model's chat template.
         system: The system turn of a chat.
         val_size: Held-out rows for validation: a share below 1, or a count.

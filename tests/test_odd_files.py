@@ -162,8 +162,8 @@ def test_files_that_are_refused_in_one_line(name: str, content: object, message:
             "a.tsv row 2 has a value of several lines that look like rows",
         ),
         ("a.csv", 'question,answer\n"Dear John, hello.\nYours,\nAnn",c\n', None),
-        ("a.csv", "question,answer\nq,a\nr,nan\n", "1 of 2 test rows say 'nan', which is how programs write a missing"),
-        ("a.csv", "question,answer\nNaN,a\nr,b\n", "1 of 2 test rows say 'NaN', which is how programs write a missing"),
+        ("a.csv", "question,answer\nq,a\nr,nan\n", "1 of 2 rows say 'nan', which is how programs write a missing"),
+        ("a.csv", "question,answer\nNaN,a\nr,b\n", "1 of 2 rows say 'NaN', which is how programs write a missing"),
         ("a.csv", "question,answer\nnothing,a\nr,nano\n", None),
     ],
 )
@@ -270,13 +270,29 @@ def test_answers_that_can_never_be_right_are_refused(
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("answers", "chat", "advice"),
+    [
+        (["a.b"], False, r"set data\.stop to '\\n' or another.*, and end data\.template in that text"),
+        (["a.\nb"], False, r"set data\.stop to '\\n\\n' or"),
+        (["a.\nb", "c.\n\nd"], False, r"set data\.stop to '\\n###' or"),
+        (["a.b"], True, r"set data\.stop to '\\n' or another text that no answer holds$"),
+    ],
+)
+def test_a_stop_is_proposed_that_no_answer_holds(answers: list[str], chat: bool, advice: str, tmp_path: Path) -> None:
+    template = "{prompt} {question} {answer}" + ("" if chat else ".")
+    data = QuestionAnswer(test=write(tmp_path, "a.jsonl", worked(answers)), stop="[.]", template=template, chat=chat)
+    with pytest.raises(UserError, match=advice):
+        data.examples("test")
+
+
 def test_a_few_answers_that_can_never_be_right_are_warned_about(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     file = write(tmp_path, "a.jsonl", worked(["one\ntwo"] + [f"a{n}" for n in range(19)]))
     QuestionAnswer(test=file).examples("test")
     assert "a.jsonl row 1: " in caplog.text
-    assert "1 of 20 test rows" in caplog.text
+    assert "1 of 20 rows" in caplog.text
     assert "data.stop" in caplog.text
     caplog.clear()
     QuestionAnswer(test=file, stop="\n\n", template="{prompt} {question} {answer}\n\n").examples("test")
