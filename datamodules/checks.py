@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 
 from datamodules.tables import MISSING
@@ -25,51 +26,63 @@ def check_answers(splits: Mapping[str, Sequence[Example]]) -> None:
     Raises:
         UserError: No generation can match most of the answers.
     """
-    answered: list[Example] = []
-    for split, examples in splits.items():
-        known = [example for example in examples if example.reference is not None and split != "predict"]
-        answered += known
-        if len(known) > 1 and len({example.reference for example in known}) == 1:
-            log.warning("all %d %s rows have the same answer, %r (%s and others): metrics say little; are these "
-                        "placeholders?", len(known), split, known[0].reference, known[0].source)  # fmt: skip
-    free = [example for example in answered if not example.labels]
-    absent = [example for example in free if MISSING & {example.question.strip(), example.reference}]
+    known = {
+        split: [example for example in examples if example.reference is not None]
+        for split, examples in splits.items()
+        if split != "predict"
+    }
+    for split, examples in known.items():
+        if len(examples) > 1 and len({example.reference for example in examples}) == 1:
+            log.warning(
+                "all %d %s rows have the same answer, %r (%s and others): metrics say little; are these placeholders?",
+                *(len(examples), split, examples[0].reference, examples[0].source),
+            )
+    free = [example for examples in known.values() for example in examples if not example.labels]
+    absent = [(text, example) for example in free for text in (example.question, example.target) if text in MISSING]
     if absent:
-        log.warning("%d of %d rows say %s, which is how programs write a missing value (%s); remove them if it is",
-                    len(absent), len(answered), _missing(absent[0]), absent[0].source)  # fmt: skip
-    never = [example for example in free if not _can_match(example)]
-    if never:
-        first, also = never[0], "" if never[0].end is None else ", and end data.template in that text"
-        other = next((mark for mark in _STOPS if not any(mark in str(one.answer).strip() for one in free)), _STOPS[-1])
+        text, first = absent[0]
+        message = "%d of %d rows say %r, which is how programs write a missing value (%s); remove them if it is"
+        log.warning(message, len(absent), len(free), text, first.source)
+    _check_stop(free)
+
+
+def _check_stop(examples: Sequence[Example]) -> None:
+    """Hold answers, and what follows them, against the stop; see `check_answers`."""
+    answers = [str(example.answer).strip() for example in examples]
+    kept = [cut(answer, example.stop) for answer, example in zip(answers, examples, strict=True)]
+    short = [
+        (example, text)
+        for example, answer, text in zip(examples, answers, kept, strict=True)
+        if text != answer and not is_correct(example, text)
+    ]
+    if short:
+        first, text = short[0]
+        stop = next((stop for stop in _STOPS if not any(stop in answer for answer in answers)), _STOPS[-1])
+        also = "" if first.end is None else ", and end data.template in that text"
         message = (
-            f"{first.source}: exact match can never be 1 ({len(never)} of {len(answered)} rows): data.stop "
-            f"'{_shown(first.stop)}' {_why(first)}; set data.stop to '{_shown(other)}' or another text that no answer "
-            f"holds{also}"
+            f"{first.source}: exact match can never be 1 ({len(short)} of {len(examples)} rows): data.stop "
+            f"'{_shown(first.stop)}' ends the answer after '{_shown(text[-30:])}'; set data.stop to '{_shown(stop)}' "
+            f"or another text that no answer holds{also}"
         )
-        if 2 * len(never) > len(answered):
+        if 2 * len(short) > len(examples):
             raise UserError(message)
         log.warning("%s", message)
+    elif running := [example for example in examples if _runs_on(example)]:
+        end, stop = _shown(running[0].end or ""), _shown(running[0].stop)
+        log.warning(
+            "%s: data.template ends an answer in '%s', and data.stop '%s' does not match there: what is generated "
+            "after an answer counts as part of it; end data.template in a text that data.stop matches",
+            *(running[0].source, end, stop),
+        )
 
 
-def _missing(example: Example) -> str:
-    question = example.question.strip()
-    return repr(question if question in MISSING else example.reference)
-
-
-def _can_match(example: Example) -> bool:
-    """Whether the answer itself, written and ended as training teaches it, is taken for right."""
-    kept = cut(f"{example.answer}{example.end or ''}", example.stop)
-    return kept == str(example.answer).strip() or bool(is_correct(example, kept))
+def _runs_on(example: Example) -> bool:
+    """Whether what follows an answer is taught, and does not end a generation."""
+    answer = str(example.answer).strip()
+    written = f"{answer}{example.end or ''}"
+    return bool(example.end) and (not re.search(example.stop, written) or cut(written, example.stop) != answer)
 
 
 def _shown(text: str) -> str:
     """A text in one line."""
     return text.replace("\n", "\\n")
-
-
-def _why(example: Example) -> str:
-    """What the stop does to such an answer."""
-    answer = str(example.answer).strip()
-    if (kept := cut(answer, example.stop)) != answer:
-        return f"ends the answer after '{_shown(kept[-30:])}'"
-    return f"does not match what follows an answer, '{_shown(example.end or '')}'"

@@ -86,6 +86,8 @@ class QuestionAnswer(TextDataModule):
         for role, name in (("question", question), ("answer", answer)):
             if not isinstance(name, str):
                 raise UserError(f"data.{role} must be the name of a field, got {name!r}")
+        if question == answer:
+            raise UserError(f"data.question and data.answer are the same field, {question!r}; name two")
         self.question, self.answer = question, answer
         if isinstance(labels, str) and labels != "auto":
             raise UserError(f"data.labels must be auto, or name the classes as in [up, down], got {labels!r}")

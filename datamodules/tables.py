@@ -91,8 +91,8 @@ def _rows_of(document: object, path: Path) -> list[Any]:
         raise UserError(f"{path} holds a {type(document).__name__}, not rows")
     if isinstance(examples := document.get("examples"), list):
         return examples
-    tables = {name: value for name, value in document.items() if isinstance(value, list) and value
-              and isinstance(value[0], dict)}  # and not {"keywords": [...]}  # fmt: skip
+    lists = {name: value for name, value in document.items() if isinstance(value, list) and value}
+    tables = {name: value for name, value in lists.items() if isinstance(value[0], dict)}  # not {"keywords": ["x"]}
     if len(tables) > 1:
         raise UserError(f"{path} has rows under several keys ({', '.join(tables)}); write each into a file of its own")
     return next(iter(tables.values()), [document])
@@ -149,10 +149,11 @@ def _read_csv(text: str, path: Path) -> list[dict[str, Any]]:
             if not values or (len(values) == 1 < len(names) and not values[0].strip()):
                 continue  # an empty line
             if len(values) != len(names):
-                count = f"{len(values)} value{'s' if len(values) > 1 else ''}"
-                told = ", ".join(names) if len(names) <= 8 else ", ".join([*names[:8], "..."])
-                raise UserError(f"{where} has {count}, but the header names {len(names)} ({told}); write a value that "
-                                f"holds {'a tab' if mark == chr(9) else 'a comma'} in quotes")  # fmt: skip
+                told = ", ".join(names if len(names) <= 8 else [*names[:8], "..."])
+                raise UserError(
+                    f"{where} has {len(values)} value{'s' if len(values) > 1 else ''}, but the header names "
+                    f"{len(names)} ({told}); write a value that holds {'a tab' if mark != ',' else 'a comma'} in quotes"
+                )
             if len(values) > 1 and [value.strip("\ufeff ") for value in values] == names:
                 raise UserError(f"{where} repeats the header; if files were joined, remove it")
             if any("\n" in value and _holds_rows(value, mark, len(names)) for value in values):
@@ -161,8 +162,10 @@ def _read_csv(text: str, path: Path) -> list[dict[str, Any]]:
                 values = [value.strip() for value in values]
             rows.append(dict(zip(names, values, strict=True)))
     except csv.Error as error:
-        raise UserError(f"{path} row {len(rows) + 1} is not readable as {path.suffix[1:].upper()} ({error}); write a "
-                        "value that starts with a quote in quotes, and each quote in it twice") from error  # fmt: skip
+        raise UserError(
+            f"{path} row {len(rows) + 1} is not readable as {path.suffix[1:].upper()} ({error}); write a value that "
+            "starts with a quote in quotes, and each quote in it twice"
+        ) from error
     finally:
         csv.field_size_limit(limit)
     return rows

@@ -78,7 +78,7 @@ def lines(table: list[dict[str, Any]]) -> str:
         ("a.json", {"examples": [{"question": "q", "answer": "a"}], "by": [{"name": "x"}]}, ("q", "a")),
         ("a.json", {"question": "q", "answer": "a", "tags": ["x"]}, ("q", "a")),
     ],
-)  # fmt: skip
+)
 def test_values_reach_the_table_as_the_file_has_them(
     name: str, content: object, first: tuple[str, str], tmp_path: Path
 ) -> None:
@@ -108,16 +108,19 @@ def test_values_reach_the_table_as_the_file_has_them(
             "a.parquet names the column 'answer' twice",
         ),
         # What is missing is written in many ways.
-        *((name, content, f"{name} row 2: field 'answer' is empty") for name, content in (
-            ("a.json", [*rows(1), {"question": "q", "answer": None}]),
-            ("a.json", [*rows(1), {"question": "q", "answer": float("nan")}]),
-            ("a.jsonl", '{"question": "q", "answer": "a"}\n{"question": "q", "answer": NaN}'),
-            ("a.csv", "question,answer\nq,a\nq,\n"),
-            ("a.tsv", "question\tanswer\nq\ta\nq\t \n"),
-            ("a.parquet", {"question": ["q", "r"], "answer": [1.0, float("nan")]}),
-            ("a.parquet", {"question": ["q", "r"], "answer": ["a", None]}),
-            ("a.json", [*rows(1), {"question": "q", "answer": "\u200b"}]),
-        )),
+        *(
+            (name, content, f"{name} row 2: field 'answer' is empty")
+            for name, content in (
+                ("a.json", [*rows(1), {"question": "q", "answer": None}]),
+                ("a.json", [*rows(1), {"question": "q", "answer": float("nan")}]),
+                ("a.jsonl", '{"question": "q", "answer": "a"}\n{"question": "q", "answer": NaN}'),
+                ("a.csv", "question,answer\nq,a\nq,\n"),
+                ("a.tsv", "question\tanswer\nq\ta\nq\t \n"),
+                ("a.parquet", {"question": ["q", "r"], "answer": [1.0, float("nan")]}),
+                ("a.parquet", {"question": ["q", "r"], "answer": ["a", None]}),
+                ("a.json", [*rows(1), {"question": "q", "answer": "\u200b"}]),
+            )
+        ),
         # No text, or not all of it.
         ("a.json", [*rows(1), {"question": "q", "answer": float("-inf")}], "a.json row 2: field 'answer' is infinite"),
         ("a.parquet", {"question": ["q"], "answer": [float("inf")]}, "a.parquet row 1: field 'answer' is infinite"),
@@ -140,7 +143,7 @@ def test_values_reach_the_table_as_the_file_has_them(
         ("a.csv", "question,answer\n", "a.csv has no rows"),
         ("a.csv.gz", gzip.compress(b"question,answer\nq,a\n"), "a.csv.gz: the ending must be one of"),
     ],
-)  # fmt: skip
+)
 def test_files_that_are_refused_in_one_line(name: str, content: object, message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError) as raised:
         QuestionAnswer(write(tmp_path, name, content)).examples("train")
@@ -257,8 +260,7 @@ def worked(answers: list[str]) -> str:
     [
         (QuestionAnswer, ["one\ntwo"] * 10 + ["three\nfour"] * 10, {}),
         (QuestionAnswer, [f"a {n}" for n in range(20)], {"stop": r"[^\w]"}),
-        # The stop does not match what follows the answer, so that an answer as it is taught has a full stop too many.
-        (QuestionAnswer, [f"a{n}" for n in range(20)], {"template": "{prompt} {question} {answer}."}),
+        (QuestionAnswer, [f"a{n}" for n in range(20)], {"stop": ""}),
         (GSM8K, [f"Two.\n\nSo {n}.\n#### {n}" for n in range(20)], {"answer": "solution", "val_size": 2}),
     ],
 )
@@ -281,9 +283,36 @@ def test_answers_that_can_never_be_right_are_refused(
 )
 def test_a_stop_is_proposed_that_no_answer_holds(answers: list[str], chat: bool, advice: str, tmp_path: Path) -> None:
     template = "{prompt} {question} {answer}" + ("" if chat else ".")
-    data = QuestionAnswer(test=write(tmp_path, "a.jsonl", worked(answers)), stop="[.]", template=template, chat=chat)
+    file = write(tmp_path, "a.jsonl", worked(answers))
+    data = QuestionAnswer(test=file, stop="[.]", template=template, chat=chat)
     with pytest.raises(UserError, match=advice):
         data.examples("test")
+
+
+@pytest.mark.parametrize(
+    ("end", "stop", "told"),
+    [
+        (".", r"\n", True),
+        ("\n", r"\n\n", True),
+        ("\n", "(?!)", True),
+        (" and so on.\n", r"\n", True),
+        (".\n", r"[.\n]", False),
+        (".", r"[^\w'-]", False),
+        ("", r"\n", False),
+        (" \n", r"\n", False),
+    ],
+)
+def test_an_end_that_the_stop_does_not_match_is_warned_about(
+    end: str, stop: str, told: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = write(tmp_path, "a.jsonl", lines(rows(3)))
+    QuestionAnswer(test=file, stop=stop, template=f"{{prompt}} {{question}} {{answer}}{end}").examples("test")
+    assert ("does not match there: what is generated after an answer counts" in caplog.text) == told
+
+
+def test_question_and_answer_must_be_two_fields() -> None:
+    with pytest.raises(UserError, match=r"data\.question and data\.answer are the same field, 'x'"):
+        QuestionAnswer("a.json", question="x", answer="x")
 
 
 def test_a_few_answers_that_can_never_be_right_are_warned_about(
