@@ -62,7 +62,7 @@ def to_device(host: Tensor, into: Tensor | None = None) -> Tensor:
     tensor = torch._C._acc.create_empty_tensor((0,), host.dtype) if into is None else into
     storage, memory = tensor.untyped_storage(), host.untyped_storage()
     storage.host = memory  # type: ignore[attr-defined]
-    memory.of_device = True  # type: ignore[attr-defined] - see `_location`
+    memory.of_device = True  # type: ignore[attr-defined]  # `_location` asks
     resize = _aten.set_.source_Storage_storage_offset.redispatch
     resize(_META, tensor, storage, 0, [memory.nbytes() // host.element_size()], [1])  # as large as any view needs
     return resize(_META, tensor, storage, host.storage_offset(), host.shape, host.stride())

@@ -79,15 +79,15 @@ def train(name: str, device: str, folder: Path, dtype: str = "float32", resume: 
     return Run(folder, record, {key: value.item() for key, value in fit.callback_metrics.items()})
 
 
-def evaluate(what: str, name: str, device: str, folder: Path, checkpoint: Path | None) -> dict[str, Any]:
-    """What ``validate``, ``test`` or ``predict`` writes, and the metrics, after putting a run back on a device."""
-    quiet = {"return_predictions": False} if what == "predict" else {"verbose": False}
+def evaluate(name: str, device: str, folder: Path, checkpoint: Path | None) -> dict[str, Any]:
+    """What ``validate``, ``test`` and ``predict`` write, and the metrics, after putting a run back on a device."""
     L.seed_everything(2, verbose=False)
-    again = trainer(device, folder)
-    getattr(again, what)(
-        ALL[name].make(), datamodule=ALL[name].data(), ckpt_path=checkpoint, weights_only=True, **quiet
-    )
-    return {**files(folder), **{key: value.item() for key, value in again.callback_metrics.items()}}
+    again, method, data, found = trainer(device, folder), ALL[name].make(), ALL[name].data(), {}
+    where: dict[str, Any] = {"datamodule": data, "ckpt_path": checkpoint, "weights_only": True}
+    for what, quiet in (("validate", "verbose"), ("test", "verbose"), ("predict", "return_predictions")):
+        getattr(again, what)(method, **where, **{quiet: False})
+        found |= {key: value.item() for key, value in again.callback_metrics.items()}
+    return {**found, **files(folder)}
 
 
 def files(folder: Path) -> dict[str, Any]:

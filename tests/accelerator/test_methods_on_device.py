@@ -71,16 +71,15 @@ def test_a_run_resumed_between_two_accumulated_batches_equals_the_uninterrupted_
     assert not torch.equal(prompts[0], method.initial_prompt())
 
 
-@pytest.mark.parametrize("what", ["validate", "test", "predict"])
 @pytest.mark.parametrize("name", ALL)
-def test_a_checkpoint_gives_the_same_answers_on_both_devices(name: str, what: str, fitted: Fit, tmp_path: Path) -> None:
+def test_a_checkpoint_gives_the_same_answers_on_both_devices(name: str, fitted: Fit, tmp_path: Path) -> None:
     """Whichever device it was saved on."""
     saved = {device: fitted(name, device).checkpoint(STEPS) if name in TRAINED else None for device in (NAME, "cpu")}
-    expected = evaluate(what, name, "cpu", tmp_path / "expected", saved["cpu"])
-    assert expected
-    assert_alike(evaluate(what, name, NAME, tmp_path / "device", saved["cpu"]), expected)
-    if name in TRAINED and what == "test":
-        assert_alike(evaluate(what, name, "cpu", tmp_path / "back", saved[NAME]), expected)
+    expected = evaluate(name, "cpu", tmp_path / "expected", saved["cpu"])
+    assert expected.keys() >= {"val/nll", "test/nll", "predictions.jsonl", "generations.jsonl"}
+    assert_alike(evaluate(name, NAME, tmp_path / "device", saved["cpu"]), expected)
+    if name in TRAINED:
+        assert_alike(evaluate(name, "cpu", tmp_path / "back", saved[NAME]), expected)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 0.01), ("float16", 0.002)])
