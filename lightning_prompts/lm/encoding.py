@@ -113,12 +113,19 @@ class Encoder:
         decoded = self.tokenizer.decode(list(ids), skip_special_tokens=not special, clean_up_tokenization_spaces=False)
         return str(decoded)
 
+    def marks(self) -> dict[str, list[str]]:
+        """What is put ahead of a piece inside a text to tokenise it, by what it begins with, in order of preference."""
+        return {kind: [] if self._direct else self._ordered(kind) for kind in MARKS}
+
+    def _ordered(self, kind: str) -> list[str]:
+        """The marks that this tokenizer keeps as they are, telling ones first."""
+        return sorted((mark for mark in MARKS[kind] if mark in self._marks), key=lambda mark: mark not in self._telling)
+
     def _mark_of(self, text: str) -> str | None:
         """The first mark that does not merge with a piece of text; ``None`` if all do."""
-        marks = MARKS["space" if text[:1].isspace() else "word"]
-        for mark in sorted(marks, key=lambda mark: mark not in self._telling):
-            own = self._marks.get(mark)
-            if own and self._encode(mark + text)[: len(own)] == own:
+        for mark in self._ordered("space" if text[:1].isspace() else "word"):
+            own = self._marks[mark]
+            if self._encode(mark + text)[: len(own)] == own:
                 return mark
         return None
 
@@ -167,13 +174,7 @@ class Encoder:
         """`tokens` of a piece of a row, whose neighbours are known; nothing follows the last one."""
         if not text:
             return []
-        ids = self._encode(text) if start else self._inside(text)
-        if self.rows is not None and max(ids, default=0) >= self.rows:
-            token = self.tokenizer.convert_ids_to_tokens(max(ids))
-            raise UserError(
-                f"the tokenizer of {self.name} gives token {token!r} the id {max(ids)}, and the model has only "
-                f"{self.rows} embeddings; resize the model's embeddings and save it again, or leave {token!r} out"
-            )
+        ids = self._with_embeddings(self._encode(text) if start else self._inside(text))
         if self._lossless:
             return ids
         mark = self._mark_of(text)
@@ -188,6 +189,20 @@ class Encoder:
             behind = self._inside(follower)
             if self.text(behind) == follower:
                 self._check_same(mark + text + follower, [*self._known(mark), *ids, *behind], text)
+        return ids
+
+    def _with_embeddings(self, ids: list[int]) -> list[int]:
+        """The ids.
+
+        Raises:
+            UserError: The model has no embedding of one of them.
+        """
+        if self.rows is not None and max(ids, default=0) >= self.rows:
+            token = self.tokenizer.convert_ids_to_tokens(max(ids))
+            raise UserError(
+                f"the tokenizer of {self.name} gives token {token!r} the id {max(ids)}, and the model has only "
+                f"{self.rows} embeddings; resize the model's embeddings and save it again, or leave {token!r} out"
+            )
         return ids
 
     def _known(self, mark: str) -> list[int]:
@@ -218,7 +233,7 @@ class Encoder:
     def _row(self, example: Example, length: int, with_end: bool) -> Row:
         before, after, answer = self.texts(example)
         slot = [-1 - p for p in range(length)]
-        lead = [] if example.chat else list(self.lead)
+        lead = [] if example.chat else self._with_embeddings(list(self.lead))
         front = self._piece(before, start=True)
         start = not (lead or front or slot)
         back = self._piece(after, start)
@@ -261,7 +276,8 @@ class Encoder:
     def _end(self, example: Example) -> list[int]:
         if example.end is not None:
             return self._piece(example.end, last=True)
-        return [] if self.tokenizer.eos_token_id is None else [int(self.tokenizer.eos_token_id)]
+        eos = self.tokenizer.eos_token_id
+        return [] if eos is None else self._with_embeddings([int(eos)])
 
     def texts(self, example: Example) -> tuple[str, str, str | None]:
         """An example's text in front of the prompt slot, behind it, and its answer; a chat is written out.
