@@ -78,8 +78,10 @@ def _worse(trainer: L.Trainer, monitor: str) -> bool:
     """Whether an earlier validation was as good: checkpoints are saved after all other callbacks are done."""
     score = trainer.callback_metrics.get(monitor)
     for callback in trainer.checkpoint_callbacks:
-        best = getattr(callback, "best_model_score", None)
-        if isinstance(callback, ModelCheckpoint) and callback.monitor == monitor and None not in (score, best):
+        if not isinstance(callback, ModelCheckpoint) or callback.monitor != monitor:
+            continue
+        best = callback.best_model_score
+        if score is not None and best is not None:
             return bool(score >= best if callback.mode == "min" else score <= best)
     return False
 

@@ -529,22 +529,26 @@ def test_the_card_s_code_runs(
     assert "max_steps: 2" in readme
 
 
-CLASSES = [("soft", "peft"), ("prefix", "safetensors"), ("soft", "npy"), ("search", "text")]
+CLASSES = [("soft", "peft", "false"), ("prefix", "safetensors", "true"), ("soft", "npy", "true"),
+           ("search", "text", "true")]  # fmt: skip
 
 
-@pytest.mark.parametrize("calibrate", ["false", "true"])
-@pytest.mark.parametrize(("name", "made"), CLASSES)
+@pytest.mark.parametrize(("name", "made", "calibrate"), CLASSES)
 def test_the_card_s_code_chooses_classes(
     name: str, made: str, calibrate: str, speller: str, tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """Whichever way they are written, as the run does."""
     rows = [("good film", "positive"), ("bad film", "negative"), ("so so", "neutral")]
-    file = tmp_path / "rows.jsonl"
-    file.write_text("".join(f'{{"question": "{text}", "answer": "{label}"}}\n' for text, label in rows))
+    task = []
+    for split in ("train", "val", "test"):
+        file = tmp_path / f"{split}.jsonl"
+        lines = [f'{{"question": "{text} {split}", "answer": "{label}"}}\n' for text, label in rows]
+        file.write_text("".join(lines))
+        task += [f"--data.{split}", str(file)]
     labels = {"positive": ["positive", "good"], "negative": ["negative"], "neutral": ["neutral", "so"]}
-    task = ["--data", "QuestionAnswer", "--data.labels", json.dumps(labels), "--model.lm.calibrate_labels", calibrate]
-    task += [word for split in ("train", "val", "test") for word in (f"--data.{split}", str(file))]
+    task = ["--data", "QuestionAnswer", *task, "--data.labels", json.dumps(labels),
+            "--model.lm.calibrate_labels", calibrate]  # fmt: skip
     folder = fitted(tmp_path / "run", *{**METHODS, **TEXTS}[name], model=speller, steps=2, task=task)
     readme = (export(folder, made, "--out", str(tmp_path / "x")) / "README.md").read_text()
     assert "The answer is a class" in readme
@@ -566,7 +570,7 @@ def test_the_card_warns_of_batches_in_the_harness(adapters: dict[str, Path]) -> 
         readme = (adapters[name] / "README.md").read_text()
         assert "--tasks TASK --batch_size 1\n" in readme
         assert "Keep `--batch_size 1`." in readme
-    assert "batch_size" not in (adapters["lora"] / "README.md").read_text()
+    assert "--batch_size" not in (adapters["lora"] / "README.md").read_text()
 
 
 def _places(method: PromptMethod) -> tuple[int, bool, int]:

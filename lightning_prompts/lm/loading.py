@@ -101,7 +101,7 @@ def check_supported(model: PreTrainedModel, name: str) -> None:
 
 def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
     """Raise a `UserError` for tokens without embeddings; a text with a special one is refused when it comes."""
-    rows = len(model.get_input_embeddings().weight)
+    rows = len(next(iter(model.get_input_embeddings().parameters())))
     beyond = {token: index for token, index in tokenizer.get_vocab().items() if index >= rows}
     if not beyond:
         return
