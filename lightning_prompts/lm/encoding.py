@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 PRIVATE_USE = range(0xE000, 0xF900)  # characters without a meaning; one of them marks the prompt slot in a chat
 # What stands ahead of a piece while it is tokenised, in order of preference: nothing that would merge with the piece.
 MARKS = {"space": ("a", ".", "1", "\n"), "word": ("\n", "1", ".", "|")}
-FOLLOWERS = {"space": ("a", ".", "1"), "word": (" a", "\n", ".", "|")}
+FOLLOWERS = {"space": ("a", ".", "1", " a"), "word": (" a", "\n", ".", "|")}
 # Texts that a tokenizer gives back unchanged if it loses nothing at the ends of a piece or within it.
 PROBES = (" a", "a ", "\na", "a\n", "  a  b", "\n\na\n\n", "A a", "a\tb", "a , b .", "\ufb01 e\u0301")
 
@@ -101,7 +101,10 @@ class Encoder:
         inside = self._inside(" a")
         if self._decode(inside) != " a" and "a" in self._marks:
             self._decoded_behind = self._marks["a"]
+        # Words that were added to the vocabulary may swallow the white space around them.
+        greedy = [token for token in tokenizer.added_tokens_decoder.values() if token.lstrip or token.rstrip]
         self._lossless = all(self.text(self._inside(text)) == text for text in PROBES)
+        self._lossless = self._lossless and all(token.special for token in greedy)
         if not self._lossless and "\n" not in self.text(self._inside("a\na")):
             log.warning("the tokenizer of %s drops line breaks, so a stop such as \\n never matches an answer", name)
         self._label_tokens: dict[Labels, LabelTokens] = {}
@@ -167,7 +170,7 @@ class Encoder:
         ids = self._piece(text, start)
         if text and not self._lossless and "\n" in self._marks:  # it may stand between line breaks
             before, after = ("\n" if end.isspace() and not start else "" for end in (text[0], text[-1]))
-            self._check_same(before + text + after, [*self._known(before), *ids, *self._known(after)], text)
+            self._check_same(before + text + after, [*self._known(before), *ids, *self._inside(after)], text)
         return ids
 
     def _piece(self, text: str, start: bool = False, last: bool = False) -> list[int]:
@@ -235,7 +238,7 @@ class Encoder:
         slot = [-1 - p for p in range(length)]
         lead = [] if example.chat else self._with_embeddings(list(self.lead))
         front = self._piece(before, start=True)
-        start = not (lead or front or slot)
+        start = not (before or slot)
         back = self._piece(after, start)
         context = lead + front + slot + back
         if not context:
@@ -251,7 +254,7 @@ class Encoder:
             joined = f"{'' if slot else before}{after}{answer}"
             if with_end and example.end:
                 joined, ids = joined + example.end, ids + row.end
-            mark = "" if start or (before and not slot) or self._direct else self._mark_of(joined) or ""
+            mark = "" if not slot or self._direct else self._mark_of(joined) or ""
             self._check_same(mark + joined, [*self._known(mark), *ids], joined)
         return row
 
