@@ -43,6 +43,7 @@ from lightning_prompts.methods import LoraTuning, PrefixTuning, PromptMethod
 from lightning_prompts.methods.text_prompts import TextPromptMethod
 from lightning_prompts.prompts.from_peft import FromPeft
 from lightning_prompts.prompts.initializers import FromText
+from lightning_prompts.template import cut
 from lightning_prompts.types import Example
 
 SOFT = ["--model", "SoftPromptTuning", "--model.length", "3", "--model.optimizer.lr", "0.5"]
@@ -432,7 +433,7 @@ def test_vllm_runs_the_revision_that_was_trained_on(monkeypatch: pytest.MonkeyPa
     about = {"chat": False, "prompts": [{"prompt": "", "templates": {"": "x"}}], "after": " {question}", "lead": []}
     for revision in ("abc", None):
         base = BaseModel(LMConfig("a/b", revision=revision), "a/b", "a/b")
-        told: Any = SimpleNamespace(base=base, about=about, kind="vectors")
+        told: Any = SimpleNamespace(base=base, about=about, kind="vectors", examples=[Example("", "", None)])
         assert ("vllm serve a/b --revision abc --enable-prompt-embeds" in Vllm().usage(told, "x")) == bool(revision)
         assert ("pretrained=a/b,revision=abc,peft=x" in peft_adapter._harness(told, "x")) == bool(revision)
 
@@ -515,8 +516,10 @@ def test_the_card_s_code_runs(
     with torch.no_grad():
         exec(compile(block, "README.md", "exec"), {})
     printed = capsys.readouterr().out
-    wanted = method.lm.text(ids[:1] if "first token" in block else ids)
-    assert printed.startswith(wanted)
+    wanted = (
+        method.lm.text(ids[:1]) if "first token" in block else cut(method.lm.text(ids, special=False), example.stop)
+    )
+    assert printed == f"{wanted}\n"
     header = yaml.safe_load(readme.split("---\n")[1])
     metrics = json.loads((folder / "metrics.json").read_text())
     told = {one["type"]: one["value"] for one in header["model-index"][0]["results"][0]["metrics"]}
@@ -524,6 +527,50 @@ def test_the_card_s_code_runs(
     assert f"{metrics['test/nll']:.4f}" in readme
     assert header["library_name"] == ("peft" if made == "peft" else "transformers")
     assert "max_steps: 2" in readme
+
+
+CLASSES = [("soft", "peft", "false"), ("prefix", "safetensors", "true"), ("soft", "npy", "true"),
+           ("search", "text", "true")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "made", "calibrate"), CLASSES)
+def test_the_card_s_code_chooses_classes(
+    name: str, made: str, calibrate: str, speller: str, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Whichever way they are written, as the run does."""
+    rows = [("good film", "positive"), ("bad film", "negative"), ("so so", "neutral")]
+    task = []
+    for split in ("train", "val", "test"):
+        file = tmp_path / f"{split}.jsonl"
+        lines = [f'{{"question": "{text} {split}", "answer": "{label}"}}\n' for text, label in rows]
+        file.write_text("".join(lines))
+        task += [f"--data.{split}", str(file)]
+    labels = {"positive": ["positive", "good"], "negative": ["negative"], "neutral": ["neutral", "so"]}
+    task = ["--data", "QuestionAnswer", *task, "--data.labels", json.dumps(labels),
+            "--model.lm.calibrate_labels", calibrate]  # fmt: skip
+    folder = fitted(tmp_path / "run", *{**METHODS, **TEXTS}[name], model=speller, steps=2, task=task)
+    readme = (export(folder, made, "--out", str(tmp_path / "x")) / "README.md").read_text()
+    assert "The answer is a class" in readme
+    assert "generated answer ends" not in readme
+    method, (example,) = restored(folder), some(folder, 1)
+    wanted = method.evaluate([example], method.current_prompt())[0]["label"]
+    scores = method.label_scores([example], method.current_prompt()).log_probs[0]
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    names: dict[str, Any] = {}
+    exec(compile(CODE.findall(readme)[0], "README.md", "exec"), names)
+    assert capsys.readouterr().out == f"{wanted}\n"
+    torch.testing.assert_close(names["scores"].log_softmax(-1), scores, atol=1e-3, rtol=1e-3)
+
+
+def test_the_card_warns_of_batches_in_the_harness(adapters: dict[str, Path]) -> None:
+    """Padding stands between virtual tokens and text."""
+    for name in ("soft", "prefix, mlp"):
+        readme = (adapters[name] / "README.md").read_text()
+        assert "--tasks TASK --batch_size 1\n" in readme
+        assert "Keep `--batch_size 1`." in readme
+    assert "--batch_size" not in (adapters["lora"] / "README.md").read_text()
 
 
 def _places(method: PromptMethod) -> tuple[int, bool, int]:
