@@ -9,7 +9,7 @@ import lightning as L  # noqa: N812 - Lightning's own convention
 import torch
 from torch import Tensor
 
-from callbacks.files import RowLog
+from callbacks.files import RowLog, log_table
 from lightning_prompts.files import write_atomic
 
 if TYPE_CHECKING:
@@ -54,6 +54,9 @@ class PromptReadout(RowLog):
         text = pl_module.prompt_text()
         if text is not None and trainer.is_global_zero and trainer.state.fn == "fit" and not trainer.sanity_checking:
             write_atomic(Path(trainer.default_root_dir) / "prompt.txt", text)
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            words = " ".join(self.rows[-1].get("tokens", [])) if text is None else text
+            log_table(trainer, "prompt", [{"prompt": words}] if words else [], ["prompt"])
 
     def _words(self, trainer: L.Trainer, pl_module: PromptMethod, vectors: Tensor) -> dict[str, Any]:
         ids, similarity = pl_module.lm.nearest_tokens(vectors)
