@@ -2,6 +2,7 @@
 
 from callbacks.budget import Budget
 from callbacks.gradient_scaling import GradientScaling
+from callbacks.last_checkpoint import LastCheckpoint
 from callbacks.non_finite_guard import NonFiniteGuard
 from callbacks.prompt_path import PromptPath
 from callbacks.prompt_readout import PromptReadout
@@ -16,6 +17,7 @@ from callbacks.validate_at_end import ValidateAtEnd
 __all__ = [
     "Budget",
     "GradientScaling",
+    "LastCheckpoint",
     "NonFiniteGuard",
     "PromptPath",
     "PromptReadout",

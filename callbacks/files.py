@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,33 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write one JSON object per line."""
     write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def log_table(trainer: L.Trainer, name: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
+    """Give rows of text to the loggers that take some: as a table to W&B, as Markdown to TensorBoard and MLflow.
+
+    Args:
+        trainer: Whose loggers.
+        name: Of the table.
+        rows: Each with the columns.
+        columns: Which of their fields.
+    """
+    cells = [[str(row.get(column, "")) for column in columns] for row in rows]
+    lines = [columns, ["---"] * len(columns), *([_escaped(cell) for cell in row] for row in cells)]
+    markdown = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    for logger in trainer.loggers if trainer.is_global_zero else []:
+        experiment: Any = getattr(logger, "experiment", None)
+        if hasattr(logger, "log_table"):
+            logger.log_table(name, columns=list(columns), data=cells, step=trainer.global_step)
+        elif hasattr(experiment, "add_text"):
+            experiment.add_text(name, markdown, trainer.global_step)
+        elif hasattr(experiment, "log_text") and hasattr(logger, "run_id"):
+            experiment.log_text(logger.run_id, markdown, f"{name}/{trainer.global_step}.md")
+
+
+def _escaped(cell: str) -> str:
+    """A cell of a Markdown table: a line, in which a bar is no border."""
+    return cell.replace("|", "\\|").replace("\n", "<br>")
 
 
 class RowLog(L.Callback):

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
-from callbacks.files import RowLog
+from callbacks.files import RowLog, log_table
 from lightning_prompts.files import write_atomic
 
 if TYPE_CHECKING:
@@ -57,6 +57,9 @@ class PromptReadout(RowLog):
             return
         if text is not None and trainer.is_global_zero:
             write_atomic(Path(trainer.default_root_dir) / "prompt.txt", text)
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            words = " ".join(self.rows[-1].get("tokens", [])) if text is None else text
+            log_table(trainer, "prompt", [{"prompt": words}] if words else [], ["prompt"])
 
     def _words(self, trainer: L.Trainer, pl_module: PromptMethod, vectors: Tensor) -> dict[str, Any]:
         ids, similarity = pl_module.lm.nearest_tokens(vectors)

@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import lightning as L  # noqa: N812 - Lightning's own convention
-from lightning.pytorch.loggers import TensorBoardLogger
 
-from callbacks.files import RowLog
+from callbacks.files import RowLog, log_table
 from lightning_prompts.types import Batch
 
 
 class SampleGenerations(RowLog):
-    """Keeps the first few validation examples with their generated answers, in ``samples.jsonl`` and TensorBoard.
+    """Keeps the first few validation examples with their generated answers, in ``samples.jsonl`` and the loggers.
 
     They are the rows that validation has made anyway, so they cost nothing.
 
@@ -34,11 +33,4 @@ class SampleGenerations(RowLog):
             return
         samples = [{"step": trainer.global_step, **row} for row in outputs["rows"][: self.count]]
         self.add(trainer, samples)
-        if not trainer.is_global_zero:
-            return
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                table = "\n".join(f"| {row['question']} | {row['answer']} | {row['generated']} |" for row in samples)
-                logger.experiment.add_text(
-                    "samples", f"| question | answer | generated |\n|---|---|---|\n{table}", trainer.global_step
-                )
+        log_table(trainer, "samples", samples, ("question", "answer", "generated"))

@@ -5,15 +5,15 @@ from __future__ import annotations
 import logging
 import signal
 import threading
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import lightning as L  # noqa: N812 - Lightning's own convention
 import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from callbacks.last_checkpoint import LastCheckpoint
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ class StopOnSignal(L.Callback):
     """On the first Ctrl-C or SIGTERM, finishes the step and a validation that has begun, saves, and ends the run.
 
     The exit code is 130 or 143, as shells have it. A second signal ends the run at once; what it goes on from is then
-    the checkpoint of the last validation. Of several processes one is enough to stop all, at the same step.
+    the checkpoint before it. Of several processes one is enough to stop all, at the same step.
 
     Lightning's own way would save nothing, and end with 1 and 0. Where Lightning requeues jobs on a SLURM cluster,
     SIGTERM stays in its hands.
@@ -95,7 +95,10 @@ class StopOnSignal(L.Callback):
         if self.signal is None or not between_steps:
             return
         exception.code = 128 + self.signal  # type: ignore[attr-defined]
-        path = _last_checkpoint(trainer)
+        if not trainer.checkpoint_callbacks:
+            log.warning("stopped after step %d; nothing is saved, as checkpointing is off", trainer.global_step)
+            return
+        path = LastCheckpoint.path(trainer)
         trainer.save_checkpoint(path, weights_only=False)
         log.warning("stopped after step %d; go on with --ckpt_path %s", trainer.global_step, path)
 
@@ -118,11 +121,3 @@ class StopOnSignal(L.Callback):
 def _end_loop(trainer: L.Trainer, value: bool) -> None:
     """Lightning looks at this between steps, where everything is as a checkpoint needs it; there is no other way."""
     trainer._signal_connector.received_sigterm = value
-
-
-def _last_checkpoint(trainer: L.Trainer) -> Path:
-    """Where the callback that keeps the last state has it."""
-    for callback in trainer.checkpoint_callbacks:
-        if isinstance(callback, ModelCheckpoint) and callback.filename == "last" and callback.dirpath:
-            return Path(callback.dirpath) / "last.ckpt"
-    return Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt"

@@ -76,6 +76,27 @@ def check_readable(path: Path, resume: bool = False) -> None:
         raise UserError(f"checkpoint {path} cannot be gone on from: it has no state of an optimiser")
 
 
+def between_batches(loops: dict[str, Any]) -> None:
+    """Let training go on from a checkpoint of any moment with the next batch, in the right epoch.
+
+    Lightning goes on from the end of an epoch with an epoch of a single batch, or counts one too few; and a run that
+    has ended within an epoch is at its end for it.
+
+    Args:
+        loops: The checkpoint's; changed in place.
+    """
+    epochs, batches = (loops["fit_loop"][name] for name in ("epoch_progress", "epoch_loop.batch_progress"))
+    if batches["is_last_batch"]:  # the next epoch has not begun
+        for part in ("total", "current"):
+            epochs[part] = dict.fromkeys(epochs[part], epochs[part]["ready"])
+        batches["total"]["completed"] = batches["total"]["processed"]
+        batches.update(current=dict.fromkeys(batches["current"], 0), is_last_batch=False)
+    elif epochs["current"]["processed"] == epochs["current"]["ready"]:  # the epoch goes on
+        for part in ("total", "current"):
+            epochs[part]["processed"] = epochs[part]["completed"] = epochs[part]["ready"] - 1
+            batches[part]["completed"] = batches[part]["processed"] - 1
+
+
 def does_not_fit(error: BaseException) -> UserError | None:
     """What to tell about an error that came up while a checkpoint was put back; ``None`` for others."""
     trace = error.__traceback__

@@ -20,8 +20,9 @@ os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
 import lightning as L  # noqa: N812 - Lightning's own convention
 from jsonargparse import Namespace
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
@@ -63,14 +64,18 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "use_distributed_sampler": False,  # batches are the same, however many processes share them
 }
 
-# After every validation. Two callbacks, because Lightning's ``save_last`` copies the best one until a better one comes.
-_SAVE = {"save_top_k": 1, "enable_version_counter": False, "save_on_train_epoch_end": False}
 CALLBACK_DEFAULTS: list[dict[str, Any]] = [
     {
         "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
-        "init_args": {"filename": "best", "monitor": "val/nll", "mode": "min", **_SAVE},
+        "init_args": {
+            "filename": "best",
+            "monitor": "val/nll",
+            "mode": "min",
+            "save_top_k": 1,
+            "enable_version_counter": False,
+            "save_on_train_epoch_end": False,
+        },
     },
-    {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": {"filename": "last", **_SAVE}},
     {"class_path": "callbacks.GradientScaling"},
     {"class_path": "callbacks.NonFiniteGuard"},
     {"class_path": "callbacks.PromptReadout"},
@@ -99,6 +104,14 @@ class Parser(LightningArgumentParser):
         line = str(wrapped) if wrapped else one_line(message, CONFIGURABLE)
         print(f"error: {line}", file=sys.stderr)
         sys.exit(2)
+
+    def add_class_arguments(self, theclass: type, *args: object, **kwargs: object) -> list[str]:
+        """As any parser does; the run folder is where a logger writes by default, and no required setting."""
+        added: list[str] = super().add_class_arguments(theclass, *args, **kwargs)
+        if isclass(theclass) and issubclass(theclass, Logger) and "save_dir" in added:
+            self.set_defaults({"save_dir": ""})
+            next(action for action in self._actions if action.dest == "save_dir").required = False
+        return added
 
 
 def _whole_numbers_first(parser: LightningArgumentParser) -> None:
@@ -149,6 +162,7 @@ class PromptCLI(LightningCLI):
         _whole_numbers_first(parser)
         parser.set_defaults({"trainer.callbacks": CALLBACK_DEFAULTS})
         parser.add_lightning_class_args(callbacks.Budget, "budget")
+        parser.add_lightning_class_args(callbacks.LastCheckpoint, "checkpoint")
         parser.add_argument(
             "--overwrite", type=bool, default=False, help="Replace the run that the run folder already holds."
         )
@@ -168,10 +182,13 @@ class PromptCLI(LightningCLI):
         if isinstance(config.trainer.accelerator, str):
             check_accelerator(config.trainer.accelerator, self.words)
         _monitor(config)
+        self._in_run_folder = _loggers_without_place(config.trainer.logger)
+        for settings in self._in_run_folder:
+            settings.save_dir = str(self.folder)
         self._check_checkpoint(config)
         fresh = self.config.subcommand == "fit" and config.ckpt_path is None
         if fresh and not config.overwrite and (self.folder / "config.yaml").exists():
-            resume = "resume it with --ckpt_path last, " if (self.folder / "checkpoints").exists() else ""
+            resume = "resume it with --ckpt_path last, " if (self.folder / "checkpoints" / "last.ckpt").exists() else ""
             raise UserError(
                 f"{self.folder} already holds a run; give another --trainer.default_root_dir, {resume}or replace it "
                 "with --overwrite true"
@@ -181,7 +198,10 @@ class PromptCLI(LightningCLI):
         """Resolve ``last`` and ``best`` to files of the run folder, and make sure that the file is whole."""
         saved = self.folder / "checkpoints"
         if config.ckpt_path in ("last", "best"):
-            config.ckpt_path = str(saved / f"{config.ckpt_path}.ckpt")
+            path = saved / f"{config.ckpt_path}.ckpt"
+            if not path.exists():
+                raise UserError(f"checkpoint {path} does not exist: {_instead(path)}")
+            config.ckpt_path = str(path)
         if config.ckpt_path is not None:
             check_readable(Path(config.ckpt_path), resume=self.config.subcommand == "fit")
         elif self.config.subcommand != "fit" and (saved / "best.ckpt").exists():
@@ -193,14 +213,25 @@ class PromptCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:  # noqa: ANN401 - Trainer's own arguments
         """A trainer whose files all land in the run folder."""
         config = self.config[self.config.subcommand].trainer
-        if config.logger in (None, True):
+        for settings in self._in_run_folder:
+            settings.save_dir = ""  # in the record, so that it holds of another folder as well
+        given = self._get(self.config_init, "trainer").logger
+        if self.config.subcommand == "fit" or config.logger in (None, True):
             kwargs["logger"] = False  # see RunFolder
+        if config.enable_checkpointing is False:
+            kwargs["enable_checkpointing"] = None  # Lightning refuses to leave out callbacks that are given
         trainer = super().instantiate_trainer(**kwargs)
+        if config.enable_checkpointing is False:
+            installed: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+            installed[:] = [callback for callback in installed if not isinstance(callback, Checkpoint)]
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str((self.folder / "checkpoints").absolute())
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, RunFolder):
+                callback.loggers = given
         if config.enable_progress_bar is not False:
             use_rich_progress_bar(trainer)
         return trainer
@@ -221,9 +252,18 @@ class PromptCLI(LightningCLI):
                 raise SIGTERMException(callback.exit_code)
         best = str((self.folder / "checkpoints" / "best.ckpt").absolute())
         saved = [getattr(callback, "best_model_path", None) for callback in self.trainer.checkpoint_callbacks]
-        if self.trainer.is_global_zero and best in saved:  # and not that of an earlier run
-            record = shlex.quote(str(self.folder / "config.yaml"))
-            print(f"test it: lightning-prompts test -c {record} --ckpt_path best")
+        if not self.trainer.is_global_zero or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        if not self.trainer.checkpoint_callbacks:
+            print("nothing is saved, as trainer.enable_checkpointing is false")
+            return
+        test = f"test it: lightning-prompts test -c {shlex.quote(str(self.folder / 'config.yaml'))} --ckpt_path"
+        if best in saved:  # and not that of an earlier run
+            print(f"{test} best")
+        elif self.trainer.global_step:
+            validated = any(name.startswith("val/") for name in self.trainer.callback_metrics)
+            why = "trainer.callbacks has none that keeps it" if validated else "training ended without a validation"
+            print(f"no best.ckpt: {why}; the last state is kept, {test} last")
 
     def after_test(self) -> None:
         """One row for each test set, where Lightning would make one column for each."""
@@ -303,8 +343,25 @@ def told(error: Exception) -> UserError | None:
     return known
 
 
+def _instead(path: Path) -> str:
+    """What to do without a checkpoint of the run folder."""
+    folder, last = path.parent.parent, path.with_name("last.ckpt")
+    if path != last and last.exists():
+        return "the run had no validation; give --ckpt_path last"
+    if (folder / "config.yaml").exists():
+        return "nothing was saved yet; leave out --ckpt_path, and train anew with fit --overwrite true"
+    return f"{folder} holds no run; give its --trainer.default_root_dir"
+
+
 def _class_name(node: Namespace) -> str:
     return str(node.class_path).rpartition(".")[2]
+
+
+def _loggers_without_place(given: object) -> list[Namespace]:
+    """The settings of the loggers that are not told where to write."""
+    nodes = given if isinstance(given, list) else [given]
+    settings = [node.init_args for node in nodes if isinstance(node, Namespace) and "init_args" in node]
+    return [each for each in settings if each.get("save_dir") == ""]
 
 
 def _monitor(config: Namespace) -> None:

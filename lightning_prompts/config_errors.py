@@ -50,12 +50,24 @@ ROLES = {
     "templates": "PosteriorTemplate",
     "sharpening": "Sharpening",
 }
-PLACES = {*ROLES, "config", "trainer", "budget", "lm"}  # where the parser takes a file for the settings in it
+PLACES = {
+    *ROLES,
+    "config",
+    "trainer",
+    "budget",
+    "checkpoint",
+    "lm",
+}  # where the parser takes a file for the settings in it
 CONFIGS = (".yaml", ".yml", ".json")
 FILE = re.compile(r"[^\s{}\[\],:]*(?:/[^\s{}\[\],:]*|\.yaml|\.yml|\.json)")
-TOP = ("model", "data", "trainer", "budget", "seed_everything", "ckpt_path", "config", "overwrite")
+TOP = ("model", "data", "trainer", "budget", "checkpoint", "seed_everything", "ckpt_path", "config", "overwrite")
 UNION = re.compile(r"(?:Parser key \"([\w.]+)\": )?Does not validate against any of the Union subtypes "
                    r"Subtypes: \[(.+?)\] Errors: .*Given value: (.*)$")  # fmt: skip
+# Of a class that could not be made: what it said itself. A union of types hides it among what the others say.
+NOT_MADE = re.compile(
+    r"Problem with given class_path '(?:\w+\.)*(\w+)': (?!Parser key)(.+?)(?= - (?:Expected|Problem)| Given value|$)"
+)
+ELSEWHERE = {"lr_scheduler": "model.scheduler"}  # what other LightningCLIs call a setting
 SUBCOMMAND = re.compile(r"invalid choice: '(.+?)' \(choose from (.+)\)")
 REQUIRED = re.compile(r"the following arguments are required: (.+)|Key \"(.+?)\" is required")
 
@@ -84,6 +96,8 @@ def one_line(message: str, classes: Iterable[type], path_prefixes: tuple[str, ..
     if match := WRONG_VALUE.search(text):
         key, kind, value = match.groups()
         return f"{key}: expected {_article(kind)}, got {value!r}" if value else f"{key}: expected {_article(kind)}"
+    if match := NOT_MADE.search(text):
+        return f"{match[1]}: {match[2]}"
     if match := UNION.search(text):
         key, kinds, value = match.groups()
         return f"{key + ': ' if key else ''}expected {_kinds(kinds)}, got {value.strip()!r}"[:400]
@@ -92,11 +106,13 @@ def one_line(message: str, classes: Iterable[type], path_prefixes: tuple[str, ..
         option = name.split()[0].lstrip("-").split("=")[0]
         parts = [part for part in option.split(".") if part not in ("class_path", "init_args")]
         known = _setting_names(classes)
+        if parts[0] in ELSEWHERE:
+            return f"unknown setting {parts[0]!r}; did you mean {ELSEWHERE[parts[0]]}?"
         wrong = next((part for part in parts if part not in known), parts[-1])
         if wrong == parts[-1] and (own := _setting_names_of(parts[:-1], classes)):
             known = own
-        elif len(parts) == 1 and wrong in known:  # a setting of something, in the place of that
-            known = sorted(TOP)
+        elif len(parts) == 1 and (places := _places(wrong, classes)):  # a setting of something, in the place of that
+            return f"unknown setting {wrong!r}; did you mean {', '.join(places)}?"
         return f"unknown setting {'.'.join(parts)!r}; {nearest(wrong, known)}"
     if match := SUBCOMMAND.search(text):
         name, choices = match.groups()
@@ -224,6 +240,18 @@ def _setting_names_of(parents: list[str], bases: list[type]) -> list[str]:
     role = ROLES.get(parents[-1]) if parents else None
     owners = [child for base in bases if base.__name__ == role for child in subclasses(base)]
     return sorted({name for owner in owners for name in inspect.signature(owner).parameters if name != "self"})
+
+
+def _places(name: str, bases: list[type]) -> list[str]:
+    """Where a setting belongs that was given without its place."""
+    owners: dict[str, list[type]] = {"model.lm": [LMConfig], "trainer": [L.Trainer]}
+    for key in ("model", "data"):
+        owners[key] = [child for base in bases if base.__name__ == ROLES[key] for child in subclasses(base)]
+    known = {
+        key: {option for kind in kinds for option in inspect.signature(kind).parameters}
+        for key, kinds in owners.items()
+    }
+    return [f"{key}.{name}" for key, options in known.items() if name in options]
 
 
 def _setting_names(bases: list[type]) -> list[str]:

@@ -52,6 +52,7 @@ from lightning_prompts.lm.encoding import Row, check_fits, share
 from lightning_prompts.lm.loading import weightless_model
 from lightning_prompts.lm.sharding import heads_plan
 from lightning_prompts.methods import PromptMethod
+from lightning_prompts.parallel import mesh_sizes
 from lightning_prompts.types import Example
 
 _FLOAT = 4
@@ -385,9 +386,10 @@ def _processes(trainer: Any) -> Processes:  # noqa: ANN401 - a jsonargparse name
     strategy = trainer.strategy
     if str(getattr(strategy, "class_path", "")).endswith("LMParallel"):
         sizes = strategy.init_args
-        heads = devices if sizes.tensor_parallel_size == "auto" else int(sizes.tensor_parallel_size)
-        shards = nodes if sizes.data_parallel_size == "auto" else int(sizes.data_parallel_size)
-        return Processes(shards, shards, heads)
+        shards, heads = sizes.data_parallel_size, sizes.tensor_parallel_size
+        if "auto" in (shards, heads):  # else the devices may be those of another machine
+            shards, heads = mesh_sizes(shards, heads, nodes, devices)
+        return Processes(int(shards), int(shards), int(heads))
     return Processes(nodes * devices)
 
 

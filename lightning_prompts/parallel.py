@@ -12,6 +12,38 @@ from lightning.pytorch.strategies.strategy import Strategy
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_prompts.errors import UserError
+
+Size = Literal["auto"] | int
+
+
+def mesh_sizes(data: Size, tensor: Size, nodes: int, devices: int) -> tuple[int, int]:
+    """How many devices have examples of their own, and how many share the heads.
+
+    Args:
+        data: ``data_parallel_size``.
+        tensor: ``tensor_parallel_size``.
+        nodes: Machines.
+        devices: Of each.
+
+    Raises:
+        UserError: The product of both sizes is not the number of devices.
+
+    >>> mesh_sizes("auto", "auto", 2, 8), mesh_sizes(2, "auto", 1, 2), mesh_sizes("auto", 4, 2, 8)
+    ((2, 8), (2, 1), (4, 4))
+    """
+    total = nodes * devices
+    if data == tensor == "auto":
+        return nodes, devices
+    known = [size for size in (data, tensor) if isinstance(size, int)]
+    if min(known) < 1 or total % known[0] or (len(known) == 2 and known[0] * known[1] != total):
+        raise UserError(
+            f"LMParallel: data_parallel_size ({data}) times tensor_parallel_size ({tensor}) must be the number of "
+            f"processes, {total}; leave one of them at auto for what is left"
+        )
+    rest = total // known[0]
+    return (data, rest if tensor == "auto" else tensor) if isinstance(data, int) else (rest, known[0])
+
 
 class LMParallel(ModelParallelStrategy):
     """Spreads the frozen LM over devices; what is trained is small, and whole on each of them.
@@ -20,10 +52,10 @@ class LMParallel(ModelParallelStrategy):
     are those of any other run, since the LM is in none: a prompt that eight devices have trained is tested on one.
 
     Args:
-        data_parallel_size: Devices that have examples of their own, among which each weight is split; ``auto`` for the
-            number of nodes.
-        tensor_parallel_size: Devices that share the heads of every layer, and the examples; ``auto`` for those of a
-            node. Product of both: all devices.
+        data_parallel_size: Devices that have examples of their own, among which each weight is split; ``auto`` for what
+            the other size leaves.
+        tensor_parallel_size: Devices that share the heads of every layer, and the examples; ``auto`` for what the other
+            size leaves. The product of both is the number of devices; if both are ``auto``, a node shares the heads.
     """
 
     def __init__(
@@ -33,6 +65,16 @@ class LMParallel(ModelParallelStrategy):
     ) -> None:
         """Nothing is started yet."""
         super().__init__(data_parallel_size, tensor_parallel_size, save_distributed_checkpoint=False)
+
+    def setup_environment(self) -> None:
+        """See `Strategy`.
+
+        Raises:
+            UserError: The sizes do not go with the number of processes.
+        """
+        sizes = mesh_sizes(self._data_parallel_size, self._tensor_parallel_size, self.num_nodes, self.num_processes)
+        self._data_parallel_size, self._tensor_parallel_size = sizes
+        super().setup_environment()
 
     def setup(self, trainer: L.Trainer) -> None:
         """See `Strategy`. Evaluation is without gradient and not in inference mode, whose tensors no training may use.

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import lightning as L  # noqa: N812 - Lightning's own convention
+import yaml
 from lightning.pytorch.cli import SaveConfigCallback
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from lightning_prompts.environment import environment
 from lightning_prompts.errors import UserError
@@ -27,31 +29,40 @@ class RunFolder(SaveConfigCallback):
     nothing behind. ``config.yaml`` is the record of the run.
     """
 
+    loggers: Any = None  # those that the config names, one or several, or a switch
+
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Not yet."""
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Say what is trained, and make the loggers: metrics.csv and TensorBoard, one folder for each start."""
+        """Say what is trained, and make the loggers, one folder for each start: metrics.csv, and those of the config.
+
+        The config's is TensorBoard by default; without any (``false``) there is no metrics.csv either.
+        """
         assert isinstance(pl_module, PromptMethod)
         if trainer.is_global_zero:
             if self.config.overwrite and self.config.ckpt_path is None:
                 _clear(Path(trainer.default_root_dir))
             print(pl_module.describe())
             print(f"run folder: {trainer.default_root_dir}")  # which has a name of the moment if none was given
-        if self.config.trainer.logger in (None, True):
+        if self.loggers is not False:
             folder = Path(trainer.default_root_dir)
             version = trainer.strategy.broadcast(_next_version(folder / "logs"))
-            trainer.loggers = [
-                CSVLogger(folder, name="logs", version=version, flush_logs_every_n_steps=10),
-                TensorBoardLogger(folder, name="logs", version=version),
-            ]
+            given = self.loggers
+            if given in (None, True):
+                given = TensorBoardLogger(folder, name="logs", version=version, default_hp_metric=False)
+            metrics = CSVLogger(folder, name="logs", version=version, flush_logs_every_n_steps=10)
+            trainer.loggers = [metrics, *([given] if isinstance(given, Logger) else given)]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write ``config.yaml`` and ``environment.json``."""
+        """Write ``config.yaml`` and ``environment.json``, and give the settings to the loggers."""
         if trainer.is_global_zero:
             for name in RESULTS:  # of what was trained so far
                 (Path(trainer.default_root_dir) / name).unlink(missing_ok=True)
             self._write(trainer, pl_module)
+        settings = yaml.safe_load(self._record(trainer))
+        for logger in trainer.loggers:
+            logger.log_hyperparams(settings)
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """What is tested without training is a run, too, and this is its record."""
@@ -65,16 +76,19 @@ class RunFolder(SaveConfigCallback):
         """``config.yaml``, and what it is run with."""
         assert isinstance(pl_module, PromptMethod)
         folder = Path(trainer.default_root_dir)
-        config = self.config.clone()
-        config.trainer.default_root_dir = str(folder)
-        config.ckpt_path = None
-        config.overwrite = False
-        tested = config.pop("verbose", None) is not None  # which `fit` has no such setting for
-        record = self.parser.dump(config, skip_none=False, skip_validation=tested)
-        write_atomic(folder / self.config_filename, record)
+        write_atomic(folder / self.config_filename, self._record(trainer))
         dtype = pl_module.lm.model.dtype if isinstance(pl_module.lm, FrozenLM) else None  # else behind a server
         found = environment(trainer.strategy.root_device, trainer.world_size, dtype, pl_module.lm_config.quantization)
         write_atomic(folder / ENVIRONMENT, json.dumps(found, indent=2) + "\n")
+
+    def _record(self, trainer: L.Trainer) -> str:
+        """The config, as YAML."""
+        config = self.config.clone()
+        config.trainer.default_root_dir = str(Path(trainer.default_root_dir))
+        config.ckpt_path = None
+        config.overwrite = False
+        tested = config.pop("verbose", None) is not None  # which `fit` has no such setting for
+        return str(self.parser.dump(config, skip_none=False, skip_validation=tested))
 
 
 def _next_version(logs: Path) -> int:

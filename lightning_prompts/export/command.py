@@ -20,7 +20,7 @@ from lightning_prompts.export.base import base_of
 from lightning_prompts.export.card import card
 from lightning_prompts.export.contents import Updates, content_of, kind_of
 from lightning_prompts.export.formats import Export, Format
-from lightning_prompts.export.hub import check_repo, push
+from lightning_prompts.export.hub import check_repo, check_token, push
 from lightning_prompts.export.npy import NumPyFiles
 from lightning_prompts.export.peft_adapter import PeftAdapter
 from lightning_prompts.export.plain_text import PlainText
@@ -80,6 +80,7 @@ def main(args: Sequence[str]) -> int:
     check_finite("--examples", given.examples, 1)
     if given.push is not None:
         check_repo(given.push)
+        check_token()
     elif given.private:
         raise UserError("--private is of a repository on the hub; name it with --push")
     made = FORMATS[given.format]

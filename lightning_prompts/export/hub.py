@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError
 from huggingface_hub.utils._validators import validate_repo_id
 
@@ -17,6 +17,12 @@ def check_repo(repo: str) -> None:
         validate_repo_id(repo)
     except HFValidationError as error:
         raise UserError(f"--push {repo!r} is no repository of the hub, name/repo: {error}") from error
+
+
+def check_token() -> None:
+    """Raise a `UserError` without a token, before anything is made for it or the network is asked."""
+    if get_token() is None:
+        raise UserError("--push needs a token of the hub, and there is none; run `hf auth login`, or set HF_TOKEN")
 
 
 def push(folder: Path, repo: str, private: bool) -> str:

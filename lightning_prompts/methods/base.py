@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -14,8 +15,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from lightning_prompts.checkpoints import between_batches
 from lightning_prompts.crossings.temperature import Temperature
-from lightning_prompts.errors import UserError
+from lightning_prompts.errors import UserError, nearest
 from lightning_prompts.lm import (
     Footprint,
     FrozenLM,
@@ -264,7 +266,9 @@ class PromptMethod(Evaluation):
                 prompt = self.current_prompt()
             slot = slot_length(prompt)
             ahead = prompt_length(prompt) - slot + self.added_tokens()
-            for split in data.splits(self.trainer.state.fn.value):
+            stage = self.trainer.state.fn.value
+            later = [*(data.splits("test") if data.has("test") else []), *(["predict"] if data.has("predict") else [])]
+            for split in dict.fromkeys([*data.splits(stage), *(later if stage == "fit" else [])]):
                 self.lm.check_lengths(data.examples(split), slot, ahead)
 
     @property
@@ -319,6 +323,7 @@ class PromptMethod(Evaluation):
                 )
         if self._trainer is not None and self.trainer.training:
             set_random_state(checkpoint["rng"])
+            between_batches(checkpoint["loops"])
             self._waiting = checkpoint.get(GRADIENTS, {})
 
     def on_train_start(self) -> None:
@@ -327,6 +332,10 @@ class PromptMethod(Evaluation):
             if name in self._waiting:
                 parameter.grad = self._waiting[name].to(parameter)
         self._waiting = {}
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Let loggers count the steps that were done; after some checkpoints Lightning is one off."""
+        self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.trainer.global_step
 
     # --- training ---------------------------------------------------------------------------------------------------
 
@@ -362,9 +371,35 @@ class PromptMethod(Evaluation):
             raise UserError(f"model.optimizer: {error}") from error
         scheduler = (self.scheduler or self._linear_decay)(optimizer)
         settings: dict[str, Any] = {"scheduler": scheduler, "interval": "step"}
-        if isinstance(scheduler, ReduceLROnPlateau):  # it waits for a metric, which there is once per validation
-            settings.update(interval="epoch", monitor=scheduler.monitor)
+        if isinstance(scheduler, ReduceLROnPlateau):
+            if not self.trainer.enable_validation:
+                raise UserError(
+                    "ReduceLROnPlateau waits for validations; set trainer.limit_val_batches above 0, or "
+                    "leave out model.scheduler"
+                )
+            settings.update(
+                interval="epoch", frequency=sys.maxsize, monitor=scheduler.monitor
+            )  # see `on_validation_epoch_end`
         return {"optimizer": optimizer, "lr_scheduler": settings}
+
+    def on_validation_epoch_end(self) -> None:
+        """Step a scheduler that waits for a metric, ahead of the checkpoint.
+
+        Lightning would do so after each epoch, validated or not, and not at all in the epoch that a run is resumed in.
+
+        Raises:
+            UserError: There is no such metric.
+        """
+        if self.trainer.state.fn != TrainerFn.FITTING or self.trainer.sanity_checking:
+            return
+        known = self.trainer.callback_metrics
+        for scheduler in (config.scheduler for config in self.trainer.lr_scheduler_configs):
+            if isinstance(scheduler, ReduceLROnPlateau):
+                if scheduler.monitor not in known:
+                    raise UserError(
+                        f"ReduceLROnPlateau: no metric {scheduler.monitor!r}; {nearest(scheduler.monitor, known)}"
+                    )
+                scheduler.step(known[scheduler.monitor])
 
     def _linear_decay(self, optimizer: Optimizer) -> LRScheduler:
         """From the full learning rate to zero over the run; constant for a run without an end."""

@@ -82,6 +82,7 @@ class DiscretePromptMethod(PromptMethod):
 
     def on_validation_epoch_end(self) -> None:
         """Keep the tokens if no earlier ones were better."""
+        super().on_validation_epoch_end()
         if self.trainer.state.fn != TrainerFn.FITTING or self.trainer.sanity_checking:
             return
         loss = self.keep_better(self._totals[0] / self._totals[1])

@@ -7,8 +7,10 @@ Objective: answer likelihood.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
+from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
@@ -123,7 +125,11 @@ class RelaxedPromptTuning(DiscretePromptMethod):
             return self.rounded_ids
         return self.relaxation.tokens(self.parameters_, self.matrix, self.usable)
 
-    def on_train_batch_end(self, outputs: object, batch: Batch, batch_idx: int) -> None:
+    def configure_callbacks(self) -> list[Callback]:
+        """Round as a callback: the hooks of a method come after those that save a checkpoint."""
+        return [] if self.rounding is None else [_Rounder()]
+
+    def round_if_due(self) -> None:
         """Round when it is time, and once the run is over."""
         step = self.trainer.global_step
         if self.rounding is None or step == self.rounded_at:  # gradients are accumulated: the step is not over
@@ -161,3 +167,11 @@ class RelaxedPromptTuning(DiscretePromptMethod):
         )
         self.log("train/temperature", temperature, batch_size=len(batch))
         return self.answer_step(self.own_part(batch), vectors, self.objective)
+
+
+class _Rounder(Callback):
+    """Has a method round its prompt after a step."""
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: object) -> None:
+        """Round when it is time."""
+        cast("RelaxedPromptTuning", pl_module).round_if_due()

@@ -329,6 +329,7 @@ class TextPromptMethod(PromptMethod):
 
     def on_validation_epoch_end(self) -> None:
         """Keep the prompts if they are strictly better than the best, or go back to those; see `PromptMemory`."""
+        super().on_validation_epoch_end()
         if self.trainer.state.fn != TrainerFn.FITTING or self.trainer.sanity_checking:
             return
         accuracy = self._right[0] / self._right[1]

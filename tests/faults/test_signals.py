@@ -11,11 +11,10 @@ import lightning as L  # noqa: N812
 import pytest
 import torch
 from conftest import TINY
-from lightning.pytorch.callbacks import ModelCheckpoint
 from test_killed import same
 from test_methods import trainer
 
-from callbacks import GradientScaling, NonFiniteGuard, StopOnSignal
+from callbacks import GradientScaling, LastCheckpoint, NonFiniteGuard, StopOnSignal
 from datamodules import Antonyms
 from lightning_prompts.lm import LMConfig
 from lightning_prompts.methods import SoftPromptTuning
@@ -51,10 +50,9 @@ def fit(folder: Path, settings: dict[str, Any], *callbacks: L.Callback, resume: 
     L.seed_everything(0)
     data = Antonyms(batch_size=4, max_train_examples=16, val_fraction=0.01, test_fraction=0.01)
     model = SoftPromptTuning(3, lm=LMConfig(TINY), max_new_tokens=1)
-    saver = ModelCheckpoint(folder, filename="last", enable_version_counter=False, save_on_train_epoch_end=False)
     run = trainer(folder, max_steps=STEPS // settings.get("accumulate_grad_batches", 1), max_epochs=-1,
-                  limit_val_batches=2, enable_checkpointing=True, callbacks=[*callbacks, saver, StopOnSignal()],
-                  **settings)  # fmt: skip
+                  limit_val_batches=2, enable_checkpointing=True,
+                  callbacks=[*callbacks, LastCheckpoint(), StopOnSignal()], **settings)  # fmt: skip
     run.fit(model, datamodule=data, ckpt_path=resume, weights_only=True)
     return run
 
@@ -81,7 +79,7 @@ def test_a_signal_anywhere(settings: dict[str, Any], tmp_path: Path) -> None:
                 run = fit(folder, settings, sender)
             except SystemExit as ended:
                 code = int(ended.code or 1)
-                run = fit(folder, settings, resume=folder / "last.ckpt")
+                run = fit(folder, settings, resume=folder / "checkpoints" / "last.ckpt")
             assert code in (0, 130)
             stopped += code > 0
             assert same(result(run, tmp_path / "x.ckpt"), expected), f"{hook} of batch {batch}"

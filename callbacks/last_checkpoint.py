@@ -1,0 +1,89 @@
+"""A checkpoint to go on from, whatever a run validates."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+
+from lightning_prompts.errors import UserError, check_finite
+from lightning_prompts.types import Batch
+
+if TYPE_CHECKING:
+    from lightning_prompts.methods import PromptMethod
+
+
+class LastCheckpoint(Checkpoint):
+    """Keeps ``checkpoints/last.ckpt``: after each validation, every few minutes between, and at the end of training.
+
+    A run that is killed loses the time since then. A run that goes on from the file ends in the same prompt as one that
+    was never stopped.
+
+    Args:
+        minutes: Save after so many minutes without a checkpoint; ``None`` for no limit.
+        steps: Save after so many steps without a checkpoint; ``None`` for no limit.
+    """
+
+    def __init__(self, minutes: float | None = 10.0, steps: int | None = None) -> None:
+        """Check the intervals."""
+        super().__init__()
+        if minutes is not None:
+            check_finite("checkpoint.minutes", minutes, above=True)
+        if steps is not None and steps < 1:
+            raise UserError(f"checkpoint.steps must be at least 1, got {steps}")
+        self.minutes, self.steps = minutes, steps
+        self._saved_at, self._time = 0, 0.0
+
+    @staticmethod
+    def path(trainer: Trainer) -> Path:
+        """Where the checkpoint is."""
+        return Path(trainer.default_root_dir).absolute() / "checkpoints" / "last.ckpt"
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count from here."""
+        self._saved_at, self._time = trainer.global_step, time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: Batch, batch_idx: int
+    ) -> None:
+        """Save if it is time, or if training ends here.
+
+        Not where a validation follows: Lightning would take that for done after a restart.
+        """
+        if not (cast("PromptMethod", pl_module).accumulating or _validation_follows(trainer)):
+            self._save_if_due(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save, with the best checkpoint's score in it."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self.save(trainer)
+
+    def _save_if_due(self, trainer: Trainer) -> None:
+        steps = trainer.global_step - self._saved_at
+        minutes = (time.monotonic() - self._time) / 60
+        due = steps >= (self.steps or float("inf")) or minutes >= (self.minutes or float("inf"))
+        if steps and (_ends(trainer) or trainer.strategy.broadcast(due)):  # all processes save, or none
+            self.save(trainer)
+
+    def save(self, trainer: Trainer) -> None:
+        """Save now."""
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            trainer.save_checkpoint(self.path(trainer), weights_only=False)
+        self._saved_at, self._time = trainer.global_step, time.monotonic()
+
+
+def _validation_follows(trainer: Trainer) -> bool:
+    """Whether Lightning validates after this batch."""
+    loop = trainer.fit_loop
+    assert loop._data_fetcher is not None
+    return loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
+
+
+def _ends(trainer: Trainer) -> bool:
+    """Whether training ends after this batch."""
+    stopped = trainer.should_stop and trainer.fit_loop._can_stop_early
+    last_epoch = trainer.is_last_batch and 0 < (trainer.max_epochs or -1) <= trainer.current_epoch + 1
+    return stopped or last_epoch or 0 < trainer.max_steps <= trainer.global_step
