@@ -218,7 +218,7 @@ def default_callbacks(method: m.PromptMethod, folder: Path) -> list[L.Callback]:
     monitor, mode = method.monitor
     return [
         ModelCheckpoint(folder / "checkpoints", filename="best", monitor=monitor, mode=mode, **saves),
-        ModelCheckpoint(folder / "checkpoints", filename="last", **saves),
+        callbacks.LastCheckpoint(),
         callbacks.GradientScaling(),
         callbacks.NonFiniteGuard(),
         callbacks.PromptReadout(),

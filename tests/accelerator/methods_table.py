@@ -190,7 +190,8 @@ UNTRAINED: dict[str, Case] = {
 
 def default_callbacks() -> list[L.Callback]:
     """Every callback that a run of the command line has."""
-    found: list[L.Callback] = [always() for always in ALWAYS] + [callbacks.Budget()]
+    found: list[L.Callback] = [always() for always in ALWAYS]
+    found += [callbacks.Budget(), callbacks.LastCheckpoint()]
     for config in CALLBACK_DEFAULTS:
         name, settings = config["class_path"].rpartition(".")[2], config.get("init_args", {})
         found.append(ModelCheckpoint(**settings) if name == "ModelCheckpoint" else getattr(callbacks, name)(**settings))
