@@ -135,6 +135,7 @@ class PromptCLI(LightningCLI):
     def __init__(self, args: Sequence[str] | None = None) -> None:
         """Parse, build, run."""
         self.words = sys.argv[1:] if args is None else list(args)
+        self._in_run_folder: list[Namespace] = []  # settings of loggers that write into the run folder
         super().__init__(
             methods.PromptMethod,
             datamodules.TextDataModule,

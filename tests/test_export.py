@@ -32,7 +32,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from lightning_prompts import commands
 from lightning_prompts.cli import run
 from lightning_prompts.errors import UserError
-from lightning_prompts.export import peft_adapter, vllm_example
+from lightning_prompts.export import hub, peft_adapter, vllm_example
 from lightning_prompts.export.base import BaseModel, base_of
 from lightning_prompts.export.command import compare
 from lightning_prompts.export.run import open_run
@@ -775,6 +775,13 @@ def test_push(runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", create_repo)
     monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", upload_folder)
+    monkeypatch.setattr(hub, "get_token", lambda: None)
+    words = ["export", str(runs["soft"]), "--format", "safetensors", "--out", str(tmp_path / "x")]
+    assert commands.run([*words, "--push", "me/it"]) == 1
+    assert "--push needs a token of the hub" in capsys.readouterr().err
+    assert not calls
+    assert not (tmp_path / "x").exists(), "nothing is written, and nobody is asked"
+    monkeypatch.setattr(hub, "get_token", lambda: "a token")
     export(runs["soft"], "safetensors", "--out", str(tmp_path / "x"), "--push", "me/it", "--private")
     assert calls == [
         ("me/it", {"private": True, "exist_ok": True}),
@@ -820,6 +827,7 @@ def test_what_is_pushed_tells_no_places(
             "text": " Next:", "proposer": proposer, "proposals": proposals, "max_prompt_tokens": 40}}}))  # fmt: skip
         words = ["-c", str(config)]
     folder = fitted(tmp_path / "run", *words, model=speller, steps=1, task=task)
+    monkeypatch.setattr(hub, "get_token", lambda: "a token")
     monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", lambda self, repo, **settings: repo)
     monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", lambda self, **settings: None)
     capsys.readouterr()
