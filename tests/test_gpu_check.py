@@ -158,7 +158,7 @@ def test_shapes_and_callbacks_are_those_of_the_project(tmp_path: Path) -> None:
     assert base.SHAPES == SHAPES
     made = methods.default_callbacks(methods.TRAINED["soft"](LMConfig(SHAPES["llama"])), tmp_path)
     names = [node["class_path"].rpartition(".")[2] for node in CALLBACK_DEFAULTS] + [kind.__name__ for kind in ALWAYS]
-    assert [type(callback).__name__ for callback in made] == names
+    assert [type(callback).__name__ for callback in made] == [*names, "LastCheckpoint"]
     for callback, node in zip(made, CALLBACK_DEFAULTS, strict=False):
         if isinstance(callback, ModelCheckpoint):
             for key, value in node["init_args"].items():

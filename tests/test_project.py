@@ -29,7 +29,7 @@ ALLOWED = {
     "lightning_prompts.report": {"errors", "files", "commands"},
     "lightning_prompts.checkpoints": {"errors", "files"},
     "lightning_prompts.lm": {"types", "errors", "template", "files", "randomness"},
-    "lightning_prompts.parallel": set(),
+    "lightning_prompts.parallel": {"errors"},
     "lightning_prompts.randomness": set(),
     "lightning_prompts.prompts": {"types", "errors", "template", "lm", "randomness"},
     "lightning_prompts.objectives": {"types", "errors", "template", "answers", "lm", "crossings"},
@@ -39,6 +39,7 @@ ALLOWED = {
     "lightning_prompts.dln": {"types", "errors", "template", "answers", "lm", "search", "processes"},
     "lightning_prompts.methods": {
         "types",
+        "checkpoints",
         "errors",
         "template",
         "lm",

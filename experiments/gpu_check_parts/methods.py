@@ -218,7 +218,6 @@ def default_callbacks(method: m.PromptMethod, folder: Path) -> list[L.Callback]:
     monitor, mode = method.monitor
     return [
         ModelCheckpoint(folder / "checkpoints", filename="best", monitor=monitor, mode=mode, **saves),
-        callbacks.LastCheckpoint(),
         callbacks.GradientScaling(),
         callbacks.NonFiniteGuard(),
         callbacks.PromptReadout(),
@@ -229,6 +228,7 @@ def default_callbacks(method: m.PromptMethod, folder: Path) -> list[L.Callback]:
         callbacks.ResultFiles(),
         callbacks.ValidateAtEnd(),
         callbacks.StopOnSignal(),
+        callbacks.LastCheckpoint(),
     ]
 
 
