@@ -52,14 +52,13 @@ class PromptReadout(RowLog):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: PromptMethod) -> None:  # type: ignore[override]
         """Write the text, unless ``best.ckpt`` keeps an earlier one; the method knows by now whether it is the best."""
-        text = pl_module.prompt_text()
-        if trainer.sanity_checking or trainer.state.fn != "fit" or _worse(trainer, pl_module.monitor[0]):
+        if trainer.sanity_checking or trainer.state.fn != "fit":
             return
-        if text is not None and trainer.is_global_zero:
+        text = pl_module.prompt_text()
+        if text is not None and trainer.is_global_zero and not _worse(trainer, pl_module.monitor[0]):
             write_atomic(Path(trainer.default_root_dir) / "prompt.txt", text)
-        if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            words = " ".join(self.rows[-1].get("tokens", [])) if text is None else text
-            log_table(trainer, "prompt", [{"prompt": words}] if words else [], ["prompt"])
+        words = " ".join(self.rows[-1].get("tokens", [])) if text is None else text
+        log_table(trainer, "prompt", [{"prompt": words}] if words else [], ["prompt"])
 
     def _words(self, trainer: L.Trainer, pl_module: PromptMethod, vectors: Tensor) -> dict[str, Any]:
         ids, similarity = pl_module.lm.nearest_tokens(vectors)

@@ -22,6 +22,7 @@ from rich.table import Table
 from lightning_prompts import commands
 from lightning_prompts.accelerators import accelerator_here, train_two_steps
 from lightning_prompts.cli import run
+from lightning_prompts.errors import in_one_line
 
 HERE = Path(__file__).parent
 console = Console()
@@ -42,8 +43,7 @@ def accelerator_works() -> bool:
     try:
         train_two_steps(kind)
     except Exception as error:  # noqa: BLE001 - the demo goes on where it can
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        console.print(f"Training on {kind} fails ({reason}), so the CPU is used.", soft_wrap=True)
+        console.print(f"Training on {kind} fails ({in_one_line(error)}), so the CPU is used.", soft_wrap=True)
         return False
     console.print(f"Training works on {kind}, which is used.")
     return True

@@ -23,7 +23,7 @@ from rich.table import Table
 
 from lightning_prompts.accelerators import accelerator_here, device_type, train_two_steps
 from lightning_prompts.commands import CommandParser, size
-from lightning_prompts.errors import UserError
+from lightning_prompts.errors import UserError, in_one_line
 from lightning_prompts.files import cache_root
 
 DISTRIBUTION = "lightning-prompts"
@@ -96,7 +96,7 @@ def examine() -> Iterator[Finding]:
         try:
             yield from look()
         except Exception as error:  # noqa: BLE001 - the doctor must not fall ill
-            yield Finding(look.__name__, "bad", f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+            yield Finding(look.__name__, "bad", in_one_line(error))
 
 
 def python() -> Iterator[Finding]:
@@ -160,7 +160,7 @@ def training() -> Iterator[Finding]:
     try:
         seconds = train_two_steps(kind)
     except Exception as error:  # noqa: BLE001 - whatever it is, this is what a run would meet
-        said = f"two steps on {kind} failed: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        said = f"two steps on {kind} failed: {in_one_line(error)}"
         yield Finding("training", "bad", said, "run on the CPU until that is mended: --trainer.accelerator cpu")
     else:
         yield Finding("training", "ok", f"two steps on {kind} work ({seconds:.1f} s)")

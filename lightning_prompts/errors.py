@@ -14,6 +14,15 @@ class UserError(Exception):
     """Something the user can put right. The command line prints it as one line, without a traceback."""
 
 
+def in_one_line(error: BaseException) -> str:
+    """The type and the message of any error, the message cut to 200 characters.
+
+    >>> in_one_line(RuntimeError("no   kernel"))
+    'RuntimeError: no kernel'
+    """
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
 def check_finite(name: str, value: float, least: float = 0.0, above: bool = False) -> None:
     """Raise unless a setting is a finite number that is large enough; not-a-number is none.
 

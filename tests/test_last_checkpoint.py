@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from checkpoint_state import same, state_of
 from conftest import TINY
 from lightning import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -69,21 +70,6 @@ def fit(
     return run, model
 
 
-def result(path: Path) -> dict[str, Any]:
-    checkpoint = torch.load(path, weights_only=True)
-    return {
-        name: checkpoint[name] for name in ("state_dict", "optimizer_states", "lr_schedulers", "rng", "global_step")
-    }
-
-
-def same(left: Any, right: Any) -> bool:
-    if isinstance(left, dict):
-        return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
-    if isinstance(left, list | tuple):
-        return len(left) == len(right) and all(map(same, left, right))
-    return torch.equal(left, right) if isinstance(left, torch.Tensor) else bool(left == right)
-
-
 @pytest.mark.parametrize(
     ("settings", "step"),
     [
@@ -132,7 +118,7 @@ def test_a_finished_run_is_prolonged_as_if_it_had_not_ended(
     fit(tmp_path / "whole", settings, constant)
     fit(tmp_path / "run", {**settings, "max_steps": stopped}, constant)
     fit(tmp_path / "run", settings, constant, resume=last(tmp_path / "run"))
-    assert same(result(last(tmp_path / "run")), result(last(tmp_path / "whole")))
+    assert same(state_of(last(tmp_path / "run")), state_of(last(tmp_path / "whole")))
 
 
 @pytest.mark.parametrize("settings", [{}, {"limit_val_batches": 0}, {"check_val_every_n_epoch": 2}], ids=str)
@@ -141,7 +127,7 @@ def test_checkpoints_of_lightning_at_the_end_of_an_epoch_go_on_with_the_next(
 ) -> None:
     """Lightning would go on with an epoch of one batch."""
     fit(tmp_path / "whole", settings, constant)
-    expected = result(last(tmp_path / "whole"))["state_dict"]
+    expected = state_of(last(tmp_path / "whole"))["state_dict"]
     at_epoch_end = ModelCheckpoint(tmp_path, "epoch", save_on_train_epoch_end=True)
     run, _ = fit(tmp_path / "run", {**settings, "max_steps": 4}, constant, [at_epoch_end])
     run.save_checkpoint(tmp_path / "after.ckpt")
@@ -190,7 +176,7 @@ def test_a_killed_run_goes_on_from_its_last_step(
             fit(run, settings, make, [LastCheckpoint(steps=1), Killer(step)], resume)
         assert torch.load(last(run), weights_only=True)["global_step"] == step
     resumed, _ = fit(run, settings, make, [LastCheckpoint(steps=1)], last(run))
-    assert same(result(last(run)), result(last(tmp_path / "whole")))
+    assert same(state_of(last(run)), state_of(last(tmp_path / "whole")))
     assert logged(resumed) == logged(whole)
 
 

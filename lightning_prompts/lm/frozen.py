@@ -95,10 +95,13 @@ class FrozenLM(PackedLM):
             self._matrix = self.embed(torch.arange(self.vocabulary, device=self.device))
         return self._matrix
 
+    def token_ids(self, text: str) -> Tensor:
+        """Token ids ``[P]`` of a piece of text, on the LM's device; ``P`` may be 0."""
+        return to_device(torch.tensor(self.encoder.tokens(text), dtype=torch.long, device="cpu"), self.device)
+
     def embed_text(self, text: str) -> Tensor:
-        """Embeddings ``[P, D]`` of a piece of text, in the LM's dtype; without tokens, ``[0, D]``."""
-        ids = torch.tensor(self.encoder.tokens(text), dtype=torch.long, device="cpu")
-        return self.embed(to_device(ids, self.device))
+        """Embeddings ``[P, D]`` of a piece of text, in the LM's dtype."""
+        return self.embed(self.token_ids(text))
 
     def no_prompt(self) -> Tensor:
         """A prompt without vectors, ``[0, D]``."""

@@ -210,13 +210,14 @@ class PromptMethod(Evaluation):
                     "which is float32; set model.lm.dtype for the LM's, and leave trainer.precision at 32-true"
                 )
             self._check_strategy()
-            device = torch.get_default_device()  # of Lightning's context: where the run computes
+            # Without a Trainer, the run computes on torch's default device.
+            device = torch.get_default_device() if self._trainer is None else self.trainer.strategy.root_device
             with torch.device("cpu"):  # nothing that is drawn or counted relies on the default device
                 configs = dict.fromkeys([self.lm_config, *self.other_lms()])
                 self.lms = {config: self.load_lm(config, device) for config in configs}
                 self.lm = self.lms[self.lm_config]
                 self.build_prompt()
-            self.to(self.run_device(device))
+            self.to(device)
         if self._trainer is not None:
             self._prepare_replicas()
             self._check_lengths()
@@ -230,21 +231,16 @@ class PromptMethod(Evaluation):
                 "over processes; set trainer.strategy to ddp"
             )
 
-    def run_device(self, default: torch.device) -> torch.device:
-        """Where the run computes: on the Trainer's device, or without a Trainer on the default one."""
-        return default if self._trainer is None else self.trainer.strategy.root_device
-
-    def load_lm(self, config: LMConfig, default: torch.device) -> FrozenLM:
+    def load_lm(self, config: LMConfig, device: torch.device) -> FrozenLM:
         """Load an LM onto the run's device, or spread it over devices where the run's strategy says so.
 
         Args:
             config: Which LM.
-            default: torch's default device.
+            device: Where the run computes.
 
         Raises:
             UserError: See `FrozenLM.load`; or the LM cannot be split.
         """
-        device = self.run_device(default)
         mesh = None if self._trainer is None else getattr(self.trainer.strategy, "device_mesh", None)
         if mesh is None:
             return FrozenLM.load(config, device=device)

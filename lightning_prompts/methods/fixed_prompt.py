@@ -24,6 +24,7 @@ class FixedPrompt(PromptMethod):
     prompt_kind = "text"
     crossing = "nothing to cross"
     objective_name = "none"
+    ids: Tensor
 
     def __init__(self, text: str | None = "", lm: LMConfig = LMConfig(), max_new_tokens: int = 16) -> None:  # noqa: B008
         """Keep the text."""
@@ -34,10 +35,11 @@ class FixedPrompt(PromptMethod):
         """Tokenise the text."""
         if self.given is None:
             self.text = self.task_instruction()
+        self.register_buffer("ids", self.lm.token_ids(self.text), persistent=False)
 
     def current_prompt(self) -> Tensor:
         """The embeddings of the text, ``[P, D]``."""
-        return self.lm.embed_text(self.text).float()
+        return self.lm.embed(self.ids).float()
 
     def footprint(self, shape: LMShape, batch_size: int) -> Footprint:
         """See `PromptMethod`."""

@@ -41,6 +41,7 @@ class LoraTuning(PromptMethod):
     crossing = "nothing to cross"
     objective_name = "answer likelihood"
     trains_lm = True
+    ids: Tensor
 
     def __init__(
         self,
@@ -73,6 +74,7 @@ class LoraTuning(PromptMethod):
             from peft import LoraConfig, inject_adapter_in_model
         except ImportError as error:
             raise UserError("LoraTuning needs PEFT: pip install peft") from error
+        self.register_buffer("ids", self.lm.token_ids(self.text), persistent=False)
         config = LoraConfig(
             r=self.rank, lora_alpha=self.alpha, target_modules=self.target_modules, task_type="CAUSAL_LM"
         )
@@ -106,7 +108,7 @@ class LoraTuning(PromptMethod):
 
     def current_prompt(self) -> Tensor:
         """The embeddings of the text, ``[P, D]``."""
-        return self.lm.embed_text(self.text).float()
+        return self.lm.embed(self.ids).float()
 
     def footprint(self, shape: LMShape, batch_size: int) -> Footprint:
         """See `PromptMethod`."""

@@ -72,7 +72,7 @@ class ScratchTransformer(PromptMethod):
         inputs = sum({linear.reads: linear.inputs for linear in own.linears}.values())
         return Footprint(own.in_layers + own.outside, backward=True, inputs_saved=inputs + 2 * own.width, shape=own)
 
-    def load_lm(self, config: LMConfig, default: torch.device) -> FrozenLM:
+    def load_lm(self, config: LMConfig, device: torch.device) -> FrozenLM:
         """A random model in the LM's place, so that scoring and generation are the same code."""
         tokenizer = load_tokenizer(config) if self.tokens == "lm" else None
         lm = FrozenLM.load(self.small_lm(tokenizer), tokenizer, device="cpu")
@@ -81,7 +81,7 @@ class ScratchTransformer(PromptMethod):
                 setattr(part, "_is_hf_initialized", False)  # noqa: B010 - or transformers would leave them as they are
             lm.model.init_weights()
             lm.model.tie_weights()
-        return lm.to(self.run_device(default))
+        return lm.to(device)
 
     def small_lm(self, tokenizer: PreTrainedTokenizerBase | None) -> LMConfig:
         """The decoder's shape, for another tokenizer's vocabulary if one is given."""

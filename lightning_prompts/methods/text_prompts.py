@@ -162,12 +162,12 @@ class TextPromptMethod(PromptMethod):
                 "different texts; set trainer.strategy.data_parallel_size to 1"
             )
 
-    def load_lm(self, config: LMConfig, default: torch.device) -> FrozenLM:
+    def load_lm(self, config: LMConfig, device: torch.device) -> FrozenLM:
         """See `PromptMethod`.
 
         Where it is behind a server, what follows asks its reader, and does without vectors.
         """
-        return super().load_lm(config, default) if config.server is None else cast("FrozenLM", RemoteLM(config))
+        return super().load_lm(config, device) if config.server is None else cast("FrozenLM", RemoteLM(config))
 
     @property
     def remote(self) -> RemoteLM | None:

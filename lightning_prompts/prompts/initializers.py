@@ -127,10 +127,10 @@ def text_ids(lm: FrozenLM, text: str) -> Tensor:
     Raises:
         UserError: The phrase has no tokens.
     """
-    ids = lm.encoder.tokens(text)
-    if not ids:
+    ids = lm.token_ids(text)
+    if not len(ids):
         raise UserError("the initial text is empty; give it at least one word, for example ' antonyms'")
-    return to_device(ids, lm.device)
+    return ids
 
 
 def _generator() -> torch.Generator:

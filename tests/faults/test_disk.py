@@ -12,10 +12,11 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from checkpoint_state import same
 from conftest import TINY
 from harness import Fault, Run, dies_in, environment
 from safetensors import safe_open
-from test_killed import command, last, result, resume, same
+from test_killed import command, last, result, resume
 
 from lightning_prompts.checkpoints import check_readable
 

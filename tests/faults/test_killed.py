@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from checkpoint_state import same, state_of
 from conftest import TINY
 from harness import Run, dies_in
 
@@ -48,18 +48,7 @@ def last(folder: Path) -> Path:
 
 def result(folder: Path) -> dict[str, Any]:
     """All that decides how a run goes on, and what it has found."""
-    checkpoint = torch.load(last(folder), weights_only=True)
-    return {
-        name: checkpoint[name] for name in ("state_dict", "optimizer_states", "lr_schedulers", "rng", "global_step")
-    }
-
-
-def same(left: Any, right: Any) -> bool:
-    if isinstance(left, dict):
-        return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
-    if isinstance(left, list | tuple):
-        return len(left) == len(right) and all(map(same, left, right))
-    return torch.equal(left, right) if isinstance(left, torch.Tensor) else bool(left == right)
+    return state_of(last(folder))
 
 
 def resume(method: str, folder: Path, log: Path) -> Run:

@@ -10,8 +10,8 @@ from typing import Any
 import lightning as L  # noqa: N812
 import pytest
 import torch
+from checkpoint_state import same
 from conftest import TINY
-from test_killed import same
 from test_methods import trainer
 
 from callbacks import GradientScaling, LastCheckpoint, NonFiniteGuard, StopOnSignal
