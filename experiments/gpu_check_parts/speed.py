@@ -1,7 +1,8 @@
 """Time and memory of training steps, generation and candidate grids, against PEFT and Hugging Face.
 
 The shapes are those of an earlier measurement on an H200; weights are random and made on the device.
-PEFT repeats the prompt in every row and computes logits at every position. Ours includes the packing of the rows.
+PEFT repeats the prompt in every row and computes logits at every position. Ours includes the packing of the rows; it is
+measured with CUDA graphs alone, as in the first steps of a run, and with compiled layers, as from step 500 on.
 """
 
 from __future__ import annotations
@@ -119,6 +120,7 @@ def run(name: str, settings: Settings) -> list[Row]:
         return [_waits(settings)]
     shape, _, what = name.partition(", ")
     lm = _model(shape, settings.device)
+    lm.unfuse()
     clean(settings.device)
     try:
         if name in STEPS:
@@ -140,7 +142,7 @@ def _model(shape: str, device: str) -> FrozenLM:
         torch.manual_seed(0)
         with torch.device(device):
             model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation=ATTENTION_NAME)
-        _made[shape] = FrozenLM(model.requires_grad_(False).eval(), byte_tokenizer(), shape)
+        _made[shape] = FrozenLM(model.requires_grad_(False).eval(), byte_tokenizer(), shape, compile="off")
         _made[shape].end_tokens = set  # type: ignore[method-assign]  # random texts must not end early
         model.generation_config.eos_token_id = None
         model.generation_config.pad_token_id = 0
@@ -174,12 +176,22 @@ def _measure(work: Callable[[], Any], settings: Settings, repeats: int = 8, warm
     return {"first_s": first, "s": statistics.median(times), "GiB": peak_gib(settings.device)}
 
 
+def _both(
+    lm: FrozenLM, work: Callable[[], Any], settings: Settings, repeats: int = 8, warm: int = 3
+) -> dict[str, float]:
+    """`_measure` with compiled layers; ``plain_s`` is the time without."""
+    plain = _measure(work, settings, repeats, warm)
+    lm.fuse()
+    return _measure(work, settings, repeats, warm) | {"plain_s": plain["s"], "plain_first_s": plain["first_s"]}
+
+
 def _in_words(ours: dict[str, float], theirs: dict[str, float] | None, name: str) -> str:
     if theirs is None:
         return f"ours {ours['s'] * 1e3:.1f} ms, {ours['GiB']:.2f} GiB; {name} out of memory"
     ratio = theirs["s"] / ours["s"]
+    plain = f", {ours['plain_s'] * 1e3:.1f} not compiled" if "plain_s" in ours else ""
     return (
-        f"{name} / ours {ratio:.2f} ({theirs['s'] * 1e3:.1f} / {ours['s'] * 1e3:.1f} ms, "
+        f"{name} / ours {ratio:.2f} ({theirs['s'] * 1e3:.1f} / {ours['s'] * 1e3:.1f} ms{plain}, "
         f"{theirs['GiB']:.2f} / {ours['GiB']:.2f} GiB)"
     )
 
@@ -208,9 +220,10 @@ def _step(name: str, lm: FrozenLM, step: Step, settings: Settings) -> Row:
         prompt.grad = None
         return _backward(lm, next(turns) if rows is None else rows, prompt)
 
-    our_time = _measure(ours, settings)
+    our_time = _both(lm, ours, settings)
     our_loss, our_gradient = float(ours(batches[0])), prompt.grad.clone()  # type: ignore[union-attr]
     prompt.grad = None
+    lm.unfuse()
     try:
         their_time, their_loss, gradient = _peft_step(lm, initial, batches, settings)
     except torch.OutOfMemoryError:
@@ -306,7 +319,8 @@ def _generation(name: str, lm: FrozenLM, shape: str, settings: Settings) -> Row:
     def ours() -> None:
         found[:] = lm.generate_tokens(rows, prompt, new)
 
-    our_time = _measure(ours, settings, 2, 1)
+    our_time = _both(lm, ours, settings, 3, 2)
+    lm.unfuse()
     ids = torch.tensor([row.context[length:] for row in rows], device=lm.device)
     inputs = torch.cat([prompt.to(lm.model.dtype)[None].expand(count, -1, -1), lm.embed(ids)], 1)
     mask = torch.ones(inputs.shape[:2], dtype=torch.long, device=lm.device)
@@ -349,7 +363,8 @@ def _grid(name: str, lm: FrozenLM, shape: str, settings: Settings) -> Row:
     def ours() -> None:
         found[:] = [scorer.score(rows, ids).nll]
 
-    our_time = _measure(ours, settings, 2, 1)
+    our_time = _measure(ours, settings, 3, 3)
+    lm.release()
     whole = [row for line in fill(rows, ids.tolist()) for row in line]
     inputs = torch.tensor([row.context + row.answer for row in whole], device=lm.device)
     wanted: list[Tensor] = []

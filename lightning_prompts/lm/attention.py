@@ -15,6 +15,7 @@ The idea of sharing a prefix in training is known from RL (PrefixGrouper, arXiv 
 
 from __future__ import annotations
 
+import copy
 import functools
 import itertools
 from collections.abc import Sequence
@@ -29,8 +30,10 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from lightning_prompts.errors import UserError
+from lightning_prompts.lm.cascade import Part, cascade_attention, has_kernels, parts_of
+from lightning_prompts.lm.config import Attention
 from lightning_prompts.lm.key_values import KeyValues
-from lightning_prompts.lm.transfer import to_device_together
+from lightning_prompts.lm.transfer import to_device, views
 
 ATTENTION_NAME = "lightning_prompts"
 
@@ -51,42 +54,75 @@ class Level:
         counts: Tokens of each segment, ``n`` of them.
         starts: Position of each segment's first token, ``[n]``.
         offset: How many packed tokens stand before this level's.
+        bucketed: Round the number of tokens and the longest segment up, so that batches come in few shapes. The
+            padding tokens stand behind the level's own; no token sees them.
     """
 
     counts: Tensor
     starts: Tensor
     query_positions: Tensor
+    pad_index: Tensor
     unpad_index: Tensor
 
-    def __init__(self, counts: Sequence[int], starts: NDArray[np.int64], offset: int) -> None:
+    def __init__(self, counts: Sequence[int], starts: NDArray[np.int64], offset: int, bucketed: bool = False) -> None:
         """Work out the indices between packed and padded form once, for all layers."""
-        self.size, self.width, self.tokens = len(counts), max(counts), sum(counts)
+        self.size, self.width, self.used = len(counts), max(counts), sum(counts)
+        self.tokens, self.most_spare = self.used, 0
+        if bucketed and self.size > 1:
+            self.width, self.tokens = bucket(self.width), bucket(self.used)
+            self.most_spare = bucket_step(self.used) - 1
+        self.spare = self.tokens - self.used  # padding tokens
         self.offset = offset
-        self.even = min(counts) == self.width
+        self.even = min(counts) == self.width and not self.spare
         self.host_counts, self.host_starts = np.array(counts), starts
         column = np.arange(self.width)
         self.inside = column < self.host_counts[:, None]  # [n, T]
         self.positions = starts[:, None] + column  # [n, T]
 
+    @property
+    def place(self) -> slice:
+        """Where its tokens are in the packed sequence, padding included."""
+        return slice(self.offset, self.offset + self.tokens)
+
+    def ends(self, multiple: int = 1) -> NDArray[np.int64]:
+        """Where every ``multiple`` segments end among the level's tokens, with 0 in front; ``[n / multiple + 1]``."""
+        totals = self.host_counts.reshape(-1, multiple).sum(-1)
+        return np.concatenate([np.zeros(1, dtype=np.int64), totals.cumsum()])
+
     def host_numbers(self) -> list[NDArray[np.int64]]:
         """What the device needs, in the order of `take`."""
-        return [self.host_counts, self.host_starts, self.positions, np.flatnonzero(self.inside)]
+        places = np.flatnonzero(self.inside)
+        outside = np.full(self.spare, self.size * self.width)  # one place behind the padded form
+        put = np.concatenate([places, outside])
+        return [self.host_counts, self.host_starts, self.positions, put, np.concatenate([places, 0 * outside])]
 
     def take(self, tensors: Sequence[Tensor]) -> None:
         """Keep the device's copies."""
-        self.counts, self.starts, self.query_positions, self.unpad_index = tensors
+        self.counts, self.starts, self.query_positions, self.pad_index, self.unpad_index = tensors
 
     def pad(self, packed: Tensor) -> Tensor:
         """``[N, ...]`` tokens of this level -> ``[n, T, ...]``, zeros where a segment is shorter."""
         if not self.even:
-            padded = packed.new_zeros(self.size * self.width, *packed.shape[1:])
-            packed = padded.index_copy(0, self.unpad_index, packed)
+            places = self.size * self.width
+            padded = packed.new_zeros(places + (self.spare > 0), *packed.shape[1:])
+            packed = padded.index_copy(0, self.pad_index, packed)[:places]
         return packed.reshape(self.size, self.width, *packed.shape[1:])
 
     def unpad(self, padded: Tensor) -> Tensor:
-        """``[n, T, ...]`` -> ``[N, ...]``, the inverse of `pad`."""
+        """``[n, T, ...]`` -> ``[N, ...]``, the inverse of `pad`; padding tokens get whatever stands first."""
         flat = padded.flatten(0, 1)
         return flat if self.even else flat.index_select(0, self.unpad_index)
+
+
+def bucket_step(count: int) -> int:
+    """What counts are rounded up to a multiple of: four steps from one power of two to the next, eight beyond 1,024."""
+    return max(8, (1 << max(count - 1, 1).bit_length()) // (8 if count <= 1024 else 16))
+
+
+def bucket(count: int) -> int:
+    """A count rounded up, so that there are few of them."""
+    step = bucket_step(count)
+    return -(-count // step) * step
 
 
 class RowMemory:
@@ -115,7 +151,14 @@ class Layout:
         past: Keys and values in front of everything, or ``None``.
         memory: Where keys and values are kept for later passes, or ``None``. In a later pass there are rows only.
         columns: How many of a row's own tokens earlier passes have put into ``memory``; ``None`` for none.
+        bucketed: Pad to few shapes; see `Level`.
+        attention: How to compute attention; see `LMConfig`.
     """
+
+    last: Tensor
+    row_columns: Tensor
+    memory_index: Tensor
+    positions: Tensor
 
     def __init__(
         self,
@@ -124,29 +167,36 @@ class Layout:
         past: KeyValues | None = None,
         memory: RowMemory | None = None,
         columns: list[int] | None = None,
+        bucketed: bool = False,
+        attention: Attention = "auto",
     ) -> None:
         """Work out positions once, for all layers, and copy them to the device together."""
         self.past, self.memory, self.device = past, memory, device
+        self.later = columns is not None  # earlier passes have filled the memory
         self.above: list[Level] = []  # levels whose keys come from somewhere else than this pass
         self.passing: list[Level] = []
+        self.brought: list[Level | None] = []  # of the given levels, those with tokens
         starts = np.zeros(1, dtype=np.int64)
-        new: list[Level] = []  # levels that the device does not know yet
+        self.new: list[Level] = []  # levels that the device does not know yet
         if memory is not None and memory.starts is not None:
             self.above = memory.levels
             starts = memory.starts + np.array(columns)
         elif past is not None:
-            self.above = new = [Level([past.length], starts, 0)]
+            self.above = self.new = [Level([past.length], starts, 0)]
             starts = starts + past.length
         offset = 0
         for counts in levels:
             if not any(counts):
+                self.brought.append(None)
                 continue
             starts = starts.repeat(len(counts) // len(starts))
-            self.passing.append(Level(counts, starts, offset))
+            self.passing.append(Level(counts, starts, offset, bucketed))
+            self.brought.append(self.passing[-1])
             row_starts = starts
             starts = starts + np.array(counts)
-            offset += sum(counts)
+            offset += self.passing[-1].tokens
         rows = self.passing[-1]
+        self.tokens, self.used = offset, sum(level.used for level in self.passing)
         self.ends = (rows.offset + rows.host_counts.cumsum()).tolist()  # where each row ends in the packed sequence
         row_columns = np.zeros(rows.size, dtype=np.int64) if columns is None else np.array(columns)
         places = np.zeros(0, dtype=np.int64)
@@ -156,18 +206,72 @@ class Layout:
                 memory.starts = row_starts
             row, column = np.nonzero(rows.inside)
             places = (np.arange(rows.size) * memory.capacity + row_columns)[row] + column
-        new = [*new, *self.passing]
-        positions = np.concatenate([level.positions[level.inside] for level in self.passing])
-        own = [positions, np.array(self.ends) - 1, row_columns, places]
-        numbers = [part for level in new for part in level.host_numbers()]
-        sent = to_device_together([*own, *numbers], device)
+        # No window shorter than this hides anything; rounded up, so that it does not tell batches apart.
+        longest = max(int(level.host_starts.max()) + level.width for level in self.passing)
+        self.longest = -(-longest // 256) * 256
+        self.new = [*self.new, *self.passing]
+        positions = [
+            np.concatenate([level.positions[level.inside], np.zeros(level.spare, dtype=np.int64)])
+            for level in self.passing
+        ]
+        own = [np.concatenate(positions), np.array(self.ends) - 1, row_columns, places]
+        numbers = [part for level in self.new for part in level.host_numbers()]
+        self.attention: Attention = attention
+        possible = memory is None and (attention == "cascade" or (attention == "auto" and device.type == "cuda"))
+        together = device.type == "cuda"  # the CPU's kernel would pad all segments to the longest one
+        self._parts = parts_of(self.above, self.passing, together) if possible else None
+        self._host = [*own, *numbers, *(cut for parts in self._parts or () for part in parts for cut in part.cuts)]
+        self._take(to_device(np.concatenate([part.ravel() for part in self._host]), device))
+
+    def _take(self, numbers: Tensor) -> None:
+        """Keep the device's copies of the host's numbers, all of them in one block of memory."""
+        self.numbers, sent = numbers, views(numbers, self._host)
         # ``last`` is the packed index of each row's last token.
         packed_positions, self.last, self.row_columns, self.memory_index = sent[:4]
-        for index, level in enumerate(new):
-            level.take(sent[4 + 4 * index : 8 + 4 * index])
         self.positions = packed_positions[None]  # [1, M]
+        own = 4
+        for level in self.new:
+            level.take(sent[own : own + 5])
+            own += 5
+        self._cuts = sent[own:]
+        self._placed: tuple[list[Part], list[Part]] | None = None
         self.followed = False  # set once a layer has attended by this layout
         self._masks: dict[tuple[int, int | None], Tensor] = {}
+
+    def cascades(self, query: Tensor, value: Tensor, window: int | None) -> bool:
+        """Whether `cascade_attention` computes a layer with this window; it knows no windows that hide anything."""
+        if self._parts is None or (window is not None and window < self.longest):
+            return False
+        return self.attention == "cascade" or has_kernels(query, value)
+
+    @property
+    def parts(self) -> tuple[list[Part], list[Part]]:
+        """How segments see themselves, and what else they see, ready for the kernels; made once, for all layers."""
+        if self._placed is None:
+            assert self._parts is not None
+            cuts = iter(self._cuts)
+            own, across = ([part.on(next(cuts), next(cuts)) for part in parts] for parts in self._parts)
+            self._placed = own, across
+        return self._placed
+
+    @property
+    def shape(self) -> tuple[object, ...]:
+        """Equal for two layouts that run the same operations on tensors of the same shapes.
+
+        Memories are not told apart.
+        """
+        levels = tuple((level.size, level.width, level.tokens, level.even) for level in (*self.above, *self.passing))
+        capacity = None if self.memory is None else self.memory.capacity
+        return (levels, len(self.above), self.longest, self.attention, capacity)
+
+    def on(self, numbers: Tensor) -> Layout:
+        """The same layout with another one's numbers, of the same shape: views of ``numbers``."""
+        twin = copy.copy(self)
+        copies = {id(level): copy.copy(level) for level in self.new}
+        for name in ("new", "above", "passing"):
+            setattr(twin, name, [copies.get(id(level), level) for level in getattr(self, name)])
+        twin._take(numbers)
+        return twin
 
     def mask(self, level: int, window: int | None) -> Tensor:
         """Additive mask ``[n, 1, T, keys]`` of a passing level on all levels before it and on itself, float32."""
@@ -252,13 +356,17 @@ def packed_attention(
     if query.device.type == "cpu" and dtype != torch.float32:
         # The CPU's half-precision attention backward is many times slower than float32's, and less exact.
         query, key, value = query.float(), key.float(), value.float()
+    elif torch.is_autocast_enabled(query.device.type):
+        mixed = torch.get_autocast_dtype(query.device.type)
+        query, key, value = query.to(mixed), key.to(mixed), value.to(mixed)
+    if softcap is None and layout.cascades(query, value, window):
+        return cascade_attention(query, key, value, layout, layer, scale).to(dtype)
     shared = layout.shared(layer, key)
     outputs = []
     for index, level in enumerate(layout.passing):
-        part = slice(level.offset, level.offset + level.tokens)
-        own = layout.own(level, layer, key[part], value[part])
+        own = layout.own(level, layer, key[level.place], value[level.place])
         mask = layout.mask(index, window)
-        outputs.append(level.unpad(_attend(level.pad(query[part]), shared, *own, mask, scale, softcap)))
+        outputs.append(level.unpad(_attend(level.pad(query[level.place]), shared, *own, mask, scale, softcap)))
         if index < len(layout.passing) - 1:
             shared = [*shared, own]
     if layout.memory is not None:
@@ -327,7 +435,7 @@ def _by_segment(left: Tensor, right: Tensor) -> Tensor:
     return (left.reshape(len(right), -1, x) @ right).view(hkv, n, rows, -1)
 
 
-def _attention_forward(
+def attention_forward(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -376,5 +484,5 @@ def _softcapped(
     return (torch.softmax(scores, -1).to(value.dtype) @ value).transpose(1, 2)
 
 
-AttentionInterface.register(ATTENTION_NAME, _attention_forward)
+AttentionInterface.register(ATTENTION_NAME, attention_forward)
 AttentionMaskInterface.register(ATTENTION_NAME, sdpa_mask)

@@ -11,6 +11,8 @@ from lightning_prompts.errors import UserError, check_finite
 
 Dtype = Literal["float32", "bfloat16", "float16", "auto"]
 Quantization = Literal["int8", "nf4", "none"]
+Attention = Literal["auto", "explicit", "cascade"]
+Switch = Literal["auto", "on", "off"]
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,9 @@ class LMConfig:
     quantization: Quantization | None = None
     revision: str | None = None
     gradient_checkpointing: bool = False
+    attention: Attention = "auto"
+    graphs: Literal["auto", "off"] = "auto"
+    compile: Switch = "auto"
     calibrate_labels: bool = False
     server: Server | None = None
 
@@ -112,7 +117,8 @@ class LMConfig:
         """
         if self.server is None:
             return
-        plain = {"dtype": "float32", "quantization": (None, "none"), "revision": None, "gradient_checkpointing": False}
+        plain = {"dtype": "float32", "quantization": (None, "none"), "revision": None, "gradient_checkpointing": False,
+                 "attention": "auto", "graphs": "auto", "compile": "auto"}  # fmt: skip
         for name, default in plain.items():
             if getattr(self, name) not in (default if isinstance(default, tuple) else (default,)):
                 raise UserError(f"{name} is decided where {self.name} runs ({self.server.base_url}); leave it out")

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm.attention import RowMemory
-from lightning_prompts.lm.config import LMConfig
+from lightning_prompts.lm.config import Attention, LMConfig, Switch
 from lightning_prompts.lm.encoding import Encoder, Row, check_fits, share
 from lightning_prompts.lm.generation import Ending, generate_tokens
 from lightning_prompts.lm.key_values import KeyValues, Prompt, ahead_of, same_for_all, slot_length
@@ -37,11 +37,17 @@ class FrozenLM(PackedLM):
         model: A transformers causal LM that runs with this project's attention.
         tokenizer: Its tokenizer.
         name: What to call it in messages and checkpoints.
+        attention: See `LMConfig`.
+        graphs: See `LMConfig`.
+        compile: See `LMConfig`.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, attention: Attention = "auto",
+        graphs: Switch = "auto", compile: Switch = "auto",
+    ) -> None:  # fmt: skip
         """Wrap a loaded model; see `load`."""
-        super().__init__(model, name)
+        super().__init__(model, name, attention, graphs, compile)
         self.tokenizer = tokenizer
         text_config = model.config.get_text_config()
         self.width = int(text_config.hidden_size)
@@ -74,7 +80,7 @@ class FrozenLM(PackedLM):
                 "gradients; leave out server, so that the model itself is loaded"
             )
         model, own = load_model(config, device)
-        return cls(model, tokenizer or own, name=config.name)
+        return cls(model, tokenizer or own, config.name, config.attention, config.graphs, config.compile)
 
     @property
     def tokens_forwarded(self) -> int:
@@ -173,9 +179,8 @@ class FrozenLM(PackedLM):
         """
         slot = [-1 - p for p in range(len(vectors) - 1)]  # nothing follows the last one
         embeddings, layout = self.pack([[before + slot]], vectors)
-        spots = torch.arange(len(before) - 1, len(before) + len(slot), device=self.device)
         self.usage.calls += 1
-        return self.logits(embeddings, layout, spots)
+        return self.logits(embeddings, layout, range(len(before) - 1, len(before) + len(slot)))
 
     def score(self, examples: Sequence[Example], prompt: Prompt, with_end: bool = False) -> Scores:
         """Teacher-forced log-likelihood of the reference answers, differentiable in the prompt.
@@ -215,7 +220,7 @@ class FrozenLM(PackedLM):
         embeddings, layout = self.pack(share(rows, feeds, groups, same_for_all(prompt)), prompt)
         counts = [len(target) for target in targets]
         spots = [end - count + i for end, count in zip(layout.ends, counts, strict=True) for i in range(count)]
-        logits = self.logits(embeddings, layout, to_device(spots, self.device))
+        logits = self.logits(embeddings, layout, spots)
         self.usage.calls += len(rows)  # not where memory has run out, after which smaller parts are run
         return logits
 
@@ -243,12 +248,14 @@ class FrozenLM(PackedLM):
         most = max(map(len, feeds))
         rows = [Row(context, []) for context in contexts]
         levels = share(rows, contexts, [len(contexts), *groups], same_for_all(prompt))
-        after = sum(len(part) for level in levels[:-1] for part in level)
-        ends = list(itertools.accumulate((len(part) for part in levels[-1]), initial=after))
         padded = [feed for several in feeds for feed in (several + [[]] * (most - len(several)))]
         embeddings, layout = self.pack([*levels, padded] if most else levels, prompt, rows=len(levels) - 1)
-        spots = [end - 1 for end in ends[1:]] + list(range(ends[-1], len(embeddings)))
-        logits = self.logits(embeddings, layout, to_device(spots, self.device))
+        asked, last = layout.brought[len(levels) - 1], layout.brought[-1]
+        assert asked is not None
+        spots = (asked.offset + asked.ends()[1:] - 1).tolist()
+        if most and last is not None:
+            spots += range(last.offset, last.offset + last.used)
+        logits = self.logits(embeddings, layout, spots)
         self.usage.calls += sum(map(len, continuations))
         places: list[int] = []  # which row of the logits predicts a token
         tokens: list[int] = []
@@ -281,7 +288,7 @@ class FrozenLM(PackedLM):
             ``[T, D]`` for each text, in the LM's dtype.
         """
         levels = share([Row(row, []) for row in rows], rows, [len(rows)], same_for_all(prompt))
-        embeddings, layout = self.pack(levels, prompt)
+        embeddings, layout = self.pack(levels, prompt, static=False)
         output = self.run(embeddings, layout, torch.empty(0, dtype=torch.long, device=self.device), states=True)
         self.usage.calls += len(rows)
         states = output.hidden_states[layer][0]

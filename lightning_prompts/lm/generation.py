@@ -95,6 +95,10 @@ def _generate(
     for step in range(steps):
         logits = lm.logits(embeddings, layout, layout.last)
         chosen = logits.argmax(-1) if sampling is None else sampling.choose(logits, step)
+        # A row that has met its limit is fed along in its last place, where it can overrun nothing. The next pass is
+        # planned while the device still computes this one.
+        columns = [length + min(step, limit - 1) for length, limit in zip(lengths, ending.limits, strict=True)]
+        layout = Layout([[1] * len(rows)], lm.device, memory=memory, columns=columns, attention=lm.attention)
         for b, token in enumerate(chosen.tolist()):
             if done[b] or token in ending.tokens:
                 done[b] = True
@@ -103,9 +107,6 @@ def _generate(
             done[b] = ending.reached(b, generated[b])
         if all(done):
             break
-        # A row that has met its limit is fed along in its last place, where it can overrun nothing.
-        columns = [length + min(step, limit - 1) for length, limit in zip(lengths, ending.limits, strict=True)]
-        layout = Layout([[1] * len(rows)], lm.device, memory=memory, columns=columns)
         embeddings = lm.embed(chosen)
     lm.usage.calls += len(rows)
     return generated

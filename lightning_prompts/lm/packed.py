@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -12,15 +13,21 @@ from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from lightning_prompts.errors import UserError
-from lightning_prompts.lm.attention import ATTENTION_NAME, Layout, RowMemory
+from lightning_prompts.errors import UserError, in_one_line
+from lightning_prompts.lm.attention import ATTENTION_NAME, Layout, RowMemory, bucket
+from lightning_prompts.lm.config import Attention, Switch
 from lightning_prompts.lm.finite import first_not_finite
+from lightning_prompts.lm.fusion import compile_layers, uncompile_layers
+from lightning_prompts.lm.graphs import Graphs
 from lightning_prompts.lm.key_values import KeyValues, Prompt
+from lightning_prompts.lm.memory import out_of_memory
 from lightning_prompts.lm.sharding import Shards, shard
 from lightning_prompts.lm.transfer import to_device, to_device_together
 from lightning_prompts.lm.usage import Usage
 
 log = logging.getLogger(__name__)
+
+COMPILE_AFTER = 500  # passes with a gradient: compiling takes ten seconds, and saves a few milliseconds in each
 
 
 class PackedLM(nn.Module):
@@ -31,15 +38,26 @@ class PackedLM(nn.Module):
     Args:
         model: A transformers causal LM that runs with this project's attention.
         name: What to call it in messages.
+        attention: See `LMConfig`.
+        graphs: See `LMConfig`.
+        compile: See `LMConfig`.
     """
 
-    def __init__(self, model: PreTrainedModel, name: str) -> None:
+    def __init__(
+        self, model: PreTrainedModel, name: str, attention: Attention = "auto", graphs: Switch = "auto",
+        compile: Switch = "auto",
+    ) -> None:  # fmt: skip
         """Wrap a loaded model."""
         super().__init__()
         self.name = name
         self.model = model
+        self.attention = attention
+        self._graphs = Graphs(self._logits) if graphs == "auto" else None
+        self._compile: Switch | Literal["done"] = compile
+        self._followed = 0  # passes with a gradient
         self.usage = Usage()  # by this process
         self._head_rows: Tensor | None = None
+        self._static: bool | None = None
         self._overflow_told = False
         self.shards: Shards | None = None  # where the weights are spread over processes
         head = model.get_output_embeddings()
@@ -115,12 +133,65 @@ class PackedLM(nn.Module):
             return None
         return (inputs[0].flatten(0, -2).index_select(0, self._head_rows), *inputs[1:])
 
-    def logits(self, embeddings: Tensor, layout: Layout, head_rows: Tensor) -> Tensor:
-        """Logits ``[N, V]`` in float32 at positions ``head_rows [N]`` of packed embeddings ``[M, D]``."""
-        logits: Tensor = self.run(embeddings, layout, head_rows).logits.float()
+    def logits(self, embeddings: Tensor, layout: Layout, places: Sequence[int] | Tensor) -> Tensor:
+        """Logits ``[N, V]`` in float32 at ``N`` places of packed embeddings ``[M, D]``."""
+        graphs = self._graphs if self.static else None
+        if graphs is not None and not graphs.busy and self._worth_fusing():
+            self.fuse()
+        head_rows, count = self._places(places)
+        gradient = False
+        try:
+            if graphs is None:
+                logits = self._logits(embeddings, layout, head_rows).float()
+            else:
+                logits = graphs.run(embeddings, layout, head_rows)
+            logits, gradient = logits[:count], logits.requires_grad
+        finally:
+            self._count(layout, gradient)
         if self.model.dtype == torch.float16 and not bool(torch.isfinite(logits).all()):
             self._overflowed(embeddings.detach(), layout, head_rows)
         return logits
+
+    def _places(self, places: Sequence[int] | Tensor) -> tuple[Tensor, int]:
+        """Places on the device, and how many there are without padding."""
+        if isinstance(places, Tensor):
+            return places, len(places)
+        spare = bucket(len(places)) - len(places) if self.static else 0
+        return to_device([*places, *[0] * spare], self.device), len(places)
+
+    def _logits(self, embeddings: Tensor, layout: Layout, head_rows: Tensor) -> Tensor:
+        try:
+            logits: Tensor = self._forward(embeddings, layout, head_rows).logits
+        except Exception as error:
+            if self._compile != "done" or out_of_memory(error) or torch.cuda.is_current_stream_capturing():
+                raise
+            log.warning("decoder layers cannot be compiled (%s), and run as they are", in_one_line(error))
+            self.unfuse()  # there may be no C compiler
+            logits = self._forward(embeddings, layout, head_rows).logits
+        return logits
+
+    def fuse(self) -> None:
+        """Compile the decoder layers for the passes to come, where that is possible; CUDA graphs are made anew."""
+        self._compile = "off"
+        if self.static and compile_layers(self.model):
+            self._compile = "done"
+            self.release()
+
+    def unfuse(self) -> None:
+        """Run the decoder layers as they are from now on."""
+        self._compile = "off"
+        uncompile_layers(self.model)
+        self.release()
+
+    @property
+    def captured(self) -> int | None:
+        """How many shapes have CUDA graphs now; ``None`` where none are made."""
+        return None if self._graphs is None or not self.static else self._graphs.count
+
+    def release(self) -> None:
+        """Drop CUDA graphs and the memory that they hold; shapes that come again are captured again."""
+        if self._graphs is not None:
+            self._graphs.forget()
 
     def _overflowed(self, embeddings: Tensor, layout: Layout, head_rows: Tensor) -> None:
         """Say where float16 has overflowed: as a warning in training, where steps can be skipped, else as an error."""
@@ -141,11 +212,27 @@ class PackedLM(nn.Module):
 
     def run(self, embeddings: Tensor, layout: Layout, head_rows: Tensor, states: bool = False) -> Any:  # noqa: ANN401
         """The model's own output, with logits at ``head_rows`` alone."""
+        gradient = False
+        try:
+            output = self._forward(embeddings, layout, head_rows, states)
+            gradient = output.logits.requires_grad
+        finally:
+            self._count(layout, gradient)
+        return output
+
+    def _count(self, layout: Layout, gradient: bool) -> None:
+        """Count a pass, without its padding."""
+        self.usage.passes += 1
+        if gradient:
+            self._followed += 1
+            self.usage.tokens_with_gradient += layout.used
+        else:
+            self.usage.tokens_without_gradient += layout.used
+
+    def _forward(self, embeddings: Tensor, layout: Layout, head_rows: Tensor, states: bool = False) -> Any:  # noqa: ANN401
         if self.shards is not None and self.shards.lockstep is not None:
             self.shards.lockstep.before_pass()
         self._head_rows = head_rows
-        self.usage.passes += 1
-        gradient = False
         try:
             output = self.model(
                 inputs_embeds=embeddings[None],
@@ -156,16 +243,29 @@ class PackedLM(nn.Module):
                 output_hidden_states=states,
                 layout=layout,
             )
-            gradient = output.logits.requires_grad
         finally:
             self._head_rows = None
-            if gradient:
-                self.usage.tokens_with_gradient += len(embeddings)
-            else:
-                self.usage.tokens_without_gradient += len(embeddings)
         if not layout.followed:
             raise RuntimeError(f"{self.name} does not run with the attention implementation {ATTENTION_NAME!r}")
         return output
+
+    @property
+    def static(self) -> bool:
+        """Whether passes come in few shapes, which CUDA graphs replay."""
+        if self._static is None:
+            self._static = self._graphs is not None and self.device.type == "cuda" and self._can_replay()
+        return self._static
+
+    def _worth_fusing(self) -> bool:
+        """Whether layers are to be compiled now; with ``auto`` not where steps must be the same to the end."""
+        long = self._followed >= COMPILE_AFTER and not torch.are_deterministic_algorithms_enabled()
+        return self._compile == "on" or (self._compile == "auto" and long)
+
+    def _can_replay(self) -> bool:
+        """Whether the same kernels do for every batch, and all gradients are those of a prompt."""
+        own = any(weight.requires_grad for weight in self.model.parameters())  # trained weights, as LoRA's
+        by_batch = getattr(self.model, "is_loaded_in_8bit", False)  # outliers of the batch choose columns
+        return not own and not by_batch and self.shards is None
 
     def _embed_packed(self, ids: list[int], rows: list[int], prompt: Prompt) -> Tensor:
         """Embeddings ``[M, D]`` of packed ids, with the prompt's vectors at its (negative) positions.
@@ -183,21 +283,40 @@ class PackedLM(nn.Module):
         parts = [index.clip(min=0), places, -1 - index[places], np.array(rows)[places]]
         known, spots, positions, owners = to_device_together(parts, self.device)
         text = self.embed(known)
-        soft = prompt[positions] if prompt.dim() == 2 else prompt[owners, positions]
-        return text.index_copy(0, spots, soft.to(text.dtype))
+        flat = prompt.flatten(0, -2)  # the whole prompt in order as a rule, and then there is nothing to look up
+        if not np.array_equal(index[places], -1 - np.resize(np.arange(prompt.shape[-2]), len(flat))):
+            flat = prompt[positions] if prompt.dim() == 2 else prompt[owners, positions]
+        return text.index_copy(0, spots, flat.to(text.dtype))
 
     def pack(
-        self, levels: list[list[list[int]]], prompt: Prompt, memory: RowMemory | None = None, rows: int = -1
-    ) -> tuple[Tensor, Layout]:
-        """Pack levels of segments into ``[M, D]``; see `share`. Level ``rows`` has a segment for each row."""
+        self, levels: list[list[list[int]]], prompt: Prompt, memory: RowMemory | None = None, rows: int = -1,
+        static: bool = True,
+    ) -> tuple[Tensor, Layout]:  # fmt: skip
+        """Pack levels of segments into ``[M, D]``; see `share`.
+
+        Args:
+            levels: The segments of each level.
+            prompt: See `FrozenLM.score`.
+            memory: Where keys and values are kept; see `Layout`.
+            rows: The level that has a segment for each row.
+            static: Whether padding tokens may be added, which stand behind those of each level.
+        """
         past = prompt if isinstance(prompt, KeyValues) else None
         if past is not None and self.shards is not None:
             past = self.shards.own_heads(past)
-        layout = Layout([[len(part) for part in level] for level in levels], self.device, past, memory)
+        counts = [[len(part) for part in level] for level in levels]
+        bucketed = static and memory is None and self.static
+        layout = Layout(counts, self.device, past, memory, bucketed=bucketed, attention=self.attention)
         # Of a prompt per row nothing is shared, so the owner of other levels' tokens does not matter.
         own = levels[rows]
-        owner = [b if level is own else 0 for level in levels for b, part in enumerate(level) for _ in part]
-        ids = [token for level in levels for part in level for token in part]
+        ids: list[int] = []
+        owner: list[int] = []
+        for level, placed in zip(levels, layout.brought, strict=True):
+            ids += [token for part in level for token in part]
+            owner += [b if level is own else 0 for b, part in enumerate(level) for _ in part]
+            spare = 0 if placed is None else placed.spare
+            ids += [0] * spare
+            owner += [0] * spare
         return self._embed_packed(ids, owner, prompt), layout
 
 

@@ -27,7 +27,10 @@ def to_device_together(parts: Sequence[NDArray[np.int64]], device: torch.device)
     """Copy several arrays of integers at once; the results keep their shapes and share one block of memory."""
     if device.type == "cpu":
         return [torch.from_numpy(part) for part in parts]
-    flat = to_device(np.concatenate([part.ravel() for part in parts]), device)
-    return [
-        piece.view(part.shape) for piece, part in zip(flat.split([part.size for part in parts]), parts, strict=True)
-    ]
+    return views(to_device(np.concatenate([part.ravel() for part in parts]), device), parts)
+
+
+def views(flat: Tensor, parts: Sequence[NDArray[np.int64]]) -> list[Tensor]:
+    """Parts of one block of memory ``[N]``, with the shapes of some arrays of ``N`` numbers in all."""
+    sizes = [part.size for part in parts]
+    return [piece.view(part.shape) for piece, part in zip(flat.split(sizes), parts, strict=True)]

@@ -1,0 +1,291 @@
+"""Attention in parts: what rows share and what is their own, each by a flash kernel, merged exactly.
+
+A query of a row attends to each level above the row and, causally, to the row itself. A flash kernel computes one such
+part without keeping scores, and returns the log-sum-exp of the scores with the output. Outputs ``o_i`` with
+log-sum-exps ``l_i`` merge to ``sum_i exp(l_i - l) o_i``, where ``l`` is the log-sum-exp of all ``l_i``. In the backward
+pass the kernel of each part is called with the merged output and ``l``: the probabilities ``exp(score - l)`` are then
+those of the whole softmax, so that the gradients of the queries add up and those of keys and values are exact. Nothing
+that rows share is copied into them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from lightning_prompts.lm.attention import Layout, Level
+
+# In the backward pass a kernel works through all queries for each block of keys and each head. Where many queries see
+# few keys, they are dealt to copies of the keys, so that more of the device is busy.
+QUERIES_OF_A_COPY = 512
+MOST_COPIES = 8
+
+
+@dataclass(frozen=True)
+class Part:
+    """Which packed tokens are queries and keys of a part, and where they are cut into sequences.
+
+    Attributes:
+        queries: Places of the queries in the packed sequence.
+        source: Whose keys: an index into the levels above and those that pass.
+        keys: Places of the keys in the packed sequence; ``None`` for keys in front of it.
+        most_queries: No sequence has more queries.
+        most_keys: No sequence has more keys.
+        causal: Whether a query sees the keys up to its own place alone.
+        copies: How many sequences see the same keys.
+        cuts: Where the sequences of queries and of keys end, each with 0 in front, ``[n + 1]``.
+        query_ends: The same on the device, int32.
+        key_ends: The same on the device, int32.
+    """
+
+    queries: slice
+    source: int
+    keys: slice | None
+    most_queries: int
+    most_keys: int
+    causal: bool
+    copies: int
+    cuts: tuple[NDArray[np.int64], NDArray[np.int64]]
+    query_ends: Tensor | None = None
+    key_ends: Tensor | None = None
+
+    def on(self, query_ends: Tensor, key_ends: Tensor) -> Part:
+        """The same part with the device's copies of its cuts."""
+        return replace(self, query_ends=query_ends.int(), key_ends=key_ends.int())
+
+
+def parts_of(above: Sequence[Level], passing: Sequence[Level], together: bool) -> tuple[list[Part], list[Part]]:
+    """What queries see: themselves, and the levels above their own.
+
+    Args:
+        above: Levels whose keys stand in front of the packed sequence.
+        passing: Levels of the packed sequence.
+        together: Whether all levels see themselves in one part; else there is one for each level.
+    """
+    cuts = []
+    for level in passing:
+        # Padding tokens are sequences of their own, none of them longer than a row.
+        rounds = -(-level.most_spare // level.width)
+        behind = np.minimum(level.used + level.width * np.arange(1, rounds + 1), level.tokens)
+        cuts.append(np.concatenate([level.ends(), behind]))
+    own = []
+    if together:
+        place = slice(0, sum(level.tokens for level in passing))
+        width = max(level.width for level in passing)
+        shifted = [level.offset + cut[1:] for level, cut in zip(passing, cuts, strict=True)]
+        cut = np.concatenate([np.zeros(1, dtype=np.int64), *shifted])
+        own.append(Part(place, len(above), place, width, width, True, 1, (cut, cut)))
+    else:
+        for index, (level, cut) in enumerate(zip(passing, cuts, strict=True)):
+            place, source, width = level.place, len(above) + index, level.width
+            own.append(Part(place, source, place, width, width, True, 1, (cut, cut)))
+    across = []
+    for index, level in enumerate(passing):
+        for source, seen in enumerate([*above, *passing[:index]]):
+            keys = None if source < len(above) else seen.place
+            if seen.size == 1:
+                copies = _copies(level.tokens)
+                most = level.tokens // copies
+                ends = (np.arange(copies + 1) * most, np.arange(copies + 1) * seen.tokens)
+            else:
+                copies, multiple = 1, level.size // seen.size
+                ends = (level.ends(multiple), seen.ends())
+                ends[0][-1] = level.tokens  # padding tokens see what the last segment sees
+                most = level.width * multiple + level.most_spare
+            across.append(Part(level.place, source, keys, most, seen.width, False, copies, ends))
+    return own, across
+
+
+def _copies(queries: int) -> int:
+    """How many copies of some keys ``queries`` tokens are dealt to."""
+    copies = 1
+    while copies < MOST_COPIES and queries % (2 * copies) == 0 and queries // (2 * copies) >= QUERIES_OF_A_COPY:
+        copies *= 2
+    return copies
+
+
+def has_kernels(query: Tensor, value: Tensor) -> bool:
+    """Whether there are flash kernels for such queries ``[M, H, Dh]`` and values ``[M, Hkv, Dh]`` on their device."""
+    width = query.shape[-1]
+    half = query.dtype in (torch.float16, torch.bfloat16)
+    return half and query.device.type == "cuda" and width == value.shape[-1] and width % 8 == 0 and width <= 256
+
+
+def cascade_attention(query: Tensor, key: Tensor, value: Tensor, layout: Layout, layer: int, scale: float) -> Tensor:
+    """`packed_attention` by `Part`.
+
+    Args:
+        query: ``[M, H, Dh]``.
+        key: ``[M, Hkv, Dh]``.
+        value: ``[M, Hkv, Dh]``.
+        layout: Which tokens see which.
+        layer: The layer's index, for keys and values in front of everything.
+        scale: Factor on the scores.
+
+    Returns:
+        ``[M, H, Dh]``.
+    """
+    before = [tensor[0] for pair in layout.shared(layer, key) for tensor in pair]
+    output: Tensor = _Cascade.apply(*layout.parts, scale, query, key, value, *before)
+    return output
+
+
+class _Cascade(torch.autograd.Function):
+    """All parts of a layer's attention."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, own: list[Part], across: list[Part], scale: float, query: Tensor, key: Tensor, value: Tensor,  # noqa: ANN401
+        *before: Tensor,
+    ) -> Tensor:  # fmt: skip
+        found = [_attend(part, query, key[part.queries], value[part.queries], scale) for part in own]
+        output, log_sum = found[0]
+        if len(found) > 1:
+            output, log_sum = torch.cat([one for one, _ in found]), torch.cat([one for _, one in found], 1)
+        for part in across:
+            other, log_other = _attend(part, query, *_seen(part, key, value, before), scale)
+            mine, log_mine = output[part.queries], log_sum[:, part.queries]
+            together = torch.logaddexp(log_mine, log_other)
+            share = (log_mine - together).exp().T[:, :, None]  # float32
+            mine.copy_(torch.lerp(other.float(), mine.float(), share))
+            log_mine.copy_(together)
+        ctx.own, ctx.across, ctx.scale = own, across, scale
+        ctx.save_for_backward(query, key, value, output, log_sum, *before)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]  # noqa: ANN401
+        query, key, value, output, log_sum, *before = ctx.saved_tensors
+        rest = (gradient.contiguous(), query), (output, log_sum, ctx.scale)
+        found = [_attend_backward(part, *rest[0], key[part.queries], value[part.queries], *rest[1]) for part in ctx.own]
+        packed = list(found[0]) if len(found) == 1 else [torch.cat(one) for one in zip(*found, strict=True)]
+        in_front: list[Tensor | None] = [None] * len(before)
+        for part in ctx.across:
+            of_query, *of_seen = _attend_backward(part, *rest[0], *_seen(part, key, value, before), *rest[1])
+            packed[0][part.queries] += of_query
+            for index, new in enumerate(of_seen):
+                if part.keys is not None:
+                    packed[1 + index][part.keys] += new
+                else:
+                    known = in_front[2 * part.source + index]
+                    in_front[2 * part.source + index] = new if known is None else known + new
+        return (None, None, None, *packed, *in_front)
+
+
+def _seen(part: Part, key: Tensor, value: Tensor, before: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Keys and values of a part, once for each copy."""
+    if part.keys is None:
+        pair = before[2 * part.source], before[2 * part.source + 1]
+    else:
+        pair = key[part.keys], value[part.keys]
+    if part.copies == 1:
+        return pair
+    first, second = (one.expand(part.copies, *one.shape).flatten(0, 1) for one in pair)
+    return first, second
+
+
+def _attend(part: Part, query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Output ``[N, H, Dh]`` of a part, and the log-sum-exp of its scores ``[H, N]`` float32."""
+    query, ends = query[part.queries], (part.query_ends, part.key_ends)
+    if query.device.type == "cuda":
+        output, log_sum = torch.ops.aten._flash_attention_forward(
+            query, key, value, *ends, part.most_queries, part.most_keys, 0.0, part.causal, False, scale=scale
+        )[:2]
+    else:
+        rows = _Rows(part, query, key, value)
+        output, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            *rows.tensors, 0.0, part.causal, attn_mask=rows.mask, scale=scale
+        )
+        blind = ~rows.keys.any(-1)[:, None, None, None]  # sequences without a key
+        output = rows.unpadded(output.masked_fill(blind, 0.0))
+        log_sum = rows.unpadded(log_sum[..., None].masked_fill(blind, float("inf")))[..., 0].T
+    if part.copies == 1 and not part.causal:
+        # Without a key the kernel of CUDA returns infinity, where the sum of nothing has the logarithm -infinity.
+        log_sum = log_sum.masked_fill(torch.isposinf(log_sum), float("-inf"))
+    return output, log_sum
+
+
+def _attend_backward(
+    part: Part, gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, log_sum: Tensor,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of a part's queries ``[N, H, Dh]``, keys and values ``[N', Hkv, Dh]``.
+
+    Args:
+        part: The part.
+        gradient: Of the merged output ``[M, H, Dh]``.
+        query: ``[M, H, Dh]``.
+        key: Keys of the part, ``[N' * copies, Hkv, Dh]``; as ``value``.
+        value: Its values.
+        output: The merged output, ``[M, H, Dh]``.
+        log_sum: Log-sum-exps of all scores of a query, ``[H, M]``.
+        scale: Factor on the scores.
+    """
+    own = part.queries
+    gradient, query, output, log_sum = gradient[own], query[own], output[own], log_sum[:, own]
+    if query.device.type == "cuda":
+        unused = torch.empty(0, device=query.device)
+        state = torch.zeros(2, dtype=torch.uint64, device=query.device)  # of dropout, which there is none of
+        found = torch.ops.aten._flash_attention_backward(
+            gradient, query, key, value, output, log_sum.contiguous(), part.query_ends, part.key_ends,
+            part.most_queries, part.most_keys, 0.0, part.causal, state, unused, scale=scale,
+        )  # fmt: skip
+        of_query, of_key, of_value = found
+    else:
+        rows = _Rows(part, query, key, value)
+        given = [rows.padded(one, rows.queries) for one in (gradient, output, log_sum.T[..., None])]
+        found = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            given[0], *rows.tensors, given[1], given[2][..., 0], 0.0, part.causal, attn_mask=rows.mask, scale=scale
+        )
+        of_query = rows.unpadded(found[0])
+        of_key, of_value = (rows.of_keys(one, key) for one in found[1:])
+    if part.copies > 1:
+        of_key, of_value = (one.unflatten(0, (part.copies, -1)).sum(0) for one in (of_key, of_value))
+    return of_query, of_key, of_value
+
+
+class _Rows:
+    """A part's sequences side by side, for the CPU's kernel, which takes no cuts."""
+
+    def __init__(self, part: Part, query: Tensor, key: Tensor, value: Tensor) -> None:
+        """Pad queries ``[N, H, Dh]`` and keys and values ``[N', Hkv, Dh]`` to ``[n, H, T, Dh]``."""
+        assert part.query_ends is not None
+        assert part.key_ends is not None
+        self.queries, self.keys = _inside(part.query_ends), _inside(part.key_ends)
+        self.groups = query.shape[1] // key.shape[1]
+        repeated = (one.repeat_interleave(self.groups, 1) for one in (key, value))
+        self.tensors = (self.padded(query, self.queries), *(self.padded(one, self.keys) for one in repeated))
+        self.mask: Tensor | None = None
+        if not part.causal and not self.keys.all():
+            unseen = torch.zeros(self.keys.shape, dtype=query.dtype).masked_fill_(~self.keys, float("-inf"))
+            self.mask = unseen[:, None, None].expand(-1, 1, self.queries.shape[1], -1)
+
+    def padded(self, packed: Tensor, inside: Tensor) -> Tensor:
+        """``[N, H, X]`` -> ``[n, H, T, X]``."""
+        rows = packed.new_zeros(*inside.shape, *packed.shape[1:])
+        rows[inside] = packed[: int(inside.sum())]
+        return rows.transpose(1, 2)
+
+    def unpadded(self, rows: Tensor) -> Tensor:
+        """``[n, H, T, X]`` of queries -> ``[N, H, X]``."""
+        return rows.transpose(1, 2)[self.queries]
+
+    def of_keys(self, rows: Tensor, key: Tensor) -> Tensor:
+        """Gradients ``[n, H, T, Dh]`` of repeated heads -> ``[N', Hkv, Dh]``, like ``key``."""
+        found = torch.zeros_like(key)
+        packed = rows.transpose(1, 2)[self.keys]
+        found[: len(packed)] = packed.unflatten(1, (-1, self.groups)).sum(2)
+        return found
+
+
+def _inside(ends: Tensor) -> Tensor:
+    """Which places of the longest sequence each one has, ``[n, T]``."""
+    counts = ends.diff()
+    return torch.arange(int(counts.max()), device=ends.device) < counts[:, None]

@@ -1,0 +1,41 @@
+"""Fuses the small operations of a decoder layer into few kernels."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+
+import torch
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from lightning_prompts.lm.attention import ATTENTION_NAME, attention_forward
+
+
+def compile_layers(model: PreTrainedModel) -> bool:
+    """Compile the decoder layers of a model, which share one compilation; attention itself stays as it is.
+
+    Args:
+        model: On a CUDA device.
+
+    Returns:
+        Whether anything was compiled: not without Triton, not with gradient checkpointing or quantised weights.
+    """
+    if importlib.util.find_spec("triton") is None or getattr(model, "quantization_method", None) is not None:
+        return False
+    layers = [layer for layer in _layers(model) if not getattr(layer, "gradient_checkpointing", False)]
+    # What attention does depends on the layout, and its kernels are fused already.
+    AttentionInterface.register(ATTENTION_NAME, torch.compiler.disable(attention_forward))
+    for layer in layers:
+        layer.compile(dynamic=True)
+    return bool(layers)
+
+
+def uncompile_layers(model: PreTrainedModel) -> None:
+    """Run the decoder layers of a model as they are again."""
+    for layer in _layers(model):
+        layer._compiled_call_impl = None
+
+
+def _layers(model: PreTrainedModel) -> Iterator[GradientCheckpointingLayer]:
+    return (layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer))
