@@ -137,6 +137,7 @@ def _model(shape: str, device: str) -> FrozenLM:
     """Random weights in bfloat16, made where they are needed; the last ones are kept."""
     if shape not in _made:
         _made.clear()
+        torch.compiler.reset()  # what was compiled for another model
         clean(device)
         config = AutoConfig.for_model("llama", max_position_embeddings=8192, **SHAPES[shape])
         torch.manual_seed(0)

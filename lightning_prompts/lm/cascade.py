@@ -10,7 +10,7 @@ that rows share is copied into them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -133,7 +133,7 @@ def cascade_attention(query: Tensor, key: Tensor, value: Tensor, layout: Layout,
         ``[M, H, Dh]``.
     """
     before = [tensor[0] for pair in layout.shared(layer, key) for tensor in pair]
-    output: Tensor = _Cascade.apply(*layout.parts, scale, query, key, value, *before)
+    output: Tensor = _Cascade.apply(*layout.parts, scale, query, key, value, *before)  # type: ignore[no-untyped-call]
     return output
 
 
@@ -151,17 +151,13 @@ class _Cascade(torch.autograd.Function):
             output, log_sum = torch.cat([one for one, _ in found]), torch.cat([one for _, one in found], 1)
         for part in across:
             other, log_other = _attend(part, query, *_seen(part, key, value, before), scale)
-            mine, log_mine = output[part.queries], log_sum[:, part.queries]
-            together = torch.logaddexp(log_mine, log_other)
-            share = (log_mine - together).exp().T[:, :, None]  # float32
-            mine.copy_(torch.lerp(other.float(), mine.float(), share))
-            log_mine.copy_(together)
+            _merge(output[part.queries], log_sum[:, part.queries], other, log_other)
         ctx.own, ctx.across, ctx.scale = own, across, scale
         ctx.save_for_backward(query, key, value, output, log_sum, *before)
         return output
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]  # noqa: ANN401
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         query, key, value, output, log_sum, *before = ctx.saved_tensors
         rest = (gradient.contiguous(), query), (output, log_sum, ctx.scale)
         found = [_attend_backward(part, *rest[0], key[part.queries], value[part.queries], *rest[1]) for part in ctx.own]
@@ -177,6 +173,23 @@ class _Cascade(torch.autograd.Function):
                     known = in_front[2 * part.source + index]
                     in_front[2 * part.source + index] = new if known is None else known + new
         return (None, None, None, *packed, *in_front)
+
+
+def _merge_in_place(output: Tensor, log_sum: Tensor, other: Tensor, log_other: Tensor) -> None:
+    """Merge another part into outputs ``[N, H, Dh]`` and their log-sum-exps ``[H, N]`` float32."""
+    together = torch.logaddexp(log_sum, log_other)
+    share = (log_sum - together).exp().T[:, :, None]
+    output.copy_(torch.lerp(other.float(), output.float(), share))
+    log_sum.copy_(together)
+
+
+_merge: Callable[[Tensor, Tensor, Tensor, Tensor], None] = _merge_in_place
+
+
+def fuse_merge(fuse: bool) -> None:
+    """Compile the merge of parts for all models, or run it as it is again."""
+    global _merge
+    _merge = torch.compile(_merge_in_place, dynamic=True) if fuse else _merge_in_place
 
 
 def _seen(part: Part, key: Tensor, value: Tensor, before: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -232,7 +245,7 @@ def _attend_backward(
     gradient, query, output, log_sum = gradient[own], query[own], output[own], log_sum[:, own]
     if query.device.type == "cuda":
         unused = torch.empty(0, device=query.device)
-        state = torch.zeros(2, dtype=torch.uint64, device=query.device)  # of dropout, which there is none of
+        state = torch.empty(2, dtype=torch.uint64, device=query.device)  # of dropout, which there is none of
         found = torch.ops.aten._flash_attention_backward(
             gradient, query, key, value, output, log_sum.contiguous(), part.query_ends, part.key_ends,
             part.most_queries, part.most_keys, 0.0, part.causal, state, unused, scale=scale,

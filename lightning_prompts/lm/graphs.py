@@ -52,6 +52,10 @@ class Graphs:
         self._waiting: weakref.ref[_Ticket] | None = None
         self.off: str | None = None  # why no more graphs are captured
 
+    def __reduce__(self) -> tuple[type[Graphs], tuple[Pass, int]]:
+        """A copy has captured nothing."""
+        return Graphs, (self._forward, self._most)
+
     def run(self, embeddings: Tensor, layout: Layout, places: Tensor) -> Tensor:
         """Logits ``[N, V]`` in float32, differentiable in the embeddings and in what stands in front of them."""
         inputs = [embeddings, *_tensors(layout.past)]
@@ -210,7 +214,7 @@ class _Replay(torch.autograd.Function):
         return graph.forward(numbers, places, inputs)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]  # noqa: ANN401
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         if ctx.ticket.used:
             raise RuntimeError("the LM's graph was followed backward twice; set model.lm.graphs to off for that")
         ctx.ticket.used = True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -86,6 +86,13 @@ class PackedLM(nn.Module):
             # what is inside of the layer stays in eval mode.
             if getattr(module, "gradient_checkpointing", False) and isinstance(module, GradientCheckpointingLayer):
                 module.training = True
+        return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedLM:
+        """Move or cast the weights, away from where CUDA graphs read them."""
+        self.release()
+        self._static = None
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]  # noqa: ANN401 - nn.Module's own signature
