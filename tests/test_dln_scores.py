@@ -50,7 +50,7 @@ def test_what_is_known_is_not_asked_again(tiny: FrozenLM) -> None:
     before = tiny.tokens_forwarded
     alone.class_log_probs(examples(), ["Go.", "Say it."])
     assert tiny.tokens_forwarded - before == once, "duplicates cost nothing"
-    assert reader.calls == alone.calls == 2 * 4 * len(tiny.encoder.label_tokens(YES_NO).tokens)
+    assert reader.calls == alone.calls == 2 * 4 * len(tiny.encoder.label_tokens(examples()[0]).tokens)
     partly = reader.class_log_probs([*examples(), replace(examples()[0], before="New. ")], ["Go.", "Other."])
     assert torch.allclose(partly[0, :4], first[0, :4])
 

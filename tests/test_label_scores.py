@@ -196,7 +196,7 @@ def test_a_grid_of_continuations_equals_one_text_at_a_time(
 ) -> None:
     lm, rows = shapes(shape), examples(name)
     prompts = [lm.encoder.tokens(text) for text in PROMPTS]
-    continuations = [lm.encoder.label_tokens(example.labels).tokens for example in rows]
+    continuations = [lm.encoder.label_tokens(example).tokens for example in rows]
     scorer = ContinuationScorer(lm)
     found = scorer.score(lm.encode(rows, 1), prompts, continuations)
     for c, ids in enumerate(prompts):

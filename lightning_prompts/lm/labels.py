@@ -113,7 +113,7 @@ def label_scores(lm: FrozenLM, examples: Sequence[Example], prompt: Prompt, cali
     rows: list[int] = []
     for b, example in enumerate(examples):
         for bare in without_content(example):
-            key = (bare.before, bare.after, bare.labels, b if per_row else 0)
+            key = (bare.before, bare.after, bare.labels, bare.end, b if per_row else 0)
             if key not in place:
                 place[key] = len(empty)
                 empty.append(bare)
@@ -129,7 +129,7 @@ def label_scores(lm: FrozenLM, examples: Sequence[Example], prompt: Prompt, cali
 
 
 def _scores(lm: FrozenLM, examples: Sequence[Example], prompt: Prompt) -> LabelScores:
-    labels = [lm.encoder.label_tokens(example.labels) for example in examples]
+    labels = [lm.encoder.label_tokens(example) for example in examples]
     length = prompt_length(prompt)
     ahead = length - slot_length(prompt)
     rows = lm.encode(examples, slot_length(prompt), ahead=ahead)
