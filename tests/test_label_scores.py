@@ -216,6 +216,27 @@ def test_ends_cost_a_few_tokens(tiny: FrozenLM) -> None:
     assert tiny.tokens_forwarded - before == context + sum(len(feed) for feed in feeds if "0" in feed)
 
 
+@pytest.mark.parametrize("per_row", [False, True])
+def test_many_labels_are_scored_a_few_rows_at_a_time(
+    per_row: bool, tiny: FrozenLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, prompt = alike() * 2, soft(tiny, 6, 4) if per_row else soft(tiny, 4)
+    expected = label_scores(tiny, rows, prompt)
+    real, sizes = FrozenLM.continuation_scores, []
+
+    def counted(lm: FrozenLM, contexts: list[list[int]], *rest: object) -> torch.Tensor:
+        sizes.append(len(contexts))
+        return real(lm, contexts, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(FrozenLM, "continuation_scores", counted)
+    feeds = [" no way", "no way", " nope", "nope", " one", "one", " 10", "10"]
+    monkeypatch.setattr("lightning_prompts.lm.labels.MOST_LOGITS", tiny.vocabulary * 4 * (1 + sum(map(len, feeds))))
+    found = label_scores(tiny, rows, prompt)
+    assert sizes == [4, 2]
+    assert torch.allclose(found.log_probs, expected.log_probs, atol=1e-5)
+    assert found.nll == pytest.approx(expected.nll, abs=1e-5)
+
+
 @pytest.mark.parametrize(
     ("labels", "ended"),
     [
@@ -229,9 +250,7 @@ def test_ends_cost_a_few_tokens(tiny: FrozenLM) -> None:
         ([["negative"], ["positive"]], False),
     ],
 )
-def test_tokens_that_begin_alike_count_and_letters_do_not(
-    labels: list[list[str]], ended: bool, real: FrozenLM
-) -> None:
+def test_tokens_that_begin_alike_count_and_letters_do_not(labels: list[list[str]], ended: bool, real: FrozenLM) -> None:
     template = Template("{prompt}{question}: {answer}\n")
     known = real.encoder.label_tokens(template.render({"question": "a"}, labels=labels))
     texts = [f"{space}{text}" for way in labels for text in way for space in (" ", "")]

@@ -400,7 +400,9 @@ def with_ends(owners: Mapping[Way, int], labels: Labels, end: Way) -> dict[Way, 
     ended = {way + end: owner for way, owner in owners.items()}
     if alike := begin_alike(ended, labels):
         why = "even with the text after {answer}" if end else "and nothing tells where one ends"
-        raise UserError(f"{alike} begin alike, {why}; end the template with a text that no label has in it, such as \\n")
+        raise UserError(
+            f"{alike} begin alike, {why}; end the template with a text that no label has in it, such as \\n"
+        )
     return ended
 
 
