@@ -142,7 +142,7 @@ def _scores(lm: FrozenLM, examples: Sequence[Example], prompt: Prompt) -> LabelS
     continuations = [
         [*known.tokens, *([row.answer] if row.answer else [])] for known, row in zip(labels, rows, strict=True)
     ]
-    size = max(1, MOST_LOGITS // (lm.vocabulary * max(map(_positions, set(labels)))))
+    size = rows_of_a_pass(labels, lm.vocabulary)
     passes = []
     for start in range(0, len(rows), size):
         part = slice(start, start + size)
@@ -158,6 +158,12 @@ def _scores(lm: FrozenLM, examples: Sequence[Example], prompt: Prompt) -> LabelS
     )
 
 
-def _positions(labels: LabelTokens) -> int:
-    """Positions of a row at which its labels need logits."""
-    return 1 + sum(map(len, distinct_feeds(labels.tokens)))
+def rows_of_a_pass(labels: Sequence[LabelTokens], vocabulary: int) -> int:
+    """How many rows `label_scores` runs together; one at least, whatever its logits take.
+
+    Args:
+        labels: Of each row.
+        vocabulary: ``V``.
+    """
+    positions = max(1 + sum(map(len, distinct_feeds(known.tokens))) for known in set(labels))
+    return max(1, MOST_LOGITS // (vocabulary * positions))
