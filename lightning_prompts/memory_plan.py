@@ -23,6 +23,9 @@ Beside them stands what comes and goes, of which the largest counts: at the head
 **Several LMs**, where layers or a proposer have their own, are all there at once, and pass in turn: of what a pass
 takes, the largest counts. Each is taken to read the same rows, as hidden texts and requests are yet to be written.
 
+**Classes** are scored without gradient, in passes of as many rows as `label_scores` takes together, with logits at the
+end of each context and at every token of its labels that is run. Methods of text prompts bound their passes themselves.
+
 **What is trained** is float32, with a gradient and the optimiser's state. **Generation** keeps keys and values of the
 longest row for every row, new tokens included, and passes without gradient keep nothing from layer to layer.
 
@@ -49,9 +52,12 @@ from lightning_prompts.errors import UserError
 from lightning_prompts.lm import Footprint, LMShape
 from lightning_prompts.lm.attention import EXPLICIT_LIMIT, EXPLICIT_LIMIT_NO_GRAD
 from lightning_prompts.lm.encoding import Row, check_fits, share
+from lightning_prompts.lm.labels import rows_of_a_pass
 from lightning_prompts.lm.loading import weightless_model
+from lightning_prompts.lm.scores import distinct_feeds
 from lightning_prompts.lm.sharding import heads_plan
 from lightning_prompts.methods import PromptMethod
+from lightning_prompts.methods.text_prompts import TextPromptMethod
 from lightning_prompts.parallel import mesh_sizes
 from lightning_prompts.types import Example
 
@@ -96,6 +102,19 @@ class Packed:
         levels = share(rows, feeds, [len(rows)], not footprint.per_question)
         counts = [[len(part) for part in level] for level in levels]
         return cls([level for level in counts if any(level)], footprint.ahead, sum(map(len, targets)))
+
+    @classmethod
+    def of_classes(cls, shape: LMShape, examples: Sequence[Example], footprint: Footprint) -> Packed:
+        """What the first pass of `label_scores` packs for examples with classes."""
+        known = [shape.encoder.label_tokens(example) for example in examples]
+        size = rows_of_a_pass(known, shape.vocabulary)
+        rows = _rows(shape, examples[:size], footprint, False)
+        levels = share(rows, [row.context for row in rows], [len(rows)], not footprint.per_question)
+        feeds = [distinct_feeds(labels.tokens) for labels in known[:size]]
+        most = max(map(len, feeds))
+        padded = [feed for several in feeds for feed in (several + [[]] * (most - len(several)))]
+        counts = [[len(part) for part in level] for level in (*levels, padded)]
+        return cls([level for level in counts if any(level)], footprint.ahead, len(rows) + sum(counts[-1]))
 
     @property
     def tokens(self) -> int:
@@ -289,6 +308,9 @@ def make_plan(
     asked = [(one, Packed.of(_rows(one, batch, footprint, False), footprint)) for one in shapes for batch in judged]
     cache = max(cache_bytes(one, question, method.max_new_tokens, heads) for one, question in asked)
     items.append(Item("keys and values of a generation", cache, "evaluation"))
+    if not isinstance(method, TextPromptMethod):
+        classes = [few for batch in judged if (few := [example for example in batch if example.labels])]
+        asked += [(one, Packed.of_classes(one, few, footprint)) for one in shapes for few in classes]
     passing = max(passing_bytes(one, question, heads, backward=False) for one, question in asked)
     items.append(Item("activations of a pass without gradient", passing, "evaluation"))
     largest = max(packed, key=lambda one: one.tokens)

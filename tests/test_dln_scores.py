@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import TINY
 from dln_toys import FORWARD, YES_NO, examples, network, plain_mean, reader_of, slot
-from test_label_scores import plain_classes
+from test_label_scores import alike, plain_classes
 
 from lightning_prompts.dln.cache import TextCache
 from lightning_prompts.dln.layer import LanguageLayer, PlacedLayer
@@ -35,6 +35,25 @@ def test_a_reader_s_scores_equal_one_text_at_a_time(tiny: FrozenLM) -> None:
                 assert means[c, n, k].item() == pytest.approx(plain_mean(tiny, example, prompt, text), abs=1e-4)
 
 
+def test_a_reader_s_labels_that_begin_alike_are_those_of_evaluation(tiny: FrozenLM) -> None:
+    """And those of texts one at a time, where a set of others stands beside them."""
+    given = alike()
+    vectors = tiny.embed(torch.tensor(tiny.encoder.tokens("Say it.")))
+    for calibrate in (False, True):
+        reader = reader_of(tiny, calibrate=calibrate)
+        found, wanted = reader.label_scores(given, "Say it."), label_scores(tiny, given, vectors, calibrate)
+        assert torch.allclose(found.log_probs, wanted.log_probs, atol=1e-4)
+        assert found.nll == pytest.approx(wanted.nll, abs=1e-4)
+    top = PlacedLayer(LanguageLayer(), 1, 2)
+    given = [*given, *(top.place(example, "It must be so.") for example in given)]  # the layer keeps the task's end
+    classes = reader_of(tiny).class_log_probs(given, ["Say it.", ""])
+    for c, prompt in enumerate(("Say it.", "")):
+        for n, example in enumerate(given):
+            assert example.end == "\n"
+            expected = plain_classes(tiny, example, slot(tiny, example, prompt)[1])
+            assert torch.allclose(classes[c, n, : len(expected)].float(), expected, atol=1e-4)
+
+
 def test_what_is_known_is_not_asked_again(tiny: FrozenLM) -> None:
     reader = reader_of(tiny)
     doubled = [*examples(), *examples()[:2]]
@@ -50,7 +69,7 @@ def test_what_is_known_is_not_asked_again(tiny: FrozenLM) -> None:
     before = tiny.tokens_forwarded
     alone.class_log_probs(examples(), ["Go.", "Say it."])
     assert tiny.tokens_forwarded - before == once, "duplicates cost nothing"
-    assert reader.calls == alone.calls == 2 * 4 * len(tiny.encoder.label_tokens(YES_NO).tokens)
+    assert reader.calls == alone.calls == 2 * 4 * len(tiny.encoder.label_tokens(examples()[0]).tokens)
     partly = reader.class_log_probs([*examples(), replace(examples()[0], before="New. ")], ["Go.", "Other."])
     assert torch.allclose(partly[0, :4], first[0, :4])
 

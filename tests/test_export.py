@@ -529,13 +529,13 @@ def test_the_card_s_code_runs(
     assert "max_steps: 2" in readme
 
 
-CLASSES = [("soft", "peft", "false"), ("prefix", "safetensors", "true"), ("soft", "npy", "true"),
-           ("search", "text", "true")]  # fmt: skip
+CLASSES = [("soft", "peft", "false", False), ("prefix", "safetensors", "true", True), ("soft", "npy", "true", True),
+           ("search", "text", "true", False), ("search", "text", "false", True)]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "made", "calibrate"), CLASSES)
+@pytest.mark.parametrize(("name", "made", "calibrate", "alike"), CLASSES)
 def test_the_card_s_code_chooses_classes(
-    name: str, made: str, calibrate: str, speller: str, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    name: str, made: str, calibrate: str, alike: bool, speller: str, tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """Whichever way they are written, as the run does."""
@@ -547,6 +547,8 @@ def test_the_card_s_code_chooses_classes(
         file.write_text("".join(lines))
         task += [f"--data.{split}", str(file)]
     labels = {"positive": ["positive", "good"], "negative": ["negative"], "neutral": ["neutral", "so"]}
+    if alike:
+        labels["negative"].append("so bad")
     task = ["--data", "QuestionAnswer", *task, "--data.labels", json.dumps(labels),
             "--model.lm.calibrate_labels", calibrate]  # fmt: skip
     folder = fitted(tmp_path / "run", *{**METHODS, **TEXTS}[name], model=speller, steps=2, task=task)

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import copy
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
+from conftest import TINY
 
 from lightning_prompts.errors import UserError
-from lightning_prompts.lm import FrozenLM, Sampling, label_scores
+from lightning_prompts.lm import FrozenLM, LMConfig, Sampling, label_scores
+from lightning_prompts.lm.encoding import Encoder
 from lightning_prompts.lm.labels import CONTENT_FREE, without_content
 from lightning_prompts.search.continuations import ContinuationScorer
 from lightning_prompts.template import Template
 from lightning_prompts.types import Example
 
 TWO = (("yes", "correct", "yes it is"), ("no",))
+ALIKE = (("1", "one"), ("10",), ("no",), ("no way", "nope"))  # of bytes: 1 begins 10, no begins no way and nope
 SIX = (("(A)",), ("(B)",), ("an entity", "entity"), ("abbreviation",), ("human being", "human"), ("x",))
 TEMPLATES = {
     "prompt first": "{prompt}{question}\nAnswer: {answer}",
@@ -41,12 +46,29 @@ def plain_sum(lm: FrozenLM, context: list[int], answer: list[int], vectors: torc
     return float(sum(logits[start + i, token] for i, token in enumerate(answer)))
 
 
+def plain_sequences(lm: FrozenLM, example: Example) -> list[set[tuple[int, ...]]]:
+    """The ways to write each class, with their ends if one class's way begins another's."""
+    classes = [
+        {tuple(lm.encoder.tokens(space + text)) for text in verbalisers for space in ("", " ")}
+        for verbalisers in example.labels
+    ]
+    if not any(
+        mine != other and one == two[: len(one)]
+        for mine in range(len(classes))
+        for other in range(len(classes))
+        for one in classes[mine]
+        for two in classes[other]
+    ):
+        return classes
+    end = lm.encoder.row(replace(example, answer="x"), 1, with_end=True).end or [lm.tokenizer.eos_token_id]
+    return [{(*ids, *end) for ids in sequences} for sequences in classes]
+
+
 def plain_classes(lm: FrozenLM, example: Example, vectors: torch.Tensor) -> torch.Tensor:
     """Log-probabilities ``[Y]`` by the definition."""
     context = lm.encode([replace(example, answer=None)], len(vectors))[0].context
     sums = []
-    for verbalisers in example.labels:
-        sequences = {tuple(lm.encoder.tokens(space + text)) for text in verbalisers for space in ("", " ")}
+    for sequences in plain_sequences(lm, example):
         values = [plain_sum(lm, context, list(ids), vectors) for ids in sequences]
         sums.append(torch.tensor(values).logsumexp(0))
     return torch.stack(sums).log_softmax(0)
@@ -127,6 +149,150 @@ def test_what_labels_share_runs_once(tiny: FrozenLM) -> None:
     assert tiny.tokens_forwarded - before == context + sum(map(len, feeds))
 
 
+# --- labels that begin alike ------------------------------------------------------------------------------------------
+
+
+def alike(end: str | None = "\n", name: str = "prompt first") -> list[Example]:
+    """Two sets of labels: one of labels that begin alike, one of others."""
+    template = Template(f"{TEMPLATES[name]}{end or ''}")
+    rows = [("How many are there?", "10", ALIKE), ("Is it?", "yes", TWO), ("Or so?", "no way", ALIKE)]
+    return [
+        replace(template.render({"question": q, "answer": a}, labels=labels), end=end, chat=end is None)
+        for q, a, labels in rows
+    ]
+
+
+CHAT = "{% for turn in messages %}{{ turn['content'] }}\n{% endfor %}"
+
+
+@pytest.mark.parametrize("end", ["\n", " so.", "", None])
+@pytest.mark.parametrize("calibrate", [False, True])
+@pytest.mark.parametrize("shape", ["llama", "gemma3"])
+def test_labels_that_begin_alike_are_scored_with_their_ends(
+    shape: str, calibrate: bool, end: str | None, shapes: Callable[[str], FrozenLM], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm, rows = shapes(shape), alike(end)
+    monkeypatch.setattr(lm.tokenizer, "chat_template", CHAT)
+    prompt = soft(lm, 3, 4)
+    scores = label_scores(lm, rows, prompt, calibrate)
+    last = lm.encoder.tokens(end)[-1] if end else lm.tokenizer.eos_token_id
+    assert {ids[-1] for ids in lm.encoder.label_tokens(rows[0]).tokens} == {last}
+    assert tuple(lm.encoder.tokens("yes")) in lm.encoder.label_tokens(rows[1]).tokens, "others are scored as they were"
+    for b, example in enumerate(rows):
+        expected = plain_classes(lm, example, prompt[b])
+        if calibrate:
+            bare = [replace(example, after=example.after.replace(example.question, text)) for text in CONTENT_FREE]
+            bias = torch.stack([plain_classes(lm, one, prompt[b]) for one in bare]).exp().mean(0)
+            expected = (expected - bias.log()).log_softmax(0)
+        assert torch.allclose(scores.log_probs[b, : len(example.labels)], expected, atol=1e-4)
+        row = lm.encode([example], 4)[0]
+        mean = plain_sum(lm, row.context, row.answer, prompt[b]) / len(row.answer)
+        assert scores.nll[b] == pytest.approx(-mean, abs=1e-4), "of the answer's tokens alone"
+
+
+def test_a_prompt_says_10_where_it_writes_10() -> None:
+    """A prompt trained on labels 1 and 10: classes are those that it writes as free text."""
+    lm = FrozenLM.load(LMConfig(f"{TINY},initializer_range=0.3"))
+    template = Template("{prompt}{question}:{answer}\n")
+    rows = [template.render({"question": q, "answer": a}, labels=[["1"], ["10"]]) for q, a in (("a", "1"), ("b", "10"))]
+    prompt = soft(lm, 8).requires_grad_()
+    optimizer = torch.optim.Adam([prompt], 0.1)
+    for _ in range(140):
+        scores = lm.score(rows, prompt, with_end=True)
+        optimizer.zero_grad()
+        (scores.nll + scores.end_nll).mean().backward()
+        optimizer.step()
+    trained = prompt.detach()
+    assert lm.generate(rows, trained, 4) == ["1", "10"]
+    assert label_scores(lm, rows, trained).log_probs.argmax(-1).tolist() == [0, 1]
+
+
+def test_ends_cost_a_few_tokens(tiny: FrozenLM) -> None:
+    example = replace(alike()[0], answer=None, labels=(("1",), ("10",)))
+    before = tiny.tokens_forwarded
+    label_scores(tiny, [example], soft(tiny, 5))
+    context = 5 + len("How many are there?\nAnswer:")
+    feeds = [" 1", " 10", "1", "10"]  # the last token is predicted, not run; 1 before its end is the start of 10
+    assert tiny.tokens_forwarded - before == context + sum(len(feed) for feed in feeds if "0" in feed)
+
+
+@pytest.mark.parametrize("per_row", [False, True])
+def test_many_labels_are_scored_a_few_rows_at_a_time(
+    per_row: bool, tiny: FrozenLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, prompt = alike() * 2, soft(tiny, 6, 4) if per_row else soft(tiny, 4)
+    expected = label_scores(tiny, rows, prompt)
+    real, sizes = FrozenLM.continuation_scores, []
+
+    def counted(lm: FrozenLM, contexts: list[list[int]], *rest: object) -> torch.Tensor:
+        sizes.append(len(contexts))
+        return real(lm, contexts, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(FrozenLM, "continuation_scores", counted)
+    feeds = [" no way", "no way", " nope", "nope", " one", "one", " 10", "10"]
+    monkeypatch.setattr("lightning_prompts.lm.labels.MOST_LOGITS", tiny.vocabulary * 4 * (1 + sum(map(len, feeds))))
+    found = label_scores(tiny, rows, prompt)
+    assert sizes == [4, 2]
+    assert torch.allclose(found.log_probs, expected.log_probs, atol=1e-5)
+    assert found.nll == pytest.approx(expected.nll, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("labels", "ended"),
+    [
+        ([["no"], ["no way"]], True),
+        ([["no"], ["yes", "no way"]], True),
+        ([["no", "no way"], ["yes"]], False),  # one class's own
+        ([["no"], ["nope"]], False),  # other tokens: " no" and " n" "ope"
+        ([["C"], ["C++"]], True),
+        ([["5"], ["50"]], True),
+        ([["A+"], ["A"]], True),
+        ([["negative"], ["positive"]], False),
+    ],
+)
+def test_tokens_that_begin_alike_count_and_letters_do_not(labels: list[list[str]], ended: bool, real: FrozenLM) -> None:
+    template = Template("{prompt}{question}: {answer}\n")
+    known = real.encoder.label_tokens(template.render({"question": "a"}, labels=labels))
+    texts = [f"{space}{text}" for way in labels for text in way for space in (" ", "")]
+    assert [real.text(list(ids)) for ids in known.tokens] == [text + "\n" * ended for text in texts]
+    assert known.owners == tuple(index for index, way in enumerate(labels) for _ in way for _ in range(2))
+
+
+def test_labels_without_an_end(tiny: FrozenLM, caplog: pytest.LogCaptureFixture) -> None:
+    labels = (("1",), ("10",), ("2",))
+    example = replace(alike("")[0], labels=labels)
+    encoder = Encoder(tiny.tokenizer, "it")
+    with caplog.at_level(logging.WARNING):
+        encoder.label_tokens(replace(example, labels=TWO))
+        encoder.label_tokens(replace(example, end=None))
+        encoder.label_tokens(replace(example, end=";"))
+        assert caplog.messages == []
+        found = [encoder.label_tokens(example) for _ in range(2)]
+    assert found[0].tokens[0] == (*tiny.encoder.tokens(" 1"), tiny.tokenizer.eos_token_id)
+    (told,) = caplog.messages
+    assert told.startswith("labels '1' and '10' begin alike, and the template has no text after {answer}")
+    endless = copy.deepcopy(tiny.tokenizer)
+    endless.eos_token = None
+    for end in ("", None):
+        with pytest.raises(UserError, match=r"^labels '1' and '10' begin alike, and nothing tells where .* \\n$"):
+            Encoder(endless, "it").label_tokens(replace(example, end=end))
+    assert len(Encoder(endless, "it").label_tokens(replace(example, end=";")).tokens) == 6
+
+
+def test_an_end_that_a_label_has_in_it(tiny: FrozenLM) -> None:
+    example = replace(alike(".")[0], labels=(("U.S.",), ("U.S",)))
+    with pytest.raises(UserError, match=r"^labels 'U\.S' and 'U\.S\.' begin alike, even with the text after {answer};"):
+        tiny.encoder.label_tokens(example)
+
+
+def test_the_window_has_room_for_the_end(tiny: FrozenLM) -> None:
+    example = replace(alike(" and so on")[0], source="row 3", answer=None, reference=None)
+    room = tiny.context - 2 - len("How many are there?\nAnswer:") - len(" and so on")
+    label_scores(tiny, [replace(example, labels=(("a",), ("a" * (room - 1),)))], soft(tiny, 2))
+    with pytest.raises(UserError, match=r"row 3: .* are 257 tokens, more than the context window"):
+        label_scores(tiny, [replace(example, labels=(("a",), ("a" * room,)))], soft(tiny, 2))
+
+
 def test_two_labels_of_the_same_tokens(tiny: FrozenLM) -> None:
     example = replace(examples()[0], labels=(("a",), (" a",)), reference="a")
     with pytest.raises(UserError, match="are the same tokens"):
@@ -196,7 +362,7 @@ def test_a_grid_of_continuations_equals_one_text_at_a_time(
 ) -> None:
     lm, rows = shapes(shape), examples(name)
     prompts = [lm.encoder.tokens(text) for text in PROMPTS]
-    continuations = [lm.encoder.label_tokens(example.labels).tokens for example in rows]
+    continuations = [lm.encoder.label_tokens(example).tokens for example in rows]
     scorer = ContinuationScorer(lm)
     found = scorer.score(lm.encode(rows, 1), prompts, continuations)
     for c, ids in enumerate(prompts):

@@ -197,6 +197,43 @@ def test_optimisers_differ() -> None:
     assert optimizer_state(FixedPrompt("x", LM)) == 0
 
 
+# --- classes ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("most", [1 << 28, 257 * 56])
+@pytest.mark.parametrize("labels", [(("1",), ("10",), ("102",)), (("a b", "c"), ("d",))])
+def test_the_plan_is_what_scoring_classes_packs(
+    labels: tuple[tuple[str, ...], ...], most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lightning_prompts.lm.labels.MOST_LOGITS", most)
+    method = SoftPromptTuning(8, lm=LM)
+    method.configure_model()
+    examples = [
+        replace(example, end=".", labels=labels, answer=None, reference=None) for example in batch(12, even=False)
+    ]
+    passes: list[tuple[int, int]] = []
+    real = method.lm.logits
+
+    def logits(embeddings: torch.Tensor, layout: Any, spots: torch.Tensor) -> torch.Tensor:
+        passes.append((len(embeddings), len(spots)))
+        return real(embeddings, layout, spots)
+
+    monkeypatch.setattr(method.lm, "logits", logits)
+    method.label_scores(examples, method.current_prompt())
+    shape = LMShape.of(method.lm_config)
+    packed = Packed.of_classes(shape, examples, method.footprint(shape, len(examples)))
+    assert (packed.tokens, packed.logits) == passes[0]
+    assert len(passes) == (1 if most == 1 << 28 else 2)
+
+
+def test_many_classes_are_in_the_plan() -> None:
+    many = [replace(example, end=".", labels=tuple((str(n),) for n in range(40))) for example in batch(12)]
+    free, classes = (make_plan(SoftPromptTuning(8, lm=LM), [batch(12)], [given]) for given in (batch(12), many))
+    logits = 12 * (1 + 30 * (3 + 2) + 7 * (2 + 1))  # with a space and without; 1, 2 and 3 begin others
+    assert classes.total("evaluation") > max(free.total("evaluation"), 2 * 4 * 257 * logits)
+    assert classes.total("training") == free.total("training")
+
+
 # --- the plan as a whole ----------------------------------------------------------------------------------------------
 
 

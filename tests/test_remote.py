@@ -18,6 +18,7 @@ import torch
 from conftest import TINY, ServerProcess
 from dln_toys import FORWARD, PROPOSALS, YES_NO, Toy, examples, network, reader_of, trainer
 from test_cli import code
+from test_label_scores import alike
 
 from callbacks import Budget
 from lightning_prompts import commands
@@ -172,6 +173,24 @@ def test_scores_are_those_of_the_model_itself(local: FrozenLM, server: ServerPro
     assert len({json.dumps(request["body"]) for request in server.requests}) == count == there.lm.usage.calls
     there.class_log_probs(examples(), prompts)
     assert len(server.requests) == count, "nothing is asked twice"
+
+
+def test_labels_that_begin_alike_are_scored_with_their_ends(
+    local: FrozenLM, server: ServerProcess, tmp_path: Path
+) -> None:
+    there, here = RemoteReader(remote(server, tmp_path, log_probs=True), TextCache()), reader_of(local)
+    for calibrate in (False, True):
+        there.calibrate = here.calibrate = calibrate
+        scores, wanted = (reader.label_scores(alike(), "Say it.") for reader in (there, here))
+        assert torch.allclose(scores.log_probs, wanted.log_probs, atol=1e-4)
+        assert scores.nll == pytest.approx(wanted.nll, abs=1e-4)
+    asked = {request["body"]["prompt"].rpartition("Answer:")[2] for request in server.requests}
+    assert {" 1\n", "10\n", " no way\n", " yes", "no"} <= asked
+    assert not {" 1", "1", " yes\n"} & asked
+    count = len(server.requests)
+    with pytest.raises(UserError, match=r"^labels '1' and '10' begin alike, and nothing tells where one ends; end the"):
+        there.label_scores(alike(""), "Say it.")
+    assert len(server.requests) == count
 
 
 def test_without_log_probabilities_it_says_so(server: ServerProcess, tmp_path: Path) -> None:

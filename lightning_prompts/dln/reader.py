@@ -179,7 +179,7 @@ class Reader:
         self, examples: Sequence[Example], prompts: Sequence[str], answers: bool = False, block: int = 1
     ) -> tuple[Tensor, list[float | None]]:
         """Log-probabilities ``[C, N, Y]``; and, if wanted, the NLL of each answer under the first prompt."""
-        labels = [self.encoder.label_tokens(example.labels) for example in examples]
+        labels = [self.encoder.label_tokens(example) for example in examples]
         own = [tuple(self.encoder.tokens(example.answer or "")) if answers else () for example in examples]
         texts = [
             (*known.tokens, answer) if answer and answer not in known.tokens else known.tokens

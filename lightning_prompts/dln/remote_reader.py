@@ -10,7 +10,7 @@ from torch import Tensor
 from lightning_prompts.dln.cache import TextCache
 from lightning_prompts.dln.reader import Reader
 from lightning_prompts.lm import RemoteLM
-from lightning_prompts.lm.encoding import LabelTokens, written
+from lightning_prompts.lm.encoding import LabelTokens, begin_alike, with_ends, written
 from lightning_prompts.lm.labels import class_log_probs
 from lightning_prompts.processes import Replica, Spread
 from lightning_prompts.types import Example
@@ -82,7 +82,7 @@ class RemoteReader(Reader):
         self, examples: Sequence[Example], prompts: Sequence[str], answers: bool = False, block: int = 1
     ) -> tuple[Tensor, list[float | None]]:
         """See `Reader`."""
-        ways = [list(dict(written(example.labels)).items()) for example in examples]  # each way once
+        ways = [list(_ways(example).items()) for example in examples]
         own = [[example.answer] if answers and example.answer else [] for example in examples]
         texts = [[*(text for text, _ in mine), *answer] for mine, answer in zip(ways, own, strict=True)]
         scored = self._scored(examples, prompts, texts)
@@ -95,3 +95,13 @@ class RemoteReader(Reader):
             result[:, n, : len(example.labels)] = class_log_probs(sums, classes)
         nll = [-scored[0][n][-1][0] / max(scored[0][n][-1][1], 1) if answer else None for n, answer in enumerate(own)]
         return result, nll
+
+
+def _ways(example: Example) -> dict[str, int]:
+    """Each way to write a class once, with its end where texts begin alike; see `Encoder.label_tokens`.
+
+    Raises:
+        UserError: They do, and the template has no text after the answer; a server scores no end token.
+    """
+    ways = dict(written(example.labels))
+    return with_ends(ways, example.labels, example.end or "") if begin_alike(ways, example.labels) else ways

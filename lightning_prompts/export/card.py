@@ -147,7 +147,7 @@ def _text(export: Export) -> str:
         )
         told.append(
             f"The answer is a class ({names}): the likeliest one, over all ways to write it{calibrated}. "
-            "Nothing is generated.\n"
+            "Where classes begin alike, what ends an answer is scored with them. Nothing is generated.\n"
         )
     else:
         told.append(f"A generated answer ends at the first match of {_code(about['stop'])}.\n")

@@ -104,14 +104,14 @@ def class_code(export: Export, context: str, model: str, empty: Sequence[str]) -
         empty: The expressions for contexts without content, for runs that calibrate; see `calibrated`.
     """
     example, encoder = export.examples[0], export.run.method.lm.encoder
-    known = encoder.label_tokens(example.labels)
+    known = encoder.label_tokens(example)
     classes = {
         names[0]: [list(ids) for ids, owner in zip(known.tokens, known.owners, strict=True) if owner == index]
         for index, names in enumerate(example.labels)
     }
     ways = "".join(f"    {literal(name)}: {ids},\n" for name, ids in classes.items())
     code = (
-        f"classes = {{  # the tokens of each way to write one\n{ways}}}\n\n"
+        f"classes = {{  # the tokens of each way to write one, with its end where classes begin alike\n{ways}}}\n\n"
         "@torch.no_grad()\ndef log_probs(context):\n    found = []\n    for ways in classes.values():\n"
         f"        logits = [{model}.logits[0, -len(ids) - 1 : -1] for ids in ways]\n"
         "        sums = [part.log_softmax(-1)[range(len(ids)), ids].sum() for part, ids in zip(logits, ways)]\n"

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TypeAlias
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeAlias, TypeVar
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -53,6 +53,7 @@ class Row:
 
 
 Labels: TypeAlias = tuple[tuple[str, ...], ...]
+Way = TypeVar("Way", str, tuple[int, ...])
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,7 @@ class LabelTokens:
     """Classes as token sequences.
 
     Attributes:
-        tokens: The sequences.
+        tokens: The sequences, with their ends where labels begin alike; see `Encoder.label_tokens`.
         owners: The class of each, an index.
         classes: ``Y``, how many there are.
     """
@@ -107,7 +108,7 @@ class Encoder:
         self._lossless = self._lossless and all(token.special for token in greedy)
         if not self._lossless and "\n" not in self.text(self._inside("a\na")):
             log.warning("the tokenizer of %s drops line breaks, so a stop such as \\n never matches an answer", name)
-        self._label_tokens: dict[Labels, LabelTokens] = {}
+        self._label_tokens: dict[tuple[Labels, str | None], LabelTokens] = {}
 
     def _encode(self, text: str) -> list[int]:
         return list(self.tokenizer.encode(text, add_special_tokens=False))
@@ -258,13 +259,21 @@ class Encoder:
             self._check_same(mark + joined, [*self._known(mark), *ids], joined)
         return row
 
-    def label_tokens(self, labels: Labels) -> LabelTokens:
-        """The token sequences that stand for classes: every verbaliser with a leading space and without, each once.
+    def label_tokens(self, example: Example) -> LabelTokens:
+        """The token sequences that stand for an example's classes: every verbaliser with a leading space and without.
+
+        Where a sequence of one class begins a sequence of another, a text that begins with ``10`` begins with ``1``
+        too, and ``1`` is never the less likely one. All sequences of such classes go on to where the label ends: with
+        what `row` scores behind an answer, or with the end token where the template has nothing there.
+
+        Args:
+            example: Its labels count, and its end.
 
         Raises:
-            UserError: Two classes are the same tokens.
+            UserError: Two classes are the same tokens, or nothing tells where their labels end.
         """
-        if labels not in self._label_tokens:
+        labels, key = example.labels, (example.labels, example.end)
+        if key not in self._label_tokens:
             owners: dict[tuple[int, ...], int] = {}
             for text, index in written(labels):
                 tokens = tuple(self.tokens(text))
@@ -273,8 +282,21 @@ class Encoder:
                         f"labels {labels[owners[tokens]][0]!r} and {labels[index][0]!r} are the same tokens, "
                         f"those of {text!r}; give them different verbalisers"
                     )
-            self._label_tokens[labels] = LabelTokens(tuple(owners), tuple(owners.values()), len(labels))
-        return self._label_tokens[labels]
+            if alike := begin_alike(owners, labels):
+                owners = with_ends(owners, labels, tuple(self._label_end(example, alike)))
+            self._label_tokens[key] = LabelTokens(tuple(owners), tuple(owners.values()), len(labels))
+        return self._label_tokens[key]
+
+    def _label_end(self, example: Example, alike: str) -> list[int]:
+        """What follows a label, at best what training teaches; empty where there is neither text nor end token."""
+        if end := self._end(example):
+            return end
+        if end := self._end(replace(example, end=None)):
+            log.warning(
+                "%s begin alike, and the template has no text after {answer} that training could teach: the model's "
+                "end token tells them apart; a template that ends with a text (\\n) is better", alike,
+            )  # fmt: skip
+        return end
 
     def _end(self, example: Example) -> list[int]:
         if example.end is not None:
@@ -348,6 +370,40 @@ def written(labels: Labels) -> list[tuple[str, int]]:
         for text in verbalisers
         for way in (f" {text.strip()}", text.strip())
     ]
+
+
+def begin_alike(owners: Mapping[Way, int], labels: Labels) -> str | None:
+    """The names of two classes of which one's text or tokens are the beginning of the other's, if there are such.
+
+    Args:
+        owners: The class of each way to write one.
+        labels: The classes.
+    """
+    for way, owner in owners.items():
+        for length in range(1, len(way)):
+            if (other := owners.get(way[:length], owner)) != owner:
+                return f"labels {labels[other][0]!r} and {labels[owner][0]!r}"
+    return None
+
+
+def with_ends(owners: Mapping[Way, int], labels: Labels, end: Way) -> dict[Way, int]:
+    """Ways to write classes that begin alike, each with its end.
+
+    Args:
+        owners: The class of each way.
+        labels: The classes.
+        end: What follows an answer.
+
+    Raises:
+        UserError: There is no end, or one class's way is the beginning of another's even so.
+    """
+    ended = {way + end: owner for way, owner in owners.items()}
+    if alike := begin_alike(ended, labels):
+        why = "even with the text after {answer}" if end else "and nothing tells where one ends"
+        raise UserError(
+            f"{alike} begin alike, {why}; end the template with a text that no label has in it, such as \\n"
+        )
+    return ended
 
 
 def shared_prefix(rows: Sequence[Row], shared_prompt: bool) -> list[int]:

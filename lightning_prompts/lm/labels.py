@@ -13,10 +13,12 @@ from lightning_prompts.errors import UserError
 from lightning_prompts.lm.encoding import LabelTokens
 from lightning_prompts.lm.frozen import FrozenLM
 from lightning_prompts.lm.key_values import Prompt, prompt_length, slot_length
+from lightning_prompts.lm.scores import distinct_feeds
 from lightning_prompts.lm.transfer import to_device
 from lightning_prompts.types import Example
 
 CONTENT_FREE = ("N/A", "[MASK]", "")  # Zhao et al. 2021, section 5
+MOST_LOGITS = 1 << 28  # in a pass, about, where several rows are scored: 1 GiB in float32
 HIDDEN = "hidden"  # the field with what was thought about a question
 
 
@@ -93,7 +95,9 @@ def _replaced(text: str, old: Sequence[str], new: str) -> str:
 
 @torch.no_grad()
 def label_scores(lm: FrozenLM, examples: Sequence[Example], prompt: Prompt, calibrate: bool = False) -> LabelScores:
-    """Score the classes of examples in one pass: what all share, each example's context, the tokens of its labels.
+    """Score the classes of examples over what all share, each example's context, and the tokens of its labels.
+
+    One pass takes all examples, or as many as `MOST_LOGITS` allows where there are many labels.
 
     Args:
         lm: The model.
@@ -113,7 +117,7 @@ def label_scores(lm: FrozenLM, examples: Sequence[Example], prompt: Prompt, cali
     rows: list[int] = []
     for b, example in enumerate(examples):
         for bare in without_content(example):
-            key = (bare.before, bare.after, bare.labels, b if per_row else 0)
+            key = (bare.before, bare.after, bare.labels, bare.end, b if per_row else 0)
             if key not in place:
                 place[key] = len(empty)
                 empty.append(bare)
@@ -129,7 +133,7 @@ def label_scores(lm: FrozenLM, examples: Sequence[Example], prompt: Prompt, cali
 
 
 def _scores(lm: FrozenLM, examples: Sequence[Example], prompt: Prompt) -> LabelScores:
-    labels = [lm.encoder.label_tokens(example.labels) for example in examples]
+    labels = [lm.encoder.label_tokens(example) for example in examples]
     length = prompt_length(prompt)
     ahead = length - slot_length(prompt)
     rows = lm.encode(examples, slot_length(prompt), ahead=ahead)
@@ -138,7 +142,13 @@ def _scores(lm: FrozenLM, examples: Sequence[Example], prompt: Prompt) -> LabelS
     continuations = [
         [*known.tokens, *([row.answer] if row.answer else [])] for known, row in zip(labels, rows, strict=True)
     ]
-    sums = lm.continuation_scores([row.context for row in rows], continuations, prompt)
+    size = rows_of_a_pass(labels, lm.vocabulary)
+    passes = []
+    for start in range(0, len(rows), size):
+        part = slice(start, start + size)
+        own = prompt[part] if isinstance(prompt, Tensor) and prompt.dim() == 3 else prompt
+        passes.append(lm.continuation_scores([row.context for row in rows[part]], continuations[part], own))
+    sums = torch.cat(passes)
     parts = sums.split([len(several) for several in continuations])
     log_probs = [class_log_probs(part[: len(known.tokens)], known) for part, known in zip(parts, labels, strict=True)]
     last = torch.stack([part[-1] for part in parts]).tolist()  # the answer's, where there is one
@@ -146,3 +156,14 @@ def _scores(lm: FrozenLM, examples: Sequence[Example], prompt: Prompt) -> LabelS
         pad_sequence(log_probs, batch_first=True, padding_value=float("-inf")),
         [-value / len(row.answer) if row.answer else None for value, row in zip(last, rows, strict=True)],
     )
+
+
+def rows_of_a_pass(labels: Sequence[LabelTokens], vocabulary: int) -> int:
+    """How many rows `label_scores` runs together; one at least, whatever its logits take.
+
+    Args:
+        labels: Of each row.
+        vocabulary: ``V``.
+    """
+    positions = max(1 + sum(map(len, distinct_feeds(known.tokens))) for known in set(labels))
+    return max(1, MOST_LOGITS // (vocabulary * positions))

@@ -60,8 +60,10 @@ def answer_scores(logits: Tensor, rows: Sequence[Row]) -> Scores:
 def distinct_feeds(continuations: Sequence[Sequence[int]]) -> list[list[int]]:
     """What must be run to predict continuations: all but the last token of each, without what others begin with."""
     kept: list[list[int]] = []
+    begun: set[tuple[int, ...]] = set()
     for ids in sorted(continuations, key=len, reverse=True):
-        feed = list(ids[:-1])
-        if feed and all(other[: len(feed)] != feed for other in kept):
-            kept.append(feed)
+        feed = tuple(ids[:-1])
+        if feed and feed not in begun:
+            kept.append(list(feed))
+            begun.update(feed[:length] for length in range(1, len(feed) + 1))
     return kept
