@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lightning_prompts.errors import UserError
-from lightning_prompts.lm.attention import ATTENTION_NAME, Layout, RowMemory
+from lightning_prompts.lm.attention import ATTENTION_NAME, Layout, RowMemory, following
 from lightning_prompts.lm.finite import first_not_finite
 from lightning_prompts.lm.key_values import KeyValues, Prompt
 from lightning_prompts.lm.sharding import Shards, shard
@@ -147,15 +147,16 @@ class PackedLM(nn.Module):
         self.usage.passes += 1
         gradient = False
         try:
-            output = self.model(
-                inputs_embeds=embeddings[None],
-                position_ids=layout.positions,
-                # Visibility is the layout's; a 4-D mask keeps transformers from building one of its own.
-                attention_mask=embeddings.new_zeros(1, 1, 1, 1),
-                use_cache=False,
-                output_hidden_states=states,
-                layout=layout,
-            )
+            with following(layout):
+                output = self.model(
+                    inputs_embeds=embeddings[None],
+                    position_ids=layout.positions,
+                    # Visibility is the layout's; a 4-D mask keeps transformers from building one of its own.
+                    attention_mask=embeddings.new_zeros(1, 1, 1, 1),
+                    use_cache=False,
+                    output_hidden_states=states,
+                    layout=layout,
+                )
             gradient = output.logits.requires_grad
         finally:
             self._head_rows = None

@@ -1,0 +1,266 @@
+"""Whether an architecture is scored packed as it scores itself: tried out before it is used.
+
+A packed sequence is right only if attention follows its `Layout` and nothing else looks across tokens. Architectures
+break that in many ways (a window that stands in the mask alone, a mixer that is no attention, an encoder that is taken
+for a decoder), most of them without an error. So a *twin* is probed: a model of the same class and of the same features
+with two layers, a width of 32 and random weights, in float32 on the CPU. The model itself is not: with billions of
+weights it would take seconds, in bfloat16 or quantised its own rounding would hide what differs, and its window of
+thousands of tokens would never end within a probe's rows.
+
+The reference is what transformers computes for one row at a time, from token ids, with eager attention and no cache.
+What has been found is kept in the user's cache folder, by what it depends on.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import hashlib
+import json
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from lightning_prompts.errors import UserError
+from lightning_prompts.files import cache_root, read_text, write_atomic
+from lightning_prompts.lm.architectures import adapt, attention_of
+from lightning_prompts.lm.attention import RowMemory
+from lightning_prompts.lm.encoding import Row, share
+from lightning_prompts.lm.generation import Ending, generate_tokens
+from lightning_prompts.lm.key_values import KeyValues
+from lightning_prompts.lm.packed import PackedLM
+
+log = logging.getLogger(__name__)
+
+SHARED = [5, 9, 30, 7, 21]  # tokens that both rows begin with
+ROWS = [[*SHARED, 11, 40, 8, 33, 17, 25, 12], [*SHARED, 42, 6, 19, 28]]
+GENERATED = 3
+TOLERANCE = 1e-3  # of log-probabilities of random weights, which differ by whole nats from token to token
+
+
+def probe(config: PretrainedConfig, name: str) -> None:
+    """Raise a `UserError` if a model would not be scored as it scores itself.
+
+    Args:
+        config: The model's.
+        name: What to call it.
+    """
+    twin = twin_config(config)
+    path = cache_root() / "probes" / f"{_key(twin)}.txt"
+    try:
+        found = read_text(path)
+    except (OSError, UserError):
+        found = None
+    if found is None:
+        found = difference(twin)
+        try:
+            write_atomic(path, found)
+        except (OSError, UserError) as error:
+            log.debug("the probe's result is not kept: %s", error)
+    if found:
+        raise UserError(f"model {name!r} ({config.model_type}) cannot be scored packed: {found}; use another model")
+
+
+def difference(config: PretrainedConfig) -> str:
+    """What is wrong with a small model in packed scoring, in words; empty if nothing is."""
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.no_grad(), _quiet():
+            torch.manual_seed(0)
+            own, packed = _build(config)
+            return _compare(own, PackedLM(packed, config.model_type))
+    except UserError as error:
+        return str(error)
+    except Exception as error:  # whatever an architecture raises, it is not supported
+        log.debug("the probe of %s failed", config.model_type, exc_info=True)
+        return f"it fails with {type(error).__name__} ({' '.join(str(error).split())[:160]})"
+
+
+def _build(config: PretrainedConfig) -> tuple[PreTrainedModel, PreTrainedModel]:
+    """A model as transformers has it, and one as it is used here, with the same weights."""
+    own = _model(config, "eager")
+    for weight in own.parameters():
+        # As they are drawn, weights are so small that hardly anything depends on attention, and biases are zero.
+        if weight.dim() > 1:
+            weight.normal_(0, weight.shape[-1] ** -0.5 * 1.5)
+        else:
+            weight.add_(torch.randn_like(weight) * 0.2)
+    packed = _model(config, attention_of(config))
+    packed.load_state_dict(own.state_dict(), assign=True)
+    packed.tie_weights()
+    return own, adapt(packed)
+
+
+def _model(config: PretrainedConfig, attention: str) -> PreTrainedModel:
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(
+        copy.deepcopy(config), dtype=torch.float32, attn_implementation=attention, trust_remote_code=False
+    )
+    return model.eval().requires_grad_(False)
+
+
+def _compare(own: PreTrainedModel, lm: PackedLM) -> str:
+    rows = [Row(ids, []) for ids in ROWS]
+    nothing = lm.embed(torch.empty(0, dtype=torch.long))
+    ending = Ending([GENERATED] * len(rows), [None] * len(rows), set(), lambda ids, special: "")
+    first = [_logits(own, ids) for ids in ROWS]
+    if not _close(*(logits[: len(SHARED)] for logits in first)):
+        return "it is not causal: a token changes what is predicted before it"
+    if not _close(torch.cat([part[len(SHARED) - 1 :] for part in first]), _packed(lm, ROWS, len(SHARED))):
+        return "packed scores differ from its own"
+    memory = RowMemory(3)
+    embeddings, layout = lm.pack([[SHARED[:3]]], nothing, memory)
+    lm.logits(embeddings, layout, layout.last)
+    prefix = KeyValues([memory.rows[layer] for layer in sorted(memory.rows)])
+    rest = [ids[3:] for ids in ROWS]
+    if not _close(torch.cat([part[len(SHARED) - 1 :] for part in first]), _packed(lm, rest, len(SHARED) - 3, prefix)):
+        return "keys and values in front differ from tokens in front"
+    for ids, new in zip(ROWS, generate_tokens(lm, rows, nothing, ending, None), strict=True):
+        if new != _logits(own, ids + new)[len(ids) - 1 : -1].argmax(-1).tolist():
+            return "generated tokens are not the likeliest by its own scores"
+    return ""
+
+
+def _logits(own: PreTrainedModel, ids: list[int]) -> Tensor:
+    """Logits ``[T, V]`` of one row."""
+    logits: Tensor = own(input_ids=torch.tensor([ids], device="cpu"), use_cache=False).logits
+    return logits[0]
+
+
+def _packed(lm: PackedLM, rows: list[list[int]], shared: int, prefix: KeyValues | None = None) -> Tensor:
+    """Logits ``[N, V]`` of rows behind what they share, whose last token is the first to be looked at."""
+    prompt = lm.embed(torch.empty(0, dtype=torch.long)) if prefix is None else prefix
+    levels = share([Row(ids, []) for ids in rows], rows, [len(rows)], shared_prompt=True)
+    embeddings, layout = lm.pack(levels, prompt)
+    ends = layout.ends
+    spots = [
+        spot for start, end in zip([shared, *ends], ends, strict=False) for spot in (shared - 1, *range(start, end))
+    ]
+    return lm.logits(embeddings, layout, torch.tensor(spots, device="cpu"))
+
+
+def _close(one: Tensor, other: Tensor) -> bool:
+    return bool((one.float().log_softmax(-1) - other.float().log_softmax(-1)).abs().max() < TOLERANCE)
+
+
+# --- the twin --------------------------------------------------------------------------------------------------------
+
+HEADS, WINDOW, VOCABULARY = 4, 4, 64
+# Numbers of a config that a twin has smaller, by what their names end with. A number is never made larger.
+_SIZES: dict[str, int] = {
+    "vocab_size": VOCABULARY, "vocab_size_per_layer_input": VOCABULARY, "n_vocab": VOCABULARY,
+    "num_attention_heads": HEADS, "sliding_window": WINDOW, "window_size": WINDOW, "attention_window": WINDOW,
+    "intermediate_size": 48, "ffn_dim": 48, "ffn_hidden_size": 48, "n_inner": 48, "d_ff": 48,
+    "hidden_size_per_layer_input": 8, "laurel_rank": 8, "lora_rank": 16, "low_rank_dim": 16,
+    "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "moe_num_experts": 4, "n_shared_experts": 1,
+    "num_experts_per_tok": 2, "top_k_experts": 2, "moe_topk": 2, "moe_k": 2, "n_group": 1, "topk_group": 1,
+    "zero_expert_num": 1,
+}  # fmt: skip
+_WIDTHS = ("hidden_size", "d_model", "n_embd", "word_embed_proj_dim", "embedding_size", "num_channels")
+_HEAD_WIDTHS = ("head_dim", "rotary_dim", "d_kv", "kv_channels")
+
+
+def twin_config(config: PretrainedConfig) -> PretrainedConfig:
+    """A small config with the features of a large one: two layers of each kind, and a window that rows outgrow."""
+    twin = copy.deepcopy(config)
+    twin.__dict__.pop("quantization_config", None)
+    for part in (twin, *(getattr(twin, name, None) for name in twin.sub_configs)):
+        if isinstance(part, PretrainedConfig):
+            _shrink(part)
+    return twin
+
+
+def _shrink(config: PretrainedConfig) -> None:
+    layers = getattr(config, "num_hidden_layers", None)
+    heads = getattr(config, "num_attention_heads", None)
+    kv_heads = getattr(config, "num_key_value_heads", None)
+    width = 16 if all(int(16 * part) % 2 == 0 for part in _rotary_parts(config)) else 40
+    if isinstance(layers, int):
+        _pick_layers(config, layers)
+    for key, value in list(vars(config).items()):
+        if isinstance(value, bool) or not isinstance(value, int):
+            continue
+        if key.endswith(_WIDTHS) and value > HEADS * width:
+            setattr(config, key, HEADS * width)
+        elif key.endswith(_HEAD_WIDTHS):
+            setattr(config, key, min(value, width))
+        elif key in ("pad_token_id", "bos_token_id", "eos_token_id"):
+            setattr(config, key, min(value, ("pad_token_id", "bos_token_id", "eos_token_id").index(key)))
+        else:
+            limit = next((size for name, size in _SIZES.items() if key == name or key.endswith("_" + name)), value)
+            setattr(config, key, min(value, limit))
+    if isinstance(heads, int):
+        config.num_attention_heads = HEADS
+        if isinstance(kv_heads, int):
+            config.num_key_value_heads = HEADS if kv_heads == heads else min(kv_heads, 2)
+    for rope in _ropes(config):
+        for key, value in rope.items():
+            if isinstance(value, list | tuple) and key.endswith("_factor"):
+                rope[key] = list(value[: int(width * rope.get("partial_rotary_factor", 1.0)) // 2])
+            elif key == "mrope_section":
+                rope[key] = [width // 2 - 2 * (width // 6), width // 6, width // 6]
+
+
+def _pick_layers(config: PretrainedConfig, layers: int) -> None:
+    """Two layers of each kind; kinds differ in any list that has an entry for each layer."""
+    lists = {key: value for key, value in vars(config).items() if isinstance(value, list | tuple) and len(value) == layers}
+    kinds = list(zip(*lists.values(), strict=True)) if lists else [()] * layers
+    firsts = [index for index in range(layers) if repr(kinds[index]) not in map(repr, kinds[:index])]
+    picks = firsts[:4] * 2
+    for key, value in lists.items():
+        setattr(config, key, [value[index] for index in picks])
+    config.num_hidden_layers = len(picks)
+    if shared := getattr(config, "num_kv_shared_layers", 0):
+        config.num_kv_shared_layers = min(shared, len(picks) // 2)
+
+
+def _ropes(config: PretrainedConfig) -> list[dict[str, Any]]:
+    """Dictionaries of rotary settings; some configs have one for each kind of layer."""
+    rope = getattr(config, "rope_parameters", None)
+    if not isinstance(rope, dict):
+        return []
+    nested = [part for part in rope.values() if isinstance(part, dict)]
+    return nested or [rope]
+
+
+def _rotary_parts(config: PretrainedConfig) -> list[float]:
+    parts = [rope.get("partial_rotary_factor") for rope in _ropes(config)]
+    return [float(part) for part in [*parts, getattr(config, "partial_rotary_factor", None)] if part is not None]
+
+
+def _key(twin: PretrainedConfig) -> str:
+    """The name of what has been found: of the twin, the versions of what runs it, and the code here."""
+    described = json.dumps(twin.to_dict(), sort_keys=True, default=str)
+    return f"{twin.model_type}-{_digest_of(described + transformers.__version__ + torch.__version__ + _code())}"
+
+
+def _digest_of(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+@functools.cache
+def _code() -> str:
+    """The sources that decide what a probe finds."""
+    names = ("probe", "architectures", "attention", "packed", "generation", "encoding", "key_values")
+    return _digest_of("".join(Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8") for name in names))
+
+
+class _quiet:  # noqa: N801
+    """Nothing that a twin warns about is meant for anyone."""
+
+    def __enter__(self) -> None:
+        """Hush transformers and warnings."""
+        self.level = transformers.logging.get_verbosity()
+        transformers.logging.set_verbosity_error()
+        self.warnings = warnings.catch_warnings()
+        self.warnings.__enter__()
+        warnings.simplefilter("ignore")
+
+    def __exit__(self, *error: object) -> None:
+        """Let them speak again."""
+        self.warnings.__exit__(*error)
+        transformers.logging.set_verbosity(self.level)
