@@ -1,6 +1,6 @@
 """Every model type that transformers has as a causal LM, with random weights: right, refused, or an error.
 
-    python experiments/architectures.py [TYPE ...]
+python experiments/architectures.py [TYPE ...]
 """
 
 from __future__ import annotations
@@ -8,12 +8,26 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
+from typing import Any
 
 import torch
 from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from lightning_prompts.lm.probe import difference, twin_config
+from lightning_prompts.errors import UserError
+from lightning_prompts.lm.probe import probe
+
+# What a type's default config leaves open.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "nemotron": {"num_key_value_heads": 8},
+    "ministral": {"head_dim": 128},
+    "hunyuan_v1_dense": {"head_dim": 128},
+    "hunyuan_v1_moe": {"head_dim": 128},
+    "dots1": {"n_routed_experts": 8, "num_experts_per_tok": 2, "n_shared_experts": 1},
+    "deepseek_v2": {"num_experts_per_tok": 2},
+    "lfm2": {"layer_types": ["conv", "full_attention"] * 16},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 16},
+}
 
 
 def main(names: list[str]) -> None:
@@ -23,9 +37,11 @@ def main(names: list[str]) -> None:
     for name in names or list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
         started = time.perf_counter()
         try:
-            found = difference(twin_config(AutoConfig.for_model(name)))
-            kind = "refused" if found else "right"
-        except Exception as error:  # what nobody should ever see
+            probe(AutoConfig.for_model(name, **SETTINGS.get(name, {})), name)
+            kind, found = "right", ""
+        except UserError as error:
+            kind, found = "refused", str(error)
+        except Exception as error:  # noqa: BLE001 - what nobody should ever see
             kind, found = "error", f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         counts[kind] += 1
         print(f"{name:28} {kind:8} {time.perf_counter() - started:5.2f} s  {found}", flush=True)

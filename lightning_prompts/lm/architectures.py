@@ -1,14 +1,14 @@
 """What is particular to some architectures, so that their attention follows a `Layout` too.
 
 Most architectures of transformers look their attention up by name, and are called with a window and a scale. These do
-not: attention that is written out in the layer (Falcon, BLOOM, MPT, GPT-J, CodeGen, GPT-NeoX Japanese), a window that
+not: attention that is written out in the layer (Falcon, BLOOM, MPT, GPT-J, CodeGen, GPT-Neo, GPT-NeoX
+Japanese), a window that
 stands in the mask alone (PhiMoE), layers that read another layer's keys and values, and inputs of each layer that
 belong to a token (Gemma 3n, Gemma 4).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -16,16 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
-from transformers.models.bloom.modeling_bloom import _get_alibi_slopes
-from transformers.models.falcon.modeling_falcon import apply_rotary_pos_emb
-from transformers.models.mpt.modeling_mpt import build_mpt_alibi_tensor
 
-from lightning_prompts.lm.attention import ATTENTION_NAME, Layout, followed_layout, layer_attention
+from lightning_prompts.lm.attention import ATTENTION_NAME, Bias, followed_layout, layer_attention
 
 
 def attention_of(config: PretrainedConfig) -> str:
     """The attention implementation to build a model with."""
-    written_out = ("falcon", "bloom", "mpt", "gptj", "codegen", "gpt_neox_japanese")
+    written_out = ("falcon", "bloom", "mpt", "gptj", "codegen", "gpt_neox_japanese", "gpt_neo")
     return "eager" if config.model_type in written_out else ATTENTION_NAME
 
 
@@ -49,24 +46,30 @@ def adapt(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _dot_product(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Any:  # noqa: ANN401
-    """GPT-J, CodeGen and GPT-NeoX Japanese: the part between rotation and output projection."""
+    """GPT-J, CodeGen, GPT-Neo and GPT-NeoX Japanese: the part between rotation and output projection."""
     layout = followed_layout()
     if layout is None:
         return type(module)._attn(module, query, key, value, mask)
-    return layer_attention(module, query.to(value.dtype), key.to(value.dtype), value, layout).transpose(1, 2), None
+    scale = 1.0 if hasattr(module, "attention_type") else None  # GPT-Neo does not divide its scores
+    out = layer_attention(module, query.to(value.dtype), key.to(value.dtype), value, layout, scale)
+    return out.transpose(1, 2), None
 
 
 def _falcon(module: Any, hidden_states: Tensor, alibi: Tensor | None, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
     layout = followed_layout()
     if layout is None:
         return type(module).forward(module, hidden_states, alibi, *args, **kwargs)
-    query, key, value = (part.transpose(1, 2) for part in module._split_heads(module.query_key_value(hidden_states)))
-    bias = None
-    if module.config.alibi:
-        slopes = _get_alibi_slopes(module.num_heads, hidden_states.device).bfloat16()
+    from transformers.models.falcon.modeling_falcon import apply_rotary_pos_emb
 
-        def bias(positions: Tensor) -> Tensor:  # rounded as Falcon's own is
+    query, key, value = (part.transpose(1, 2) for part in module._split_heads(module.query_key_value(hidden_states)))
+    bias: Bias | None = None
+    if module.config.alibi:
+        slopes = _slopes(module, hidden_states.device).bfloat16()
+
+        def rounded(positions: Tensor) -> Tensor:  # as Falcon's own biases are
             return (slopes[:, None] * positions[:, None]).float() * module.inv_norm_factor
+
+        bias = rounded
 
     else:
         query, key = apply_rotary_pos_emb(query, key, *kwargs["position_embeddings"])
@@ -79,7 +82,7 @@ def _bloom(module: Any, hidden_states: Tensor, residual: Tensor, *args: Any, **k
     if layout is None:
         return type(module).forward(module, hidden_states, residual, *args, **kwargs)
     query, key, value = module._reshape(module.query_key_value(hidden_states))
-    bias = _alibi(_get_alibi_slopes(module.num_heads, hidden_states.device))
+    bias = _alibi(_slopes(module, hidden_states.device))
     out = layer_attention(module, query, key, value, layout, bias=bias)
     return module.dense(out.flatten(2)) + residual, None
 
@@ -88,6 +91,8 @@ def _mpt(module: Any, hidden_states: Tensor, position_bias: Tensor, *args: Any, 
     layout = followed_layout()
     if layout is None:
         return type(module).forward(module, hidden_states, position_bias, *args, **kwargs)
+    from transformers.models.mpt.modeling_mpt import build_mpt_alibi_tensor
+
     qkv = module.Wqkv(hidden_states)
     if module.clip_qkv:
         qkv = qkv.clamp(-module.clip_qkv, module.clip_qkv)
@@ -97,7 +102,14 @@ def _mpt(module: Any, hidden_states: Tensor, position_bias: Tensor, *args: Any, 
     return module.out_proj(out.flatten(2)), None
 
 
-def _alibi(slopes: Tensor) -> Callable[[Tensor], Tensor]:
+def _slopes(module: Any, device: torch.device) -> Tensor:  # noqa: ANN401
+    from transformers.models.bloom.modeling_bloom import _get_alibi_slopes
+
+    slopes: Tensor = _get_alibi_slopes(module.num_heads, device)
+    return slopes
+
+
+def _alibi(slopes: Tensor) -> Bias:
     """A bias that falls with the distance: what is the same for all keys of a query cancels in the softmax."""
     return lambda positions: slopes.float()[:, None] * positions[:, None]
 
@@ -119,6 +131,12 @@ def _falcon_alibi(module: Any, inputs: Any) -> None:  # noqa: ANN401
 
 def _mask_window(module: Any) -> None:  # noqa: ANN401
     module.packed_window = module.config.sliding_window
+
+
+def _gpt_neo(module: Any) -> None:  # noqa: ANN401
+    module._attn = partial(_dot_product, module)
+    module.packed_layer = module.layer_id
+    module.packed_window = module.config.window_size if module.attention_type == "local" else None
 
 
 def _read_layer(module: Any) -> int:  # noqa: ANN401
@@ -191,6 +209,7 @@ _CHANGES: dict[str, Callable[[Any], Any]] = {
     "GPTJAttention": _instead("_attn", _dot_product),
     "CodeGenAttention": _instead("_attn", _dot_product),
     "GPTNeoXJapaneseAttention": _instead("_attn", _dot_product),
+    "GPTNeoSelfAttention": _gpt_neo,
     "FalconAttention": _instead("forward", _falcon),
     "FalconModel": lambda module: module.register_forward_pre_hook(_falcon_alibi),
     "BloomAttention": _instead("forward", _bloom),

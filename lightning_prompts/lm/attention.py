@@ -410,24 +410,25 @@ def layer_attention(
     sinks: Tensor | None = None,
     bias: Bias | None = None,
 ) -> Tensor:
-    """`packed_attention` of an attention layer of transformers: heads come as ``[1, H, M, Dh]``, go as ``[1, M, H, Dh]``.
+    """`packed_attention` of a layer of transformers: heads come as ``[1, H, M, Dh]`` and go as ``[1, M, H, Dh]``.
 
     The layer may have two attributes from `lightning_prompts.lm.architectures`: ``packed_window``, a window that its
     attention is not called with, and ``packed_layer``, the layer whose keys and values it reads.
     """
+    own = getattr(module, "packed_layer", None)
     out = packed_attention(
         query[0].transpose(0, 1),
         key[0].transpose(0, 1),
         value[0].transpose(0, 1),
         layout,
-        layer=int(getattr(module, "packed_layer", module.layer_idx)),  # type: ignore[arg-type]
+        layer=int(module.layer_idx if own is None else own),  # type: ignore[arg-type]
         scale=scaling if scaling is not None else query.shape[-1] ** -0.5,
-        window=getattr(module, "packed_window", window),  # type: ignore[arg-type]
+        window=getattr(module, "packed_window", window),
         softcap=softcap,
         sinks=sinks,
         bias=bias,
     )
-    return out[None]
+    return out[None].contiguous()  # some architectures take a view of it
 
 
 def _explicit(

@@ -19,6 +19,8 @@ import hashlib
 import json
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from lightning_prompts.errors import UserError
 from lightning_prompts.files import cache_root, read_text, write_atomic
 from lightning_prompts.lm.architectures import adapt, attention_of
-from lightning_prompts.lm.attention import RowMemory
+from lightning_prompts.lm.attention import Layout, RowMemory
 from lightning_prompts.lm.encoding import Row, share
 from lightning_prompts.lm.generation import Ending, generate_tokens
 from lightning_prompts.lm.key_values import KeyValues
@@ -51,34 +53,48 @@ def probe(config: PretrainedConfig, name: str) -> None:
         config: The model's.
         name: What to call it.
     """
-    twin = twin_config(config)
-    path = cache_root() / "probes" / f"{_key(twin)}.txt"
     try:
-        found = read_text(path)
-    except (OSError, UserError):
-        found = None
-    if found is None:
-        found = difference(twin)
-        try:
-            write_atomic(path, found)
-        except (OSError, UserError) as error:
-            log.debug("the probe's result is not kept: %s", error)
+        twin = twin_config(config)
+        path = cache_root() / "probes" / f"{_key(twin)}.txt"
+    except Exception as error:  # noqa: BLE001 - whatever an architecture raises, it is not supported
+        found: str | None = _failed(config, error)
+    else:
+        found = _remembered(path)
+        if found is None:
+            found = difference(twin)
+            _remember(path, found)
     if found:
         raise UserError(f"model {name!r} ({config.model_type}) cannot be scored packed: {found}; use another model")
 
 
-def difference(config: PretrainedConfig) -> str:
+def difference(twin: PretrainedConfig) -> str:
     """What is wrong with a small model in packed scoring, in words; empty if nothing is."""
     try:
         with torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.no_grad(), _quiet():
             torch.manual_seed(0)
-            own, packed = _build(config)
-            return _compare(own, PackedLM(packed, config.model_type))
-    except UserError as error:
-        return str(error)
-    except Exception as error:  # whatever an architecture raises, it is not supported
-        log.debug("the probe of %s failed", config.model_type, exc_info=True)
-        return f"it fails with {type(error).__name__} ({' '.join(str(error).split())[:160]})"
+            own, packed = _build(twin)
+            return _compare(own, _Watched(packed, twin.model_type))
+    except Exception as error:  # noqa: BLE001 - see above
+        return _failed(twin, error)
+
+
+def _failed(config: PretrainedConfig, error: Exception) -> str:
+    log.debug("the probe of %s failed", config.model_type, exc_info=True)
+    return f"a small one fails with {type(error).__name__} ({' '.join(str(error).split())[:160]})"
+
+
+def _remembered(path: Path) -> str | None:
+    try:
+        return read_text(path)
+    except (OSError, UserError):
+        return None
+
+
+def _remember(path: Path, found: str) -> None:
+    try:
+        write_atomic(path, found)
+    except (OSError, UserError) as error:
+        log.debug("what the probe has found is not kept: %s", error)
 
 
 def _build(config: PretrainedConfig) -> tuple[PreTrainedModel, PreTrainedModel]:
@@ -100,13 +116,12 @@ def _model(config: PretrainedConfig, attention: str) -> PreTrainedModel:
     model: PreTrainedModel = AutoModelForCausalLM.from_config(
         copy.deepcopy(config), dtype=torch.float32, attn_implementation=attention, trust_remote_code=False
     )
-    return model.eval().requires_grad_(False)
+    model.eval().requires_grad_(False)
+    return model
 
 
-def _compare(own: PreTrainedModel, lm: PackedLM) -> str:
-    rows = [Row(ids, []) for ids in ROWS]
-    nothing = lm.embed(torch.empty(0, dtype=torch.long))
-    ending = Ending([GENERATED] * len(rows), [None] * len(rows), set(), lambda ids, special: "")
+def _compare(own: PreTrainedModel, lm: _Watched) -> str:
+    nothing = lm.embed(torch.empty(0, dtype=torch.long, device="cpu"))
     first = [_logits(own, ids) for ids in ROWS]
     if not _close(*(logits[: len(SHARED)] for logits in first)):
         return "it is not causal: a token changes what is predicted before it"
@@ -119,10 +134,25 @@ def _compare(own: PreTrainedModel, lm: PackedLM) -> str:
     rest = [ids[3:] for ids in ROWS]
     if not _close(torch.cat([part[len(SHARED) - 1 :] for part in first]), _packed(lm, rest, len(SHARED) - 3, prefix)):
         return "keys and values in front differ from tokens in front"
-    for ids, new in zip(ROWS, generate_tokens(lm, rows, nothing, ending, None), strict=True):
-        if new != _logits(own, ids + new)[len(ids) - 1 : -1].argmax(-1).tolist():
-            return "generated tokens are not the likeliest by its own scores"
+    ending = Ending([GENERATED] * len(ROWS), [None] * len(ROWS), set(), lambda ids, special: "")
+    lm.seen.clear()
+    generated = generate_tokens(lm, [Row(ids, []) for ids in ROWS], nothing, ending, None)
+    for ids, new, steps in zip(ROWS, generated, torch.stack(lm.seen, 1), strict=True):
+        if not _close(_logits(own, ids + new)[len(ids) - 1 : -1], steps):
+            return "generation with cached keys and values differs from its own scores"
     return ""
+
+
+class _Watched(PackedLM):
+    """Keeps the logits that it has put out."""
+
+    def __init__(self, model: PreTrainedModel, name: str) -> None:
+        super().__init__(model, name)
+        self.seen: list[Tensor] = []
+
+    def logits(self, embeddings: Tensor, layout: Layout, head_rows: Tensor) -> Tensor:
+        self.seen.append(super().logits(embeddings, layout, head_rows))
+        return self.seen[-1]
 
 
 def _logits(own: PreTrainedModel, ids: list[int]) -> Tensor:
@@ -133,7 +163,7 @@ def _logits(own: PreTrainedModel, ids: list[int]) -> Tensor:
 
 def _packed(lm: PackedLM, rows: list[list[int]], shared: int, prefix: KeyValues | None = None) -> Tensor:
     """Logits ``[N, V]`` of rows behind what they share, whose last token is the first to be looked at."""
-    prompt = lm.embed(torch.empty(0, dtype=torch.long)) if prefix is None else prefix
+    prompt = lm.embed(torch.empty(0, dtype=torch.long, device="cpu")) if prefix is None else prefix
     levels = share([Row(ids, []) for ids in rows], rows, [len(rows)], shared_prompt=True)
     embeddings, layout = lm.pack(levels, prompt)
     ends = layout.ends
@@ -150,17 +180,21 @@ def _close(one: Tensor, other: Tensor) -> bool:
 # --- the twin --------------------------------------------------------------------------------------------------------
 
 HEADS, WINDOW, VOCABULARY = 4, 4, 64
-# Numbers of a config that a twin has smaller, by what their names end with. A number is never made larger.
+# Numbers of a config that a twin has smaller, by what their names end with.
 _SIZES: dict[str, int] = {
     "vocab_size": VOCABULARY, "vocab_size_per_layer_input": VOCABULARY, "n_vocab": VOCABULARY,
-    "num_attention_heads": HEADS, "sliding_window": WINDOW, "window_size": WINDOW, "attention_window": WINDOW,
-    "intermediate_size": 48, "ffn_dim": 48, "ffn_hidden_size": 48, "n_inner": 48, "d_ff": 48,
+    "group_vocab": VOCABULARY, "token_id": VOCABULARY - 1, "token_index": VOCABULARY - 1,
+    "attention_heads": HEADS, "n_heads": HEADS, "sliding_window": WINDOW, "window_size": WINDOW,
+    "attention_window": WINDOW, "attention_chunk_size": WINDOW, "index_topk": WINDOW,
+    "index_block_size": 2, "index_topk_blocks": 1,
+    "intermediate_size": 48, "intermediate_size_mlp": 48, "ffn_dim": 48, "ffn_hidden_size": 48, "n_inner": 48,
+    "d_ff": 48, "dff": 48, "first_k_dense_replace": 1, "num_dense_layers": 1,
     "hidden_size_per_layer_input": 8, "laurel_rank": 8, "lora_rank": 16, "low_rank_dim": 16,
     "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "moe_num_experts": 4, "n_shared_experts": 1,
     "num_experts_per_tok": 2, "top_k_experts": 2, "moe_topk": 2, "moe_k": 2, "n_group": 1, "topk_group": 1,
     "zero_expert_num": 1,
 }  # fmt: skip
-_WIDTHS = ("hidden_size", "d_model", "n_embd", "word_embed_proj_dim", "embedding_size", "num_channels")
+_WIDTHS = ("hidden_size", "d_model", "n_embd", "word_embed_proj_dim", "embedding_size", "emb_dim")
 _HEAD_WIDTHS = ("head_dim", "rotary_dim", "d_kv", "kv_channels")
 
 
@@ -182,21 +216,25 @@ def _shrink(config: PretrainedConfig) -> None:
     if isinstance(layers, int):
         _pick_layers(config, layers)
     for key, value in list(vars(config).items()):
+        limit = next((size for name, size in _SIZES.items() if key == name or key.endswith("_" + name)), None)
+        if isinstance(value, list) and limit is not None:
+            setattr(config, key, [min(one, limit) if isinstance(one, int) else one for one in value])
         if isinstance(value, bool) or not isinstance(value, int):
             continue
-        if key.endswith(_WIDTHS) and value > HEADS * width:
+        if key.endswith(_WIDTHS) and value > HEADS:
             setattr(config, key, HEADS * width)
         elif key.endswith(_HEAD_WIDTHS):
             setattr(config, key, min(value, width))
         elif key in ("pad_token_id", "bos_token_id", "eos_token_id"):
             setattr(config, key, min(value, ("pad_token_id", "bos_token_id", "eos_token_id").index(key)))
-        else:
-            limit = next((size for name, size in _SIZES.items() if key == name or key.endswith("_" + name)), value)
+        elif limit is not None:
             setattr(config, key, min(value, limit))
     if isinstance(heads, int):
         config.num_attention_heads = HEADS
         if isinstance(kv_heads, int):
             config.num_key_value_heads = HEADS if kv_heads == heads else min(kv_heads, 2)
+    if hasattr(config, "qk_head_dim") and hasattr(config, "qk_nope_head_dim"):
+        config.qk_head_dim = config.qk_nope_head_dim + config.qk_rope_head_dim
     for rope in _ropes(config):
         for key, value in rope.items():
             if isinstance(value, list | tuple) and key.endswith("_factor"):
@@ -207,7 +245,9 @@ def _shrink(config: PretrainedConfig) -> None:
 
 def _pick_layers(config: PretrainedConfig, layers: int) -> None:
     """Two layers of each kind; kinds differ in any list that has an entry for each layer."""
-    lists = {key: value for key, value in vars(config).items() if isinstance(value, list | tuple) and len(value) == layers}
+    lists = {
+        key: value for key, value in vars(config).items() if isinstance(value, list | tuple) and len(value) == layers
+    }
     kinds = list(zip(*lists.values(), strict=True)) if lists else [()] * layers
     firsts = [index for index in range(layers) if repr(kinds[index]) not in map(repr, kinds[:index])]
     picks = firsts[:4] * 2
@@ -249,18 +289,14 @@ def _code() -> str:
     return _digest_of("".join(Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8") for name in names))
 
 
-class _quiet:  # noqa: N801
+@contextmanager
+def _quiet() -> Iterator[None]:
     """Nothing that a twin warns about is meant for anyone."""
-
-    def __enter__(self) -> None:
-        """Hush transformers and warnings."""
-        self.level = transformers.logging.get_verbosity()
-        transformers.logging.set_verbosity_error()
-        self.warnings = warnings.catch_warnings()
-        self.warnings.__enter__()
-        warnings.simplefilter("ignore")
-
-    def __exit__(self, *error: object) -> None:
-        """Let them speak again."""
-        self.warnings.__exit__(*error)
-        transformers.logging.set_verbosity(self.level)
+    level = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        transformers.logging.set_verbosity(level)
