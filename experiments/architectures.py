@@ -37,10 +37,13 @@ def main(names: list[str]) -> None:
     for name in names or list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
         started = time.perf_counter()
         try:
-            probe(AutoConfig.for_model(name, **SETTINGS.get(name, {})), name)
+            config = AutoConfig.for_model(name, **SETTINGS.get(name, {}))
+            if getattr(config, "sliding_window", 0) is None:  # it has one, which is off unless a checkpoint sets it
+                config.sliding_window = 64
+            probe(config, name)
             kind, found = "right", ""
         except UserError as error:
-            kind, found = "refused", str(error)
+            kind, found = "refused", str(error).partition(" cannot be scored packed: ")[2]
         except Exception as error:  # noqa: BLE001 - what nobody should ever see
             kind, found = "error", f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         counts[kind] += 1

@@ -20,10 +20,10 @@ from transformers import PretrainedConfig, PreTrainedModel
 from lightning_prompts.lm.attention import ATTENTION_NAME, Bias, followed_layout, layer_attention
 
 
-def attention_of(config: PretrainedConfig) -> str:
-    """The attention implementation to build a model with."""
+def attention_of(config: PretrainedConfig) -> str | None:
+    """The attention implementation to build a model with; ``None`` for its default, where attention is written out."""
     written_out = ("falcon", "bloom", "mpt", "gptj", "codegen", "gpt_neox_japanese", "gpt_neo")
-    return "eager" if config.model_type in written_out else ATTENTION_NAME
+    return None if config.model_type in written_out else ATTENTION_NAME
 
 
 def adapt(model: PreTrainedModel) -> PreTrainedModel:

@@ -7,13 +7,15 @@ with two layers, a width of 32 and random weights, in float32 on the CPU. The mo
 weights it would take seconds, in bfloat16 or quantised its own rounding would hide what differs, and its window of
 thousands of tokens would never end within a probe's rows.
 
-The reference is what transformers computes for one row at a time, from token ids, with eager attention and no cache.
+The reference is what transformers computes for one row at a time, from token ids, without a cache, with the attention
+that it takes by default (SDPA where an architecture has it: Falcon's eager attention counts its ALiBi biases twice).
 What has been found is kept in the user's cache folder, by what it depends on.
 """
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import hashlib
 import json
@@ -99,7 +101,7 @@ def _remember(path: Path, found: str) -> None:
 
 def _build(config: PretrainedConfig) -> tuple[PreTrainedModel, PreTrainedModel]:
     """A model as transformers has it, and one as it is used here, with the same weights."""
-    own = _model(config, "eager")
+    own = _model(config, None)
     for weight in own.parameters():
         # As they are drawn, weights are so small that hardly anything depends on attention, and biases are zero.
         if weight.dim() > 1:
@@ -112,7 +114,7 @@ def _build(config: PretrainedConfig) -> tuple[PreTrainedModel, PreTrainedModel]:
     return own, adapt(packed)
 
 
-def _model(config: PretrainedConfig, attention: str) -> PreTrainedModel:
+def _model(config: PretrainedConfig, attention: str | None) -> PreTrainedModel:
     model: PreTrainedModel = AutoModelForCausalLM.from_config(
         copy.deepcopy(config), dtype=torch.float32, attn_implementation=attention, trust_remote_code=False
     )
@@ -209,30 +211,23 @@ def twin_config(config: PretrainedConfig) -> PretrainedConfig:
 
 
 def _shrink(config: PretrainedConfig) -> None:
-    layers = getattr(config, "num_hidden_layers", None)
-    heads = getattr(config, "num_attention_heads", None)
-    kv_heads = getattr(config, "num_key_value_heads", None)
+    layers, heads = (_number(config, key) for key in ("num_hidden_layers", "num_attention_heads"))
     width = 16 if all(int(16 * part) % 2 == 0 for part in _rotary_parts(config)) else 40
-    if isinstance(layers, int):
+    if layers is not None:
         _pick_layers(config, layers)
+    smaller = functools.partial(_smaller, heads=heads, width=width)
+    spec = getattr(config, "_heterogeneity_spec", None)  # what differs from layer to layer (Gemma 4)
+    for overrides in spec.per_layer_overrides.values() if spec else ():
+        for key, value in overrides.items():
+            wider = key.endswith(_HEAD_WIDTHS) and value > vars(config)[key]
+            overrides[key] = 2 * width if wider else smaller(key, value)
     for key, value in list(vars(config).items()):
-        limit = next((size for name, size in _SIZES.items() if key == name or key.endswith("_" + name)), None)
-        if isinstance(value, list) and limit is not None:
-            setattr(config, key, [min(one, limit) if isinstance(one, int) else one for one in value])
-        if isinstance(value, bool) or not isinstance(value, int):
-            continue
-        if key.endswith(_WIDTHS) and value > HEADS:
-            setattr(config, key, HEADS * width)
-        elif key.endswith(_HEAD_WIDTHS):
-            setattr(config, key, min(value, width))
-        elif key in ("pad_token_id", "bos_token_id", "eos_token_id"):
-            setattr(config, key, min(value, ("pad_token_id", "bos_token_id", "eos_token_id").index(key)))
-        elif limit is not None:
-            setattr(config, key, min(value, limit))
-    if isinstance(heads, int):
+        if isinstance(value, int | float):
+            setattr(config, key, smaller(key, value))
+        elif isinstance(value, list):
+            setattr(config, key, [smaller(key, one) for one in value])
+    if heads is not None:
         config.num_attention_heads = HEADS
-        if isinstance(kv_heads, int):
-            config.num_key_value_heads = HEADS if kv_heads == heads else min(kv_heads, 2)
     if hasattr(config, "qk_head_dim") and hasattr(config, "qk_nope_head_dim"):
         config.qk_head_dim = config.qk_nope_head_dim + config.qk_rope_head_dim
     for rope in _ropes(config):
@@ -243,19 +238,47 @@ def _shrink(config: PretrainedConfig) -> None:
                 rope[key] = [width // 2 - 2 * (width // 6), width // 6, width // 6]
 
 
+def _smaller(key: str, value: Any, heads: int | None, width: int) -> Any:  # noqa: ANN401 - whatever a config holds
+    """A number of a config as a twin has it; anything else as it is."""
+    if isinstance(value, float) and key.endswith(("softcapping", "softcap", "logit_cap")):
+        return min(value, 1.0)
+    if isinstance(value, bool) or not isinstance(value, int):
+        return value
+    if key.endswith(_WIDTHS) and value > HEADS:
+        return HEADS * width
+    if key.endswith(("key_value_heads", "kv_heads")):
+        return HEADS if value == heads else min(value, 2)
+    if key.endswith(_HEAD_WIDTHS):
+        return min(value, width)
+    special = ("pad_token_id", "bos_token_id", "eos_token_id")
+    if key in special:
+        return min(value, special.index(key))
+    return min(value, next((size for name, size in _SIZES.items() if key == name or key.endswith("_" + name)), value))
+
+
 def _pick_layers(config: PretrainedConfig, layers: int) -> None:
     """Two layers of each kind; kinds differ in any list that has an entry for each layer."""
     lists = {
         key: value for key, value in vars(config).items() if isinstance(value, list | tuple) and len(value) == layers
     }
-    kinds = list(zip(*lists.values(), strict=True)) if lists else [()] * layers
-    firsts = [index for index in range(layers) if repr(kinds[index]) not in map(repr, kinds[:index])]
-    picks = firsts[:4] * 2
+    spec = getattr(config, "_heterogeneity_spec", None)
+    overrides = spec.per_layer_overrides if spec else {}
+    kinds = [repr([overrides.get(index), *(value[index] for value in lists.values())]) for index in range(layers)]
+    picks = [index for index in range(layers) if kinds[index] not in kinds[:index]][:4] * 2
     for key, value in lists.items():
         setattr(config, key, [value[index] for index in picks])
+    if spec:
+        new = {index: dict(overrides[old]) for index, old in enumerate(picks) if old in overrides}
+        config._heterogeneity_spec = dataclasses.replace(spec, per_layer_overrides=new)
     config.num_hidden_layers = len(picks)
     if shared := getattr(config, "num_kv_shared_layers", 0):
         config.num_kv_shared_layers = min(shared, len(picks) // 2)
+
+
+def _number(config: PretrainedConfig, name: str) -> int | None:
+    """A number by its common name, which architectures spell differently."""
+    value = vars(config).get(config.attribute_map.get(name, name))
+    return value if isinstance(value, int) else None
 
 
 def _ropes(config: PretrainedConfig) -> list[dict[str, Any]]:
