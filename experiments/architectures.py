@@ -17,7 +17,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm.probe import probe
 
-# What a type's default config leaves open.
+# What a type's default config leaves open, or gets wrong.
 SETTINGS: dict[str, dict[str, Any]] = {
     "nemotron": {"num_key_value_heads": 8},
     "ministral": {"head_dim": 128},
@@ -25,6 +25,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "hunyuan_v1_moe": {"head_dim": 128},
     "dots1": {"n_routed_experts": 8, "num_experts_per_tok": 2, "n_shared_experts": 1},
     "deepseek_v2": {"num_experts_per_tok": 2},
+    "gemma4_assistant": {
+        "text_config": {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0, "num_kv_shared_layers": 0}
+    },
     "lfm2": {"layer_types": ["conv", "full_attention"] * 16},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 16},
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm import FrozenLM, LMConfig, architectures, attention, probe
@@ -222,27 +221,28 @@ def test_broken_attention_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -
     assert probe.difference(twin).startswith(what)
 
 
-def test_what_was_found_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_right_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe, "cache_root", lambda: tmp_path)
-    found = itertools.count()
-    monkeypatch.setattr(probe, "difference", lambda twin: f"finding {next(found)}" if twin.model_type == "bert" else "")
-    llama, bert = AutoConfig.for_model("llama"), AutoConfig.for_model("bert")
-    probe.probe(llama, "a")
-    for name in ("a", "b"):
-        with pytest.raises(UserError, match=f"model '{name}' .*finding 0;"):
-            probe.probe(bert, name)
-    larger = AutoConfig.for_model("bert", num_hidden_layers=40, vocab_size=99_999)
-    with pytest.raises(UserError, match="finding 0;"):
-        probe.probe(larger, "only larger")
-    other = AutoConfig.for_model("bert", hidden_act="relu")
-    with pytest.raises(UserError, match="finding 1;"):
-        probe.probe(other, "of other features")
-    monkeypatch.setattr(probe, "difference", lambda twin: pytest.fail("it is known"))
-    probe.probe(llama, "a")
+    probed: list[str] = []
+
+    def difference(twin: PretrainedConfig) -> str:
+        probed.append(twin.model_type)
+        return "it is wrong" if twin.model_type == "bert" else ""
+
+    monkeypatch.setattr(probe, "difference", difference)
+    for settings in ({}, {}, {"num_hidden_layers": 40, "vocab_size": 99_999, "hidden_size": 8192}):
+        probe.probe(AutoConfig.for_model("llama", **settings), "a")
+    assert probed == ["llama"], "once for all sizes"
+    probe.probe(AutoConfig.for_model("llama", hidden_act="relu"), "a")
+    probe.probe(AutoConfig.for_model("qwen2"), "a")
+    assert probed == ["llama", "llama", "qwen2"], "for each type and its features"
+    for _ in range(2):
+        with pytest.raises(UserError, match="it is wrong; use another"):
+            probe.probe(AutoConfig.for_model("bert"), "a")
+    assert probed[3:] == ["bert", "bert"], "what is wrong may be right tomorrow"
     monkeypatch.setattr(probe.transformers, "__version__", "0")
-    monkeypatch.setattr(probe, "difference", lambda twin: "a newer one differs")
-    with pytest.raises(UserError, match="a newer one differs"):
-        probe.probe(llama, "a")
+    probe.probe(AutoConfig.for_model("llama"), "a")
+    assert probed[5:] == ["llama"], "for each version"
 
 
 def test_a_cache_that_cannot_be_written_only_costs_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,10 +64,10 @@ def _falcon(module: Any, hidden_states: Tensor, alibi: Tensor | None, *args: Any
     query, key, value = (part.transpose(1, 2) for part in module._split_heads(module.query_key_value(hidden_states)))
     bias: Bias | None = None
     if module.config.alibi:
-        slopes = _slopes(module, hidden_states.device).bfloat16()
+        slopes, scale = _slopes(module, hidden_states.device).bfloat16(), float(module.inv_norm_factor)
 
         def rounded(positions: Tensor) -> Tensor:  # as Falcon's own biases are
-            return (slopes[:, None] * positions[:, None]).float() * module.inv_norm_factor
+            return (slopes[:, None] * positions[:, None]).float() * scale
 
         bias = rounded
 

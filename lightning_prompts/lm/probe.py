@@ -9,7 +9,7 @@ thousands of tokens would never end within a probe's rows.
 
 The reference is what transformers computes for one row at a time, from token ids, without a cache, with the attention
 that it takes by default (SDPA where an architecture has it: Falcon's eager attention counts its ALiBi biases twice).
-What has been found is kept in the user's cache folder, by what it depends on.
+That a twin is right is remembered in the user's cache folder, by what that depends on.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from lightning_prompts.errors import UserError
-from lightning_prompts.files import cache_root, read_text, write_atomic
+from lightning_prompts.files import cache_root, write_atomic
 from lightning_prompts.lm.architectures import adapt, attention_of
 from lightning_prompts.lm.attention import Layout, RowMemory
 from lightning_prompts.lm.encoding import Row, share
@@ -57,16 +57,18 @@ def probe(config: PretrainedConfig, name: str) -> None:
     """
     try:
         twin = twin_config(config)
-        path = cache_root() / "probes" / f"{_key(twin)}.txt"
+        right = cache_root() / "probes" / _key(twin)  # only what is right is remembered: an error may pass
+        if right.exists():
+            return
+        found = difference(twin)
     except Exception as error:  # noqa: BLE001 - whatever an architecture raises, it is not supported
-        found: str | None = _failed(config, error)
-    else:
-        found = _remembered(path)
-        if found is None:
-            found = difference(twin)
-            _remember(path, found)
+        found = _failed(config, error)
     if found:
         raise UserError(f"model {name!r} ({config.model_type}) cannot be scored packed: {found}; use another model")
+    try:
+        write_atomic(right, "")
+    except (OSError, UserError) as error:
+        log.debug("what the probe has found is not kept: %s", error)
 
 
 def difference(twin: PretrainedConfig) -> str:
@@ -83,20 +85,6 @@ def difference(twin: PretrainedConfig) -> str:
 def _failed(config: PretrainedConfig, error: Exception) -> str:
     log.debug("the probe of %s failed", config.model_type, exc_info=True)
     return f"a small one fails with {type(error).__name__} ({' '.join(str(error).split())[:160]})"
-
-
-def _remembered(path: Path) -> str | None:
-    try:
-        return read_text(path)
-    except (OSError, UserError):
-        return None
-
-
-def _remember(path: Path, found: str) -> None:
-    try:
-        write_atomic(path, found)
-    except (OSError, UserError) as error:
-        log.debug("what the probe has found is not kept: %s", error)
 
 
 def _build(config: PretrainedConfig) -> tuple[PreTrainedModel, PreTrainedModel]:
