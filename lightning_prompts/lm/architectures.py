@@ -110,8 +110,8 @@ def _slopes(module: Any, device: torch.device) -> Tensor:  # noqa: ANN401
 
 
 def _alibi(slopes: Tensor) -> Bias:
-    """A bias that falls with the distance: what is the same for all keys of a query cancels in the softmax."""
-    return lambda positions: slopes.float()[:, None] * positions[:, None]
+    """A bias that falls with the distance from the last key: what all keys of a query share cancels in the softmax."""
+    return lambda positions: slopes.float()[:, None] * (positions - positions.amax(-1, keepdim=True))[:, None]
 
 
 def _no_alibi(module: Any, *args: Any, **kwargs: Any) -> Tensor | None:  # noqa: ANN401
