@@ -1,10 +1,9 @@
 """What is particular to some architectures, so that their attention follows a `Layout` too.
 
 Most architectures of transformers look their attention up by name, and are called with a window and a scale. These do
-not: attention that is written out in the layer (Falcon, BLOOM, MPT, GPT-J, CodeGen, GPT-Neo, GPT-NeoX
-Japanese), a window that
-stands in the mask alone (PhiMoE), layers that read another layer's keys and values, and inputs of each layer that
-belong to a token (Gemma 3n, Gemma 4).
+not: attention that is written out in the layer (Falcon, BLOOM, MPT, GPT-J, CodeGen, GPT-Neo, GPT-NeoX Japanese, XGLM),
+a window that stands in the mask alone (PhiMoE), layers that read another layer's keys and values, and inputs of each
+layer that belong to a token (Gemma 3n, Gemma 4).
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from lightning_prompts.lm.attention import ATTENTION_NAME, Bias, followed_layout
 
 def attention_of(config: PretrainedConfig) -> str | None:
     """The attention implementation to build a model with; ``None`` for its default, where attention is written out."""
-    written_out = ("falcon", "bloom", "mpt", "gptj", "codegen", "gpt_neox_japanese", "gpt_neo")
+    written_out = ("falcon", "bloom", "mpt", "gptj", "codegen", "gpt_neox_japanese", "gpt_neo", "xglm")
     return None if config.model_type in written_out else ATTENTION_NAME
 
 
@@ -100,6 +99,17 @@ def _mpt(module: Any, hidden_states: Tensor, position_bias: Tensor, *args: Any, 
     slopes = -build_mpt_alibi_tensor(module.n_heads, 2, device=hidden_states.device)[:, 0, 0]
     out = layer_attention(module, query, key, value, layout, module.softmax_scale, bias=_alibi(slopes))
     return module.out_proj(out.flatten(2)), None
+
+
+def _xglm(module: Any, hidden_states: Tensor, **kwargs: Any) -> Any:  # noqa: ANN401
+    layout = followed_layout()
+    if layout is None:
+        return type(module).forward(module, hidden_states, **kwargs)
+    query, key, value = (
+        project(hidden_states).unflatten(-1, (module.num_heads, -1)).transpose(1, 2)
+        for project in (module.q_proj, module.k_proj, module.v_proj)
+    )
+    return module.out_proj(layer_attention(module, query, key, value, layout, module.scaling).flatten(2)), None
 
 
 def _slopes(module: Any, device: torch.device) -> Tensor:  # noqa: ANN401
@@ -215,5 +225,6 @@ _CHANGES: dict[str, Callable[[Any], Any]] = {
     "BloomAttention": _instead("forward", _bloom),
     "BloomModel": _instead("build_alibi_tensor", _no_alibi),
     "MptAttention": _instead("forward", _mpt),
+    "XGLMAttention": _instead("forward", _xglm),
     "PhimoeAttention": _mask_window,
 }
