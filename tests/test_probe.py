@@ -101,7 +101,7 @@ def test_packed_is_what_the_model_itself_computes(name: str, tmp_path: Path) -> 
         assert len(new) == 3 or (len(new) < 3 and own_scores(own, ids + new)[-1].argmax().item() in lm.end_tokens())
 
 
-@pytest.mark.parametrize("name", ["bloom", "stablelm", "falcon, alibi", "gptj", "gpt_oss", "xglm"])
+@pytest.mark.parametrize("name", ["bloom", "stablelm", "falcon, alibi", "gptj", "gpt_oss", "xglm", "opt"])
 def test_gradients_are_those_of_the_model_itself(name: str, tmp_path: Path) -> None:
     """Checkpointed, too, where each layer runs again after another pass has had another layout."""
     lm = load(name, tmp_path)
