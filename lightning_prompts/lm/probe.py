@@ -3,7 +3,7 @@
 A packed sequence is right only if attention follows its `Layout` and nothing else looks across tokens. Architectures
 break that in many ways (a window that stands in the mask alone, a mixer that is no attention, an encoder that is taken
 for a decoder), most of them without an error. So a *twin* is probed: a model of the same class and of the same features
-with two layers, a width of 32 and random weights, in float32 on the CPU. The model itself is not: with billions of
+with two layers of each kind, a width of 64 and random weights, in float32 on the CPU. The model itself is not: with billions of
 weights it would take seconds, in bfloat16 or quantised its own rounding would hide what differs, and its window of
 thousands of tokens would never end within a probe's rows.
 
@@ -285,7 +285,8 @@ def _rotary_parts(config: PretrainedConfig) -> list[float]:
 
 def _key(twin: PretrainedConfig) -> str:
     """The name of what has been found: of the twin, the versions of what runs it, and the code here."""
-    described = json.dumps(twin.to_dict(), sort_keys=True, default=str)
+    features = {key: value for key, value in twin.to_dict().items() if key not in ("_name_or_path", "dtype")}
+    described = json.dumps(features, sort_keys=True, default=str)
     return f"{twin.model_type}-{_digest_of(described + transformers.__version__ + torch.__version__ + _code())}"
 
 
