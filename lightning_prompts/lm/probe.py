@@ -3,9 +3,9 @@
 A packed sequence is right only if attention follows its `Layout` and nothing else looks across tokens. Architectures
 break that in many ways (a window that stands in the mask alone, a mixer that is no attention, an encoder that is taken
 for a decoder), most of them without an error. So a *twin* is probed: a model of the same class and of the same features
-with two layers of each kind, a width of 64 and random weights, in float32 on the CPU. The model itself is not: with billions of
-weights it would take seconds, in bfloat16 or quantised its own rounding would hide what differs, and its window of
-thousands of tokens would never end within a probe's rows.
+with two layers of each kind, a width of 64 and random weights, in float32 on the CPU. The model itself is not probed:
+with billions of weights it would take seconds, in bfloat16 or quantised its own rounding would hide what differs, and
+its window of thousands of tokens would never end within a probe's rows.
 
 The reference is what transformers computes for one row at a time, from token ids, without a cache, with the attention
 that it takes by default (SDPA where an architecture has it: Falcon's eager attention counts its ALiBi biases twice).
