@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from lightning_prompts.lm import FrozenLM, LMConfig, answer_cache, state_store
+from lightning_prompts.lm import FrozenLM, LMConfig, answer_cache, probe, state_store
 from lightning_prompts.template import Template
 from lightning_prompts.types import Example
 
@@ -34,9 +34,9 @@ TINY = SHAPES["llama"]
 
 @pytest.fixture(scope="session", autouse=True)
 def _states_elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Hidden states and servers' answers of the tests are nothing for the user's cache."""
+    """Hidden states, servers' answers and probes of the tests are nothing for the user's cache."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (state_store, answer_cache):
+        for module in (state_store, answer_cache, probe):
             patch.setattr(module, "cache_root", lambda: tmp_path_factory.getbasetemp() / "cache")
         yield
 

@@ -18,7 +18,9 @@ from __future__ import annotations
 import copy
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -29,7 +31,6 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from lightning_prompts.errors import UserError
 from lightning_prompts.lm.cascade import Part, cascade_attention, has_kernels, parts_of
 from lightning_prompts.lm.config import Attention
 from lightning_prompts.lm.key_values import KeyValues
@@ -43,6 +44,7 @@ EXPLICIT_LIMIT = 1 << 22
 EXPLICIT_LIMIT_NO_GRAD = 1 << 26
 
 Pair = tuple[Tensor, Tensor]
+Bias = Callable[[Tensor], Tensor]  # positions of keys [n, S] -> what is added to their scores [n, H, S]
 
 
 class Level:
@@ -295,6 +297,16 @@ class Layout:
             ]
         return self._masks[level, window]
 
+    def key_positions(self, level: int) -> Tensor:
+        """Positions ``[n, keys]`` of the keys that `mask` is about."""
+        own = self.passing[level]
+        width, begins = own.width, own.starts
+        if self.memory is not None and own is self.passing[-1]:
+            width, begins = self.memory.capacity, own.starts - self.row_columns
+        parts = [(shared.starts, shared.width) for shared in [*self.above, *self.passing[:level]]] + [(begins, width)]
+        keys = [starts[:, None] + torch.arange(width, device=self.device) for starts, width in parts]
+        return torch.cat([key.repeat_interleave(own.size // len(key), 0) for key in keys], -1)
+
     @staticmethod
     def _visible(query: Tensor, key: Tensor, seen: Tensor, window: int | None) -> Tensor:
         """``[n, T, 1]`` query positions on ``[n', T']`` key positions -> ``[n, T, T']``."""
@@ -335,6 +347,8 @@ def packed_attention(
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
+    sinks: Tensor | None = None,
+    bias: Bias | None = None,
 ) -> Tensor:
     """Attention of one layer over a packed sequence.
 
@@ -347,6 +361,8 @@ def packed_attention(
         scale: Factor on the scores.
         window: Sliding window in tokens, ``None`` for full attention.
         softcap: Scores become ``softcap * tanh(scores / softcap)`` (Gemma 2).
+        sinks: A score ``[H]`` of each head that takes part in the softmax and stands for no token (gpt-oss).
+        bias: What is added to scores, from the positions of keys (ALiBi).
 
     Returns:
         ``[M, H, Dh]``.
@@ -359,14 +375,22 @@ def packed_attention(
     elif torch.is_autocast_enabled(query.device.type):
         mixed = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(mixed), key.to(mixed), value.to(mixed)
-    if softcap is None and layout.cascades(query, value, window):
+    if softcap is None and sinks is None and bias is None and layout.cascades(query, value, window):
         return cascade_attention(query, key, value, layout, layer, scale).to(dtype)
     shared = layout.shared(layer, key)
     outputs = []
     for index, level in enumerate(layout.passing):
         own = layout.own(level, layer, key[level.place], value[level.place])
         mask = layout.mask(index, window)
-        outputs.append(level.unpad(_attend(level.pad(query[level.place]), shared, *own, mask, scale, softcap)))
+        if bias is not None:
+            mask = mask + bias(layout.key_positions(index))[:, :, None]
+        keys, values = own
+        if sinks is not None:  # one more key of zeros, whose score is the sink and whose value is nothing
+            keys, values = (nn.functional.pad(part, (0, 0, 0, 0, 0, 1)) for part in own)
+            shape = (level.size, len(sinks), level.width)
+            sink = sinks.float()[:, None, None].expand(*shape, 1)
+            mask = torch.cat([mask.expand(*shape, -1), sink], -1)
+        outputs.append(level.unpad(_attend(level.pad(query[level.place]), shared, keys, values, mask, scale, softcap)))
         if index < len(layout.passing) - 1:
             shared = [*shared, own]
     if layout.memory is not None:
@@ -390,7 +414,7 @@ def _attend(
         shared: Keys and values ``[n', S, Hkv, Dh]`` of each level above, ``n`` a multiple of ``n'``.
         key: ``[n, T', Hkv, Dh]``; as ``value``.
         value: ``[n, T', Hkv, Dh]``.
-        mask: Additive, ``[n, 1, T, all S + T']``.
+        mask: Additive, ``[n, 1, T, all S + T']``, or ``[n, H, T, all S + T']`` where heads differ.
         scale: Factor on the scores.
         softcap: See `packed_attention`.
 
@@ -422,6 +446,7 @@ def _attend(
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
     # The mask's [n, 1, T, .] stands against [., n, g, T, .].
+    mask = mask if mask.shape[1] == 1 else mask.unflatten(1, (hkv, g)).transpose(0, 1)
     weights = torch.softmax(scores.view(hkv, n, g, t, -1).float() + mask, -1).to(query.dtype)
     weights = weights.view(hkv, n, g * t, -1)
     ends = list(itertools.accumulate(v.shape[1] for _, v in pairs))
@@ -433,6 +458,29 @@ def _by_segment(left: Tensor, right: Tensor) -> Tensor:
     """``[Hkv, n, R, X] @ [Hkv * n', X, Y]`` -> ``[Hkv, n, R, Y]``, the rows of ``n / n'`` segments in one product."""
     hkv, n, rows, x = left.shape
     return (left.reshape(len(right), -1, x) @ right).view(hkv, n, rows, -1)
+
+
+_followed: ContextVar[Layout | None] = ContextVar("layout", default=None)
+
+
+def followed_layout() -> Layout | None:
+    """The layout of the pass that is running, for attention that is not told of it."""
+    return _followed.get()
+
+
+@contextmanager
+def following(layout: Layout | None) -> Iterator[None]:
+    """A pass by a layout: not every architecture hands on to its attention what its model is called with."""
+    token = _followed.set(layout)
+    try:
+        yield
+    finally:
+        _followed.reset(token)
+
+
+def checkpoint_contexts() -> tuple[Any, Any]:
+    """The ``context_fn`` of gradient checkpointing: a layer is run again in the backward, by the same layout."""
+    return nullcontext(), following(followed_layout())
 
 
 def attention_forward(
@@ -449,27 +497,56 @@ def attention_forward(
     **kwargs: Any,  # noqa: ANN401 - whatever else an architecture hands to its attention
 ) -> tuple[Tensor, None]:
     """What transformers calls in every attention layer; heads come as ``[1, H, M, Dh]``."""
-    if layout is None and softcap is None:
+    layout = followed_layout() if layout is None else layout
+    if layout is not None:
+        out = layer_attention(module, query, key, value, layout, scaling, sliding_window, softcap, s_aux)
+        return out, None
+    if softcap is None and s_aux is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-    if layout is None:
-        return _softcapped(query, key, value, attention_mask, scaling, softcap), None
-    if s_aux is not None:
-        raise UserError(f"{type(module).__name__} uses attention sinks, which packed scoring does not support yet")
+    return _explicit(query, key, value, attention_mask, scaling, softcap, s_aux), None
+
+
+def layer_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: Layout,
+    scaling: float | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+    bias: Bias | None = None,
+) -> Tensor:
+    """`packed_attention` of a layer of transformers: heads come as ``[1, H, M, Dh]`` and go as ``[1, M, H, Dh]``.
+
+    The layer may have two attributes from `lightning_prompts.lm.architectures`: ``packed_window``, a window that its
+    attention is not called with, and ``packed_layer``, the layer whose keys and values it reads.
+    """
+    own = getattr(module, "packed_layer", None)
     out = packed_attention(
         query[0].transpose(0, 1),
         key[0].transpose(0, 1),
         value[0].transpose(0, 1),
         layout,
-        layer=int(module.layer_idx),  # type: ignore[arg-type]
+        layer=int(module.layer_idx if own is None else own),  # type: ignore[arg-type]
         scale=scaling if scaling is not None else query.shape[-1] ** -0.5,
-        window=sliding_window,
+        window=getattr(module, "packed_window", window),
         softcap=softcap,
+        sinks=sinks,
+        bias=bias,
     )
-    return out[None], None
+    return out[None].contiguous()  # some architectures take a view of it
 
 
-def _softcapped(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None, softcap: float | None
+def _explicit(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scaling: float | None,
+    softcap: float | None,
+    sinks: Tensor | None,
 ) -> Tensor:
     """What SDPA cannot do, for the plain path: ``[B, H, T, Dh]`` each -> ``[B, T, H, Dh]``."""
     groups = query.shape[1] // key.shape[1]
@@ -481,7 +558,10 @@ def _softcapped(
         mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()
     hidden = torch.finfo(torch.float32).min  # not -inf: a padding token may see nothing at all
     scores = scores.float().masked_fill(~mask, hidden) if mask.dtype == torch.bool else scores.float() + mask
-    return (torch.softmax(scores, -1).to(value.dtype) @ value).transpose(1, 2)
+    if sinks is not None:
+        scores = torch.cat([scores, sinks.float()[:, None, None].expand(*scores.shape[:-1], 1)], -1)
+    weights = torch.softmax(scores, -1)[..., : key.shape[2]]
+    return (weights.to(value.dtype) @ value).transpose(1, 2)
 
 
 AttentionInterface.register(ATTENTION_NAME, attention_forward)

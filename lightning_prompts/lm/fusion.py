@@ -9,6 +9,7 @@ import torch
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from lightning_prompts.lm.architectures import attention_of
 from lightning_prompts.lm.attention import ATTENTION_NAME, attention_forward
 from lightning_prompts.lm.cascade import fuse_merge
 
@@ -22,9 +23,11 @@ def compile_layers(model: PreTrainedModel) -> bool:
         model: On a CUDA device.
 
     Returns:
-        Whether anything was compiled: not without Triton, not with gradient checkpointing or quantised weights.
+        Whether anything was compiled: not without Triton, not with gradient checkpointing or quantised weights, not
+        where attention is written out in the layer.
     """
-    if importlib.util.find_spec("triton") is None or getattr(model, "quantization_method", None) is not None:
+    quantized = getattr(model, "quantization_method", None) is not None
+    if importlib.util.find_spec("triton") is None or quantized or attention_of(model.config) is None:
         return False
     layers = [layer for layer in _layers(model) if not getattr(layer, "gradient_checkpointing", False)]
     # What attention does depends on the layout, and its kernels are fused already.

@@ -28,10 +28,12 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from lightning_prompts.errors import UserError, nearest
-from lightning_prompts.lm.attention import ATTENTION_NAME
+from lightning_prompts.lm.architectures import adapt, attention_of
+from lightning_prompts.lm.attention import checkpoint_contexts
 from lightning_prompts.lm.config import LMConfig
 from lightning_prompts.lm.embedded import EMBEDDED, embedded_folder
 from lightning_prompts.lm.precision import dtype_of
+from lightning_prompts.lm.probe import probe
 from lightning_prompts.randomness import seeded
 
 log = logging.getLogger(__name__)
@@ -92,11 +94,7 @@ def check_supported(model: PreTrainedModel, name: str) -> None:
             f"model {name!r} has layers of type {', '.join(sorted(unknown))}, which packed scoring does not "
             "support; use a model with full or sliding-window attention"
         )
-    if any(weight.endswith(".sinks") for weight, _ in model.named_parameters()):
-        raise UserError(
-            f"model {name!r} ({model.config.model_type}) has attention sinks, which packed scoring does not support; "
-            "use a model without them"
-        )
+    probe(model.config, name)
 
 
 def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
@@ -136,12 +134,16 @@ def _checkpoint_gradients(model: PreTrainedModel) -> None:
             f"{type(model).__name__} does not support gradient checkpointing; set gradient_checkpointing: false"
         )
     # Not the re-entrant kind: it sees no gradient towards what reaches a layer by other ways than its input (a prefix).
-    settings = {"use_reentrant": False}
+    settings = {"use_reentrant": False, "context_fn": checkpoint_contexts}
     if hasattr(model, "activation_checkpointing_enable"):  # its name in newer versions
         model.activation_checkpointing_enable(settings)
     else:
         model.gradient_checkpointing_enable(settings)
     model.disable_input_require_grads()  # which the re-entrant kind would need
+    # transformers checkpoints layers in training mode only, where some drop out activations themselves (OPT, XGLM).
+    for module in model.modules():
+        for rate in [name for name, value in vars(module).items() if "drop" in name and isinstance(value, float)]:
+            setattr(module, rate, 0.0)
 
 
 def load_tokenizer(config: LMConfig) -> PreTrainedTokenizerBase:
@@ -179,16 +181,18 @@ def _pretrained(
 
 def _from_files(folder: str, config: LMConfig, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     """The model of a folder or hub id, quantised if the config says so."""
+    found = AutoConfig.from_pretrained(folder, revision=config.revision, trust_remote_code=False)
     with device:  # transformers reads each weight straight onto the default device
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             folder,
+            config=found,
             dtype=dtype,
             revision=config.revision,
-            attn_implementation=ATTENTION_NAME,
+            attn_implementation=attention_of(found),
             quantization_config=_quantization(config, dtype),
             trust_remote_code=False,
         )
-    return model
+    return adapt(model)
 
 
 def _why_not(config: LMConfig, error: Exception) -> str:
@@ -226,11 +230,11 @@ def _random_model(
     with _of_shape(config.name), seeded(0), torch.device("cpu"):
         model_config, tokenizer = _random_config(config.name)
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
-            model_config, dtype=dtype, attn_implementation=ATTENTION_NAME, trust_remote_code=False
+            model_config, dtype=dtype, attn_implementation=attention_of(model_config), trust_remote_code=False
         )
     if _quantization(config, dtype) is None:
         model.to(device)  # type: ignore[arg-type]
-        return model, tokenizer
+        return adapt(model), tokenizer
     with tempfile.TemporaryDirectory() as folder:  # bitsandbytes quantises while loading
         model.save_pretrained(folder)
         return _from_files(folder, replace(config, revision=None), dtype, device), tokenizer

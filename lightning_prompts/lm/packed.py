@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lightning_prompts.errors import UserError, in_one_line
-from lightning_prompts.lm.attention import ATTENTION_NAME, Layout, RowMemory, bucket
+from lightning_prompts.lm.attention import ATTENTION_NAME, Layout, RowMemory, bucket, following
 from lightning_prompts.lm.config import Attention, Switch
 from lightning_prompts.lm.finite import first_not_finite
 from lightning_prompts.lm.fusion import compile_layers, uncompile_layers
@@ -241,15 +241,16 @@ class PackedLM(nn.Module):
             self.shards.lockstep.before_pass()
         self._head_rows = head_rows
         try:
-            output = self.model(
-                inputs_embeds=embeddings[None],
-                position_ids=layout.positions,
-                # Visibility is the layout's; a 4-D mask keeps transformers from building one of its own.
-                attention_mask=embeddings.new_zeros(1, 1, 1, 1),
-                use_cache=False,
-                output_hidden_states=states,
-                layout=layout,
-            )
+            with following(layout):
+                output = self.model(
+                    inputs_embeds=embeddings[None],
+                    position_ids=layout.positions,
+                    # Visibility is the layout's; a 4-D mask keeps transformers from building one of its own.
+                    attention_mask=embeddings.new_zeros(1, 1, 1, 1),
+                    use_cache=False,
+                    output_hidden_states=states,
+                    layout=layout,
+                )
         finally:
             self._head_rows = None
         if not layout.followed:

@@ -1,0 +1,230 @@
+"""What is particular to some architectures, so that their attention follows a `Layout` too.
+
+Most architectures of transformers look their attention up by name, and are called with a window and a scale. These do
+not: attention that is written out in the layer (Falcon, BLOOM, MPT, GPT-J, CodeGen, GPT-Neo, GPT-NeoX Japanese, XGLM),
+a window that stands in the mask alone (PhiMoE), layers that read another layer's keys and values, and inputs of each
+layer that belong to a token (Gemma 3n, Gemma 4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from lightning_prompts.lm.attention import ATTENTION_NAME, Bias, followed_layout, layer_attention
+
+
+def attention_of(config: PretrainedConfig) -> str | None:
+    """The attention implementation to build a model with; ``None`` for its default, where attention is written out."""
+    written_out = ("falcon", "bloom", "mpt", "gptj", "codegen", "gpt_neox_japanese", "gpt_neo", "xglm")
+    return None if config.model_type in written_out else ATTENTION_NAME
+
+
+def adapt(model: PreTrainedModel) -> PreTrainedModel:
+    """Let a model follow layouts, in place.
+
+    Args:
+        model: As transformers has built it, with the attention implementation `attention_of`.
+    """
+    for module in model.modules():
+        if change := _CHANGES.get(type(module).__name__):
+            change(module)
+        if getattr(module, "is_kv_shared_layer", False):
+            module.packed_layer = _read_layer(module)  # type: ignore[assignment]
+        if getattr(module, "hidden_size_per_layer_input", 0) and hasattr(module, "embed_tokens_per_layer"):
+            model.register_forward_pre_hook(TokenInputs(module), with_kwargs=True)
+    return model
+
+
+# --- attention that is written out in the layer ----------------------------------------------------------------------
+
+
+def _dot_product(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Any:  # noqa: ANN401
+    """GPT-J, CodeGen, GPT-Neo and GPT-NeoX Japanese: the part between rotation and output projection."""
+    layout = followed_layout()
+    if layout is None:
+        return type(module)._attn(module, query, key, value, mask)
+    scale = 1.0 if hasattr(module, "attention_type") else None  # GPT-Neo does not divide its scores
+    out = layer_attention(module, query.to(value.dtype), key.to(value.dtype), value, layout, scale)
+    return out.transpose(1, 2), None
+
+
+def _falcon(module: Any, hidden_states: Tensor, alibi: Tensor | None, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+    layout = followed_layout()
+    if layout is None:
+        return type(module).forward(module, hidden_states, alibi, *args, **kwargs)
+    from transformers.models.falcon.modeling_falcon import apply_rotary_pos_emb
+
+    query, key, value = (part.transpose(1, 2) for part in module._split_heads(module.query_key_value(hidden_states)))
+    bias: Bias | None = None
+    if module.config.alibi:
+        slopes, scale = _slopes(module, hidden_states.device).bfloat16(), float(module.inv_norm_factor)
+
+        def rounded(positions: Tensor) -> Tensor:  # as Falcon's own biases are
+            return (slopes[:, None] * positions[:, None]).float() * scale
+
+        bias = rounded
+
+    else:
+        query, key = apply_rotary_pos_emb(query, key, *kwargs["position_embeddings"])
+    out = layer_attention(module, query, key, value, layout, bias=bias)
+    return module.dense(out.flatten(2)), None
+
+
+def _bloom(module: Any, hidden_states: Tensor, residual: Tensor, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+    layout = followed_layout()
+    if layout is None:
+        return type(module).forward(module, hidden_states, residual, *args, **kwargs)
+    query, key, value = module._reshape(module.query_key_value(hidden_states))
+    bias = _alibi(_slopes(module, hidden_states.device))
+    out = layer_attention(module, query, key, value, layout, bias=bias)
+    return module.dense(out.flatten(2)) + residual, None
+
+
+def _mpt(module: Any, hidden_states: Tensor, position_bias: Tensor, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+    layout = followed_layout()
+    if layout is None:
+        return type(module).forward(module, hidden_states, position_bias, *args, **kwargs)
+    from transformers.models.mpt.modeling_mpt import build_mpt_alibi_tensor
+
+    qkv = module.Wqkv(hidden_states)
+    if module.clip_qkv:
+        qkv = qkv.clamp(-module.clip_qkv, module.clip_qkv)
+    query, key, value = qkv.unflatten(-1, (3, module.n_heads, -1)).permute(2, 0, 3, 1, 4)
+    slopes = -build_mpt_alibi_tensor(module.n_heads, 2, device=hidden_states.device)[:, 0, 0]
+    out = layer_attention(module, query, key, value, layout, module.softmax_scale, bias=_alibi(slopes))
+    return module.out_proj(out.flatten(2)), None
+
+
+def _xglm(module: Any, hidden_states: Tensor, **kwargs: Any) -> Any:  # noqa: ANN401
+    layout = followed_layout()
+    if layout is None:
+        return type(module).forward(module, hidden_states, **kwargs)
+    query, key, value = (
+        project(hidden_states).unflatten(-1, (module.num_heads, -1)).transpose(1, 2)
+        for project in (module.q_proj, module.k_proj, module.v_proj)
+    )
+    return module.out_proj(layer_attention(module, query, key, value, layout, module.scaling).flatten(2)), None
+
+
+def _slopes(module: Any, device: torch.device) -> Tensor:  # noqa: ANN401
+    from transformers.models.bloom.modeling_bloom import _get_alibi_slopes
+
+    slopes: Tensor = _get_alibi_slopes(module.num_heads, device)
+    return slopes
+
+
+def _alibi(slopes: Tensor) -> Bias:
+    """A bias that falls with the distance from the last key: what all keys of a query share cancels in the softmax."""
+    return lambda positions: slopes.float()[:, None] * (positions - positions.amax(-1, keepdim=True))[:, None]
+
+
+def _no_alibi(module: Any, *args: Any, **kwargs: Any) -> Tensor | None:  # noqa: ANN401
+    """BLOOM's biases of the plain path; by a layout there is no mask to make them from, and `_bloom` needs none."""
+    layout = followed_layout()
+    return type(module).build_alibi_tensor(module, *args, **kwargs) if layout is None else None
+
+
+def _falcon_alibi(module: Any, inputs: Any) -> None:  # noqa: ANN401
+    """As `_no_alibi`, for Falcon."""
+    del inputs
+    module.use_alibi = module.config.alibi and followed_layout() is None
+
+
+# --- windows and keys of other layers --------------------------------------------------------------------------------
+
+
+def _mask_window(module: Any) -> None:  # noqa: ANN401
+    module.packed_window = module.config.sliding_window
+
+
+def _gpt_neo(module: Any) -> None:  # noqa: ANN401
+    module._attn = partial(_dot_product, module)
+    module.packed_layer = module.layer_id
+    module.packed_window = module.config.window_size if module.attention_type == "local" else None
+
+
+def _read_layer(module: Any) -> int:  # noqa: ANN401
+    """The layer that keeps the keys and values which a sharing layer reads."""
+    config = module.config
+    stores = [layer for layer, mode in enumerate(config.kv_sharing_modes)
+              if mode == "store" and config.layer_types[layer] == module.layer_type]  # fmt: skip
+    return stores[-1]
+
+
+# --- inputs of each layer --------------------------------------------------------------------------------------------
+
+
+class TokenInputs:
+    """Gives Gemma 3n and Gemma 4 the inputs of each layer, which belong to a token, where they are called with vectors.
+
+    A vector that is equal to a token's embedding is that token, wherever it comes from. Any other vector, such as that
+    of a soft prompt, gets the inputs of the padding token, as images do in these models.
+
+    Args:
+        decoder: The decoder that has the tables.
+    """
+
+    def __init__(self, decoder: Any) -> None:  # noqa: ANN401
+        """Look at nothing yet."""
+        self.decoder = decoder
+        self._known: tuple[Tensor, Tensor] | None = None
+
+    def __call__(
+        self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Add ``per_layer_inputs`` to what a model is called with."""
+        vectors = kwargs.get("inputs_embeds")
+        if vectors is None or kwargs.get("per_layer_inputs") is not None:
+            return args, kwargs
+        ids = self.tokens(vectors)
+        return args, {**kwargs, "per_layer_inputs": self.decoder.get_per_layer_inputs(ids)}
+
+    @torch.no_grad()
+    def tokens(self, vectors: Tensor) -> Tensor:
+        """Ids ``[...]`` of the tokens that vectors ``[..., D]`` are, the padding token's for others."""
+        table = self.decoder.embed_tokens
+        if self._known is None or self._known[0].device != vectors.device:
+            ids = torch.arange(len(table.weight), device=vectors.device)
+            # Of tokens with equal embeddings the first counts: the sort is stable.
+            self._known = torch.cat([_digest(table(part)) for part in ids.split(4096)]).sort(stable=True)
+        known, ids = self._known
+        wanted = _digest(vectors.to(table.weight.dtype))
+        place = torch.searchsorted(known, wanted).clamp(max=len(known) - 1)
+        padding = self.decoder.config.pad_token_id or 0
+        return torch.where(known[place] == wanted, ids[place], padding)
+
+
+def _digest(vectors: Tensor) -> Tensor:
+    """A 64-bit number for each vector, the same for equal ones: ``[..., D]`` -> ``[...]``."""
+    bits = vectors.contiguous().view(torch.int16 if vectors.element_size() == 2 else torch.int32).long()
+    factors = torch.arange(1, bits.shape[-1] + 1, device=bits.device) * 0x5851F42D4C957F2D + 1
+    mixed = (bits ^ (bits << 29)) * factors
+    return (mixed ^ (mixed >> 31)).sum(-1)
+
+
+def _instead(name: str, function: Callable[..., Any]) -> Callable[[nn.Module], None]:
+    def change(module: nn.Module) -> None:
+        setattr(module, name, partial(function, module))
+
+    return change
+
+
+_CHANGES: dict[str, Callable[[Any], Any]] = {
+    "GPTJAttention": _instead("_attn", _dot_product),
+    "CodeGenAttention": _instead("_attn", _dot_product),
+    "GPTNeoXJapaneseAttention": _instead("_attn", _dot_product),
+    "GPTNeoSelfAttention": _gpt_neo,
+    "FalconAttention": _instead("forward", _falcon),
+    "FalconModel": lambda module: module.register_forward_pre_hook(_falcon_alibi),
+    "BloomAttention": _instead("forward", _bloom),
+    "BloomModel": _instead("build_alibi_tensor", _no_alibi),
+    "MptAttention": _instead("forward", _mpt),
+    "XGLMAttention": _instead("forward", _xglm),
+    "PhimoeAttention": _mask_window,
+}

@@ -1,0 +1,314 @@
+"""Whether an architecture is scored packed as it scores itself: tried out before it is used.
+
+A packed sequence is right only if attention follows its `Layout` and nothing else looks across tokens. Architectures
+break that in many ways (a window that stands in the mask alone, a mixer that is no attention, an encoder that is taken
+for a decoder), most of them without an error. So a *twin* is probed: a model of the same class and of the same features
+with two layers of each kind, a width of 64 and random weights, in float32 on the CPU. The model itself is not probed:
+with billions of weights it would take seconds, in bfloat16 or quantised its own rounding would hide what differs, and
+its window of thousands of tokens would never end within a probe's rows.
+
+The reference is what transformers computes for one row at a time, from token ids, without a cache, with the attention
+that it takes by default (SDPA where an architecture has it: Falcon's eager attention counts its ALiBi biases twice).
+That a twin is right is remembered in the user's cache folder, by what that depends on.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import hashlib
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from lightning_prompts.errors import UserError
+from lightning_prompts.files import cache_root, write_atomic
+from lightning_prompts.lm.architectures import adapt, attention_of
+from lightning_prompts.lm.attention import Layout, RowMemory
+from lightning_prompts.lm.encoding import Row, share
+from lightning_prompts.lm.generation import Ending, generate_tokens
+from lightning_prompts.lm.key_values import KeyValues
+from lightning_prompts.lm.packed import PackedLM
+
+log = logging.getLogger(__name__)
+
+SHARED = [5, 9, 30, 7, 21]  # tokens that both rows begin with
+ROWS = [[*SHARED, 11, 40, 8, 33, 17, 25, 12], [*SHARED, 42, 6, 19, 28]]
+GENERATED = 3
+TOLERANCE = 1e-3  # of log-probabilities of random weights, which differ by whole nats from token to token
+
+
+def probe(config: PretrainedConfig, name: str) -> None:
+    """Raise a `UserError` if a model would not be scored as it scores itself.
+
+    Args:
+        config: The model's.
+        name: What to call it.
+    """
+    try:
+        twin = twin_config(config)
+        right = cache_root() / "probes" / _key(twin)  # only what is right is remembered: an error may pass
+        if right.exists():
+            return
+        found = difference(twin)
+    except Exception as error:  # noqa: BLE001 - whatever an architecture raises, it is not supported
+        found = _failed(config, error)
+    if found:
+        raise UserError(f"model {name!r} ({config.model_type}) cannot be scored packed: {found}; use another model")
+    try:
+        write_atomic(right, "")
+    except (OSError, UserError) as error:
+        log.debug("what the probe has found is not kept: %s", error)
+
+
+def difference(twin: PretrainedConfig) -> str:
+    """What is wrong with a small model in packed scoring, in words; empty if nothing is."""
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.no_grad(), _quiet():
+            torch.manual_seed(0)
+            own, packed = _build(twin)
+            return _compare(own, _Watched(packed, twin.model_type))
+    except Exception as error:  # noqa: BLE001 - see above
+        return _failed(twin, error)
+
+
+def _failed(config: PretrainedConfig, error: Exception) -> str:
+    log.debug("the probe of %s failed", config.model_type, exc_info=True)
+    return f"a small one fails with {type(error).__name__} ({' '.join(str(error).split())[:160]})"
+
+
+def _build(config: PretrainedConfig) -> tuple[PreTrainedModel, PreTrainedModel]:
+    """A model as transformers has it, and one as it is used here, with the same weights."""
+    own = _model(config, None)
+    for weight in own.parameters():
+        # As they are drawn, weights are so small that hardly anything depends on attention, and biases are zero.
+        if weight.dim() > 1:
+            weight.normal_(0, weight.shape[-1] ** -0.5 * 1.5)
+        else:
+            weight.add_(torch.randn_like(weight) * 0.2)
+    packed = _model(config, attention_of(config))
+    packed.load_state_dict(own.state_dict(), assign=True)
+    packed.tie_weights()
+    return own, adapt(packed)
+
+
+def _model(config: PretrainedConfig, attention: str | None) -> PreTrainedModel:
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(
+        copy.deepcopy(config), dtype=torch.float32, attn_implementation=attention, trust_remote_code=False
+    )
+    model.eval().requires_grad_(False)
+    return model
+
+
+def _compare(own: PreTrainedModel, lm: _Watched) -> str:
+    nothing = lm.embed(torch.empty(0, dtype=torch.long, device="cpu"))
+    first = [_logits(own, ids) for ids in ROWS]
+    if not _close(*(logits[: len(SHARED)] for logits in first)):
+        return "it is not causal: a token changes what is predicted before it"
+    if not _close(torch.cat([part[len(SHARED) - 1 :] for part in first]), _packed(lm, ROWS, len(SHARED))):
+        return "packed scores differ from its own"
+    memory = RowMemory(3)
+    embeddings, layout = lm.pack([[SHARED[:3]]], nothing, memory)
+    lm.logits(embeddings, layout, layout.last)
+    prefix = KeyValues([memory.rows[layer] for layer in sorted(memory.rows)])
+    rest = [ids[3:] for ids in ROWS]
+    if not _close(torch.cat([part[len(SHARED) - 1 :] for part in first]), _packed(lm, rest, len(SHARED) - 3, prefix)):
+        return "keys and values in front differ from tokens in front"
+    ending = Ending([GENERATED] * len(ROWS), [None] * len(ROWS), set(), lambda ids, special: "")
+    lm.seen.clear()
+    generated = generate_tokens(lm, [Row(ids, []) for ids in ROWS], nothing, ending, None)
+    for ids, new, steps in zip(ROWS, generated, torch.stack(lm.seen, 1), strict=True):
+        if not _close(_logits(own, ids + new)[len(ids) - 1 : -1], steps):
+            return "generation with cached keys and values differs from its own scores"
+    return ""
+
+
+class _Watched(PackedLM):
+    """Keeps the logits that it has put out."""
+
+    def __init__(self, model: PreTrainedModel, name: str) -> None:
+        super().__init__(model, name)
+        self.seen: list[Tensor] = []
+
+    def logits(self, embeddings: Tensor, layout: Layout, places: Sequence[int] | Tensor) -> Tensor:
+        self.seen.append(super().logits(embeddings, layout, places))
+        return self.seen[-1]
+
+
+def _logits(own: PreTrainedModel, ids: list[int]) -> Tensor:
+    """Logits ``[T, V]`` of one row."""
+    logits: Tensor = own(input_ids=torch.tensor([ids], device="cpu"), use_cache=False).logits
+    return logits[0]
+
+
+def _packed(lm: PackedLM, rows: list[list[int]], shared: int, prefix: KeyValues | None = None) -> Tensor:
+    """Logits ``[N, V]`` of rows behind what they share, whose last token is the first to be looked at."""
+    prompt = lm.embed(torch.empty(0, dtype=torch.long, device="cpu")) if prefix is None else prefix
+    levels = share([Row(ids, []) for ids in rows], rows, [len(rows)], shared_prompt=True)
+    embeddings, layout = lm.pack(levels, prompt)
+    ends = layout.ends
+    spots = [
+        spot for start, end in zip([shared, *ends], ends, strict=False) for spot in (shared - 1, *range(start, end))
+    ]
+    return lm.logits(embeddings, layout, torch.tensor(spots, device="cpu"))
+
+
+def _close(one: Tensor, other: Tensor) -> bool:
+    return bool((one.float().log_softmax(-1) - other.float().log_softmax(-1)).abs().max() < TOLERANCE)
+
+
+# --- the twin --------------------------------------------------------------------------------------------------------
+
+HEADS, WINDOW, VOCABULARY = 4, 4, 64
+# Numbers of a config that a twin has smaller, by what their names end with.
+_SIZES: dict[str, int] = {
+    "vocab_size": VOCABULARY, "vocab_size_per_layer_input": VOCABULARY, "n_vocab": VOCABULARY,
+    "group_vocab": VOCABULARY, "token_id": VOCABULARY - 1, "token_index": VOCABULARY - 1,
+    "attention_heads": HEADS, "n_heads": HEADS, "sliding_window": WINDOW, "window_size": WINDOW,
+    "attention_window": WINDOW, "attention_chunk_size": WINDOW, "index_topk": WINDOW,
+    "index_block_size": 2, "index_topk_blocks": 1,
+    "intermediate_size": 48, "intermediate_size_mlp": 48, "ffn_dim": 48, "ffn_hidden_size": 48, "n_inner": 48,
+    "d_ff": 48, "dff": 48, "first_k_dense_replace": 1, "num_dense_layers": 1,
+    "hidden_size_per_layer_input": 8, "laurel_rank": 8, "lora_rank": 16, "low_rank_dim": 16,
+    "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "moe_num_experts": 4, "n_shared_experts": 1,
+    "num_experts_per_tok": 2, "top_k_experts": 2, "moe_topk": 2, "moe_k": 2, "n_group": 1, "topk_group": 1,
+    "zero_expert_num": 1,
+}  # fmt: skip
+_WIDTHS = ("hidden_size", "d_model", "n_embd", "word_embed_proj_dim", "embedding_size", "emb_dim")
+_HEAD_WIDTHS = ("head_dim", "rotary_dim", "d_kv", "kv_channels")
+
+
+def twin_config(config: PretrainedConfig) -> PretrainedConfig:
+    """A small config with the features of a large one: two layers of each kind, and a window that rows outgrow."""
+    twin = copy.deepcopy(config)
+    twin.__dict__.pop("quantization_config", None)
+    for part in (twin, *(getattr(twin, name, None) for name in twin.sub_configs)):
+        if isinstance(part, PretrainedConfig):
+            _shrink(part)
+    return twin
+
+
+def _shrink(config: PretrainedConfig) -> None:
+    layers, heads = (_number(config, key) for key in ("num_hidden_layers", "num_attention_heads"))
+    width = 16 if all(int(16 * part) % 2 == 0 for part in _rotary_parts(config)) else 40
+    if layers is not None:
+        _pick_layers(config, layers)
+    smaller = functools.partial(_smaller, heads=heads, width=width)
+    spec = getattr(config, "_heterogeneity_spec", None)  # what differs from layer to layer (Gemma 4)
+    for overrides in spec.per_layer_overrides.values() if spec else ():
+        for key, value in overrides.items():
+            wider = key.endswith(_HEAD_WIDTHS) and value > vars(config)[key]
+            overrides[key] = 2 * width if wider else smaller(key, value)
+    for key, value in list(vars(config).items()):
+        if isinstance(value, int | float):
+            setattr(config, key, smaller(key, value))
+        elif isinstance(value, list):
+            setattr(config, key, [smaller(key, one) for one in value])
+    if heads is not None:
+        config.num_attention_heads = HEADS
+    if hasattr(config, "qk_head_dim") and hasattr(config, "qk_nope_head_dim"):
+        config.qk_head_dim = config.qk_nope_head_dim + config.qk_rope_head_dim
+    for rope in _ropes(config):
+        for key, value in rope.items():
+            if isinstance(value, list | tuple) and key.endswith("_factor"):
+                rope[key] = list(value[: int(width * rope.get("partial_rotary_factor", 1.0)) // 2])
+            elif key == "mrope_section":
+                rope[key] = [width // 2 - 2 * (width // 6), width // 6, width // 6]
+
+
+def _smaller(key: str, value: Any, heads: int | None, width: int) -> Any:  # noqa: ANN401 - whatever a config holds
+    """A number of a config as a twin has it; anything else as it is."""
+    if isinstance(value, float) and key.endswith(("softcapping", "softcap", "logit_cap")):
+        return min(value, 1.0)
+    if isinstance(value, bool) or not isinstance(value, int):
+        return value
+    if key.endswith(_WIDTHS) and value > HEADS:
+        return HEADS * width
+    if key.endswith(("key_value_heads", "kv_heads")):
+        return HEADS if value == heads else min(value, 2)
+    if key.endswith(_HEAD_WIDTHS):
+        return min(value, width)
+    special = ("pad_token_id", "bos_token_id", "eos_token_id")
+    if key in special:
+        return min(value, special.index(key))
+    return min(value, next((size for name, size in _SIZES.items() if key == name or key.endswith("_" + name)), value))
+
+
+def _pick_layers(config: PretrainedConfig, layers: int) -> None:
+    """Two layers of each kind; kinds differ in any list that has an entry for each layer."""
+    lists = {
+        key: value for key, value in vars(config).items() if isinstance(value, list | tuple) and len(value) == layers
+    }
+    spec = getattr(config, "_heterogeneity_spec", None)
+    overrides = spec.per_layer_overrides if spec else {}
+    kinds = [repr([overrides.get(index), *(value[index] for value in lists.values())]) for index in range(layers)]
+    picks = [index for index in range(layers) if kinds[index] not in kinds[:index]][:4] * 2
+    for key, value in lists.items():
+        setattr(config, key, [value[index] for index in picks])
+    if spec:
+        new = {index: dict(overrides[old]) for index, old in enumerate(picks) if old in overrides}
+        config._heterogeneity_spec = dataclasses.replace(spec, per_layer_overrides=new)
+    config.num_hidden_layers = len(picks)
+    if shared := getattr(config, "num_kv_shared_layers", 0):
+        config.num_kv_shared_layers = min(shared, len(picks) // 2)
+
+
+def _number(config: PretrainedConfig, name: str) -> int | None:
+    """A number by its common name, which architectures spell differently."""
+    value = vars(config).get(config.attribute_map.get(name, name))
+    return value if isinstance(value, int) else None
+
+
+def _ropes(config: PretrainedConfig) -> list[dict[str, Any]]:
+    """Dictionaries of rotary settings; some configs have one for each kind of layer."""
+    rope = getattr(config, "rope_parameters", None)
+    if not isinstance(rope, dict):
+        return []
+    nested = [part for part in rope.values() if isinstance(part, dict)]
+    return nested or [rope]
+
+
+def _rotary_parts(config: PretrainedConfig) -> list[float]:
+    parts = [rope.get("partial_rotary_factor") for rope in _ropes(config)]
+    return [float(part) for part in [*parts, getattr(config, "partial_rotary_factor", None)] if part is not None]
+
+
+def _key(twin: PretrainedConfig) -> str:
+    """The name of what has been found: of the twin, the versions of what runs it, and the code here."""
+    features = {key: value for key, value in twin.to_dict().items() if key not in ("_name_or_path", "dtype")}
+    described = json.dumps(features, sort_keys=True, default=str)
+    return f"{twin.model_type}-{_digest_of(described + transformers.__version__ + torch.__version__ + _code())}"
+
+
+def _digest_of(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+@functools.cache
+def _code() -> str:
+    """The sources that decide what a probe finds."""
+    names = ("probe", "architectures", "attention", "packed", "generation", "encoding", "key_values")
+    return _digest_of("".join(Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8") for name in names))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Nothing that a twin warns about is meant for anyone."""
+    level = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        transformers.logging.set_verbosity(level)
