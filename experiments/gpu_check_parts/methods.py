@@ -337,6 +337,9 @@ def _one(
         problems += [f"there is no {file}" for file in ("best.ckpt", "last.ckpt") if file not in saved]
         fit.save_checkpoint(folder / "x.ckpt")
         first = test(method)
+        if method.lm.static:
+            said.append(f"{method.lm.captured} graphs")
+            problems += ["CUDA graphs failed"] if method.lm.captured is None else []
         L.seed_everything(2)
         again = test(make(), ckpt_path=folder / "x.ckpt")
     weights = frozen_weights(method)

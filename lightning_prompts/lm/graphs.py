@@ -51,6 +51,7 @@ class Graphs:
         self._stream: torch.cuda.Stream | None = None
         self._waiting: weakref.ref[_Ticket] | None = None
         self.off: str | None = None  # why no more graphs are captured
+        self.captured = 0  # shapes, in all
 
     def __reduce__(self) -> tuple[type[Graphs], tuple[Pass, int]]:
         """A copy has captured nothing."""
@@ -88,11 +89,6 @@ class Graphs:
         logits: Tensor = _Replay.apply(graph, ticket, layout.numbers, places, *inputs)  # type: ignore[no-untyped-call]
         return logits
 
-    @property
-    def count(self) -> int | None:
-        """Shapes with graphs; ``None`` where they have failed."""
-        return len(self._known) if self.off is None else None
-
     def forget(self) -> None:
         """Drop all graphs, and the memory that they hold."""
         self._seen.clear()
@@ -127,12 +123,14 @@ class Graphs:
                 torch.zeros(1, device=embeddings.device)
         assert self._stream is not None
         try:
-            return _Graph(self._forward, embeddings, layout, places, gradient, self._pool, self._stream)
+            graph = _Graph(self._forward, embeddings, layout, places, gradient, self._pool, self._stream)
         except Exception as error:  # noqa: BLE001 - whatever a model does that a graph cannot hold
             self.off = in_one_line(error)
             log.warning("no CUDA graphs from here on (%s); steps run as before", self.off)
             torch.cuda.synchronize()
             return None
+        self.captured += 1
+        return graph
 
 
 class _Ticket:

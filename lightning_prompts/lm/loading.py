@@ -134,7 +134,8 @@ def _checkpoint_gradients(model: PreTrainedModel) -> None:
             f"{type(model).__name__} does not support gradient checkpointing; set gradient_checkpointing: false"
         )
     # Not the re-entrant kind: it sees no gradient towards what reaches a layer by other ways than its input (a prefix).
-    settings = {"use_reentrant": False, "context_fn": checkpoint_contexts}
+    # The frozen model draws nothing, so there is no random state to keep, which a CUDA graph could not.
+    settings = {"use_reentrant": False, "context_fn": checkpoint_contexts, "preserve_rng_state": False}
     if hasattr(model, "activation_checkpointing_enable"):  # its name in newer versions
         model.activation_checkpointing_enable(settings)
     else:

@@ -192,8 +192,10 @@ class PackedLM(nn.Module):
 
     @property
     def captured(self) -> int | None:
-        """How many shapes have CUDA graphs now; ``None`` where none are made."""
-        return None if self._graphs is None or not self.static else self._graphs.count
+        """How many shapes were captured as CUDA graphs; ``None`` where that failed, or is not done."""
+        if self._graphs is None or not self.static or self._graphs.off is not None:
+            return None
+        return self._graphs.captured
 
     def release(self) -> None:
         """Drop CUDA graphs and the memory that they hold; shapes that come again are captured again."""
