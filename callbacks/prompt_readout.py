@@ -51,12 +51,20 @@ class PromptReadout(RowLog):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: PromptMethod) -> None:  # type: ignore[override]
         """Write the text, now that the method knows whether it is the best."""
-        text = pl_module.prompt_text()
-        if text is not None and trainer.is_global_zero and trainer.state.fn == "fit" and not trainer.sanity_checking:
-            write_atomic(Path(trainer.default_root_dir) / "prompt.txt", text)
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            words = " ".join(self.rows[-1].get("tokens", [])) if text is None else text
-            log_table(trainer, "prompt", [{"prompt": words}] if words else [], ["prompt"])
+            self._write(trainer, pl_module)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: PromptMethod) -> None:  # type: ignore[override]
+        """Write the text of a training without a validation, too."""
+        if not self.rows:
+            self._write(trainer, pl_module)
+
+    def _write(self, trainer: L.Trainer, pl_module: PromptMethod) -> None:
+        text = pl_module.prompt_text()
+        if text is not None and trainer.is_global_zero:
+            write_atomic(Path(trainer.default_root_dir) / "prompt.txt", text)
+        words = " ".join(self.rows[-1].get("tokens", [])) if text is None and self.rows else text
+        log_table(trainer, "prompt", [{"prompt": words}] if words else [], ["prompt"])
 
     def _words(self, trainer: L.Trainer, pl_module: PromptMethod, vectors: Tensor) -> dict[str, Any]:
         ids, similarity = pl_module.lm.nearest_tokens(vectors)
