@@ -204,11 +204,13 @@ class PromptCLI(LightningCLI):
             config.ckpt_path = str(path)
         if config.ckpt_path is not None:
             check_readable(Path(config.ckpt_path), resume=self.config.subcommand == "fit")
-        elif self.config.subcommand != "fit" and (saved / "best.ckpt").exists():
-            raise UserError(
-                f"{self.folder} holds a trained prompt: give --ckpt_path {saved / 'best.ckpt'}, or another "
-                "--trainer.default_root_dir to measure the untrained one"
-            )
+        elif self.config.subcommand != "fit":
+            trained = next((path for path in (saved / "best.ckpt", saved / "last.ckpt") if path.exists()), None)
+            if trained is not None:
+                raise UserError(
+                    f"{self.folder} holds a trained prompt: give --ckpt_path {trained}, or another "
+                    "--trainer.default_root_dir to measure the untrained one"
+                )
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:  # noqa: ANN401 - Trainer's own arguments
         """A trainer whose files all land in the run folder."""

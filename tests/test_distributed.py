@@ -262,7 +262,7 @@ def differently_seeded(count: int, folder: Path) -> dict[str, Any]:
 
 # --- an LM in pieces --------------------------------------------------------------------------------------------------
 
-PIECES = {"heads": (1, 2), "weights": (2, 1)}  # data_parallel_size, tensor_parallel_size
+PIECES = {"heads": ("auto", 2), "weights": (2, "auto")}  # data_parallel_size, tensor_parallel_size
 
 
 def prompts(shape: str) -> dict[str, Make]:
