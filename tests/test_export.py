@@ -707,6 +707,21 @@ def start(name: str, init: FromPeft, change: dict[str, Any]) -> None:
 # --- the hub ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lightning_prompts.export.hub.get_token", lambda: "token")
+
+
+def test_a_token_is_asked_for_before_the_network_and_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("lightning_prompts.export.hub.get_token", lambda: None)
+    assert commands.run(["export", str(tmp_path / "run"), "--format", "npy", "--push", "me/it"]) == 1
+    assert capsys.readouterr().err == (
+        "error: --push needs a token of the hub, and there is none; run `hf auth login`, or set HF_TOKEN\n"
+    )
+
+
 @pytest.mark.parametrize("words", [["--push", ""], ["--push", "a/b/c d"], ["--private"]])
 def test_where_to_push_is_checked_before_anything_is_written(
     words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -715,6 +730,7 @@ def test_where_to_push_is_checked_before_anything_is_written(
     assert "--push" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("token")
 def test_push(runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
               capsys: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder) -> None:  # fmt: skip
     calls: list[tuple[str, Any]] = []
@@ -756,6 +772,7 @@ def test_push(runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert err.count("\n") == 1
 
 
+@pytest.mark.usefixtures("token")
 @pytest.mark.parametrize("made", ["peft", "safetensors", "vllm", "text"])
 def test_what_is_pushed_tells_no_places(
     made: str, speller: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
