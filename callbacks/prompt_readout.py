@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import lightning as L  # noqa: N812 - Lightning's own convention
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from callbacks.files import RowLog, log_table
@@ -22,8 +23,8 @@ class PromptReadout(RowLog):
     Writes ``prompt.jsonl``, one row per validation: step, tokens, cosine similarity of each, mean Euclidean distance
     from the initial vectors, and the validation NLL of the nearest tokens used as words in the prompt's place. That
     last one is usually bad, which is the point: a soft prompt's nearest words do not say what it does. A prompt of
-    tokens is its own nearest words; the best one so far by validation is kept in ``prompt.txt``, exactly as it is. Of
-    keys and values there is only the distance.
+    tokens is its own nearest words; ``prompt.txt`` keeps the best one so far, that of ``best.ckpt``, exactly as it is.
+    Of keys and values there is only the distance.
 
     Args:
         examples: How many validation examples the words are scored on.
@@ -50,9 +51,10 @@ class PromptReadout(RowLog):
         self.add(trainer, [row])
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: PromptMethod) -> None:  # type: ignore[override]
-        """Write the text, now that the method knows whether it is the best."""
-        if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self._write(trainer, pl_module)
+        """Write the text, unless ``best.ckpt`` keeps an earlier one; the method knows by now whether it is the best."""
+        if trainer.sanity_checking or trainer.state.fn != "fit" or _worse(trainer, pl_module.monitor[0]):
+            return
+        self._write(trainer, pl_module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: PromptMethod) -> None:  # type: ignore[override]
         """Write the text of a training without a validation, too."""
@@ -80,6 +82,18 @@ class PromptReadout(RowLog):
         row["cosine"] = [round(value, 4) for value in similarity.tolist()]
         row["nll_as_words"] = round(float(nll), 4)
         return row
+
+
+def _worse(trainer: L.Trainer, monitor: str) -> bool:
+    """Whether an earlier validation was as good: checkpoints are saved after all other callbacks are done."""
+    score = trainer.callback_metrics.get(monitor)
+    for callback in trainer.checkpoint_callbacks:
+        if not isinstance(callback, ModelCheckpoint) or callback.monitor != monitor:
+            continue
+        best = callback.best_model_score
+        if score is not None and best is not None:
+            return bool(score >= best if callback.mode == "min" else score <= best)
+    return False
 
 
 def _flat(prompt: Any) -> Tensor:

@@ -13,6 +13,7 @@ import lightning as L  # noqa: N812 - Lightning's own convention
 import torch
 from torch.utils.data import DataLoader
 
+from datamodules.checks import check_answers
 from datamodules.order import BalancedSampler, EpochSampler, InOrder, ResumableLoader
 from lightning_prompts.errors import UserError
 from lightning_prompts.template import Template
@@ -95,12 +96,14 @@ class TextDataModule(L.LightningDataModule):
         """The examples of a split, in order.
 
         Raises:
-            UserError: The split is empty, or see `load_rows`.
+            UserError: The split is empty, or see `load_rows` and `check_answers`.
         """
         if self._examples is None:
             rows = self.load_rows()
             rows["train"] = self.limited(rows.get("train", []))
-            self._examples = {name: [self.render(row) for row in part] for name, part in rows.items()}
+            examples = {name: [self.render(row) for row in part] for name, part in rows.items()}
+            check_answers(examples)
+            self._examples = examples
         if split == "predict" and not self._examples.get("predict"):
             split = "test"
         if not self._examples.get(split):

@@ -52,7 +52,8 @@ class BigBenchHard(LabelledTask):
 
     The classes of a question are the options that it lists, each ``(A)`` also as ``A``; else the targets of all rows,
     where these are few. Tasks with other answers (``word_sorting``, ``object_counting``) have none. ``{stripped}`` is
-    the question without its options.
+    the question without its options. Some tasks have a row or two whose target is none of the options; they are dropped
+    with a warning. A file where most rows are so is refused.
 
     Args:
         task: Name of the task on the hub, ``navigate``.
@@ -113,7 +114,7 @@ class BigBenchHard(LabelledTask):
         prefixes = {file: str(read_header(file).get("task_prefix", "")).strip() for file in self.files.values()}
         items = {split: [self._item(raw, prefixes) for raw in table] for split, table in tables.items()}
         form = _Form.of([item for part in items.values() for item in part])
-        rows = {split: [row for item in part if (row := self._row(item, form))] for split, part in items.items()}
+        rows = {split: self._rows(part, form, split) for split, part in items.items()}
         counted = Counter(_words(str(row.fields["stripped"])) for row in rows.get("test") or next(iter(rows.values())))
         self._repeated = {text for text, count in counted.items() if count > 1}
         return rows
@@ -141,24 +142,41 @@ class BigBenchHard(LabelledTask):
             raise UserError(f"{raw.source}: field 'target_scores' must name one right option, got {scores!r}")
         return _Item(raw, Choices(f"{prefix} {text}".strip(), tuple(map(str, scores))), str(best[0]), scored=True)
 
-    def _row(self, item: _Item, form: _Form) -> SourceRow | None:
+    def _rows(self, items: Sequence[_Item], form: _Form, split: Split) -> list[SourceRow]:
+        """The rows of a split; a few whose target is none of their options are dropped, as BIG-Bench Hard has such."""
+        rows, wrong = [], []
+        for item in items:
+            try:
+                rows.append(self._row(item, form))
+            except _BadRowError as error:
+                wrong.append(str(error))
+        if 2 * len(wrong) > len(items):
+            raise UserError(f"{wrong[0]}; {len(wrong)} of {len(items)} rows are so")
+        if wrong:
+            log.warning("%d of %d %s rows dropped: %s", len(wrong), len(items), split, "; ".join(wrong))
+        return rows
+
+    def _row(self, item: _Item, form: _Form) -> SourceRow:
         if item.scored:
             item = form.write(item, random.Random(f"{self.seed} {item.choices.text}"))
         choices, target = item.choices, item.target
         if choices.options:
+            labels = choices.labels
             found = choices.label(target)
             if found is None:
-                message = f"{item.raw.source}: label {target!r} is unknown; known labels: " + ", ".join(
-                    verbalisers[0] for verbalisers in choices.labels
-                )
-                if item.raw.file is not None:
-                    raise UserError(message)
-                log.warning("%s; the row is dropped", message)  # nobody can put the hub's rows right
-                return None
+                known = ", ".join(verbalisers[0] for verbalisers in labels)
+                raise _BadRowError(f"{item.raw.source}: label {target!r} is unknown; known labels: {known}")
             target = found
-        labels = choices.labels if choices.options else tuple((name,) for name in form.classes)
+        elif form.all_listed:
+            raise _BadRowError(f"{item.raw.source}: its options cannot be read")
+        else:
+            labels = tuple((name,) for name in form.classes)
         fields = {**item.raw.fields, "question": choices.question, "stripped": choices.text, "answer": target}
         return SourceRow(fields, item.raw.source, labels=labels)
+
+
+class _BadRowError(UserError):
+    """A row that has no right answer among its options."""
 
 
 @dataclass(frozen=True)
@@ -169,11 +187,13 @@ class _Form:
         listed: The options of a row that lists them, if one does.
         classes: The targets of rows that list no options, if these are classes.
         fixed: Whether all rows with scores have the same options.
+        all_listed: Whether rows list their options, but for a few in which these cannot be read.
     """
 
     listed: Choices | None
     classes: tuple[str, ...]
     fixed: bool
+    all_listed: bool
 
     @staticmethod
     def of(items: Sequence[_Item]) -> _Form:
@@ -183,7 +203,9 @@ class _Form:
         few = 1 < len(counts) <= MOST_TARGETS and min(counts.values()) > 1
         classes = tuple(sorted(counts)) if few and not any(target.isdecimal() for target in counts) else ()
         fixed = len({frozenset(item.choices.options) for item in items if item.scored}) == 1
-        return _Form(listed, classes, fixed)
+        plain = sum(counts.values())
+        all_listed = 2 * plain < len(items) and not any(item.scored for item in items)
+        return _Form(listed, classes, fixed, all_listed)
 
     def write(self, item: _Item, generator: random.Random) -> _Item:
         """A row with scores, in the form of the others; by itself with dashes if all rows share their options.

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 from datamodules.base import SourceRow
+from datamodules.tables import MISSING
 from lightning_prompts.errors import UserError, nearest
 
 MOST_FOUND = 200  # different answers that can be taken for classes without asking
@@ -54,13 +57,20 @@ class Labels:
                 self._folded.setdefault(text, answers.pop() if len(answers) == 1 else None)
 
     @classmethod
-    def found(cls, answers: Sequence[str]) -> Labels:
-        """All different answers as classes.
+    def found(cls, rows: Sequence[SourceRow]) -> Labels:
+        """All different answers of rows as classes.
 
         Raises:
-            UserError: There is none, one, or far too many to choose from.
+            UserError: There is none, one, or far too many to choose from; one says that the answer is missing.
         """
-        names = sorted(set(answers))
+        sources = {str(row.fields["answer"]).strip(): row.source for row in reversed(rows)}
+        names = sorted(sources)
+        for name in names:
+            if name in MISSING:
+                raise UserError(
+                    f"{sources[name]}: {name!r} is how programs write a missing answer; remove such rows, or name the "
+                    "classes in data.labels if it is one"
+                )
         if len(names) > MOST_FOUND:
             raise UserError(
                 f"data.labels: auto found {len(names)} different answers, {_short(names[0])} and {_short(names[1])} "
@@ -69,7 +79,7 @@ class Labels:
             )
         folded: dict[str, str] = {}
         for name in names:
-            if (other := folded.setdefault(name.casefold(), name)) != name:
+            if (other := folded.setdefault(_folded(name), name)) != name:
                 raise UserError(f"data.labels: auto found {_short(other)} and {_short(name)}; name the classes")
         if len(names) < 2:
             told = f"only the answer {_short(names[0])}" if names else "no answers"
@@ -99,6 +109,14 @@ class Labels:
                 f"{row.source}: {_short(str(given))} is none of data.labels; {nearest(str(given), self.names)}"
             )
         return replace(row, fields={**row.fields, "answer": answer}, labels=self.verbalisers)
+
+
+def _folded(name: str) -> str:
+    """What two ways to write the same class share: 1 and 1.0, upper and lower case, spaces, what nobody sees."""
+    with suppress(ValueError):
+        return str(float(name))
+    seen = (letter for letter in unicodedata.normalize("NFKC", name) if unicodedata.category(letter) != "Cf")
+    return " ".join("".join(seen).casefold().split())
 
 
 def _several(texts: object) -> Sequence[object]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import random
 import re
 from pathlib import Path
@@ -10,10 +9,9 @@ from typing import Any, Literal
 
 from datamodules.base import SourceRow, Split, TextDataModule
 from datamodules.labels import Labels
-from datamodules.tables import blank, read_table
+from datamodules.splitting import log_dropped
+from datamodules.tables import blank, check_fields, read_table
 from lightning_prompts.errors import UserError, nearest
-
-log = logging.getLogger(__name__)
 
 
 class QuestionAnswer(TextDataModule):
@@ -25,15 +23,16 @@ class QuestionAnswer(TextDataModule):
         test: Test file.
         predict: File of questions to answer; needs no answers.
         question: Name of the field that holds the question.
-        answer: Name of the field that holds the answer.
+        answer: Name of the field that holds the answer. Numbers are written as the file has them, ``true`` as ``True``.
         labels: The classes, where each answer is one of a few: the most likely class is chosen then, and nothing is
             generated. A list; or names as the files have them, each with the ways to write it, ``{0: [negative, bad],
             1: [positive, good]}``, the first of which is the answer; or ``auto`` for the answers of the training file
-            (of all files where there is none), 200 at most.
+            (of all files where there is none), 200 at most and none of them a word for a missing value, such as nan.
         instruction: The task in a sentence: the initial prompt of methods whose ``text`` is ``None``.
         balanced: Training batches with as many examples of each class as of any other.
         template: Text with ``{prompt}``, ``{question}``, ``{answer}`` and any other field of the file.
-        stop: Regular expression; a generated answer ends where it first matches.
+        stop: Regular expression; a generated answer ends where it first matches. Answers of several lines need another
+            than the default, and the same text at the end of ``template``.
         chat: Render through the model's chat template.
         system: The system turn of a chat.
         val_size: Held-out rows for validation: a share below 1, or a count.
@@ -87,6 +86,8 @@ class QuestionAnswer(TextDataModule):
         for role, name in (("question", question), ("answer", answer)):
             if not isinstance(name, str):
                 raise UserError(f"data.{role} must be the name of a field, got {name!r}")
+        if question == answer:
+            raise UserError(f"data.question and data.answer are the same field, {question!r}; name two")
         self.question, self.answer = question, answer
         if isinstance(labels, str) and labels != "auto":
             raise UserError(f"data.labels must be auto, or name the classes as in [up, down], got {labels!r}")
@@ -116,7 +117,7 @@ class QuestionAnswer(TextDataModule):
             labels = self.labels
         else:
             sources = ["train"] if "train" in splits else [split for split in splits if split != "predict"]
-            labels = Labels.found([str(row.fields["answer"]).strip() for split in sources for row in splits[split]])
+            labels = Labels.found([row for split in sources for row in splits[split]])
         return {split: [labels.of(row, strict=split != "predict") for row in rows] for split, rows in splits.items()}
 
     def _hold_out(self, rows: list[SourceRow], split: Split, size: float) -> tuple[list[SourceRow], list[SourceRow]]:
@@ -136,8 +137,8 @@ class QuestionAnswer(TextDataModule):
         taken = {item for row in held_out for item in key(row)}
         kept = [row for row in train if taken.isdisjoint(key(row))]
         if len(kept) < len(train):
-            log.info("%d of %d training rows dropped: they share %s with the %s split", len(train) - len(kept),
-                     len(train), "words" if self.disjoint == "words" else "questions", split)  # fmt: skip
+            shared = "words" if self.disjoint == "words" else "questions"
+            log_dropped(len(train) - len(kept), len(train), "train", f"they share {shared} with the {split} split")
         if not kept:
             raise UserError(f"data.disjoint: {self.disjoint} leaves nothing to train on beside the {split} split")
         return kept
@@ -157,11 +158,7 @@ class QuestionAnswer(TextDataModule):
                 raise UserError(f"{path} has no field {name!r} (data.{role}); {hint}")
         rows = []
         for number, raw in enumerate(table, start=1):
-            for _, name in wanted:
-                if blank(raw.get(name)):
-                    raise UserError(f"{path} row {number}: field {name!r} is missing or empty")
-                if isinstance(raw[name], list | dict):
-                    raise UserError(f"{path} row {number}: field {name!r} is a {type(raw[name]).__name__}, not a text")
+            check_fields(f"{path} row {number}", raw, [name for _, name in wanted])
             answer = raw.get(self.answer)
             fields = {**raw, "question": raw[self.question], "answer": None if blank(answer) else answer}
             rows.append(SourceRow(fields, f"{path} row {number}"))

@@ -85,6 +85,12 @@ def draw_balanced(
             [row for index, row in enumerate(rows) if index not in drawn])  # fmt: skip
 
 
+def log_dropped(count: int, total: int, split: Split, reason: str) -> None:
+    """Say that rows are dropped; aloud where they are many."""
+    level = logging.WARNING if 10 * count > total else logging.INFO
+    log.log(level, "%d of %d %s rows dropped: %s", count, total, split, reason)
+
+
 def apart(
     splits: Mapping[Split, list[SourceRow]], key: Callable[[SourceRow], Hashable]
 ) -> dict[Split, list[SourceRow]]:
@@ -106,8 +112,7 @@ def apart(
         if split == "train":
             rows = list({key(row): row for row in reversed(rows)}.values())[::-1]  # the first of those that are alike
         if len(rows) < len(splits[split]):
-            log.info("%d of %d %s rows dropped: they ask what other rows ask", len(splits[split]) - len(rows),
-                     len(splits[split]), split)  # fmt: skip
+            log_dropped(len(splits[split]) - len(rows), len(splits[split]), split, "they ask what other rows ask")
         if not rows:
             raise UserError(
                 f"all {len(splits[split])} {split} rows are rows of another split too; give data.{split} another file"

@@ -132,11 +132,10 @@ def _whole_numbers_first(parser: LightningArgumentParser) -> None:
 class PromptCLI(LightningCLI):
     """LightningCLI with this project's classes, defaults and run folder."""
 
-    _in_run_folder: Sequence[Namespace] = ()  # settings of the loggers that write there
-
     def __init__(self, args: Sequence[str] | None = None) -> None:
         """Parse, build, run."""
         self.words = sys.argv[1:] if args is None else list(args)
+        self._in_run_folder: list[Namespace] = []  # settings of loggers that write into the run folder
         super().__init__(
             methods.PromptMethod,
             datamodules.TextDataModule,

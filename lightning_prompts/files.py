@@ -115,11 +115,15 @@ def read_text(path: Path) -> str | None:
         return None
     try:
         check_text(path)
-        return path.read_text(encoding="utf-8-sig")
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8: {error.reason} at byte {error.start}") from error
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path} line {line} is not UTF-8 ({error.reason}); save the file as UTF-8") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    if "\0" in text:
+        raise UserError(f"{path} line {text.count(chr(10), 0, text.index(chr(0))) + 1} holds a zero byte; remove it")
+    return text
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date, time, timedelta
+from decimal import Decimal
 
 from lightning_prompts.errors import UserError, nearest
 from lightning_prompts.types import Example
@@ -93,8 +96,8 @@ class Template:
             The example; values are inserted as they are, braces in them have no meaning.
 
         Raises:
-            UserError: The template names a field that the row lacks; the reference is no class; two classes are
-                written alike.
+            UserError: The template names a field that the row lacks or that is no text; the reference is no class; two
+                classes are written alike.
 
         >>> example = Template("{prompt} {question} -> {answer}").render({"question": "hot", "answer": "cold"})
         >>> example.before, example.after, example.answer
@@ -112,7 +115,7 @@ class Template:
                 if name not in fields:
                     where = f"{source}: " if source else ""
                     raise UserError(f"{where}template field {{{name}}} is unknown; {nearest(name, map(str, fields))}")
-                pieces[part].append(str(fields[name]))
+                pieces[part].append(as_text(fields[name], name, source))
         before, after, tail = ("".join(pieces[key]) for key in ("before", "after", "answer"))
         lead = ""
         if not self.chat:  # the space between text and answer is written with the answer
@@ -162,6 +165,36 @@ def _classes(labels: Sequence[Sequence[str]], reference: str | None, source: str
     if reference is not None and reference not in names:
         raise UserError(f"{where}label {reference!r} is unknown; known labels: {', '.join(names)}")
     return classes
+
+
+def missing(value: object) -> bool:
+    """Whether a field has no value: ``None``, or the not-a-number that data frames write for it."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def as_text(value: object, name: str, source: str = "") -> str:
+    """A field's value as text.
+
+    Args:
+        value: A text or a number; an empty text is one.
+        name: The field, for the error message.
+        source: The row, for the error message.
+
+    Raises:
+        UserError: There is no value, or it is no text.
+    """
+    wrong, text = "", str(value)
+    if missing(value):
+        wrong = "missing"
+    elif not isinstance(value, str | int | float | Decimal | date | time | timedelta):
+        wrong = f"a {type(value).__name__}, not a text"
+    elif isinstance(value, float) and text.lstrip("-") == "inf":
+        wrong = "infinite, which is not a number to write"
+    elif not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+        wrong = "not valid Unicode: it holds half of a character (a lone surrogate)"
+    if wrong:
+        raise UserError(f"{source}{': ' if source else ''}field {name!r} is {wrong}")
+    return text
 
 
 def cut(text: str, stop: str) -> str:

@@ -145,7 +145,11 @@ def test_predict_needs_no_answers(name: str, text: str, tmp_path: Path) -> None:
         ("a.txt", "x", "the ending must be one of"),
         ("a.jsonl", '{"question": "x", "answr": "y"}', "has no field 'answer' .data.answer.; did you mean answr"),
         ("a.jsonl", '{"question": "x", "answer": "y"}\n{"question": "x", "answer": " "}', "row 2: field 'answer' is"),
-        ("a.jsonl", '{"question": "x", "answer": "y"}\n{"question": "x"}', "row 2: field 'answer' is missing"),
+        (
+            "a.jsonl",
+            '{"question": "x", "answer": "y"}\n{"question": "x"}',
+            "row 2 has no field 'answer'; known",
+        ),
         ("a.jsonl", '{"question": "x", "answer": "y"}\n{"question": ', "line 2 is not valid JSON"),
         ("a.json", '[{"question": "x", "answer": "y"},', "is not valid JSON"),
         ("a.jsonl", '{"question": "x", "answer": ["y"]}', "row 1: field 'answer' is a list, not a text"),

@@ -32,7 +32,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from lightning_prompts import commands
 from lightning_prompts.cli import run
 from lightning_prompts.errors import UserError
-from lightning_prompts.export import peft_adapter, vllm_example
+from lightning_prompts.export import hub, peft_adapter, vllm_example
 from lightning_prompts.export.base import BaseModel, base_of
 from lightning_prompts.export.command import compare
 from lightning_prompts.export.run import open_run
@@ -43,6 +43,7 @@ from lightning_prompts.methods import LoraTuning, PrefixTuning, PromptMethod
 from lightning_prompts.methods.text_prompts import TextPromptMethod
 from lightning_prompts.prompts.from_peft import FromPeft
 from lightning_prompts.prompts.initializers import FromText
+from lightning_prompts.template import cut
 from lightning_prompts.types import Example
 
 SOFT = ["--model", "SoftPromptTuning", "--model.length", "3", "--model.optimizer.lr", "0.5"]
@@ -432,7 +433,7 @@ def test_vllm_runs_the_revision_that_was_trained_on(monkeypatch: pytest.MonkeyPa
     about = {"chat": False, "prompts": [{"prompt": "", "templates": {"": "x"}}], "after": " {question}", "lead": []}
     for revision in ("abc", None):
         base = BaseModel(LMConfig("a/b", revision=revision), "a/b", "a/b")
-        told: Any = SimpleNamespace(base=base, about=about, kind="vectors")
+        told: Any = SimpleNamespace(base=base, about=about, kind="vectors", examples=[Example("", "", None)])
         assert ("vllm serve a/b --revision abc --enable-prompt-embeds" in Vllm().usage(told, "x")) == bool(revision)
         assert ("pretrained=a/b,revision=abc,peft=x" in peft_adapter._harness(told, "x")) == bool(revision)
 
@@ -515,8 +516,10 @@ def test_the_card_s_code_runs(
     with torch.no_grad():
         exec(compile(block, "README.md", "exec"), {})
     printed = capsys.readouterr().out
-    wanted = method.lm.text(ids[:1] if "first token" in block else ids)
-    assert printed.startswith(wanted)
+    wanted = (
+        method.lm.text(ids[:1]) if "first token" in block else cut(method.lm.text(ids, special=False), example.stop)
+    )
+    assert printed == f"{wanted}\n"
     header = yaml.safe_load(readme.split("---\n")[1])
     metrics = json.loads((folder / "metrics.json").read_text())
     told = {one["type"]: one["value"] for one in header["model-index"][0]["results"][0]["metrics"]}
@@ -524,6 +527,50 @@ def test_the_card_s_code_runs(
     assert f"{metrics['test/nll']:.4f}" in readme
     assert header["library_name"] == ("peft" if made == "peft" else "transformers")
     assert "max_steps: 2" in readme
+
+
+CLASSES = [("soft", "peft", "false"), ("prefix", "safetensors", "true"), ("soft", "npy", "true"),
+           ("search", "text", "true")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "made", "calibrate"), CLASSES)
+def test_the_card_s_code_chooses_classes(
+    name: str, made: str, calibrate: str, speller: str, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Whichever way they are written, as the run does."""
+    rows = [("good film", "positive"), ("bad film", "negative"), ("so so", "neutral")]
+    task = []
+    for split in ("train", "val", "test"):
+        file = tmp_path / f"{split}.jsonl"
+        lines = [f'{{"question": "{text} {split}", "answer": "{label}"}}\n' for text, label in rows]
+        file.write_text("".join(lines))
+        task += [f"--data.{split}", str(file)]
+    labels = {"positive": ["positive", "good"], "negative": ["negative"], "neutral": ["neutral", "so"]}
+    task = ["--data", "QuestionAnswer", *task, "--data.labels", json.dumps(labels),
+            "--model.lm.calibrate_labels", calibrate]  # fmt: skip
+    folder = fitted(tmp_path / "run", *{**METHODS, **TEXTS}[name], model=speller, steps=2, task=task)
+    readme = (export(folder, made, "--out", str(tmp_path / "x")) / "README.md").read_text()
+    assert "The answer is a class" in readme
+    assert "generated answer ends" not in readme
+    method, (example,) = restored(folder), some(folder, 1)
+    wanted = method.evaluate([example], method.current_prompt())[0]["label"]
+    scores = method.label_scores([example], method.current_prompt()).log_probs[0]
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    names: dict[str, Any] = {}
+    exec(compile(CODE.findall(readme)[0], "README.md", "exec"), names)
+    assert capsys.readouterr().out == f"{wanted}\n"
+    torch.testing.assert_close(names["scores"].log_softmax(-1), scores, atol=1e-3, rtol=1e-3)
+
+
+def test_the_card_warns_of_batches_in_the_harness(adapters: dict[str, Path]) -> None:
+    """Padding stands between virtual tokens and text."""
+    for name in ("soft", "prefix, mlp"):
+        readme = (adapters[name] / "README.md").read_text()
+        assert "--tasks TASK --batch_size 1\n" in readme
+        assert "Keep `--batch_size 1`." in readme
+    assert "--batch_size" not in (adapters["lora"] / "README.md").read_text()
 
 
 def _places(method: PromptMethod) -> tuple[int, bool, int]:
@@ -707,21 +754,6 @@ def start(name: str, init: FromPeft, change: dict[str, Any]) -> None:
 # --- the hub ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def token(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lightning_prompts.export.hub.get_token", lambda: "token")
-
-
-def test_a_token_is_asked_for_before_the_network_and_before_anything_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("lightning_prompts.export.hub.get_token", lambda: None)
-    assert commands.run(["export", str(tmp_path / "run"), "--format", "npy", "--push", "me/it"]) == 1
-    assert capsys.readouterr().err == (
-        "error: --push needs a token of the hub, and there is none; run `hf auth login`, or set HF_TOKEN\n"
-    )
-
-
 @pytest.mark.parametrize("words", [["--push", ""], ["--push", "a/b/c d"], ["--private"]])
 def test_where_to_push_is_checked_before_anything_is_written(
     words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -730,7 +762,6 @@ def test_where_to_push_is_checked_before_anything_is_written(
     assert "--push" in capsys.readouterr().err
 
 
-@pytest.mark.usefixtures("token")
 def test_push(runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
               capsys: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder) -> None:  # fmt: skip
     calls: list[tuple[str, Any]] = []
@@ -744,6 +775,13 @@ def test_push(runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", create_repo)
     monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", upload_folder)
+    monkeypatch.setattr(hub, "get_token", lambda: None)
+    words = ["export", str(runs["soft"]), "--format", "safetensors", "--out", str(tmp_path / "x")]
+    assert commands.run([*words, "--push", "me/it"]) == 1
+    assert "--push needs a token of the hub" in capsys.readouterr().err
+    assert not calls
+    assert not (tmp_path / "x").exists(), "nothing is written, and nobody is asked"
+    monkeypatch.setattr(hub, "get_token", lambda: "a token")
     export(runs["soft"], "safetensors", "--out", str(tmp_path / "x"), "--push", "me/it", "--private")
     assert calls == [
         ("me/it", {"private": True, "exist_ok": True}),
@@ -772,7 +810,6 @@ def test_push(runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert err.count("\n") == 1
 
 
-@pytest.mark.usefixtures("token")
 @pytest.mark.parametrize("made", ["peft", "safetensors", "vllm", "text"])
 def test_what_is_pushed_tells_no_places(
     made: str, speller: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -790,6 +827,7 @@ def test_what_is_pushed_tells_no_places(
             "text": " Next:", "proposer": proposer, "proposals": proposals, "max_prompt_tokens": 40}}}))  # fmt: skip
         words = ["-c", str(config)]
     folder = fitted(tmp_path / "run", *words, model=speller, steps=1, task=task)
+    monkeypatch.setattr(hub, "get_token", lambda: "a token")
     monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", lambda self, repo, **settings: repo)
     monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", lambda self, **settings: None)
     capsys.readouterr()

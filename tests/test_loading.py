@@ -1,15 +1,21 @@
 from __future__ import annotations
 
 import multiprocessing
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from lightning_prompts.cli import run
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm import FrozenLM, LMConfig, embedded, precision
-from lightning_prompts.lm.precision import fast_dtype
+from lightning_prompts.lm.loading import byte_tokenizer, weightless_model
+from lightning_prompts.lm.precision import dtype_of, fast_dtype, for_device
+from lightning_prompts.prompts.vocabulary import usable_tokens
+from lightning_prompts.template import Template
 
 SMALLEST = "random:llama,hidden_size=16,num_attention_heads=2,num_key_value_heads=1,num_hidden_layers=1"
 
@@ -93,9 +99,9 @@ def test_two_starts_at_once_convert_once(tmp_path: Path) -> None:
 
 
 def test_auto_dtype_is_measured() -> None:
-    assert fast_dtype() in (torch.float32, torch.bfloat16)
+    assert fast_dtype("cpu") in (torch.float32, torch.bfloat16)
     lm = FrozenLM.load(LMConfig(SMALLEST, dtype="auto"))
-    assert lm.model.dtype == fast_dtype()
+    assert lm.model.dtype == fast_dtype("cpu")
 
 
 def test_model_without_pad_token(tiny: FrozenLM) -> None:
@@ -109,14 +115,106 @@ def test_what_is_fast_is_measured_once(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(precision, "_measured", lambda: measured.append(1) or "bfloat16")
     for _ in range(3):
         fast_dtype.cache_clear()  # as a new process would
-        assert fast_dtype() == torch.bfloat16
+        assert fast_dtype("cpu") == torch.bfloat16
     assert len(measured) == 1
     for broken in ("", "[1]", '{"another machine": "bfloat16"}'):
         (tmp_path / "cache" / "fast-dtype.json").write_text(broken)
         fast_dtype.cache_clear()
-        assert fast_dtype() == torch.bfloat16
+        assert fast_dtype("cpu") == torch.bfloat16
     assert len(measured) == 4
     monkeypatch.setattr(precision, "cache_root", lambda: tmp_path / "cache" / "fast-dtype.json" / "below")
     fast_dtype.cache_clear()
-    assert fast_dtype() == torch.bfloat16, "a folder that cannot be written is no reason to fail"
+    assert fast_dtype("cpu") == torch.bfloat16, "a folder that cannot be written is no reason to fail"
     fast_dtype.cache_clear()
+
+
+def test_auto_asks_the_device_of_the_run_and_not_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a GPU in the machine, a run on the CPU takes what the CPU is fast at."""
+    auto = LMConfig(SMALLEST, dtype="auto")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    fast_dtype.cache_clear()
+    assert dtype_of(auto, "cuda:0") == torch.bfloat16
+    assert dtype_of(auto, "cpu") == fast_dtype("cpu")
+    assert dtype_of(auto, "meta") == torch.float32, "a device without bfloat16 products"
+    assert for_device(auto, "cuda") == LMConfig(SMALLEST, dtype="bfloat16")
+    assert for_device(LMConfig(SMALLEST, dtype="float16"), "cuda") == LMConfig(SMALLEST, dtype="float16")
+    fast_dtype.cache_clear()
+
+
+def test_random_weights_and_the_generator_are_the_same_under_a_default_device() -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    plain = FrozenLM.load(LMConfig(SMALLEST))
+    with torch.device("meta"):  # whatever the default is, the CPU is asked for
+        other = FrozenLM.load(LMConfig(SMALLEST), device="cpu")
+    assert torch.equal(torch.get_rng_state(), before)
+    for one, two in zip(plain.parameters(), other.parameters(), strict=True):
+        assert torch.equal(one, two)
+
+
+def with_more_tokens(folder: Path, lm: FrozenLM, special: bool) -> LMConfig:
+    """A model whose tokenizer got two tokens, and its embeddings none."""
+    lm.model.save_pretrained(folder)
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens(["<new>", "<newer>"], special_tokens=special)
+    tokenizer.save_pretrained(folder)
+    return LMConfig(str(folder))
+
+
+def test_tokens_without_embeddings_are_refused(tmp_path: Path, tiny: FrozenLM) -> None:
+    config = with_more_tokens(tmp_path, tiny, special=False)
+    with pytest.raises(UserError, match=r"has 257 embeddings, and its tokenizer has 259 tokens \('<new>', '<newer>'"):
+        FrozenLM.load(config)
+
+
+def test_special_tokens_without_embeddings_are_refused_where_they_are_used(
+    tmp_path: Path, tiny: FrozenLM, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Some models of the hub have such a token and never use it."""
+    lm = FrozenLM.load(with_more_tokens(tmp_path, tiny, special=True))
+    assert "has 257 embeddings, and its tokenizer has 259 tokens" in caplog.text
+    example = Template("{prompt}{question} {answer}").render({"question": "a <newer>", "answer": "b"}, "row 3")
+    with pytest.raises(UserError, match=r"row 3: the tokenizer .* gives token '<newer>' the id 258.* 257 embeddings"):
+        lm.encode([example], 1)
+    lm.tokenizer.eos_token = "<new>"
+    with pytest.raises(UserError, match="gives token '<new>' the id 257"):
+        lm.encode([replace(example, after="a", end=None)], 1, with_end=True)
+    assert int(usable_tokens(lm).sum()) == 256
+
+
+SINKS = (
+    "random:gpt_oss,hidden_size=32,intermediate_size=48,num_hidden_layers=2,num_attention_heads=4,"
+    "num_key_value_heads=2,head_dim=8,num_local_experts=4"
+)
+MOE = "random:mixtral,hidden_size=32,intermediate_size=64,num_hidden_layers=1,num_attention_heads=2,num_local_experts=4"
+
+
+def test_experts_that_are_not_quantised_are_said(caplog: pytest.LogCaptureFixture) -> None:
+    pytest.importorskip("bitsandbytes")
+    lm = FrozenLM.load(LMConfig(MOE, quantization="nf4"))
+    left = [weight for weight in lm.model.parameters() if weight.dim() == 3]
+    assert left
+    size = sum(weight.numel() for weight in left) * 4 / 2**20
+    assert f"leaves the weights of its experts in float32, which takes {size:.1f} MiB" in caplog.text
+    caplog.clear()
+    FrozenLM.load(LMConfig(MOE))
+    assert "experts" not in caplog.text
+
+
+@pytest.mark.parametrize("name", ["sinks", "tokens"])
+def test_a_model_is_refused_before_anything_is_written(
+    name: str, tmp_path: Path, tiny: FrozenLM, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = SINKS if name == "sinks" else with_more_tokens(tmp_path / "model", tiny, special=False).name
+    words = ["--model", "SoftPromptTuning", "--model.lm.name", model, "--data", "Antonyms"]
+    assert (
+        run(["fit", *words, "--trainer.accelerator", "cpu", "--trainer.default_root_dir", str(tmp_path / "run")]) == 1
+    )
+    assert f"error: model {model!r}" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("look", [FrozenLM.load, weightless_model])
+def test_attention_sinks_are_refused_at_once(look: Callable[[LMConfig], object]) -> None:
+    with pytest.raises(UserError, match=r"gpt_oss\) has attention sinks, which packed scoring does not support; use"):
+        look(LMConfig(SINKS))

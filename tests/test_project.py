@@ -39,6 +39,7 @@ ALLOWED = {
     "lightning_prompts.dln": {"types", "errors", "template", "answers", "lm", "search", "processes"},
     "lightning_prompts.methods": {
         "types",
+        "checkpoints",
         "errors",
         "template",
         "lm",
@@ -49,7 +50,6 @@ ALLOWED = {
         "refiners",
         "dln",
         "answers",
-        "checkpoints",
         "randomness",
         "processes",
     },

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from odd_tokenizers import byte_level
 from torch import Tensor
+from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel
 
 from lightning_prompts.answers import boxed, final_answer, number, same_answer, token_f1
 from lightning_prompts.crossings.relaxation import StraightThrough
@@ -24,6 +27,7 @@ from lightning_prompts.objectives.rewards import (
     Mixture,
     NumericMatch,
     TokenF1,
+    _bert_scorer,
     needs_likelihood,
 )
 from lightning_prompts.types import Example
@@ -271,3 +275,19 @@ def test_zero_vectors_give_no_nan() -> None:
     f1.sum().backward()
     assert torch.isfinite(f1).all()
     assert torch.isfinite(zero.grad).all()
+
+
+@pytest.mark.parametrize(("roberta", "positions"), [(True, 64), (False, 66)])
+def test_a_scorer_reads_as_many_tokens_as_it_has_positions(roberta: bool, positions: int, tmp_path: Path) -> None:
+    """RoBERTa's kind has two positions that no token takes; its tokenizer says no length here."""
+    tokenizer = byte_level()
+    tokenizer.add_special_tokens({"cls_token": "<s>", "sep_token": "</s>", "pad_token": "</s>"})
+    tokenizer.save_pretrained(tmp_path)
+    kind, config = (RobertaModel, RobertaConfig) if roberta else (BertModel, BertConfig)
+    model = kind(config(vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+                        intermediate_size=16, max_position_embeddings=66, pad_token_id=1))  # fmt: skip
+    model.save_pretrained(tmp_path)
+    reward = BertScore(str(tmp_path))
+    text = " ".join("xyz" for _ in range(100))
+    assert reward([text], [text], []) == [pytest.approx(1.0, abs=1e-5)]
+    assert _bert_scorer(str(tmp_path), None)._tokenizer.model_max_length == positions

@@ -140,7 +140,17 @@ def _text(export: Export) -> str:
     if about["lead"] and not about["chat"] and export.kind != "text":
         where = "is folded in, so no other may be put" if about["folded"] else "comes first"
         told.append(f"What the tokenizer starts a sequence with (token {about['lead']}) {where} before the text.\n")
-    told.append(f"A generated answer ends at the first match of {_code(about['stop'])}.\n")
+    if labels := export.examples[0].labels:
+        names = ", ".join(_code(names[0]) for names in labels)
+        calibrated = (
+            ", less what the model says without a question" if export.run.method.lm_config.calibrate_labels else ""
+        )
+        told.append(
+            f"The answer is a class ({names}): the likeliest one, over all ways to write it{calibrated}. "
+            "Nothing is generated.\n"
+        )
+    else:
+        told.append(f"A generated answer ends at the first match of {_code(about['stop'])}.\n")
     return "\n".join(told)
 
 

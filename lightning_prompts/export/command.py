@@ -205,6 +205,7 @@ def _about(export: Export, made: Format, checkpoint: str) -> dict[str, Any]:
         "stop": first.stop,
         "max_new_tokens": method.max_new_tokens,
         "lead": list(encoder.lead),
+        "marks": encoder.marks(),
         "position": where if isinstance(content, list | Updates) else position(export),
         "folded": len(front),
         "folded_text": method.lm.text(front) if front else "",

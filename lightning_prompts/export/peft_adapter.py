@@ -139,13 +139,19 @@ def _harness(export: Export, name: str) -> str:
     bos = ",add_bos_token=True" if about["lead"] and export.kind != "vectors" else ""
     base = export.base.named("a PEFT adapter")
     revision = "" if export.base.revision is None else f",revision={export.base.revision}"
+    batch = ""
+    if export.kind != "weight updates":
+        batch = (
+            "\nKeep `--batch_size 1`. In larger batches the harness pads shorter texts between the virtual tokens and "
+            "the text, and some answers differ.\n"
+        )
     return (
         "\nIn lm-evaluation-harness, for a task of your own (with a list of choices, `target_delimiter` is "
         f"{literal(gap)}):\n\n"
         f"```yaml\ndoc_to_text: {literal(asked.rstrip())}\n"
         f'target_delimiter: ""\ndoc_to_target: {literal(gap + "{{answer}}")}\n```\n\n'
         f"```bash\nlm_eval --model hf --model_args pretrained={base}{revision},peft={name}{bos} "
-        "--include_path FOLDER --tasks TASK\n```\n"
+        f"--include_path FOLDER --tasks TASK{' --batch_size 1' if batch else ''}\n```\n{batch}"
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from lightning_prompts.errors import UserError
 from lightning_prompts.export.formats import Export, Format, answer_nll
 from lightning_prompts.export.texts import Step, think
-from lightning_prompts.export.usage import code, literal, load_model
+from lightning_prompts.export.usage import code, empty_examples, ids_code, imports, literal, load_model
 from lightning_prompts.lm import FrozenLM, KeyValues
 from lightning_prompts.methods.text_prompts import TextPromptMethod
 from lightning_prompts.prompts.from_peft import ABOUT
@@ -83,11 +84,13 @@ class PlainText(Format):
         prompt = steps[0].prompt
         read = f'prompt = open({literal(f"{name}/{FILE}")}, encoding="utf-8", newline="").read()\n' if prompt else ""
         text = f"{literal(before)} + prompt + {literal(after)}" if prompt else literal(before + after)
+        bare = empty_examples(export, replace(example, fields=export.examples[0].fields))
+        contexts = [_tokens(lms[0], one, prompt)[0] for one in bare]
         told = "The prompt goes into the template's `{prompt}` as it is; mind its white space.\n\n" + code(
-            "import torch\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+            f"{imports('' if export.examples[0].labels else 're')}"
+            "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
             f'{load_model(export)}{read}inputs = tokenizer({text}, return_tensors="pt").input_ids\n'
-            f"output = model.generate(inputs, max_new_tokens={export.run.method.max_new_tokens}, do_sample=False)\n"
-            "print(tokenizer.decode(output[0, inputs.shape[1]:]))"
+            f"{ids_code(export, contexts)}"
         )
         if list(lms[0].tokenizer.encode(before + prompt + after)) != _tokens(lms[0], example, prompt)[0]:
             told += (

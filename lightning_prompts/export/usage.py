@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 from lightning_prompts.export.contents import Updates
 from lightning_prompts.export.formats import Export
 from lightning_prompts.lm import slot_length
+from lightning_prompts.lm.labels import without_content
 from lightning_prompts.types import Example
 
 # Arguments of a tokenizer's call, to be tried in this order.
@@ -65,8 +67,72 @@ def inputs(export: Export) -> str:
     )
 
 
+def greedy(export: Export) -> str:
+    """The arguments of ``generate`` that make it write what the run does, whatever the model's own settings are."""
+    lm = export.run.method.lm
+    own = lm.model.generation_config
+    words = [f"max_new_tokens={export.run.method.max_new_tokens}", "do_sample=False"]
+    if ends := sorted(lm.end_tokens()):
+        words.append(f"eos_token_id={ends}")
+    for name, plain in (("repetition_penalty", 1.0), ("no_repeat_ngram_size", 0)):
+        if getattr(own, name, None) not in (None, plain):
+            words.append(f"{name}={plain}")
+    return ", ".join(words)
+
+
+def answer_code(export: Export, ids: str) -> str:
+    """The lines that print a generated answer as the run cuts it.
+
+    Args:
+        export: What is exported.
+        ids: The expression for the generated tokens.
+    """
+    return (
+        f"text = tokenizer.decode({ids}, skip_special_tokens=True).lstrip()\n"
+        f"end = re.search({literal(export.examples[0].stop)}, text)\n"
+        "print((text[: end.start()] if end else text).strip())"
+    )
+
+
+def class_code(export: Export, context: str, model: str, empty: Sequence[str]) -> str:
+    """The lines that print the likeliest class, as the run chooses it.
+
+    Args:
+        export: What is exported.
+        context: The expression for all that precedes the answer.
+        model: The call of the model with ``context`` and the tokens ``ids`` after it.
+        empty: The expressions for contexts without content, for runs that calibrate; see `calibrated`.
+    """
+    example, encoder = export.examples[0], export.run.method.lm.encoder
+    known = encoder.label_tokens(example.labels)
+    classes = {
+        names[0]: [list(ids) for ids, owner in zip(known.tokens, known.owners, strict=True) if owner == index]
+        for index, names in enumerate(example.labels)
+    }
+    ways = "".join(f"    {literal(name)}: {ids},\n" for name, ids in classes.items())
+    code = (
+        f"classes = {{  # the tokens of each way to write one\n{ways}}}\n\n"
+        "@torch.no_grad()\ndef log_probs(context):\n    found = []\n    for ways in classes.values():\n"
+        f"        logits = [{model}.logits[0, -len(ids) - 1 : -1] for ids in ways]\n"
+        "        sums = [part.log_softmax(-1)[range(len(ids)), ids].sum() for part, ids in zip(logits, ways)]\n"
+        "        found.append(torch.stack(sums).logsumexp(0))\n    return torch.stack(found).log_softmax(0)\n\n"
+        f"scores = log_probs({context})\n"
+    )
+    if empty:
+        code += (
+            f"# Calibrated: less what the model says without a question.\nempty = [{', '.join(empty)}]\n"
+            "scores -= torch.stack([log_probs(context) for context in empty]).logsumexp(0)\n"
+        )
+    return code + "print(list(classes)[scores.argmax()])"
+
+
+def empty_examples(export: Export, example: Example) -> list[Example]:
+    """An example without its content, if the run calibrates classes by such."""
+    return without_content(example) if export.run.method.lm_config.calibrate_labels else []
+
+
 def embedding_snippet(export: Export, load: str, prompt: str) -> str:
-    """Generating with vectors in the prompt slot.
+    """Generating, or choosing a class, with vectors in the prompt slot.
 
     Args:
         export: What is exported.
@@ -77,14 +143,44 @@ def embedding_snippet(export: Export, load: str, prompt: str) -> str:
     pieces = export.pieces(example)
     before, after, _ = export.run.method.lm.encoder.texts(example)
     parts = [_embedded(export, before, pieces.before), prompt, _embedded(export, after, pieces.after)]
+    if example.labels:
+        empty = []
+        for bare in empty_examples(export, example):
+            own = export.pieces(bare)
+            empty.append(f"torch.cat([embed({own.before}), {prompt}, embed({own.after})])")
+        model = "model(inputs_embeds=torch.cat([context, embed(ids)])[None])"
+        answer = class_code(export, "torch.cat(parts)", model, empty)
+    else:
+        answer = (
+            f"output = model.generate(inputs_embeds=torch.cat(parts)[None], {greedy(export)})\n"
+            f"{answer_code(export, 'output[0]')}"
+        )
     return code(
-        "import torch\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n"
+        f"{imports('re' if not example.labels else '')}from transformers import AutoModelForCausalLM, AutoTokenizer\n"
         f"{load}\n{load_model(export)}table = model.get_input_embeddings()\n\n"
-        "def embed(ids):\n    return table(torch.tensor(ids))\n\n"
-        f"parts = [{', '.join(part for part in parts if part)}]\n"
-        "output = model.generate(inputs_embeds=torch.cat(parts)[None], "
-        f"max_new_tokens={export.run.method.max_new_tokens}, "
-        "do_sample=False)\nprint(tokenizer.decode(output[0]))"
+        "def embed(ids):\n    return table(torch.tensor(ids, dtype=torch.long))\n\n"
+        f"parts = [{', '.join(part for part in parts if part)}]\n{answer}"
+    )
+
+
+def imports(*names: str) -> str:
+    """The lines that import modules, torch last."""
+    return "".join(f"import {name}\n" for name in (*names, "torch") if name)
+
+
+def ids_code(export: Export, contexts: Sequence[Sequence[int]]) -> str:
+    """The lines that generate an answer to ``inputs``, or choose its class.
+
+    Args:
+        export: What is exported.
+        contexts: Token ids of the first example without content, for runs that calibrate classes.
+    """
+    if export.examples[0].labels:
+        empty = [f"torch.tensor([{list(ids)}])" for ids in contexts]
+        return class_code(export, "inputs", "model(input_ids=torch.cat([context, torch.tensor([ids])], 1))", empty)
+    return (
+        f"output = model.generate(input_ids=inputs, {greedy(export)})\n"
+        f"{answer_code(export, 'output[0, inputs.shape[1]:]')}"
     )
 
 
@@ -99,22 +195,32 @@ def _embedded(export: Export, text: str, ids: list[int]) -> str:
 
 
 def cache_snippet(export: Export, load: str, pair: str) -> str:
-    """Generating with keys and values in front of everything.
+    """The answer's first token, or its class, with keys and values in front of everything.
 
     Args:
         export: What is exported.
         load: The lines that read the files.
         pair: The expression for keys and values of ``layer``.
     """
+    example = export.examples[0]
+    model = "model(context, past_key_values=copy.deepcopy(cache))"
+    if example.labels:
+        empty = [f"torch.tensor([{export.pieces(one).after}])" for one in empty_examples(export, example)]
+        longer = model.replace("context", "torch.cat([context, torch.tensor([ids])], 1)")
+        answer = class_code(export, "inputs", longer, empty)
+    else:
+        answer = (
+            "logits = model(inputs, past_key_values=cache).logits\n"
+            "print(tokenizer.decode(logits[0, -1].argmax()))  # the answer's first token"
+        )
     return code(
-        "import torch\nfrom transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache\n"
+        f"{imports('copy' if example.labels else '')}"
+        "from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache\n"
         f"{load}\n{load_model(export)}cache = DynamicCache()\n"
         "for layer in range(model.config.get_text_config().num_hidden_layers):\n"
         f"    key, value = {pair}  # [P, Hkv, Dh]\n"
         "    cache.update(key.transpose(0, 1)[None], value.transpose(0, 1)[None], layer)\n"
-        f"{inputs(export)}"
-        "logits = model(inputs, past_key_values=cache).logits\n"
-        "print(tokenizer.decode(logits[0, -1].argmax()))  # the answer's first token"
+        f"{inputs(export)}{answer}"
     )
 
 
@@ -125,12 +231,13 @@ def peft_snippet(export: Export, name: str) -> str:
         export: What is exported.
         name: The adapter's folder.
     """
+    example = export.examples[0]
+    contexts = [export.pieces(one).after for one in empty_examples(export, example)]
     return code(
-        "import torch\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        f"{imports('re' if not example.labels else '')}"
+        "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         f"{load_model(export)}model = PeftModel.from_pretrained(model, {literal(name)})\n{inputs(export)}"
-        f"output = model.generate(input_ids=inputs, max_new_tokens={export.run.method.max_new_tokens}, "
-        "do_sample=False)\n"
-        "print(tokenizer.decode(output[0, inputs.shape[1]:]))"
+        f"{ids_code(export, contexts)}"
     )
 
 

@@ -69,8 +69,15 @@ class Vllm(Format):
             f"```bash\nvllm serve {base}{revision} --enable-prompt-embeds\n"
             f"python {name}/{SCRIPT} --server http://localhost:8000/v1\npython {name}/{SCRIPT} --offline\n```\n\n"
             "The vectors that the script sends were checked with transformers (`inputs_embeds`); "
-            "vLLM itself was not run."
+            f"vLLM itself was not run.{_classes(export)}"
         )
+
+
+def _classes(export: Export) -> str:
+    """What the script does where the run chooses among classes."""
+    if not export.examples[0].labels:
+        return ""
+    return " The script generates text, whereas the run chooses the likeliest class; answers can differ.\n"
 
 
 def _module(path: Path) -> ModuleType:

@@ -26,18 +26,26 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 HERE = Path(__file__).parent
-SLOT = "\ue000"  # stands in for the prompt inside a rendered chat
 
 
-def tokens(tokenizer: PreTrainedTokenizerBase, text: str, start: bool) -> list[int]:
-    """Token ids of a piece of text; where a tokenizer begins every text with a space, only the first piece gets it."""
-    if not text:
-        return []
-    first = tokenizer.convert_ids_to_tokens(tokenizer.encode("a", add_special_tokens=False))[0]
-    if start or not first.startswith("▁"):
-        return list(tokenizer.encode(text, add_special_tokens=False))
-    mark = len(tokenizer.encode("\n", add_special_tokens=False))
-    return list(tokenizer.encode("\n" + text, add_special_tokens=False))[mark:]
+def tokens(tokenizer: PreTrainedTokenizerBase, text: str, start: bool, marks: dict[str, list[str]]) -> list[int]:
+    """Token ids of a piece of text.
+
+    Many tokenizers change the start of a text. What does not start one is tokenised behind a mark, whose own tokens are
+    then taken off.
+
+    Args:
+        tokenizer: The model's.
+        text: The piece.
+        start: Whether it starts a sequence.
+        marks: In order of preference, for pieces that begin with white space and for others.
+    """
+    for mark in [] if start or not text else marks["space" if text[:1].isspace() else "word"]:
+        own = list(tokenizer.encode(mark, add_special_tokens=False))
+        whole = list(tokenizer.encode(mark + text, add_special_tokens=False))
+        if whole[: len(own)] == own:
+            return whole[len(own) :]
+    return list(tokenizer.encode(text, add_special_tokens=False)) if text else []
 
 
 def embeddings(
@@ -62,13 +70,15 @@ def embeddings(
     before, after = about["before"].format_map(fields), about["after"].format_map(fields).rstrip()
     lead = list(about["lead"])
     if about["chat"]:
-        turns = [{"role": "user", "content": before + SLOT + after}]
+        given = f"{before}{after}{about['system'] or ''}{tokenizer.chat_template}"
+        slot = next(chr(code) for code in range(0xE000, 0xF900) if chr(code) not in given)  # stands for the prompt
+        turns = [{"role": "user", "content": before + slot + after}]
         if about["system"] is not None:
             turns.insert(0, {"role": "system", "content": about["system"]})
         text = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
-        (before, _, after), lead = text.partition(SLOT), []
-    front = torch.tensor(lead + tokens(tokenizer, before, start=True), dtype=torch.long, device="cpu")
-    back = torch.tensor(tokens(tokenizer, after, start=False), dtype=torch.long, device="cpu")
+        (before, _, after), lead = text.partition(slot), []
+    front = torch.tensor(lead + tokens(tokenizer, before, True, about["marks"]), dtype=torch.long, device="cpu")
+    back = torch.tensor(tokens(tokenizer, after, False, about["marks"]), dtype=torch.long, device="cpu")
     return torch.cat([table(front), prompt.to(table(back).dtype), table(back)]).detach()
 
 

@@ -1,22 +1,35 @@
-"""Text to token ids. Only the language model owns a tokenizer, so this is the one place where text is cut into tokens.
+"""Text to token ids and back. The language model owns the only tokenizer; no other module calls it for pieces of text.
 
 A row is a list of integers: a token id, or ``-1 - p`` for position ``p`` of the prompt. The parts around the prompt
 slot are tokenised one by one, the same way for every method, so that a soft prompt, a hard prompt and a fixed text are
 compared on the same tokens.
+
+Many tokenizers change the start of a text (they add or drop a space). A piece inside a text is therefore tokenised and
+decoded behind a mark, a short text whose own tokens are then taken off.
 """
 
 from __future__ import annotations
 
+import itertools
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from lightning_prompts.errors import UserError
 from lightning_prompts.types import Example
 
-SLOT = "\ue000"  # private-use character that marks the prompt slot inside a rendered chat
+log = logging.getLogger(__name__)
+
+PRIVATE_USE = range(0xE000, 0xF900)  # characters without a meaning; one of them marks the prompt slot in a chat
+# What stands ahead of a piece while it is tokenised, in order of preference: nothing that would merge with the piece.
+MARKS = {"space": ("a", ".", "1", "\n"), "word": ("\n", "1", ".", "|")}
+FOLLOWERS = {"space": ("a", ".", "1", " a"), "word": (" a", "\n", ".", "|")}
+# Texts that a tokenizer gives back unchanged if it loses nothing at the ends of a piece or within it.
+PROBES = (" a", "a ", "\na", "a\n", "  a  b", "\n\na\n\n", "A a", "a\tb", "a , b .", "\ufb01 e\u0301")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,22 +71,91 @@ class LabelTokens:
 
 
 class Encoder:
-    """Turns examples into rows.
+    """Turns examples into rows, and tokens into text.
 
     Args:
         tokenizer: The LM's tokenizer.
+        name: The model, for error messages.
+        rows: Rows of the model's embeddings; ``None`` where that is unknown.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Find out what the tokenizer puts ahead of a text, and whether it adds a space to a text's start."""
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, name: str = "the model", rows: int | None = None) -> None:
+        """Find out what the tokenizer does to the start of a text, and whether it loses anything."""
         self.tokenizer = tokenizer
-        plain = tokenizer.encode("a", add_special_tokens=False)
+        self.name = name
+        self.rows = rows
+        plain = self._encode("a")
         full = tokenizer.encode("a", add_special_tokens=True)
         # The tokens that start a sequence (BOS); an end-of-sequence token after the text must not be copied.
         self.lead: list[int] = full[: full.index(plain[0])] if plain and plain[0] in full else []
-        first = tokenizer.convert_ids_to_tokens(plain)[0] if plain else ""
-        self._adds_space = str(first).startswith("▁")
+        marks = {mark: self._encode(mark) for mark in itertools.chain(*MARKS.values())}
+        self._marks = {
+            mark: ids
+            for mark, ids in marks.items()
+            if tokenizer.unk_token_id not in ids and self._decode(ids).lstrip(" ") == mark
+        }
+        # Marks behind which a word and the same word with a space ahead are different tokens.
+        self._telling = {mark for mark in self._marks if self._encode(f"{mark}a") != self._encode(f"{mark} a")}
+        self._direct = all(self._encode(text) == self._behind_mark(text) for text in ("a", "1", " a", "\na"))
+        self._decoded_behind: list[int] = []
+        inside = self._inside(" a")
+        if self._decode(inside) != " a" and "a" in self._marks:
+            self._decoded_behind = self._marks["a"]
+        # Words that were added to the vocabulary may swallow the white space around them.
+        greedy = [token for token in tokenizer.added_tokens_decoder.values() if token.lstrip or token.rstrip]
+        self._lossless = all(self.text(self._inside(text)) == text for text in PROBES)
+        self._lossless = self._lossless and all(token.special for token in greedy)
+        if not self._lossless and "\n" not in self.text(self._inside("a\na")):
+            log.warning("the tokenizer of %s drops line breaks, so a stop such as \\n never matches an answer", name)
         self._label_tokens: dict[Labels, LabelTokens] = {}
+
+    def _encode(self, text: str) -> list[int]:
+        return list(self.tokenizer.encode(text, add_special_tokens=False))
+
+    def _decode(self, ids: Sequence[int], special: bool = True) -> str:
+        decoded = self.tokenizer.decode(list(ids), skip_special_tokens=not special, clean_up_tokenization_spaces=False)
+        return str(decoded)
+
+    def marks(self) -> dict[str, list[str]]:
+        """What is put ahead of a piece inside a text to tokenise it, by what it begins with, in order of preference."""
+        return {kind: [] if self._direct else self._ordered(kind) for kind in MARKS}
+
+    def _ordered(self, kind: str) -> list[str]:
+        """The marks that this tokenizer keeps as they are, telling ones first."""
+        return sorted((mark for mark in MARKS[kind] if mark in self._marks), key=lambda mark: mark not in self._telling)
+
+    def _mark_of(self, text: str) -> str | None:
+        """The first mark that does not merge with a piece of text; ``None`` if all do."""
+        for mark in self._ordered("space" if text[:1].isspace() else "word"):
+            own = self._marks[mark]
+            if self._encode(mark + text)[: len(own)] == own:
+                return mark
+        return None
+
+    def _behind_mark(self, text: str) -> list[int]:
+        """Tokens of a piece without those of the mark ahead of it; all its tokens where there is no such mark."""
+        mark = self._mark_of(text)
+        return self._encode(text) if mark is None else self._encode(mark + text)[len(self._marks[mark]) :]
+
+    def _inside(self, text: str) -> list[int]:
+        """Tokens of a piece that something precedes, unchecked."""
+        return self._encode(text) if self._direct or not text else self._behind_mark(text)
+
+    def text(self, ids: Sequence[int], special: bool = True) -> str:
+        """Token ids as they read inside a text, with their leading space.
+
+        Args:
+            ids: The token ids.
+            special: Whether to show special tokens.
+        """
+        if not self._decoded_behind:
+            return self._decode(ids, special)
+        head, whole = self._decode(self._decoded_behind, special), self._decode([*self._decoded_behind, *ids], special)
+        return whole[len(head) :] if whole.startswith(head) else self._decode(ids, special)
+
+    def round_trips(self, ids: Sequence[int]) -> bool:
+        """Whether tokens are the same again after they were written as text."""
+        return self.tokenizer.unk_token_id not in ids and self._inside(self.text(ids)) == list(ids)
 
     def tokens(self, text: str, start: bool = False) -> list[int]:
         """Token ids of a piece of text, without special tokens.
@@ -81,13 +163,63 @@ class Encoder:
         Args:
             text: The piece, with the white space that belongs to it.
             start: Whether it starts a sequence; elsewhere a tokenizer that adds a space to every text is kept from it.
+
+        Raises:
+            UserError: The tokenizer cannot keep the piece as it is; or the model has no embedding of a token.
         """
+        ids = self._piece(text, start)
+        if text and not self._lossless and "\n" in self._marks:  # it may stand between line breaks
+            before, after = ("\n" if end.isspace() and not start else "" for end in (text[0], text[-1]))
+            self._check_same(before + text + after, [*self._known(before), *ids, *self._inside(after)], text)
+        return ids
+
+    def _piece(self, text: str, start: bool = False, last: bool = False) -> list[int]:
+        """`tokens` of a piece of a row, whose neighbours are known; nothing follows the last one."""
         if not text:
             return []
-        if start or not self._adds_space:
-            return list(self.tokenizer.encode(text, add_special_tokens=False))
-        mark = self.tokenizer.encode("\n", add_special_tokens=False)
-        return list(self.tokenizer.encode("\n" + text, add_special_tokens=False))[len(mark) :]
+        ids = self._with_embeddings(self._encode(text) if start else self._inside(text))
+        if self._lossless:
+            return ids
+        mark = self._mark_of(text)
+        glued = not start and not text[:1].isspace() and mark not in self._telling
+        if glued and self._encode(f"a{text}") != [*self._encode("a"), *ids]:
+            raise UserError(
+                f"the tokenizer of {self.name} reads {_short(text)} like {_short(' ' + text)}: it drops the spaces "
+                "between words; begin that text with a space, or use another model"
+            )
+        mark = "" if start or self._direct or mark is None else mark
+        for follower in () if last else FOLLOWERS["space" if text[-1].isspace() else "word"]:
+            behind = self._inside(follower)
+            if self.text(behind) == follower:
+                self._check_same(mark + text + follower, [*self._known(mark), *ids, *behind], text)
+        return ids
+
+    def _with_embeddings(self, ids: list[int]) -> list[int]:
+        """The ids.
+
+        Raises:
+            UserError: The model has no embedding of one of them.
+        """
+        if self.rows is not None and max(ids, default=0) >= self.rows:
+            token = self.tokenizer.convert_ids_to_tokens(max(ids))
+            raise UserError(
+                f"the tokenizer of {self.name} gives token {token!r} the id {max(ids)}, and the model has only "
+                f"{self.rows} embeddings; resize the model's embeddings and save it again, or leave {token!r} out"
+            )
+        return ids
+
+    def _known(self, mark: str) -> list[int]:
+        return self._marks.get(mark, [])
+
+    def _check_same(self, text: str, ids: list[int], piece: str) -> None:
+        """Raise a `UserError` if a text is read as something else than its pieces are."""
+        whole = self._encode(text)
+        if whole != ids and self._decode(whole) != self._decode(ids):
+            raise UserError(
+                f"the tokenizer of {self.name} does not keep the white space at the ends of {_short(piece)}: it makes "
+                f"{_short(self._decode(whole))} of {_short(text)}, and {_short(self._decode(ids))} of its pieces; "
+                "leave that white space out, or use another model"
+            )
 
     def row(self, example: Example, length: int, with_end: bool = False) -> Row:
         """Encode one example around a prompt of ``length`` tokens, with what follows its answer if asked.
@@ -95,19 +227,36 @@ class Encoder:
         Raises:
             UserError: Nothing precedes the answer, the answer has no tokens, or the tokenizer has no chat template.
         """
+        where = f"{example.source}: " if example.source else ""
+        try:
+            return self._row(example, length, with_end)
+        except UserError as error:
+            raise UserError(f"{where}{error}") from error
+
+    def _row(self, example: Example, length: int, with_end: bool) -> Row:
         before, after, answer = self.texts(example)
         slot = [-1 - p for p in range(length)]
-        head = ([] if example.chat else list(self.lead)) + self.tokens(before, start=True)
-        context = head + slot + self.tokens(after, start=not head and not slot)
-        where = f"{example.source}: " if example.source else ""
+        lead = [] if example.chat else self._with_embeddings(list(self.lead))
+        front = self._piece(before, start=True)
+        start = not (before or slot)
+        back = self._piece(after, start)
+        context = lead + front + slot + back
         if not context:
-            raise UserError(f"{where}nothing precedes the answer; give the template some text or the prompt a length")
+            raise UserError("nothing precedes the answer; give the template some text or the prompt a length")
         if answer is None:
             return Row(context, [])
-        tokens = self.tokens(answer)
+        tokens = self._piece(answer)
         if not tokens:
-            raise UserError(f"{where}the answer is empty")
-        return Row(context, tokens, self._end(example) if with_end else [])
+            raise UserError("the answer is empty")
+        row = Row(context, tokens, self._end(example) if with_end else [])
+        if not self._lossless:
+            ids = [*([] if slot else front), *back, *tokens]
+            joined = f"{'' if slot else before}{after}{answer}"
+            if with_end and example.end:
+                joined, ids = joined + example.end, ids + row.end
+            mark = "" if not slot or self._direct else self._mark_of(joined) or ""
+            self._check_same(mark + joined, [*self._known(mark), *ids], joined)
+        return row
 
     def label_tokens(self, labels: Labels) -> LabelTokens:
         """The token sequences that stand for classes: every verbaliser with a leading space and without, each once.
@@ -129,8 +278,9 @@ class Encoder:
 
     def _end(self, example: Example) -> list[int]:
         if example.end is not None:
-            return self.tokens(example.end)
-        return [] if self.tokenizer.eos_token_id is None else [int(self.tokenizer.eos_token_id)]
+            return self._piece(example.end, last=True)
+        eos = self.tokenizer.eos_token_id
+        return [] if eos is None else self._with_embeddings([int(eos)])
 
     def texts(self, example: Example) -> tuple[str, str, str | None]:
         """An example's text in front of the prompt slot, behind it, and its answer; a chat is written out.
@@ -142,12 +292,52 @@ class Encoder:
             return example.before, example.after, example.answer
         if not self.tokenizer.chat_template:
             raise UserError("chat: true, but this model's tokenizer has no chat template; set chat: false")
-        turns = [{"role": "user", "content": f"{example.before}{SLOT}{example.after}"}]
+        slot = unused_character(f"{example.before}{example.after}{example.system or ''}{self.tokenizer.chat_template}")
+        turn = f"{example.before}{slot}{example.after}"
+        turns = [{"role": "user", "content": turn}]
         if example.system is not None:
             turns.insert(0, {"role": "system", "content": example.system})
-        text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        before, _, after = str(text).partition(SLOT)
+        try:
+            rendered = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        except (TemplateError, TypeError, ValueError) as error:
+            if example.system is not None and self._renders(turns[1:]):
+                raise UserError(
+                    f"the chat template of {self.name} takes no system turn; leave out data.system"
+                ) from error
+            raise UserError(
+                f"the chat template of {self.name} fails ({' '.join(str(error).split())[:200]}); set chat: false"
+            ) from error
+        text = str(rendered)
+        # Many templates strip the white space around a turn.
+        if text.count(slot) != 1 or turn.strip() not in text:
+            count = text.count(slot)
+            raise UserError(
+                f"the chat template of {self.name} {'changes' if count == 1 else f'shows {count} times'} the user's "
+                f"turn {_short(turn.replace(slot, ''))}; it must show it once and unchanged: set chat: false"
+            )
+        if example.system is not None and example.system.strip() not in text:
+            raise UserError(
+                f"the chat template of {self.name} drops or changes the system turn {_short(example.system)}; "
+                "leave out data.system"
+            )
+        before, _, after = text.partition(slot)
         return before, after, example.answer
+
+    def _renders(self, turns: list[dict[str, str]]) -> bool:
+        try:
+            self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        except (TemplateError, TypeError, ValueError):
+            return False
+        return True
+
+
+def unused_character(text: str) -> str:
+    """A private-use character that a text does not hold."""
+    return next(chr(code) for code in PRIVATE_USE if chr(code) not in text)
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 60 else f"{text[:28]}...{text[-28:]}")
 
 
 def written(labels: Labels) -> list[tuple[str, int]]:

@@ -43,12 +43,12 @@ class FrozenLM(PackedLM):
         """Wrap a loaded model; see `load`."""
         super().__init__(model, name)
         self.tokenizer = tokenizer
-        self.encoder = Encoder(tokenizer)
         text_config = model.config.get_text_config()
         self.width = int(text_config.hidden_size)
         self.layers = int(text_config.num_hidden_layers)
         self.context = int(getattr(text_config, "max_position_embeddings", None) or 1 << 30)
         self.vocabulary = len(self._embedding_weight())
+        self.encoder = Encoder(tokenizer, name, self.vocabulary)
         self._matrix: Tensor | None = None
 
     @classmethod
@@ -119,8 +119,8 @@ class FrozenLM(PackedLM):
         return ids, similarity
 
     def text(self, ids: Tensor | list[int], special: bool = True) -> str:
-        """Token ids as text, special tokens included unless told otherwise."""
-        return str(self.tokenizer.decode(ids, skip_special_tokens=not special))
+        """Token ids as they read inside a text, special tokens included unless told otherwise."""
+        return self.encoder.text(ids.tolist() if isinstance(ids, Tensor) else ids, special)
 
     # --- encoding ---------------------------------------------------------------------------------------------------
 

@@ -67,12 +67,9 @@ def load_model(
         model, tokenizer = _pretrained(folder, config, dtype, device)
     if config.gradient_checkpointing:
         _checkpoint_gradients(model)
-    layer_types = set(getattr(model.config.get_text_config(), "layer_types", None) or ["full_attention"])
-    if unknown := layer_types - {"full_attention", "sliding_attention"}:
-        raise UserError(
-            f"model {config.name!r} has layers of type {', '.join(sorted(unknown))}, which packed scoring does not "
-            "support; use a model with full or sliding-window attention"
-        )
+    check_supported(model, config.name)
+    _check_vocabulary(model, tokenizer, config.name)
+    _say_what_is_not_quantized(model, config)
     model.requires_grad_(False)
     for module in model.modules():
         # bitsandbytes packs 4-bit weights for the CPU at the first pass without gradient, and from then on none comes
@@ -80,6 +77,56 @@ def load_model(
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
     return model, tokenizer
+
+
+def check_supported(model: PreTrainedModel, name: str) -> None:
+    """Raise a `UserError` for an architecture that packed scoring does not support.
+
+    Args:
+        model: Its weights may be on the meta device.
+        name: What to call it.
+    """
+    layer_types = set(getattr(model.config.get_text_config(), "layer_types", None) or ["full_attention"])
+    if unknown := layer_types - {"full_attention", "sliding_attention"}:
+        raise UserError(
+            f"model {name!r} has layers of type {', '.join(sorted(unknown))}, which packed scoring does not "
+            "support; use a model with full or sliding-window attention"
+        )
+    if any(weight.endswith(".sinks") for weight, _ in model.named_parameters()):
+        raise UserError(
+            f"model {name!r} ({model.config.model_type}) has attention sinks, which packed scoring does not support; "
+            "use a model without them"
+        )
+
+
+def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Raise a `UserError` for tokens without embeddings; a text with a special one is refused when it comes."""
+    rows = len(next(iter(model.get_input_embeddings().parameters())))
+    beyond = {token: index for token, index in tokenizer.get_vocab().items() if index >= rows}
+    if not beyond:
+        return
+    special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    told = (
+        f"model {name!r} has {rows} embeddings, and its tokenizer has {max(beyond.values()) + 1} tokens "
+        f"({', '.join(map(repr, sorted(beyond, key=beyond.__getitem__)[:3]))} and so on have none)"
+    )
+    if not special.issuperset(beyond.values()):
+        raise UserError(f"{told}; call resize_token_embeddings and save the model again, or use its own tokenizer")
+    log.warning("%s; a text that holds one of these special tokens is refused", told)
+
+
+def _say_what_is_not_quantized(model: PreTrainedModel, config: LMConfig) -> None:
+    """Log the weights of experts, which bitsandbytes leaves as they are: they are in no linear layers."""
+    if config.quantization in (None, "none"):
+        return
+    left = [weight for weight in model.parameters() if weight.dim() > 2 and weight.is_floating_point()]
+    if left:
+        size = sum(weight.numel() * weight.element_size() for weight in left)
+        log.warning(
+            "model %r: quantization %s leaves the weights of its experts in %s, which takes %.1f MiB; "
+            "model.lm.dtype: bfloat16 halves what float32 takes",
+            config.name, config.quantization, str(left[0].dtype).removeprefix("torch."), size / 2**20,
+        )  # fmt: skip
 
 
 def _checkpoint_gradients(model: PreTrainedModel) -> None:
@@ -176,7 +223,7 @@ def _random_model(
     config: LMConfig, dtype: torch.dtype, device: torch.device
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A model with random weights, the same ones on every device, and a byte-level tokenizer where it has none."""
-    with _of_shape(config.name), seeded(0):
+    with _of_shape(config.name), seeded(0), torch.device("cpu"):
         model_config, tokenizer = _random_config(config.name)
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
             model_config, dtype=dtype, attn_implementation=ATTENTION_NAME, trust_remote_code=False
@@ -229,19 +276,23 @@ def weightless_model(config: LMConfig, device: torch.device | str = "cpu") -> Pr
         device: Where it would run, which decides what ``dtype: auto`` means.
 
     Raises:
-        UserError: The name is unknown.
+        UserError: The name is unknown, or the architecture is not supported.
     """
     if config.name.startswith(RANDOM):
         with _of_shape(config.name):
-            return _on_meta(_random_config(config.name)[0], dtype_of(config, device))
+            model = _on_meta(_random_config(config.name)[0], dtype_of(config, device))
+        check_supported(model, config.name)
+        return model
     folder = str(embedded_folder(config.name)) if config.name in EMBEDDED else config.name
     if not Path(folder).is_dir():
         _check_hub(folder, config)
     try:
         found = AutoConfig.from_pretrained(folder, revision=config.revision, trust_remote_code=False)
-        return _on_meta(found, dtype_of(config, device))
+        model = _on_meta(found, dtype_of(config, device))
     except (OSError, ValueError, ImportError) as error:
         raise UserError(_why_not(config, error)) from error
+    check_supported(model, config.name)
+    return model
 
 
 def _on_meta(model_config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:

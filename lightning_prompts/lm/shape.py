@@ -124,7 +124,7 @@ class LMShape:
             in_layers=in_layers,
             outside=sum(parameter.numel() for parameter in model.parameters()) - in_layers,
             gradient_checkpointing=config.gradient_checkpointing,
-            encoder=Encoder(tokenizer or load_tokenizer(config)),
+            encoder=Encoder(tokenizer or load_tokenizer(config), config.name, int(text.vocab_size)),
         )
 
     @property

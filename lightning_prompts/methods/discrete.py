@@ -16,15 +16,19 @@ from lightning_prompts.types import Batch
 
 log = logging.getLogger(__name__)
 
+NOT_TEXT = 1000.0  # nats; more than any prompt's NLL, so that tokens which text can hold always win
+
 
 class DiscretePromptMethod(PromptMethod):
     """A prompt of token ids.
 
     Training validates the tokens as they are; the best of them, those that it starts from included, are kept in the
-    checkpoint, whichever one it is, and are what `test` and `predict` use. Tokens that become others once they are
-    written as text are kept only as long as there are none that don't. A subclass calls `keep_ids` from `build_prompt`
-    and gives its tokens in `token_ids`.
+    checkpoint, whichever one it is, and are what `test` and `predict` use. One number says which are the best, here and
+    for ``best.ckpt``: ``val/selection_loss``, which is ``val/nll``, plus `NOT_TEXT` for tokens that become others once
+    they are written as text. A subclass calls `keep_ids` from `build_prompt` and gives its tokens in `token_ids`.
     """
+
+    monitor = ("val/selection_loss", "min")
 
     best_ids: Tensor
     best_nll: Tensor
@@ -63,7 +67,7 @@ class DiscretePromptMethod(PromptMethod):
             prompt = self.current_prompt()
             nll = [value for batch in batches
                    for value in self.spread(batch, lambda part: self.lm.score(part, prompt).nll.tolist())]  # fmt: skip
-        self._keep_better(torch.tensor(sum(nll) / len(nll), device="cpu"))
+        self.keep_better(sum(nll) / len(nll))
 
     def on_validation_epoch_start(self) -> None:
         """Start counting."""
@@ -81,19 +85,39 @@ class DiscretePromptMethod(PromptMethod):
         super().on_validation_epoch_end()
         if self.trainer.state.fn != TrainerFn.FITTING or self.trainer.sanity_checking:
             return
-        self._keep_better(torch.tensor(self._totals[0] / self._totals[1], device="cpu"))
+        loss = self.keep_better(self._totals[0] / self._totals[1])
+        self.log("val/selection_loss", loss, batch_size=1)
 
-    def _keep_better(self, nll: Tensor) -> None:
-        """Keep the tokens of now if they are better than the best so far: first as text, then by ``nll``."""
+    def keep_better(self, nll: float) -> float:
+        """Keep the tokens of now if they are better than the best so far.
+
+        Args:
+            nll: Their NLL on validation.
+
+        Returns:
+            Their selection loss.
+        """
         ids = self.token_ids()
-        survive = survives(self.lm, ids[None])[0]
-        if (not survive, float(nll)) < (not self.best_survives, float(self.best_nll)):
-            self.best_nll.copy_(nll)
+        survive = survives(self.lm, ids[None])[0].cpu()
+        loss, best = (selection_loss(*pair) for pair in ((nll, survive), (self.best_nll, self.best_survives)))
+        if loss < best:
+            self.best_nll.fill_(nll)
             self.best_ids.copy_(ids)
             self.best_survives.copy_(survive)
+        return float(loss)
 
     def on_fit_end(self) -> None:
         """Say it if the result cannot be taken home as text."""
         if not torch.isinf(self.best_nll) and not self.best_survives:
             log.warning("the best tokens (%s) become others when their text %r is tokenised again",
                         " ".join(map(str, self.best_ids.tolist())), self.prompt_text())  # fmt: skip
+
+
+def selection_loss(nll: float | Tensor, survives: Tensor) -> Tensor:
+    """What says which tokens are the best; float32, as metrics are.
+
+    Args:
+        nll: Their NLL on validation.
+        survives: Whether they are the same tokens again once they were written as text.
+    """
+    return torch.as_tensor(nll, dtype=torch.float32, device="cpu") + NOT_TEXT * ~survives.cpu()

@@ -267,9 +267,17 @@ def _bert_scorer(model: str, layer: int | None) -> BERTScorer:
             f"give {EMBEDDED_SCORER} (embedded), a local folder, or a hub id with a network"
         ) from error
     # Tokenizers without a limit of their own give one that is too large a number to truncate at.
-    limit = int(getattr(config, "max_position_embeddings", None) or 512)
+    limit = int(getattr(config, "max_position_embeddings", None) or 512) - _first_position(scorer._model)
     scorer._tokenizer.model_max_length = min(scorer._tokenizer.model_max_length, limit)
     return scorer
+
+
+def _first_position(model: torch.nn.Module) -> int:
+    """The position of a text's first token: RoBERTa's kind counts on from that of the padding."""
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
+            return 0 if module.padding_idx is None else module.padding_idx + 1
+    return 0
 
 
 def embedded_scorer() -> Path:

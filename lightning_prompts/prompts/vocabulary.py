@@ -30,10 +30,9 @@ def usable_tokens(lm: FrozenLM, readable: bool = False) -> Tensor:
         ``[V]`` bool.
     """
     usable = torch.zeros(lm.vocabulary, dtype=torch.bool, device="cpu")
-    usable[: len(lm.tokenizer)] = True
+    known = [token for token in sorted(lm.tokenizer.get_vocab().values()) if token < lm.vocabulary]
+    usable[known] = True
     usable[control_tokens(lm)] = False
     if readable:
-        texts = lm.tokenizer.batch_decode([[token] for token in range(min(len(lm.tokenizer), lm.vocabulary))])
-        readable_ones = [READABLE.fullmatch(text) is not None for text in texts]
-        usable[: len(texts)] &= torch.tensor(readable_ones, device="cpu")
+        usable[[token for token in known if not READABLE.fullmatch(lm.text([token]))]] = False
     return usable.to(lm.device)

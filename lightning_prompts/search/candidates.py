@@ -52,7 +52,5 @@ def survives(lm: FrozenLM, candidates: Tensor) -> Tensor:
 
     A prompt that is not cannot be taken home as text: its reader would get other tokens.
     """
-    prompts = candidates.tolist()
-    texts = lm.tokenizer.batch_decode(prompts)
-    kept = [lm.encoder.tokens(text) == ids for text, ids in zip(texts, prompts, strict=True)]
+    kept = [lm.encoder.round_trips(ids) for ids in candidates.tolist()]
     return to_device(torch.tensor(kept, dtype=torch.bool, device="cpu"), candidates.device)

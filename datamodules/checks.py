@@ -1,0 +1,88 @@
+"""What the answers of a split must be for its metrics to mean something."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+
+from datamodules.tables import MISSING
+from lightning_prompts.answers import is_correct
+from lightning_prompts.errors import UserError
+from lightning_prompts.template import cut
+from lightning_prompts.types import Example
+
+log = logging.getLogger(__name__)
+
+_STOPS = ("\n", "\n\n", "\n###", "\n<end>")
+
+
+def check_answers(splits: Mapping[str, Sequence[Example]]) -> None:
+    """Warn of answers that are all the same, that are words for a missing value, or that no generation can match.
+
+    Args:
+        splits: The examples of each split; those to predict are left out.
+
+    Raises:
+        UserError: No generation can match most of the answers.
+    """
+    known = {
+        split: [example for example in examples if example.reference is not None]
+        for split, examples in splits.items()
+        if split != "predict"
+    }
+    for split, examples in known.items():
+        if len(examples) > 1 and len({example.reference for example in examples}) == 1:
+            log.warning(
+                "all %d %s rows have the same answer, %r (%s and others): metrics say little; are these placeholders?",
+                *(len(examples), split, examples[0].reference, examples[0].source),
+            )
+    free = [example for examples in known.values() for example in examples if not example.labels]
+    absent = [(text, example) for example in free for text in (example.question, example.target) if text in MISSING]
+    if absent:
+        text, first = absent[0]
+        message = "%d of %d rows say %r, which is how programs write a missing value (%s); remove them if it is"
+        log.warning(message, len(absent), len(free), text, first.source)
+    _check_stop(free)
+
+
+def _check_stop(examples: Sequence[Example]) -> None:
+    """Hold answers, and what follows them, against the stop; see `check_answers`."""
+    answers = [str(example.answer).strip() for example in examples]
+    kept = [cut(answer, example.stop) for answer, example in zip(answers, examples, strict=True)]
+    short = [
+        (example, text)
+        for example, answer, text in zip(examples, answers, kept, strict=True)
+        if text != answer and not is_correct(example, text)
+    ]
+    if short:
+        first, text = short[0]
+        stop = next((stop for stop in _STOPS if not any(stop in answer for answer in answers)), _STOPS[-1])
+        also = "" if first.end is None else ", and end data.template in that text"
+        message = (
+            f"{first.source}: exact match can never be 1 ({len(short)} of {len(examples)} rows): data.stop "
+            f"'{_shown(first.stop)}' ends the answer after '{_shown(text[-30:])}'; set data.stop to '{_shown(stop)}' "
+            f"or another text that no answer holds{also}"
+        )
+        if 2 * len(short) > len(examples):
+            raise UserError(message)
+        log.warning("%s", message)
+    elif running := [example for example in examples if _runs_on(example)]:
+        end, stop = _shown(running[0].end or ""), _shown(running[0].stop)
+        log.warning(
+            "%s: data.template ends an answer in '%s', and data.stop '%s' does not match there: what is generated "
+            "after an answer counts as part of it; end data.template in a text that data.stop matches",
+            *(running[0].source, end, stop),
+        )
+
+
+def _runs_on(example: Example) -> bool:
+    """Whether what follows an answer is taught, and does not end a generation."""
+    answer = str(example.answer).strip()
+    written = f"{answer}{example.end or ''}"
+    return bool(example.end) and (not re.search(example.stop, written) or cut(written, example.stop) != answer)
+
+
+def _shown(text: str) -> str:
+    """A text in one line."""
+    return text.replace("\n", "\\n")

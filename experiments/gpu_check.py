@@ -1,0 +1,214 @@
+"""Check on a GPU, in one command and without a network, what only a GPU can show.
+
+    python experiments/gpu_check.py [--device cuda] [--parts methods,packed,cpu,speed,memory] [--out runs/gpu_check]
+
+- packed: packed scoring against one text at a time, all architectures and precisions;
+- cpu: the GPU against the CPU with the same weights;
+- memory: out of memory is provoked, and survived;
+- speed: training steps, generation and candidate grids against PEFT and Hugging Face, alone on the GPU;
+- methods: every method in every precision through the Trainer, and from its checkpoint.
+
+Prints a line for each result as it comes, then a table for each part, and one line. The numbers go to
+``gpu_check.json``, which is written anew all the while. The exit code is 1 if anything is wrong. What does not fit into
+``--limit`` seconds is reported as not run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from fnmatch import fnmatch
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+for folder in (Path(__file__).parents[1], Path(__file__).parent):  # there may be no installation
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+
+if TYPE_CHECKING:
+    from gpu_check_parts.rows import Row, Settings
+
+PARTS = ("packed", "cpu", "memory", "speed", "methods")
+SPEED_SHARE = 0.7  # of the time
+WORKERS = 8
+PACKAGES = ("torch", "transformers", "lightning", "peft", "accelerate", "bitsandbytes", "tokenizers", "numpy")
+
+
+class Result:
+    """The rows so far, in the terminal and in a file.
+
+    Args:
+        out: Where the files go.
+        settings: What is checked.
+        begin: When it began.
+    """
+
+    def __init__(self, out: Path, settings: Settings, begin: float) -> None:
+        """No rows yet."""
+        self.path = out / "gpu_check.json"
+        self.start = begin
+        self.rows: list[Row] = []
+        self.machine = machine(settings)
+
+    def add(self, rows: list[Row]) -> None:
+        """Print and keep the rows of a job."""
+        for row in rows:
+            state = {True: "ok", False: "WRONG", None: "--"}[row.ok]
+            what = f"{row.part}: {row.name}: {row.error or row.measured}"
+            print(f"[{time.monotonic() - self.start:6.1f}] {state:5} {what} ({row.seconds:.1f} s)", flush=True)
+        self.rows += rows
+        self.write()
+
+    def write(self) -> None:
+        """The file, whole at any time."""
+        content = {
+            "machine": self.machine,
+            "seconds": time.monotonic() - self.start,
+            "summary": self.summary(),
+            "rows": [asdict(row) for row in self.rows],
+        }
+        part = self.path.with_suffix(".part")
+        part.write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8")
+        part.replace(self.path)
+
+    @property
+    def wrong(self) -> list[Row]:
+        """Rows that should be otherwise."""
+        return [row for row in self.rows if row.ok is False]
+
+    def summary(self) -> str:
+        """One line."""
+        skipped = sum(len(row.figures.get("jobs", [row])) for row in self.rows if row.ok is None)
+        missed = [row for row in self.rows if (row.figures.get("ratio") or 1e9) < (row.figures.get("goal") or 0)]
+        return (
+            f"{len(self.rows)} checks: {len(self.wrong)} wrong, {skipped} not run, {len(missed)} below the speed we "
+            f"want, in {time.monotonic() - self.start:.0f} s"
+        )
+
+    def tables(self) -> None:
+        """A table for each part, and the summary."""
+        from rich.console import Console
+        from rich.table import Table
+
+        console = Console(width=200, record=True, highlight=False)
+        for part in ("packed", "cpu", "methods", "memory", "speed"):
+            rows = [row for row in self.rows if row.part == part]
+            if not rows:
+                continue
+            table = Table("", "name", "measured", "expected", "s", title=part)
+            for row in rows:
+                state = {True: "ok", False: "[red]WRONG[/red]", None: "--"}[row.ok]
+                text = (row.error or row.measured).replace("[", "\\[")
+                table.add_row(state, row.name, text, row.expected.replace("[", "\\["), f"{row.seconds:.1f}")
+            console.print(table)
+        for row in self.wrong:
+            console.print(f"WRONG {row.part}: {row.name}: {row.error or row.measured}", markup=False)
+        console.print(self.summary())
+        self.path.with_suffix(".txt").write_text(console.export_text(), encoding="utf-8")
+
+
+def machine(settings: Settings) -> dict[str, Any]:
+    """What was checked on what."""
+    import torch
+    from gpu_check_parts.base import methods_lm
+
+    found: dict[str, Any] = {
+        "python": platform.python_version(),
+        "cores": os.cpu_count(),
+        "device": settings.device,
+        "small": settings.small,
+        "lm": methods_lm(settings),
+    }
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = None
+    if settings.device == "cuda":
+        properties = torch.cuda.get_device_properties(0)
+        found |= {"gpu": properties.name, "gpu_GiB": properties.total_memory / 2**30, "cuda": torch.version.cuda}
+    return found
+
+
+def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cuda", "cpu", "pretend"), help="by default a GPU if there is one")
+    parser.add_argument("--small", action=argparse.BooleanOptionalAction, help="tiny shapes; by default but on a GPU")
+    parser.add_argument("--lm", help="the LM of the methods: a local folder, or random:TYPE,key=value,...")
+    parser.add_argument("--parts", default=",".join(PARTS))
+    parser.add_argument("--only", nargs="+", default=["*"], metavar="NAME", help="jobs of these names; * for any text")
+    parser.add_argument("--workers", type=int, help=f"processes; by default {WORKERS} on a GPU, else none of their own")
+    parser.add_argument("--limit", type=float, default=330.0, help="seconds")
+    parser.add_argument("--out", type=Path, default=Path("runs/gpu_check"))
+    given = parser.parse_args(arguments)
+    given.parts = [part.strip() for part in given.parts.split(",") if part.strip()]
+    if unknown := set(given.parts) - set(PARTS):
+        parser.error(f"unknown parts: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+    return given
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the parts; 1 if anything is wrong."""
+    given = parsed(arguments)
+    begin = time.monotonic()
+    scratch = Path(tempfile.mkdtemp(prefix="gpu_check."))
+    os.environ |= {
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1",
+        "LIGHTNING_PROMPTS_CACHE": str(scratch / "cache"),
+    }
+    try:
+        return _run(given, scratch, begin)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _run(given: argparse.Namespace, scratch: Path, begin: float) -> int:
+    import torch
+    from gpu_check_parts.rows import Settings
+    from gpu_check_parts.work import jobs_of, run_here, run_in_workers
+
+    device = given.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    small = device != "cuda" if given.small is None else given.small
+    settings = Settings(device, small, given.lm, scratch)
+    given.out.mkdir(parents=True, exist_ok=True)
+    result = Result(given.out, settings, begin)
+    print(json.dumps(result.machine), flush=True)
+    workers = given.workers if given.workers is not None else WORKERS if device == "cuda" else 0
+
+    def phase(parts: Sequence[str], processes: int, seconds: float) -> None:
+        jobs = [
+            job
+            for part in PARTS
+            if part in parts and part in given.parts
+            for job in jobs_of(part, settings)
+            if any(fnmatch(job.name, name) for name in given.only)
+        ]
+        if not jobs:
+            return
+        deadline = min(begin + given.limit, time.monotonic() + seconds)
+        if processes:
+            run_in_workers(jobs, settings, processes, deadline, result.add)
+        else:
+            run_here(jobs, settings, deadline, result.add)
+
+    others = [part for part in PARTS if part != "speed"]
+    phase(["speed"], min(workers, 1), given.limit * (SPEED_SHARE if set(given.parts) & set(others) else 1.0))
+    phase(others, workers, given.limit)
+    result.write()
+    result.tables()
+    return 1 if result.wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
