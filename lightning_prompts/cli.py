@@ -20,7 +20,7 @@ os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
 import lightning as L  # noqa: N812 - Lightning's own convention
 from jsonargparse import Namespace
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
@@ -33,7 +33,7 @@ from lightning_prompts import methods
 from lightning_prompts.accelerators import check_accelerator
 from lightning_prompts.checkpoints import AtomicCheckpointIO, check_readable, does_not_fit
 from lightning_prompts.commands import fail
-from lightning_prompts.config_errors import check_yaml, one_line, user_error
+from lightning_prompts.config_errors import check_yaml, not_made, one_line, user_error
 from lightning_prompts.crossings.baselines import Baseline
 from lightning_prompts.crossings.reinforce import Shaping, Support
 from lightning_prompts.crossings.relaxation import Crossing
@@ -205,11 +205,13 @@ class PromptCLI(LightningCLI):
             config.ckpt_path = str(path)
         if config.ckpt_path is not None:
             check_readable(Path(config.ckpt_path), resume=self.config.subcommand == "fit")
-        elif self.config.subcommand != "fit" and (saved / "best.ckpt").exists():
-            raise UserError(
-                f"{self.folder} holds a trained prompt: give --ckpt_path {saved / 'best.ckpt'}, or another "
-                "--trainer.default_root_dir to measure the untrained one"
-            )
+        elif self.config.subcommand != "fit":
+            trained = next((path for path in (saved / "best.ckpt", saved / "last.ckpt") if path.exists()), None)
+            if trained is not None:
+                raise UserError(
+                    f"{self.folder} holds a trained prompt: give --ckpt_path {trained}, or another "
+                    "--trainer.default_root_dir to measure the untrained one"
+                )
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:  # noqa: ANN401 - Trainer's own arguments
         """A trainer whose files all land in the run folder."""
@@ -233,6 +235,9 @@ class PromptCLI(LightningCLI):
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, RunFolder):
                 callback.loggers = given
+        stopping = [each for each in trainer.callbacks if isinstance(each, EarlyStopping)]  # type: ignore[attr-defined]
+        if stopping and self.config.subcommand == "fit" and trainer.limit_val_batches == 0:
+            raise UserError("EarlyStopping waits for validations; set trainer.limit_val_batches above 0")
         if config.enable_progress_bar is not False:
             use_rich_progress_bar(trainer)
         return trainer
@@ -340,7 +345,7 @@ def told(error: Exception) -> UserError | None:
         )
     known = known or does_not_fit(error)
     if known is None and "Does not validate against" in str(error):  # by the parser, while it builds
-        return UserError(one_line(str(error), CONFIGURABLE))
+        return UserError(not_made(error) or one_line(str(error), CONFIGURABLE))
     return known
 
 
@@ -379,6 +384,8 @@ def _monitor(config: Namespace) -> None:
 
 def _check_trainer(config: Namespace) -> None:
     """What Lightning finds out too late, or in words that help nobody."""
+    if config.barebones:
+        raise UserError("trainer.barebones leaves out what a run is kept by; leave it out")
     if config.accumulate_grad_batches < 1:
         raise UserError(f"trainer.accumulate_grad_batches must be at least 1, got {config.accumulate_grad_batches}")
     for name, above in (("gradient_clip_val", False), ("val_check_interval", True)):

@@ -210,7 +210,49 @@ def test_no_untrained_prompt_is_measured_by_accident(finished: Path, capsys: pyt
     assert json.loads((elsewhere / "metrics.json").read_text())["test/nll"] != trained["test/nll"]
     for subcommand in ("fit", "test"):
         expect_error([subcommand, *config, "--ckpt_path", "last", "--trainer.default_root_dir", str(elsewhere)],
-                     "last.ckpt does not exist", capsys)  # fmt: skip
+                     "last.ckpt does not exist: nothing was saved yet; leave out --ckpt_path, and train anew with fit "
+                     "--overwrite true", capsys)  # fmt: skip
+    nowhere = ["--ckpt_path", "last", "--trainer.default_root_dir", str(finished.parent / "nowhere")]
+    expect_error(["fit", *config, *nowhere], "holds no run; give its --trainer.default_root_dir", capsys)
+    expect_error([*FIT, *SMALL, "--trainer.default_root_dir", str(elsewhere)],
+                 "already holds a run; give another --trainer.default_root_dir, or replace it", capsys)  # fmt: skip
+
+
+def test_a_run_without_a_validation_says_that_there_is_no_best(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    where = ["--trainer.default_root_dir", str(folder)]
+    assert code(*FIT, *SMALL, *where, "--trainer.limit_val_batches", "0") == 0
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert said.startswith("no best.ckpt: training ended without a validation; the last state is kept, test it: ")
+    config = ["-c", str(folder / "config.yaml")]
+    expect_error(["test", *config, "--ckpt_path", "best"], "the run had no validation; give --ckpt_path last", capsys)
+    expect_error(["test", *config], "holds a trained prompt: give --ckpt_path", capsys)
+    assert code(*said.split("lightning-prompts ")[1].split()) == 0
+    own = ["--trainer.callbacks", "callbacks.Throughput", "--overwrite", "true"]
+    assert code(*FIT, *SMALL, *where, *own) == 0
+    assert "no best.ckpt: trainer.callbacks has none that keeps it" in capsys.readouterr().out
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["last.ckpt"]
+    assert code(*FIT, *SMALL, *where, "--trainer.enable_checkpointing", "false", "--overwrite", "true") == 0
+    assert capsys.readouterr().out.endswith("nothing is saved, as trainer.enable_checkpointing is false\n")
+    assert not list((folder / "checkpoints").iterdir())
+
+
+def test_a_text_is_kept_without_a_validation(tmp_path: Path) -> None:
+    search = [
+        "--model",
+        "HardPromptSearch",
+        "--model.candidates",
+        "4",
+        "--model.top_k",
+        "9",
+        "--trainer.max_steps",
+        "1",
+    ]
+    where = ["--trainer.default_root_dir", str(tmp_path / "run"), "--trainer.limit_val_batches", "0"]
+    assert code("fit", *search, *TINY_RUN, *SMALL, *where) == 0
+    assert (tmp_path / "run" / "prompt.txt").read_text()
 
 
 def test_resuming_goes_on_from_last(finished: Path) -> None:
@@ -306,6 +348,37 @@ MODEL = ["fit", "--model", "SoftPromptTuning", *TINY_RUN]
         ([*MODEL, *SMALL, "--trainer.callbacks", "PromptReadot"], "did you mean PromptReadout"),
         (["fit", "-c", "nowhere.yaml"], "does not exist"),
         (["fit", "--model", "FixedPrompt", *TINY_RUN, *SMALL], "trains nothing"),
+        ([*MODEL, *SMALL, "--lr_scheduler", "StepLR"], "unknown setting 'lr_scheduler'; did you mean model.scheduler?"),
+        ([*MODEL, *SMALL, "--optimizer", "SGD"], "unknown setting 'optimizer'; did you mean model.optimizer?"),
+        ([*MODEL, *SMALL, "--trainer.barebones", "true"], "trainer.barebones leaves out what a run is kept by"),
+        ([*MODEL, *SMALL, "--checkpoint.minutes", "0"], "checkpoint.minutes must be a finite number above 0"),
+        ([*MODEL, *SMALL, "--checkpoint.minute", "1"], "did you mean minutes"),
+        (
+            [
+                *MODEL,
+                *SMALL,
+                "--trainer.limit_val_batches",
+                "0",
+                "--trainer.callbacks",
+                "EarlyStopping",
+                "--trainer.callbacks.monitor",
+                "val/nll",
+            ],
+            "EarlyStopping waits for validations",
+        ),
+        (
+            [
+                *MODEL,
+                *SMALL,
+                "--trainer.limit_val_batches",
+                "0",
+                "--model.scheduler",
+                "lightning.pytorch.cli.ReduceLROnPlateau",
+                "--model.scheduler.monitor",
+                "val/nll",
+            ],
+            "ReduceLROnPlateau waits for validations",
+        ),
         ([*MODEL, *SMALL, "--trainer.precision", "16-true"], "set model.lm.dtype"),
         ([*MODEL, *SMALL, "--trainer.accelerator", "tpu"], "no accelerator 'tpu'; run on the CPU instead: lightning-p"),
         ([*MODEL, *SMALL, "--trainer.accelerator", "gp"], "trainer.accelerator 'gp' does not exist; did you mean gpu"),
