@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 import signal
@@ -53,6 +54,8 @@ from lightning_prompts.refiners.heads import Head
 from lightning_prompts.refiners.networks import RefinerNetwork
 from lightning_prompts.run_folder import RunFolder, check_writable
 from lightning_prompts.terminal import quiet, results_table, use_rich_progress_bar
+
+log = logging.getLogger(__name__)
 
 TRAINER_DEFAULTS: dict[str, Any] = {
     "devices": 1,
@@ -235,9 +238,8 @@ class PromptCLI(LightningCLI):
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, RunFolder):
                 callback.loggers = given
-        stopping = [each for each in trainer.callbacks if isinstance(each, EarlyStopping)]  # type: ignore[attr-defined]
-        if stopping and self.config.subcommand == "fit" and trainer.limit_val_batches == 0:
-            raise UserError("EarlyStopping waits for validations; set trainer.limit_val_batches above 0")
+            if isinstance(callback, EarlyStopping) and self.config.subcommand == "fit":
+                _check_stopping(trainer, callback)
         if config.enable_progress_bar is not False:
             use_rich_progress_bar(trainer)
         return trainer
@@ -249,6 +251,9 @@ class PromptCLI(LightningCLI):
             kwargs["return_predictions"] = False
         if subcommand == "test":
             kwargs["verbose"] = False  # see after_test
+        untrained = kwargs.get("ckpt_path") is None and not isinstance(self.model, methods.FixedPrompt)
+        if subcommand != "fit" and untrained and self.trainer.is_global_zero:
+            log.warning("no --ckpt_path is given, so %s uses the prompt as it is before training", subcommand)
         return kwargs
 
     def after_fit(self) -> None:
@@ -353,7 +358,7 @@ def _instead(path: Path) -> str:
     """What to do without a checkpoint of the run folder."""
     folder, last = path.parent.parent, path.with_name("last.ckpt")
     if path != last and last.exists():
-        return "the run had no validation; give --ckpt_path last"
+        return "the run has kept no best one, as after training without a validation; take last instead"
     if (folder / "config.yaml").exists():
         return "nothing was saved yet; leave out --ckpt_path, and train anew with fit --overwrite true"
     return f"{folder} holds no run; give its --trainer.default_root_dir"
@@ -380,6 +385,20 @@ def _monitor(config: Namespace) -> None:
         settings = node.get("init_args", {})
         if settings.get("monitor") == methods.PromptMethod.monitor[0] and "mode" in settings:
             settings.monitor, settings.mode = getattr(method, "monitor", methods.PromptMethod.monitor)
+
+
+def _check_stopping(trainer: L.Trainer, callback: EarlyStopping) -> None:
+    """Raise a `UserError` if early stopping would never look at its metric, or before there is one."""
+    every_epoch = trainer.val_check_interval == 1.0 and trainer.check_val_every_n_epoch == 1  # type: ignore[attr-defined]
+    given = callback._check_on_train_epoch_end
+    validated, at_epoch_end = callback.monitor.startswith("val/"), every_epoch if given is None else given
+    if trainer.limit_val_batches == 0 and (validated or not at_epoch_end):
+        raise UserError("EarlyStopping waits for validations; set trainer.limit_val_batches above 0")
+    if validated and at_epoch_end and not every_epoch:
+        raise UserError(
+            f"EarlyStopping looks for {callback.monitor} after each epoch, and not each has a validation; "
+            "leave out its check_on_train_epoch_end"
+        )
 
 
 def _check_trainer(config: Namespace) -> None:
