@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -101,6 +102,13 @@ class Encoder:
         inside = self._inside(" a")
         if self._decode(inside) != " a" and "a" in self._marks:
             self._decoded_behind = self._marks["a"]
+        controls = {token.content: token for token in tokenizer.added_tokens_decoder.values() if token.special}
+        longest = sorted(controls, key=len, reverse=True)
+        # Control tokens, and at the end of a text those and the white space that they swallow.
+        self._control = re.compile("|".join(map(re.escape, longest)) or "(?!)")
+        self._control_end = re.compile(
+            "|".join(re.escape(text) + r"\s*" * controls[text].rstrip + r"\Z" for text in longest) or "(?!)"
+        )
         # Words that were added to the vocabulary may swallow the white space around them.
         greedy = [token for token in tokenizer.added_tokens_decoder.values() if token.lstrip or token.rstrip]
         self._lossless = all(self.text(self._inside(text)) == text for text in PROBES)
@@ -173,10 +181,14 @@ class Encoder:
             self._check_same(before + text + after, [*self._known(before), *ids, *self._inside(after)], text)
         return ids
 
-    def _piece(self, text: str, start: bool = False, last: bool = False) -> list[int]:
-        """`tokens` of a piece of a row, whose neighbours are known; nothing follows the last one."""
+    def _piece(self, text: str, start: bool = False, last: bool = False, ahead: str = "") -> list[int]:
+        """`tokens` of a piece of a row, whose neighbours are known: the text ahead of it; nothing follows the last."""
         if not text:
             return []
+        if control := self._control_end.search(ahead):  # it may swallow white space, or a text begins behind it
+            own, both = self._encode(control[0]), self._encode(control[0] + text)
+            if both[: len(own)] == own:
+                return self._with_embeddings(both[len(own) :])
         ids = self._with_embeddings(self._encode(text) if start else self._inside(text))
         if self._lossless:
             return ids
@@ -239,13 +251,13 @@ class Encoder:
         lead = [] if example.chat else self._with_embeddings(list(self.lead))
         front = self._piece(before, start=True)
         start = not (before or slot)
-        back = self._piece(after, start)
+        back = self._piece(after, start, ahead="" if slot else before)
         context = lead + front + slot + back
         if not context:
             raise UserError("nothing precedes the answer; give the template some text or the prompt a length")
         if answer is None:
             return Row(context, [])
-        tokens = self._piece(answer)
+        tokens = self._piece(answer, ahead=after or ("" if slot else before))
         if not tokens:
             raise UserError("the answer is empty")
         row = Row(context, tokens, self._end(example) if with_end else [])
@@ -257,6 +269,22 @@ class Encoder:
             mark = "" if not slot or self._direct else self._mark_of(joined) or ""
             self._check_same(mark + joined, [*self._known(mark), *ids], joined)
         return row
+
+    def warn_of_controls(self, examples: Iterable[Example]) -> None:
+        """Log the rows whose own text holds a control token, such as the one that ends a turn."""
+        found = [
+            (example.source or "an example", name, match[0])
+            for example in examples
+            for name, value in example.fields.items()
+            if (match := self._control.search(str(value)))
+            and str(value).strip() in f"{example.before}{example.after}{example.answer}"
+        ]
+        if found:
+            log.warning(
+                "%s: field %r holds %r, which the tokenizer of %s reads as a control token and not as text%s; change "
+                "that text unless it is meant", *found[0], self.name,
+                f" (as {len(found) - 1} more values do)" if found[1:] else "",
+            )  # fmt: skip
 
     def label_tokens(self, labels: Labels) -> LabelTokens:
         """The token sequences that stand for classes: every verbaliser with a leading space and without, each once.

@@ -278,6 +278,8 @@ class PromptMethod(Evaluation):
             later = [*(data.splits("test") if data.has("test") else []), *(["predict"] if data.has("predict") else [])]
             for split in dict.fromkeys([*data.splits(stage), *(later if stage == "fit" else [])]):
                 self.lm.check_lengths(data.examples(split), slot, ahead)
+                if isinstance(self.lm, FrozenLM):
+                    self.lm.encoder.warn_of_controls(data.examples(split))
 
     @property
     def prompt_length(self) -> int:
