@@ -161,7 +161,38 @@ def test_control_tokens_in_a_row_are_told_before_training(tmp_path: Path, caplog
     trainer(tmp_path, max_steps=1, limit_val_batches=0).fit(SoftPromptTuning(2, lm=LMConfig(TINY)), datamodule=rows)
     (told,) = [message for message in caplog.messages if "control token" in message]
     assert "train.jsonl row 4: field 'question' holds '<|end|>', which the tokenizer of random:llama" in told
-    assert "as a control token and not as text (as 1 more values do); change that text unless it is meant" in told
+    assert "as a control token and not as text; change that text unless it is meant (so it is 1 more times)" in told
+
+
+@pytest.mark.parametrize(
+    ("kind", "question", "answer", "words"),
+    [
+        (
+            "words",
+            "hot unheard",
+            "cold",
+            "has no token for a part of 'A word hot unheard: cold'; change that text, or use",
+        ),
+        ("unigram", "hot", "c\u00f6ld", "has no token for a part of 'A word hot: c\u00f6ld'"),
+        ("lowercase", "HOT", "Cold", "makes 'cold' of the answer 'Cold', so that no generation equals it"),
+        ("nfkc", "hot", "\ufb01ve", "makes 'five' of the answer '\ufb01ve'"),
+        ("lowercase", "HOT", "cold", ""),
+        ("words", "hot", "cold", ""),
+        ("unigram", "hot  word", "cold", ""),
+        ("llama 2", "H\u00f6t", "C\u00f6ld", ""),
+    ],
+)
+def test_texts_that_a_tokenizer_does_not_keep_are_told(
+    kind: str, question: str, answer: str, words: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    template = Template("A word{prompt} {question}: {answer}")
+    rows = [template.render({"question": "hot", "answer": "cold"}, "row 1"),
+            template.render({"question": question, "answer": answer}, "row 2")]  # fmt: skip
+    encoder = Encoder(tokenizer_of(kind), "m")
+    caplog.clear()
+    encoder.warn_of_losses(rows)
+    assert len(caplog.messages) == bool(words)
+    assert f"row 2: the tokenizer of m {words}" in caplog.text or not words
 
 
 def turns(template: str, **settings: Any) -> tuple[Encoder, Any]:

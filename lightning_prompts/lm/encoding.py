@@ -270,21 +270,39 @@ class Encoder:
             self._check_same(mark + joined, [*self._known(mark), *ids], joined)
         return row
 
-    def warn_of_controls(self, examples: Iterable[Example]) -> None:
-        """Log the rows whose own text holds a control token, such as the one that ends a turn."""
-        found = [
-            (example.source or "an example", name, match[0])
-            for example in examples
-            for name, value in example.fields.items()
-            if (match := self._control.search(str(value)))
-            and str(value).strip() in f"{example.before}{example.after}{example.answer}"
-        ]
-        if found:
-            log.warning(
-                "%s: field %r holds %r, which the tokenizer of %s reads as a control token and not as text%s; change "
-                "that text unless it is meant", *found[0], self.name,
-                f" (as {len(found) - 1} more values do)" if found[1:] else "",
-            )  # fmt: skip
+    def warn_of_losses(self, examples: Iterable[Example]) -> None:
+        """Log the first row whose text the tokenizer does not read as it is, for each way to do so, and how many do.
+
+        A row may hold a control token, such as the one that ends a turn, or a text that the tokenizer has no tokens
+        for. An answer may become another one, as on a tokenizer without capitals.
+        """
+        found: dict[str, list[str]] = {"control": [], "unknown": [], "answer": []}
+        for example in examples:
+            where, text = example.source or "an example", f"{example.before}{example.after}{example.answer or ''}"
+            for name, value in example.fields.items():
+                if (match := self._control.search(str(value))) and str(value).strip() in text:
+                    found["control"].append(
+                        f"{where}: field {name!r} holds {match[0]!r}, which the tokenizer of {self.name} reads as a "
+                        "control token and not as text; change that text unless it is meant"
+                    )
+            if self._lossless:
+                continue
+            if self.tokenizer.unk_token_id in self._encode(self._control.sub("", text)):
+                found["unknown"].append(
+                    f"{where}: the tokenizer of {self.name} has no token for a part of {_short(text)}; change that "
+                    "text, or use another model"
+                )
+            elif example.answer and not example.labels:
+                kept = self.text(self._inside(example.answer), special=False)
+                if kept.split() != self._control.sub("", example.answer).split():
+                    found["answer"].append(
+                        f"{where}: the tokenizer of {self.name} makes {_short(kept.strip())} of the answer "
+                        f"{_short(example.answer.strip())}, so that no generation equals it; change the answer, or use "
+                        "another model"
+                    )
+        for told in found.values():
+            if told:
+                log.warning("%s%s", told[0], f" (so it is {len(told) - 1} more times)" if told[1:] else "")
 
     def label_tokens(self, labels: Labels) -> LabelTokens:
         """The token sequences that stand for classes: every verbaliser with a leading space and without, each once.

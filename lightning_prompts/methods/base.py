@@ -279,7 +279,7 @@ class PromptMethod(Evaluation):
             for split in dict.fromkeys([*data.splits(stage), *(later if stage == "fit" else [])]):
                 self.lm.check_lengths(data.examples(split), slot, ahead)
                 if isinstance(self.lm, FrozenLM):
-                    self.lm.encoder.warn_of_controls(data.examples(split))
+                    self.lm.encoder.warn_of_losses(data.examples(split))
 
     @property
     def prompt_length(self) -> int:
