@@ -389,7 +389,7 @@ def _monitor(config: Namespace) -> None:
 
 def _check_stopping(trainer: L.Trainer, callback: EarlyStopping) -> None:
     """Raise a `UserError` if early stopping would never look at its metric, or before there is one."""
-    every_epoch = trainer.val_check_interval == 1.0 and trainer.check_val_every_n_epoch == 1  # type: ignore[attr-defined]
+    every_epoch = trainer.val_check_interval == 1.0 and trainer.check_val_every_n_epoch == 1
     given = callback._check_on_train_epoch_end
     validated, at_epoch_end = callback.monitor.startswith("val/"), every_epoch if given is None else given
     if trainer.limit_val_batches == 0 and (validated or not at_epoch_end):
