@@ -64,6 +64,8 @@ TOP = ("model", "data", "trainer", "budget", "checkpoint", "seed_everything", "c
 UNION = re.compile(r"(?:Parser key \"([\w.]+)\": )?Does not validate against any of the Union subtypes "
                    r"Subtypes: \[(.+?)\] Errors: .*Given value: (.*)$")  # fmt: skip
 GIVEN_CLASS = re.compile(r"Given value: Namespace\(class_path='(?:\w+\.)*(\w+)'")
+PROBLEM = re.compile(r"Problem with given class_path '(?:\w+\.)*(\w+)': ")
+OTHER_TYPES = ("Not a valid subclass", "Expected a")  # how the parser says that a value is not of a type
 ELSEWHERE = {"lr_scheduler": "model.scheduler"}  # what other LightningCLIs call a setting
 SUBCOMMAND = re.compile(r"invalid choice: '(.+?)' \(choose from (.+)\)")
 REQUIRED = re.compile(r"the following arguments are required: (.+)|Key \"(.+?)\" is required")
@@ -135,8 +137,13 @@ def not_made(error: BaseException) -> str:
         cause = cause.__cause__
     if cause is error:
         return ""
-    match = GIVEN_CLASS.search(" ".join(str(error).split()))
-    return (f"{match[1]}: " if match else "") + " ".join(str(cause).split())
+    match, reason = GIVEN_CLASS.search(" ".join(str(error).split())), str(cause)
+    if reason.startswith(OTHER_TYPES):  # one of a list was not made
+        errors = str(error).partition("Errors:")[2].partition("Given value type:")[0]
+        reasons = errors.split("\n  - ")[1:]
+        reason = next((each for each in reasons if not each.startswith(OTHER_TYPES)), "")
+        reason = PROBLEM.sub(r"\1: ", reason)
+    return (f"{match[1]}: " if match and reason else "") + " ".join(reason.split())
 
 
 def check_yaml(args: Sequence[str]) -> None:

@@ -126,6 +126,17 @@ def test_no_logger_is_no_logger(tmp_path: Path) -> None:
             {"class_path": "test_loggers.Files", "init_args": {"uri": "wrong"}},
             "Files: This kind of store is no longer kept. Set tracking_uri to sqlite:///runs.db.",
         ),
+        (
+            [
+                {"class_path": "test_loggers.Tables"},
+                {"class_path": "test_loggers.Files", "init_args": {"uri": "wrong"}},
+            ],
+            "error: This kind of store is no longer kept. Set tracking_uri to sqlite:///runs.db.",
+        ),
+        (
+            ["CSVLogger", "MLFlowLogger"],
+            "error: MLFlowLogger: Requirement 'mlflow>=1.0.0' not met. HINT: Try running `pip install",
+        ),
     ],
 )
 def test_why_a_logger_cannot_be_made(

@@ -176,6 +176,7 @@ def test_control_tokens_in_a_row_are_told_before_training(tmp_path: Path, caplog
         ("unigram", "hot", "c\u00f6ld", "has no token for a part of 'A word hot: c\u00f6ld'"),
         ("lowercase", "HOT", "Cold", "makes 'cold' of the answer 'Cold', so that no generation equals it"),
         ("nfkc", "hot", "\ufb01ve", "makes 'five' of the answer '\ufb01ve'"),
+        ("nfkc", "hot", "a\u00a0b", "makes 'a b' of the answer 'a\\xa0b'"),
         ("lowercase", "HOT", "cold", ""),
         ("words", "hot", "cold", ""),
         ("unigram", "hot  word", "cold", ""),

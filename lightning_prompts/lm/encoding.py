@@ -294,7 +294,7 @@ class Encoder:
                 )
             elif example.answer and not example.labels:
                 kept = self.text(self._inside(example.answer), special=False)
-                if kept.split() != self._control.sub("", example.answer).split():
+                if kept.strip() != self._control.sub("", example.answer).strip():
                     found["answer"].append(
                         f"{where}: the tokenizer of {self.name} makes {_short(kept.strip())} of the answer "
                         f"{_short(example.answer.strip())}, so that no generation equals it; change the answer, or use "
