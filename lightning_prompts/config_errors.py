@@ -142,8 +142,7 @@ def not_made(error: BaseException) -> str:
         errors = str(error).partition("Errors:")[2].partition("Given value type:")[0]
         reasons = errors.split("\n  - ")[1:]
         reason = next((each for each in reasons if not each.startswith(OTHER_TYPES)), "")
-        reason = PROBLEM.sub(r"\1: ", reason)
-    return (f"{match[1]}: " if match and reason else "") + " ".join(reason.split())
+    return (f"{match[1]}: " if match and reason else "") + PROBLEM.sub(r"\1: ", " ".join(reason.split()))
 
 
 def check_yaml(args: Sequence[str]) -> None:
