@@ -49,7 +49,7 @@ class LastCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: Batch, batch_idx: int
     ) -> None:
-        """Save if it is time, or if training ends here.
+        """Save if it is time.
 
         Not where a validation follows: Lightning would take that for done after a restart.
         """
@@ -61,11 +61,16 @@ class LastCheckpoint(Checkpoint):
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self.save(trainer)
 
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save what no validation has followed, whatever has ended the training."""
+        if trainer.global_step > self._saved_at:
+            self.save(trainer)
+
     def _save_if_due(self, trainer: Trainer) -> None:
         steps = trainer.global_step - self._saved_at
         minutes = (time.monotonic() - self._time) / 60
         due = steps >= (self.steps or float("inf")) or minutes >= (self.minutes or float("inf"))
-        if steps and (_ends(trainer) or trainer.strategy.broadcast(due)):  # all processes save, or none
+        if steps and trainer.strategy.broadcast(due):  # all processes save, or none
             self.save(trainer)
 
     def save(self, trainer: Trainer) -> None:
@@ -80,10 +85,3 @@ def _validation_follows(trainer: Trainer) -> bool:
     loop = trainer.fit_loop
     assert loop._data_fetcher is not None
     return loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
-
-
-def _ends(trainer: Trainer) -> bool:
-    """Whether training ends after this batch."""
-    stopped = trainer.should_stop and trainer.fit_loop._can_stop_early
-    last_epoch = trainer.is_last_batch and 0 < (trainer.max_epochs or -1) <= trainer.current_epoch + 1
-    return stopped or last_epoch or 0 < trainer.max_steps <= trainer.global_step

@@ -54,10 +54,18 @@ class PromptReadout(RowLog):
         """Write the text, unless ``best.ckpt`` keeps an earlier one; the method knows by now whether it is the best."""
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
-        text = pl_module.prompt_text()
-        if text is not None and trainer.is_global_zero and not _worse(trainer, pl_module.monitor[0]):
+        self._write(trainer, pl_module, _worse(trainer, pl_module.monitor[0]))
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: PromptMethod) -> None:  # type: ignore[override]
+        """Write the text of a training without a validation, too."""
+        if not self.rows:
+            self._write(trainer, pl_module, worse=False)
+
+    def _write(self, trainer: L.Trainer, pl_module: PromptMethod, worse: bool) -> None:
+        text = pl_module.prompt_text()  # of all processes together
+        if text is not None and trainer.is_global_zero and not worse:
             write_atomic(Path(trainer.default_root_dir) / "prompt.txt", text)
-        words = " ".join(self.rows[-1].get("tokens", [])) if text is None else text
+        words = " ".join(self.rows[-1].get("tokens", [])) if text is None and self.rows else text
         log_table(trainer, "prompt", [{"prompt": words}] if words else [], ["prompt"])
 
     def _words(self, trainer: L.Trainer, pl_module: PromptMethod, vectors: Tensor) -> dict[str, Any]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from reprlib import repr as short
 
 from datamodules.tables import MISSING
 from lightning_prompts.answers import is_correct
@@ -43,7 +45,23 @@ def check_answers(splits: Mapping[str, Sequence[Example]]) -> None:
         text, first = absent[0]
         message = "%d of %d rows say %r, which is how programs write a missing value (%s); remove them if it is"
         log.warning(message, len(absent), len(free), text, first.source)
+    damaged = [example for examples in splits.values() for example in examples if _damaged(example)]
+    if damaged:
+        log.warning(
+            "%s: the text was damaged before, when it was read in another encoding than it was written in, as in %s "
+            "(%d rows in all); write the file again from its source, in UTF-8",
+            *(damaged[0].source, short(_damaged(damaged[0])), len(damaged)),
+        )
     _check_stop(free)
+
+
+def _damaged(example: Example) -> str:
+    """A text of a row with what a wrong encoding leaves: the mark of what was not read, or UTF-8 read as cp1252."""
+    for text in (example.question, example.target):
+        with suppress(UnicodeError):
+            if "\ufffd" in text or (not text.isascii() and text.encode("cp1252").decode()):
+                return text
+    return ""
 
 
 def _check_stop(examples: Sequence[Example]) -> None:

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import logging
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
@@ -20,7 +21,8 @@ log = logging.getLogger(__name__)
 
 # How pandas and others write a missing value as text.
 MISSING = {"<NA>", "#N/A", "N/A", "NA", "NULL", "NaN", "NaT", "None", "n/a", "nan", "null"}
-_ZERO_WIDTH = "\u200b\u200c\u200d\u2060\ufeff"
+UNSEEN = {"Cc", "Cf", "Zl", "Zp", "Zs"}  # categories of characters that leave no mark on paper
+FILLERS = "\u115f\u1160\u2800\u3164\uffa0"  # which count as letters and symbols, and leave none either
 FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 
 
@@ -41,9 +43,15 @@ def read_table(path: Path) -> list[dict[str, Any]]:
     if path.stat().st_size == 0:
         raise UserError(f"{path} is empty")
     if kind == "parquet":
-        return _read_parquet(path)
-    text = read_text(path) or ""
-    return _read_json(text, path) if kind == "json" else _read_csv(text, path)
+        rows = _read_parquet(path)
+    else:
+        text = read_text(path) or ""
+        rows = _read_json(text, path) if kind == "json" else _read_csv(text, path)
+    for row in rows:
+        for name, value in row.items():
+            if isinstance(value, bool):  # as JSON writes it, and not as Python does
+                row[name] = str(value).lower()
+    return rows
 
 
 def _looks_like_json(path: Path) -> bool:
@@ -64,6 +72,11 @@ class _Number(float):
 
     def __str__(self) -> str:
         return self.written
+
+
+def _integer(written: str) -> int | _Number:
+    """Not 0 for -0; and Python reads no more than 4,300 digits."""
+    return _Number(written) if written == "-0" or len(written) > 4000 else int(written)
 
 
 def _read_json(text: str, path: Path) -> list[dict[str, Any]]:
@@ -102,12 +115,12 @@ def _parsed(text: str, path: Path, line: int | None = None) -> Any:  # noqa: ANN
     """What JSON text holds; ``line`` is its own, or else it is counted."""
     where = f"{path} line {line}" if line else str(path)
     try:
-        return json.loads(text, parse_float=_Number, object_pairs_hook=_object)
+        return json.loads(text, parse_float=_Number, parse_int=_integer, object_pairs_hook=_object)
     except json.JSONDecodeError as error:
         raise _NotJsonError(f"{path}: line {line or error.lineno} is not valid JSON ({error.msg})") from error
     except RecursionError as error:
         raise UserError(f"{where} is nested too deeply to be a table") from error
-    except (UserError, ValueError) as error:  # a key twice; a number of more digits than Python reads
+    except UserError as error:  # a key twice
         raise UserError(f"{where}: {' '.join(str(error).split())[:200]}") from error
 
 
@@ -197,7 +210,9 @@ def _read_parquet(path: Path) -> list[dict[str, Any]]:
 
 def blank(value: object) -> bool:
     """Whether a field has nothing in it."""
-    return missing(value) or not str(value).strip().strip(_ZERO_WIDTH)
+    return missing(value) or all(
+        unicodedata.category(character) in UNSEEN or character in FILLERS for character in str(value)
+    )
 
 
 def check_fields(where: str, raw: Mapping[str, Any], names: Iterable[str]) -> None:

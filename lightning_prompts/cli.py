@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 import signal
@@ -20,7 +21,7 @@ os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
 import lightning as L  # noqa: N812 - Lightning's own convention
 from jsonargparse import Namespace
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
@@ -33,7 +34,7 @@ from lightning_prompts import methods
 from lightning_prompts.accelerators import check_accelerator
 from lightning_prompts.checkpoints import AtomicCheckpointIO, check_readable, does_not_fit
 from lightning_prompts.commands import fail
-from lightning_prompts.config_errors import check_yaml, one_line, user_error
+from lightning_prompts.config_errors import check_yaml, not_made, one_line, user_error
 from lightning_prompts.crossings.baselines import Baseline
 from lightning_prompts.crossings.reinforce import Shaping, Support
 from lightning_prompts.crossings.relaxation import Crossing
@@ -53,6 +54,8 @@ from lightning_prompts.refiners.heads import Head
 from lightning_prompts.refiners.networks import RefinerNetwork
 from lightning_prompts.run_folder import RunFolder, check_writable
 from lightning_prompts.terminal import quiet, results_table, use_rich_progress_bar
+
+log = logging.getLogger(__name__)
 
 TRAINER_DEFAULTS: dict[str, Any] = {
     "devices": 1,
@@ -205,11 +208,13 @@ class PromptCLI(LightningCLI):
             config.ckpt_path = str(path)
         if config.ckpt_path is not None:
             check_readable(Path(config.ckpt_path), resume=self.config.subcommand == "fit")
-        elif self.config.subcommand != "fit" and (saved / "best.ckpt").exists():
-            raise UserError(
-                f"{self.folder} holds a trained prompt: give --ckpt_path {saved / 'best.ckpt'}, or another "
-                "--trainer.default_root_dir to measure the untrained one"
-            )
+        elif self.config.subcommand != "fit":
+            trained = next((path for path in (saved / "best.ckpt", saved / "last.ckpt") if path.exists()), None)
+            if trained is not None:
+                raise UserError(
+                    f"{self.folder} holds a trained prompt: give --ckpt_path {trained}, or another "
+                    "--trainer.default_root_dir to measure the untrained one"
+                )
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:  # noqa: ANN401 - Trainer's own arguments
         """A trainer whose files all land in the run folder."""
@@ -233,6 +238,8 @@ class PromptCLI(LightningCLI):
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, RunFolder):
                 callback.loggers = given
+            if isinstance(callback, EarlyStopping) and self.config.subcommand == "fit":
+                _check_stopping(trainer, callback)
         if config.enable_progress_bar is not False:
             use_rich_progress_bar(trainer)
         return trainer
@@ -244,6 +251,9 @@ class PromptCLI(LightningCLI):
             kwargs["return_predictions"] = False
         if subcommand == "test":
             kwargs["verbose"] = False  # see after_test
+        untrained = kwargs.get("ckpt_path") is None and not isinstance(self.model, methods.FixedPrompt)
+        if subcommand != "fit" and untrained and self.trainer.is_global_zero:
+            log.warning("no --ckpt_path is given, so %s uses the prompt as it is before training", subcommand)
         return kwargs
 
     def after_fit(self) -> None:
@@ -340,7 +350,7 @@ def told(error: Exception) -> UserError | None:
         )
     known = known or does_not_fit(error)
     if known is None and "Does not validate against" in str(error):  # by the parser, while it builds
-        return UserError(one_line(str(error), CONFIGURABLE))
+        return UserError(not_made(error) or one_line(str(error), CONFIGURABLE))
     return known
 
 
@@ -348,7 +358,7 @@ def _instead(path: Path) -> str:
     """What to do without a checkpoint of the run folder."""
     folder, last = path.parent.parent, path.with_name("last.ckpt")
     if path != last and last.exists():
-        return "the run had no validation; give --ckpt_path last"
+        return "the run has kept no best one, as after training without a validation; take last instead"
     if (folder / "config.yaml").exists():
         return "nothing was saved yet; leave out --ckpt_path, and train anew with fit --overwrite true"
     return f"{folder} holds no run; give its --trainer.default_root_dir"
@@ -377,8 +387,24 @@ def _monitor(config: Namespace) -> None:
             settings.monitor, settings.mode = getattr(method, "monitor", methods.PromptMethod.monitor)
 
 
+def _check_stopping(trainer: L.Trainer, callback: EarlyStopping) -> None:
+    """Raise a `UserError` if early stopping would never look at its metric, or before there is one."""
+    every_epoch = trainer.val_check_interval == 1.0 and trainer.check_val_every_n_epoch == 1
+    given = callback._check_on_train_epoch_end
+    validated, at_epoch_end = callback.monitor.startswith("val/"), every_epoch if given is None else given
+    if trainer.limit_val_batches == 0 and (validated or not at_epoch_end):
+        raise UserError("EarlyStopping waits for validations; set trainer.limit_val_batches above 0")
+    if validated and at_epoch_end and not every_epoch:
+        raise UserError(
+            f"EarlyStopping looks for {callback.monitor} after each epoch, and not each has a validation; "
+            "leave out its check_on_train_epoch_end"
+        )
+
+
 def _check_trainer(config: Namespace) -> None:
     """What Lightning finds out too late, or in words that help nobody."""
+    if config.barebones:
+        raise UserError("trainer.barebones leaves out what a run is kept by; leave it out")
     if config.accumulate_grad_batches < 1:
         raise UserError(f"trainer.accumulate_grad_batches must be at least 1, got {config.accumulate_grad_batches}")
     for name, above in (("gradient_clip_val", False), ("val_check_interval", True)):

@@ -63,10 +63,9 @@ FILE = re.compile(r"[^\s{}\[\],:]*(?:/[^\s{}\[\],:]*|\.yaml|\.yml|\.json)")
 TOP = ("model", "data", "trainer", "budget", "checkpoint", "seed_everything", "ckpt_path", "config", "overwrite")
 UNION = re.compile(r"(?:Parser key \"([\w.]+)\": )?Does not validate against any of the Union subtypes "
                    r"Subtypes: \[(.+?)\] Errors: .*Given value: (.*)$")  # fmt: skip
-# Of a class that could not be made: what it said itself. A union of types hides it among what the others say.
-NOT_MADE = re.compile(
-    r"Problem with given class_path '(?:\w+\.)*(\w+)': (?!Parser key)(.+?)(?= - (?:Expected|Problem)| Given value|$)"
-)
+GIVEN_CLASS = re.compile(r"Given value: Namespace\(class_path='(?:\w+\.)*(\w+)'")
+PROBLEM = re.compile(r"Problem with given class_path '(?:\w+\.)*(\w+)': ")
+OTHER_TYPES = ("Not a valid subclass", "Expected a")  # how the parser says that a value is not of a type
 ELSEWHERE = {"lr_scheduler": "model.scheduler"}  # what other LightningCLIs call a setting
 SUBCOMMAND = re.compile(r"invalid choice: '(.+?)' \(choose from (.+)\)")
 REQUIRED = re.compile(r"the following arguments are required: (.+)|Key \"(.+?)\" is required")
@@ -96,8 +95,6 @@ def one_line(message: str, classes: Iterable[type], path_prefixes: tuple[str, ..
     if match := WRONG_VALUE.search(text):
         key, kind, value = match.groups()
         return f"{key}: expected {_article(kind)}, got {value!r}" if value else f"{key}: expected {_article(kind)}"
-    if match := NOT_MADE.search(text):
-        return f"{match[1]}: {match[2]}"
     if match := UNION.search(text):
         key, kinds, value = match.groups()
         return f"{key + ': ' if key else ''}expected {_kinds(kinds)}, got {value.strip()!r}"[:400]
@@ -127,6 +124,25 @@ def one_line(message: str, classes: Iterable[type], path_prefixes: tuple[str, ..
         return f"{name} is required"
     text = text.partition("Namespace(")[0].strip()  # the parser's own objects say nothing to a person
     return re.sub(r"Parser key \"([\w.]+)\": ", r"\1: ", text)[:400]
+
+
+def not_made(error: BaseException) -> str:
+    """Why a class could not be made, in its own words, which the parser hides among what other types would say.
+
+    Args:
+        error: Of the parser, while it makes what was read.
+    """
+    cause = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    if cause is error:
+        return ""
+    match, reason = GIVEN_CLASS.search(" ".join(str(error).split())), str(cause)
+    if reason.startswith(OTHER_TYPES):  # one of a list was not made
+        errors = str(error).partition("Errors:")[2].partition("Given value type:")[0]
+        reasons = errors.split("\n  - ")[1:]
+        reason = next((each for each in reasons if not each.startswith(OTHER_TYPES)), "")
+    return (f"{match[1]}: " if match and reason else "") + PROBLEM.sub(r"\1: ", " ".join(reason.split()))
 
 
 def check_yaml(args: Sequence[str]) -> None:

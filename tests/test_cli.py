@@ -19,7 +19,7 @@ from conftest import TINY
 from lightning import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lightning_prompts import __version__
+from lightning_prompts import __version__, commands
 from lightning_prompts.cli import PromptCLI, run
 
 TINY_RUN = ["--model.lm.name", TINY, "--model.max_new_tokens", "2", "--trainer.accelerator", "cpu",
@@ -200,17 +200,72 @@ def test_a_failed_replacement_leaves_the_old_run(finished: Path, capsys: pytest.
     assert before == {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
 
 
-def test_no_untrained_prompt_is_measured_by_accident(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_untrained_prompt_is_measured_by_accident(
+    finished: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     config = ["-c", str(finished / "config.yaml")]
     expect_error(["test", *config], "holds a trained prompt: give --ckpt_path", capsys)
     assert code("test", *config, "--ckpt_path", "best") == 0
+    assert not caplog.messages
     trained = json.loads((finished / "metrics.json").read_text())
     elsewhere = finished.parent / "elsewhere"
+    capsys.readouterr()
+    caplog.clear()
     assert code("test", *config, "--trainer.default_root_dir", str(elsewhere)) == 0
+    assert caplog.messages == ["no --ckpt_path is given, so test uses the prompt as it is before training"]
     assert json.loads((elsewhere / "metrics.json").read_text())["test/nll"] != trained["test/nll"]
     for subcommand in ("fit", "test"):
         expect_error([subcommand, *config, "--ckpt_path", "last", "--trainer.default_root_dir", str(elsewhere)],
-                     "last.ckpt does not exist", capsys)  # fmt: skip
+                     "last.ckpt does not exist: nothing was saved yet; leave out --ckpt_path, and train anew with fit "
+                     "--overwrite true", capsys)  # fmt: skip
+    nowhere = ["--ckpt_path", "last", "--trainer.default_root_dir", str(finished.parent / "nowhere")]
+    expect_error(["fit", *config, *nowhere], "holds no run; give its --trainer.default_root_dir", capsys)
+    expect_error([*FIT, *SMALL, "--trainer.default_root_dir", str(elsewhere)],
+                 "already holds a run; give another --trainer.default_root_dir, or replace it", capsys)  # fmt: skip
+
+
+def test_a_run_without_a_validation_says_that_there_is_no_best(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    where = ["--trainer.default_root_dir", str(folder)]
+    assert code(*FIT, *SMALL, *where, "--trainer.limit_val_batches", "0") == 0
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert said.startswith("no best.ckpt: training ended without a validation; the last state is kept, test it: ")
+    config = ["-c", str(folder / "config.yaml")]
+    none = "best.ckpt does not exist: the run has kept no best one, as after training without a validation; take last"
+    expect_error(["test", *config, "--ckpt_path", "best"], none, capsys)
+    for subcommand in ("validate", "test", "predict"):
+        expect_error(
+            [subcommand, *config], f"a trained prompt: give --ckpt_path {folder}/checkpoints/last.ckpt", capsys
+        )
+    assert commands.run(["export", str(folder), "--format", "npy"]) == 1
+    assert none in capsys.readouterr().err
+    assert commands.run(["export", str(folder), "--format", "npy", "--checkpoint", "last", "--examples", "1"]) == 0
+    assert code(*said.split("lightning-prompts ")[1].split()) == 0
+    own = ["--trainer.callbacks", "callbacks.Throughput", "--overwrite", "true"]
+    assert code(*FIT, *SMALL, *where, *own) == 0
+    assert "no best.ckpt: trainer.callbacks has none that keeps it" in capsys.readouterr().out
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["last.ckpt"]
+    assert code(*FIT, *SMALL, *where, "--trainer.enable_checkpointing", "false", "--overwrite", "true") == 0
+    assert capsys.readouterr().out.endswith("nothing is saved, as trainer.enable_checkpointing is false\n")
+    assert not list((folder / "checkpoints").iterdir())
+
+
+def test_a_text_is_kept_without_a_validation(tmp_path: Path) -> None:
+    search = [
+        "--model",
+        "HardPromptSearch",
+        "--model.candidates",
+        "4",
+        "--model.top_k",
+        "9",
+        "--trainer.max_steps",
+        "1",
+    ]
+    where = ["--trainer.default_root_dir", str(tmp_path / "run"), "--trainer.limit_val_batches", "0"]
+    assert code("fit", *search, *TINY_RUN, *SMALL, *where) == 0
+    assert (tmp_path / "run" / "prompt.txt").read_text()
 
 
 def test_resuming_goes_on_from_last(finished: Path) -> None:
@@ -275,6 +330,7 @@ def expect_error(args: list[str], words: str, capsys: pytest.CaptureFixture[str]
 
 
 MODEL = ["fit", "--model", "SoftPromptTuning", *TINY_RUN]
+STOPPING = ["--trainer.callbacks", "EarlyStopping", "--trainer.callbacks.monitor"]
 
 
 @pytest.mark.parametrize(
@@ -306,6 +362,66 @@ MODEL = ["fit", "--model", "SoftPromptTuning", *TINY_RUN]
         ([*MODEL, *SMALL, "--trainer.callbacks", "PromptReadot"], "did you mean PromptReadout"),
         (["fit", "-c", "nowhere.yaml"], "does not exist"),
         (["fit", "--model", "FixedPrompt", *TINY_RUN, *SMALL], "trains nothing"),
+        ([*MODEL, *SMALL, "--lr_scheduler", "StepLR"], "unknown setting 'lr_scheduler'; did you mean model.scheduler?"),
+        ([*MODEL, *SMALL, "--optimizer", "SGD"], "unknown setting 'optimizer'; did you mean model.optimizer?"),
+        ([*MODEL, *SMALL, "--trainer.barebones", "true"], "trainer.barebones leaves out what a run is kept by"),
+        ([*MODEL, *SMALL, "--checkpoint.minutes", "0"], "checkpoint.minutes must be a finite number above 0"),
+        ([*MODEL, *SMALL, "--checkpoint.minute", "1"], "did you mean minutes"),
+        (
+            [*MODEL, *SMALL, "--trainer.limit_val_batches", "0", *STOPPING, "val/nll"],
+            "EarlyStopping waits for validations",
+        ),
+        (
+            [
+                *MODEL,
+                *SMALL,
+                "--trainer.limit_val_batches",
+                "0",
+                "--model.scheduler",
+                "lightning.pytorch.cli.ReduceLROnPlateau",
+                "--model.scheduler.monitor",
+                "val/nll",
+            ],
+            "ReduceLROnPlateau waits for validations",
+        ),
+        (
+            [
+                *MODEL,
+                *SMALL,
+                "--trainer.check_val_every_n_epoch",
+                "2",
+                *STOPPING,
+                "val/nll",
+                "--trainer.callbacks.check_on_train_epoch_end",
+                "true",
+            ],
+            "EarlyStopping looks for val/nll after each epoch, and not each has a validation; leave out its check_on",
+        ),
+        (
+            [
+                *MODEL,
+                *SMALL,
+                "--trainer.limit_val_batches",
+                "0",
+                "--trainer.check_val_every_n_epoch",
+                "2",
+                *STOPPING,
+                "train/loss",
+            ],
+            "EarlyStopping waits for validations",
+        ),
+        (
+            ["fit", "--model", "Ape", *TINY_RUN, *SMALL, "--trainer.limit_val_batches", "0"],
+            "Ape keeps what is best on validation, and there is none",
+        ),
+        (
+            ["fit", "--model", "DeepLanguageNetwork", *TINY_RUN, *SMALL, "--trainer.accumulate_grad_batches", "2"],
+            "DeepLanguageNetwork has no gradients to accumulate",
+        ),
+        (
+            ["fit", "--model", "DeepLanguageNetwork", *TINY_RUN, *SMALL, "--model.trust", "1"],
+            "trust compares class probabilities, and this answer is free text",
+        ),
         ([*MODEL, *SMALL, "--trainer.precision", "16-true"], "set model.lm.dtype"),
         ([*MODEL, *SMALL, "--trainer.accelerator", "tpu"], "no accelerator 'tpu'; run on the CPU instead: lightning-p"),
         ([*MODEL, *SMALL, "--trainer.accelerator", "gp"], "trainer.accelerator 'gp' does not exist; did you mean gpu"),
@@ -319,6 +435,15 @@ def test_bad_input_ends_in_one_line(
     folder = [] if not args or args == ["fitt"] else ["--trainer.default_root_dir", str(tmp_path / "run")]
     expect_error([*args, *folder], words, capsys)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()], "nothing half-written"
+
+
+def test_a_training_loss_stops_a_run_without_validations(tmp_path: Path) -> None:
+    """One that can never get better by as much as is asked stops at the second look."""
+    stopping = [*STOPPING, "train/loss", "--trainer.callbacks.min_delta", "1000", "--trainer.callbacks.patience", "1"]
+    long = ["--trainer.max_steps", "60", "--trainer.limit_val_batches", "0", *stopping]
+    assert code(*FIT, *SMALL, *long, "--trainer.default_root_dir", str(tmp_path)) == 0
+    steps = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
+    assert steps == 2 * 3  # epochs have three batches
 
 
 def test_data_without_rows_or_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

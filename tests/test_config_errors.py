@@ -35,13 +35,6 @@ from lightning_prompts.errors import UserError, nearest
             "unknown setting 'lr_scheduler'; did you mean model.scheduler?",
         ),
         ("Unrecognized arguments: --max_steps 3", "unknown setting 'max_steps'; did you mean trainer.max_steps?"),
-        (
-            "Does not validate against any of the Union subtypes\nSubtypes: [<class 'Logger'>, <class 'bool'>]\n"
-            "Errors:\n  - Problem with given class_path 'loggers.Own':\n      No server at http://a/b.\n"
-            "      Start it.\n"
-            "  - Expected a <class 'bool'>\nGiven value type: <class 'Namespace'>\nGiven value: Namespace(a=1)",
-            "Own: No server at http://a/b. Start it.",
-        ),
     ],
 )
 def test_one_line(message: str, line: str) -> None:

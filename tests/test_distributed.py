@@ -51,7 +51,7 @@ from lightning_prompts.objectives.bertscore import BertScoreLoss
 from lightning_prompts.objectives.rewards import AnswerLikelihood, BertScore, ExactMatch, TokenF1
 from lightning_prompts.objectives.rewards import Mixture as MixedReward
 from lightning_prompts.objectives.weighted_sum import WeightedSum
-from lightning_prompts.parallel import LMParallel
+from lightning_prompts.parallel import LMParallel, mesh_sizes
 from lightning_prompts.processes import Replica
 from lightning_prompts.prompts.initializers import FromText
 from lightning_prompts.prompts.soft import ResidualMLP
@@ -262,7 +262,7 @@ def differently_seeded(count: int, folder: Path) -> dict[str, Any]:
 
 # --- an LM in pieces --------------------------------------------------------------------------------------------------
 
-PIECES = {"heads": (1, 2), "weights": (2, 1)}  # data_parallel_size, tensor_parallel_size
+PIECES = {"heads": ("auto", 2), "weights": (2, "auto")}  # data_parallel_size, tensor_parallel_size
 
 
 def prompts(shape: str) -> dict[str, Make]:
@@ -330,6 +330,12 @@ def refused(count: int, folder: Path) -> dict[str, Any]:
         except UserError as error:
             found[name] = str(error)
     return found
+
+
+@pytest.mark.parametrize("sizes", [(2, 4), (3, "auto"), ("auto", 5), (0, "auto")], ids=str)
+def test_sizes_that_do_not_go_with_the_processes(sizes: tuple[Any, Any]) -> None:
+    with pytest.raises(UserError, match=r"must be the number of processes, 4; leave one of them at auto"):
+        mesh_sizes(*sizes, nodes=2, devices=2)
 
 
 # --- all of them ------------------------------------------------------------------------------------------------------

@@ -258,3 +258,8 @@ def test_a_row_too_long_is_told_before_training(tmp_path: Path) -> None:
     path.write_text("\n".join(map(json.dumps, rows)))
     with pytest.raises(UserError, match=r"long.jsonl row 8: prompt \(3\), text and answer are"):
         trainer(tmp_path).fit(method(), datamodule=QuestionAnswer(str(path), val_size=1, test_size=1, seed=1))
+    short = tmp_path / "short.jsonl"
+    short.write_text("\n".join(json.dumps({"question": f"a{n}", "answer": f"b{n}"}) for n in range(12)))
+    for settings in ({"test": str(path)}, {"predict": str(path), "test_size": 1}):
+        with pytest.raises(UserError, match=r"long.jsonl row 8: prompt \(3\), text and answer are"):
+            trainer(tmp_path).fit(method(), datamodule=QuestionAnswer(str(short), val_size=1, **settings))

@@ -62,6 +62,13 @@ def lines(table: list[dict[str, Any]]) -> str:
         ("a.json", '[{"question": 0.00001, "answer": 1e400}]', ("0.00001", "1e400")),
         ("a.json", json.dumps([{"question": 10**30, "answer": -1}]), (str(10**30), "-1")),
         ("a.csv", "question,answer\n1.50,0.00001\n", ("1.50", "0.00001")),
+        ("a.csv", "question,answer\n007,+1_000\n", ("007", "+1_000")),
+        ("a.json", '[{"question": -0, "answer": -0.0}]', ("-0", "-0.0")),
+        ("a.jsonl", '{"question": ' + "9" * 5000 + ', "answer": 1}', ("9" * 5000, "1")),
+        # A truth value as JSON writes it, in every format.
+        ("a.json", '[{"question": true, "answer": false}]', ("true", "false")),
+        ("a.parquet", {"question": [True], "answer": [False]}, ("true", "false")),
+        ("a.csv", "question,answer\nTRUE,False\n", ("TRUE", "False")),
         ("a.parquet", {"question": np.float32([0.1, 3.5]), "answer": [0.3, 2.0]}, ("0.1", "0.3")),
         ("a.parquet", {"question": [2**62], "answer": [1e-3]}, (str(2**62), "0.001")),
         # Marks at the start, ends of lines, spaces around names, columns without a name, empty lines.
@@ -118,7 +125,10 @@ def test_values_reach_the_table_as_the_file_has_them(
                 ("a.tsv", "question\tanswer\nq\ta\nq\t \n"),
                 ("a.parquet", {"question": ["q", "r"], "answer": [1.0, float("nan")]}),
                 ("a.parquet", {"question": ["q", "r"], "answer": ["a", None]}),
-                ("a.json", [*rows(1), {"question": "q", "answer": "\u200b"}]),
+                *(
+                    ("a.json", [*rows(1), {"question": "q", "answer": unseen}])
+                    for unseen in ("\u200b", "\u3164", "\u00ad", " \u202e", "\u00a0\u2003", "\u0008")
+                ),
             )
         ),
         # No text, or not all of it.
@@ -168,6 +178,13 @@ def test_files_that_are_refused_in_one_line(name: str, content: object, message:
         ("a.csv", "question,answer\nq,a\nr,nan\n", "1 of 2 rows say 'nan', which is how programs write a missing"),
         ("a.csv", "question,answer\nNaN,a\nr,b\n", "1 of 2 rows say 'NaN', which is how programs write a missing"),
         ("a.csv", "question,answer\nnothing,a\nr,nano\n", None),
+        ("a.csv", "question,answer\nq,a\nIt\ufffds,b\n", "a.csv row 2: the text was damaged before"),
+        (
+            "a.csv",
+            "question,answer\nq,a\nr,Caf\u00c3\u00a9\n",
+            "another encoding than it was written in, as in 'Caf\u00c3\u00a9' (1 r",
+        ),
+        ("a.csv", "question,answer\nIt\u2019s \u20ac5,Caf\u00e9\n\u00c3,\u65e5\u672c\n", None),
     ],
 )
 def test_what_may_be_meant_is_warned_about(

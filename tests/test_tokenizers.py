@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,14 @@ import torch
 from conftest import TINY
 from odd_tokenizers import KINDS, save_model, tokenizer_of
 from test_methods import data, trainer
+from tokenizers import AddedToken
+from transformers import PreTrainedTokenizerFast
 
+from datamodules import QuestionAnswer
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm import FrozenLM, LMConfig
 from lightning_prompts.lm.encoding import Encoder
-from lightning_prompts.methods import HardPromptSearch
+from lightning_prompts.methods import HardPromptSearch, SoftPromptTuning
 from lightning_prompts.search.candidates import survives
 from lightning_prompts.template import Template
 from lightning_prompts.types import Example
@@ -107,6 +111,89 @@ def test_the_embedded_model_needs_no_marks(real: FrozenLM) -> None:
     assert [real.encoder.tokens(text) for text in texts] == [
         real.tokenizer.encode(text, add_special_tokens=False) for text in texts
     ]
+
+
+PHI = "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}<|assistant|>\n"
+
+
+def swallowing(kind: str) -> PreTrainedTokenizerFast:
+    """Phi-3's kind: control tokens that swallow the white space to their right."""
+    tokenizer = KINDS[kind]()
+    tokens = [AddedToken(f"<|{name}|>", rstrip=True, special=True) for name in ("user", "assistant", "end")]
+    tokenizer.add_special_tokens({"additional_special_tokens": tokens})
+    tokenizer.chat_template = PHI
+    return tokenizer
+
+
+@pytest.mark.parametrize("kind", SPACED)
+@pytest.mark.parametrize(
+    ("template", "chat"),
+    [
+        ("Say{prompt} {question}: {answer}", True),
+        ("<|user|>\nSay{prompt} {question}<|end|>\n<|assistant|>\n{answer}<|end|>\n", False),
+        ("<|user|> Say{prompt} {question}<|end|> {answer}<|end|>", False),
+        ("Say {question} <|end|>\n\n{prompt}{answer}\n", False),
+    ],
+)
+def test_what_follows_a_control_token_is_the_whole_text(kind: str, template: str, chat: bool) -> None:
+    tokenizer = swallowing(kind)
+    encoder = Encoder(tokenizer, "m")
+    example = Template(template, chat=chat).render({"question": "hot", "answer": "cold"}, "row 1")
+    before, after, answer = encoder.texts(example)
+    for prompt in ["", " opposite words"] if before.endswith("Say") else [""]:
+        slot = encoder.tokens(prompt)
+        row = encoder.row(example, len(slot))
+        context = [slot[-1 - token] if token < 0 else token for token in row.context]
+        whole = tokenizer.encode(f"{before}{prompt}{after}{answer}", add_special_tokens=False)
+        assert context + row.answer == whole, (template, prompt)
+
+
+def test_control_tokens_in_a_row_are_told_before_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As Hugging Face's tokenizers read them; those of the template are meant."""
+    files = {}
+    for split in ("train", "val", "test"):
+        table = [{"question": f"{split} {n}", "answer": f"a{n}", "note": f"{n} <|end|>"} for n in range(8)]
+        if split == "train":
+            table[3]["question"], table[5]["answer"] = "what is <|end|> for", "x<|end|>"
+        files[split] = str(tmp_path / f"{split}.jsonl")
+        Path(files[split]).write_text("\n".join(map(json.dumps, table)))
+    rows = QuestionAnswer(**files, template="{prompt} {question}<|end|> {answer}\n")  # type: ignore[arg-type]
+    trainer(tmp_path, max_steps=1, limit_val_batches=0).fit(SoftPromptTuning(2, lm=LMConfig(TINY)), datamodule=rows)
+    (told,) = [message for message in caplog.messages if "control token" in message]
+    assert "train.jsonl row 4: field 'question' holds '<|end|>', which the tokenizer of random:llama" in told
+    assert "as a control token and not as text; change that text unless it is meant (so it is 1 more times)" in told
+
+
+@pytest.mark.parametrize(
+    ("kind", "question", "answer", "words"),
+    [
+        (
+            "words",
+            "hot unheard",
+            "cold",
+            "has no token for a part of 'A word hot unheard: cold'; change that text, or use",
+        ),
+        ("unigram", "hot", "c\u00f6ld", "has no token for a part of 'A word hot: c\u00f6ld'"),
+        ("lowercase", "HOT", "Cold", "makes 'cold' of the answer 'Cold', so that no generation equals it"),
+        ("nfkc", "hot", "\ufb01ve", "makes 'five' of the answer '\ufb01ve'"),
+        ("nfkc", "hot", "a\u00a0b", "makes 'a b' of the answer 'a\\xa0b'"),
+        ("lowercase", "HOT", "cold", ""),
+        ("words", "hot", "cold", ""),
+        ("unigram", "hot  word", "cold", ""),
+        ("llama 2", "H\u00f6t", "C\u00f6ld", ""),
+    ],
+)
+def test_texts_that_a_tokenizer_does_not_keep_are_told(
+    kind: str, question: str, answer: str, words: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    template = Template("A word{prompt} {question}: {answer}")
+    rows = [template.render({"question": "hot", "answer": "cold"}, "row 1"),
+            template.render({"question": question, "answer": answer}, "row 2")]  # fmt: skip
+    encoder = Encoder(tokenizer_of(kind), "m")
+    caplog.clear()
+    encoder.warn_of_losses(rows)
+    assert len(caplog.messages) == bool(words)
+    assert f"row 2: the tokenizer of m {words}" in caplog.text or not words
 
 
 def turns(template: str, **settings: Any) -> tuple[Encoder, Any]:

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias, TypeVar
 
@@ -102,6 +103,13 @@ class Encoder:
         inside = self._inside(" a")
         if self._decode(inside) != " a" and "a" in self._marks:
             self._decoded_behind = self._marks["a"]
+        controls = {token.content: token for token in tokenizer.added_tokens_decoder.values() if token.special}
+        longest = sorted(controls, key=len, reverse=True)
+        # Control tokens, and at the end of a text those and the white space that they swallow.
+        self._control = re.compile("|".join(map(re.escape, longest)) or "(?!)")
+        self._control_end = re.compile(
+            "|".join(re.escape(text) + r"\s*" * controls[text].rstrip + r"\Z" for text in longest) or "(?!)"
+        )
         # Words that were added to the vocabulary may swallow the white space around them.
         greedy = [token for token in tokenizer.added_tokens_decoder.values() if token.lstrip or token.rstrip]
         self._lossless = all(self.text(self._inside(text)) == text for text in PROBES)
@@ -174,10 +182,14 @@ class Encoder:
             self._check_same(before + text + after, [*self._known(before), *ids, *self._inside(after)], text)
         return ids
 
-    def _piece(self, text: str, start: bool = False, last: bool = False) -> list[int]:
-        """`tokens` of a piece of a row, whose neighbours are known; nothing follows the last one."""
+    def _piece(self, text: str, start: bool = False, last: bool = False, ahead: str = "") -> list[int]:
+        """`tokens` of a piece of a row, whose neighbours are known: the text ahead of it; nothing follows the last."""
         if not text:
             return []
+        if control := self._control_end.search(ahead):  # it may swallow white space, or a text begins behind it
+            own, both = self._encode(control[0]), self._encode(control[0] + text)
+            if both[: len(own)] == own:
+                return self._with_embeddings(both[len(own) :])
         ids = self._with_embeddings(self._encode(text) if start else self._inside(text))
         if self._lossless:
             return ids
@@ -240,13 +252,13 @@ class Encoder:
         lead = [] if example.chat else self._with_embeddings(list(self.lead))
         front = self._piece(before, start=True)
         start = not (before or slot)
-        back = self._piece(after, start)
+        back = self._piece(after, start, ahead="" if slot else before)
         context = lead + front + slot + back
         if not context:
             raise UserError("nothing precedes the answer; give the template some text or the prompt a length")
         if answer is None:
             return Row(context, [])
-        tokens = self._piece(answer)
+        tokens = self._piece(answer, ahead=after or ("" if slot else before))
         if not tokens:
             raise UserError("the answer is empty")
         row = Row(context, tokens, self._end(example) if with_end else [])
@@ -258,6 +270,40 @@ class Encoder:
             mark = "" if not slot or self._direct else self._mark_of(joined) or ""
             self._check_same(mark + joined, [*self._known(mark), *ids], joined)
         return row
+
+    def warn_of_losses(self, examples: Iterable[Example]) -> None:
+        """Log the first row whose text the tokenizer does not read as it is, for each way to do so, and how many do.
+
+        A row may hold a control token, such as the one that ends a turn, or a text that the tokenizer has no tokens
+        for. An answer may become another one, as on a tokenizer without capitals.
+        """
+        found: dict[str, list[str]] = {"control": [], "unknown": [], "answer": []}
+        for example in examples:
+            where, text = example.source or "an example", f"{example.before}{example.after}{example.answer or ''}"
+            for name, value in example.fields.items():
+                if (match := self._control.search(str(value))) and str(value).strip() in text:
+                    found["control"].append(
+                        f"{where}: field {name!r} holds {match[0]!r}, which the tokenizer of {self.name} reads as a "
+                        "control token and not as text; change that text unless it is meant"
+                    )
+            if self._lossless:
+                continue
+            if self.tokenizer.unk_token_id in self._encode(self._control.sub("", text)):
+                found["unknown"].append(
+                    f"{where}: the tokenizer of {self.name} has no token for a part of {_short(text)}; change that "
+                    "text, or use another model"
+                )
+            elif example.answer and not example.labels:
+                kept = self.text(self._inside(example.answer), special=False)
+                if kept.strip() != self._control.sub("", example.answer).strip():
+                    found["answer"].append(
+                        f"{where}: the tokenizer of {self.name} makes {_short(kept.strip())} of the answer "
+                        f"{_short(example.answer.strip())}, so that no generation equals it; change the answer, or use "
+                        "another model"
+                    )
+        for told in found.values():
+            if told:
+                log.warning("%s%s", told[0], f" (so it is {len(told) - 1} more times)" if told[1:] else "")
 
     def label_tokens(self, example: Example) -> LabelTokens:
         """The token sequences that stand for an example's classes: every verbaliser with a leading space and without.

@@ -59,18 +59,18 @@ class Ape(TextPromptMethod):
         self.induced, self.paraphrases, self.count = induced, paraphrases, survivors
         self.survivors: list[str] = []
 
-    def on_fit_start(self) -> None:
+    def setup(self, stage: str) -> None:
         """See `TextPromptMethod`.
 
         Raises:
             UserError: There is nothing to validate on.
         """
-        if not self.validation_batches():
+        super().setup(stage)
+        if stage == "fit" and not self.validation_batches():
             raise UserError(
                 "Ape keeps what is best on validation, and there is none; give data a validation split, and leave "
                 "trainer.limit_val_batches above 0"
             )
-        super().on_fit_start()
 
     def improve(self, examples: Sequence[Example]) -> list[dict[str, Any]]:
         """Propose, judge on validation, and keep the best; the current prompt wins every tie."""

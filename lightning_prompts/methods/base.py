@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
+import logging
 import sys
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any, ClassVar, Self, cast
 
 import torch
+from lightning import Trainer
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from lightning_prompts.checkpoints import between_batches
+from lightning_prompts.checkpoints import between_batches, check_readable
 from lightning_prompts.crossings.temperature import Temperature
 from lightning_prompts.errors import UserError, nearest
 from lightning_prompts.lm import (
@@ -32,12 +36,17 @@ from lightning_prompts.lm import (
 from lightning_prompts.lm.precision import for_device
 from lightning_prompts.lm.transfer import to_device
 from lightning_prompts.methods.evaluation import Evaluation, Item, Result
+from lightning_prompts.methods.settings import as_plain, from_plain
 from lightning_prompts.objectives import Objective
 from lightning_prompts.processes import Replica
 from lightning_prompts.randomness import random_state, run_seed, set_random_state
+from lightning_prompts.template import Template
 from lightning_prompts.types import Batch, Example
 
+log = logging.getLogger(__name__)
+
 META = "lightning_prompts"
+TEMPLATE = "template"
 GRADIENTS = "gradients"
 
 
@@ -71,6 +80,7 @@ class PromptMethod(Evaluation):
     ) -> None:
         """Keep the settings; weights are loaded in `configure_model`, so that configs parse without them."""
         super().__init__()
+        self.save_hyperparameters(ignore=["optimizer", "scheduler"], logger=False)  # those of the subclass
         if max_new_tokens < 1:
             raise UserError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
         if lm.server is not None and not self.takes_server:
@@ -86,6 +96,7 @@ class PromptMethod(Evaluation):
         self.step_skipped = False  # by a callback, for want of finite gradients: the learning rate does not move either
         self.budget_used = 0.0  # share of a limit on tokens, calls or seconds, where a callback sets one
         self.on_bar: dict[str, None] = {}  # names of the metrics that a progress bar shows, in their order
+        self.template: Template | None = None  # of the data that the prompt was trained on
         self._waiting: dict[str, Tensor] = {}  # gradients of an earlier start, by the parameter's name
 
     # --- what a method adds -----------------------------------------------------------------------------------------
@@ -221,6 +232,7 @@ class PromptMethod(Evaluation):
         if self._trainer is not None:
             self._prepare_replicas()
             self._check_lengths()
+            self._check_template()
 
     def _check_strategy(self) -> None:
         """Raise a `UserError` if the run's strategy spreads weights that the method changes."""
@@ -266,6 +278,8 @@ class PromptMethod(Evaluation):
             later = [*(data.splits("test") if data.has("test") else []), *(["predict"] if data.has("predict") else [])]
             for split in dict.fromkeys([*data.splits(stage), *(later if stage == "fit" else [])]):
                 self.lm.check_lengths(data.examples(split), slot, ahead)
+                if isinstance(self.lm, FrozenLM):
+                    self.lm.encoder.warn_of_losses(data.examples(split))
 
     @property
     def prompt_length(self) -> int:
@@ -296,6 +310,11 @@ class PromptMethod(Evaluation):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what identifies the prompt, the state of the random numbers, and gradients that wait for their step."""
         checkpoint[META] = self.checkpoint_meta()
+        own = inspect.signature(type(self)).parameters
+        settings = {name: value for name, value in self.hparams.items() if name in own}
+        checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = as_plain(settings)
+        if self.template is not None:
+            checkpoint[TEMPLATE] = asdict(self.template)
         checkpoint["rng"] = random_state()
         if self.accumulating:
             checkpoint[GRADIENTS] = {
@@ -306,7 +325,8 @@ class PromptMethod(Evaluation):
         """Refuse a checkpoint that was not made by this method on this model.
 
         Raises:
-            UserError: It is another method's, model's or length's, or no checkpoint of this project.
+            UserError: It is another method's, model's or length's, or no checkpoint of this project; or training would
+                go on with another template.
         """
         meta = checkpoint.get(META)
         if not isinstance(meta, dict):
@@ -317,13 +337,60 @@ class PromptMethod(Evaluation):
                     f"the checkpoint is for another {key} ({meta.get(key)}) than this run's ({mine}); "
                     "use it with the config.yaml of the run that wrote it"
                 )
+        self.template = Template(**checkpoint[TEMPLATE]) if TEMPLATE in checkpoint else None
+        self._check_template()
         if self._trainer is not None and self.trainer.training:
             set_random_state(checkpoint["rng"])
             between_batches(checkpoint["loops"])
             self._waiting = checkpoint.get(GRADIENTS, {})
 
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: str | Path, **kwargs: object) -> Self:  # type: ignore[override]
+        """A trained method with the settings that it was trained with, from a checkpoint's file.
+
+        Args:
+            checkpoint_path: The file.
+            kwargs: Settings that take the place of those; also ``map_location`` and ``strict``, as Lightning has them.
+
+        Returns:
+            The method, its LM loaded. Its optimiser is not in the checkpoint; it is the default one unless given.
+
+        Raises:
+            UserError: The file is damaged, of another method, or does not say a setting.
+        """
+        check_readable(Path(checkpoint_path))
+        checkpoint = torch.load(checkpoint_path, map_location="cpu", weights_only=True)
+        name = checkpoint[META]["method"] if isinstance(checkpoint.get(META), dict) else None
+        method = next((kind for kind in _with_subclasses(cls) if kind.__name__ == name), None)
+        if method is None:
+            found = "none of lightning-prompts" if name is None else f"one of {name}"
+            raise UserError(f"{checkpoint_path} is no checkpoint of {cls.__name__}, but {found}")
+        settings = from_plain(checkpoint.get(cls.CHECKPOINT_HYPER_PARAMS_KEY, {}), method, kwargs)
+        given: dict[str, Any] = {"map_location": "cpu", **settings, "weights_only": True}
+        return cast("Self", super(PromptMethod, method).load_from_checkpoint(checkpoint_path, **given))
+
+    def _check_template(self) -> None:
+        """Compare the template that the prompt was trained with and that of the run.
+
+        Raises:
+            UserError: Training is to go on, and they differ.
+        """
+        mine, given = self.template, None if self._trainer is None else _template(self.trainer)
+        if mine is None or given is None or mine == given:
+            return
+        values = [(field.name, getattr(mine, field.name), getattr(given, field.name)) for field in fields(Template)]
+        said = " and ".join(
+            f"data.{'template' if name == 'text' else name} {old!r} (now {new!r})"
+            for name, old, new in values
+            if old != new
+        )
+        if self.trainer.training:
+            raise UserError(f"the checkpoint was trained with {said}; training goes on with the same alone")
+        log.warning("the prompt was trained with %s; it may be worth little here", said)
+
     def on_train_start(self) -> None:
         """Gradients of an earlier start go on to wait for their step; the Trainer has set them to zero before this."""
+        self.template = _template(self.trainer)
         for name, parameter in self.named_parameters():
             if name in self._waiting:
                 parameter.grad = self._waiting[name].to(parameter)
@@ -476,6 +543,18 @@ class PromptMethod(Evaluation):
         examples, size = data.examples("val"), data.eval_batch_size
         batches = [examples[start : start + size] for start in range(0, len(examples), size)]
         return batches[: limit if isinstance(limit, int) else max(1, int(limit * len(batches)))]
+
+
+def _with_subclasses(kind: type[PromptMethod]) -> Iterator[type[PromptMethod]]:
+    yield kind
+    for child in kind.__subclasses__():
+        yield from _with_subclasses(child)
+
+
+def _template(trainer: Trainer) -> Template | None:
+    """The template of the data; ``None`` where there are several or none."""
+    data = getattr(trainer, "datamodule", None)
+    return None if getattr(data, "own_templates", False) else getattr(data, "template", None)
 
 
 def _iterable(parameters: list[Any]) -> Iterable[Any]:

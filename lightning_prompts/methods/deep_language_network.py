@@ -86,21 +86,21 @@ class DeepLanguageNetwork(TextPromptMethod):
         """The likelihood; with hidden texts, a bound of it."""
         return "answer likelihood" if len(self.layer_settings) == 1 else "variational bound of the answer likelihood"
 
-    def on_fit_start(self) -> None:
+    def setup(self, stage: str) -> None:
         """See `TextPromptMethod`.
 
         Raises:
             UserError: ``trust`` is set, and an answer to learn from is free text.
         """
+        super().setup(stage)
         data = getattr(self.trainer, "datamodule", None)
-        if self.settings.trust and data is not None:
+        if stage == "fit" and self.settings.trust and data is not None:
             free = next((example for example in data.examples("train") if not example.labels), None)
             if free is not None:
                 raise UserError(
                     f"{free.source or 'example'}: trust compares class probabilities, and this answer is free text; "
                     "set trust to 0"
                 )
-        super().on_fit_start()
 
     def check_servers(self) -> None:
         """See `TextPromptMethod`.

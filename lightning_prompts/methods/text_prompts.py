@@ -244,17 +244,20 @@ class TextPromptMethod(PromptMethod):
         self.log("train/tokens", self.replica.sums(self.tokens_forwarded)[0], prog_bar=True)
         return self.handle.sum() * 0  # Lightning follows a gradient; this one leads nowhere
 
-    def on_fit_start(self) -> None:
-        """The prompts to start from are the first to be the best.
+    def setup(self, stage: str) -> None:
+        """Find out before anything is written that a training cannot work.
 
         Raises:
             UserError: There are batches whose gradients are to be added up, where there are none.
         """
-        if self.trainer.accumulate_grad_batches > 1:
+        if stage == "fit" and self.trainer.accumulate_grad_batches > 1:
             raise UserError(
                 f"{type(self).__name__} has no gradients to accumulate; leave out trainer.accumulate_grad_batches, and "
                 "raise data.batch_size for larger steps"
             )
+
+    def on_fit_start(self) -> None:
+        """The prompts to start from are the first to be the best."""
         if self.prompt_memory.best is not None:
             return
         batches = self.validation_batches()
