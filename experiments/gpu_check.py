@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from gpu_check_parts.rows import Row, Settings
 
 PARTS = ("packed", "cpu", "memory", "speed", "methods")
-SPEED_SHARE = 0.7  # of the time
+SPEED_SHARE = 0.8  # of the time
 WORKERS = 8
 PACKAGES = ("torch", "transformers", "lightning", "peft", "accelerate", "bitsandbytes", "tokenizers", "numpy")
 

@@ -102,16 +102,14 @@ WANTED = {GENERATION: {"135M": 3.0, "1.2B": 3.0, "7B": 1.0}, GRID: {}}
 
 
 def jobs(settings: Settings) -> list[str]:
-    """Steps, generation and grids, so that each model is made twice at most."""
+    """Steps, generation and grids, so that each model is made and compiled once."""
     if settings.small:
         return [*(name for name in STEPS if "tiny" in name), f"tiny, {GENERATION}", f"tiny, {GRID}", WAITS]
-    steps = {shape: [name for name, (own, _) in STEPS.items() if own == shape] for shape in SHAPES}
-    most = [
-        [*steps[shape][:1], f"{shape}, {GENERATION}", *([f"{shape}, {GRID}"] if shape != "7B" else [])]
-        for shape in ("135M", "1.2B", "7B")
-    ]
-    rest = [name for shape in ("7B", "1.2B", "135M") for name in steps[shape][1:]]
-    return [WAITS, *itertools.chain(*most), *rest]
+    names = [WAITS]
+    for shape in ("135M", "1.2B", "7B"):
+        first, *rest = (name for name, (own, _) in STEPS.items() if own == shape)
+        names += [first, f"{shape}, {GENERATION}", *([f"{shape}, {GRID}"] if shape != "7B" else []), *rest]
+    return names
 
 
 def run(name: str, settings: Settings) -> list[Row]:
@@ -222,6 +220,7 @@ def _step(name: str, lm: FrozenLM, step: Step, settings: Settings) -> Row:
         return _backward(lm, next(turns) if rows is None else rows, prompt)
 
     our_time = _both(lm, ours, settings)
+    launched = _kernels(ours) if settings.device == "cuda" else None
     our_loss, our_gradient = float(ours(batches[0])), prompt.grad.clone()  # type: ignore[union-attr]
     prompt.grad = None
     lm.unfuse()
@@ -242,7 +241,7 @@ def _step(name: str, lm: FrozenLM, step: Step, settings: Settings) -> Row:
             figures=_figures(our_time, None, wanted),
         )
     apart, loss_apart = relative(our_gradient, gradient), abs(our_loss - their_loss)
-    figures = _figures(our_time, their_time, wanted, gradient=apart, losses=(our_loss, their_loss))
+    figures = _figures(our_time, their_time, wanted, gradient=apart, losses=(our_loss, their_loss), kernels=launched)
     said = f"{_in_words(our_time, their_time, 'PEFT')}, gradient {apart:.3f} apart, loss {loss_apart:.3f}"
     expected = f"{_goal(wanted)}gradient <= {GRADIENT}, loss <= 0.05"
     good = apart <= GRADIENT and loss_apart <= 0.05
@@ -255,6 +254,14 @@ def _step(name: str, lm: FrozenLM, step: Step, settings: Settings) -> Row:
         expected += f", ours <= {WORSE} x PEFT's"
         good = good and mine <= WORSE * theirs
     return Row("speed", name, said, expected, good, figures=figures)
+
+
+def _kernels(work: Callable[[], Any]) -> int:
+    """Kernels and copies of one call on the device."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        work()
+        torch.cuda.synchronize()
+    return sum(event.count for event in profile.key_averages() if event.device_type == torch.profiler.DeviceType.CUDA)
 
 
 def _backward(lm: FrozenLM, rows: Sequence[TextRow], prompt: torch.nn.Parameter) -> Tensor:

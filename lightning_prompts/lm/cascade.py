@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 # In the backward pass a kernel works through all queries for each block of keys and each head. Where many queries see
 # few keys, they are dealt to copies of the keys, so that more of the device is busy.
-QUERIES_OF_A_COPY = 512
+QUERIES_OF_A_COPY = 128
 MOST_COPIES = 8
 
 
