@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,7 +53,8 @@ class PackedLM(nn.Module):
         self.model = model
         self.attention = attention
         self._graphs = Graphs(self._logits) if graphs == "auto" else None
-        self._compile: Switch | Literal["done"] = compile
+        self._compile = compile
+        self._fused = False  # layers are compiled
         self._followed = 0  # passes with a gradient
         self.usage = Usage()  # by this process
         self._head_rows: Tensor | None = None
@@ -92,6 +93,9 @@ class PackedLM(nn.Module):
         """Move or cast the weights, away from where CUDA graphs read them."""
         self.release()
         self._static = None
+        if self._fused:  # compiled for where they were
+            self._fused = False
+            uncompile_layers(self.model)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
@@ -170,7 +174,7 @@ class PackedLM(nn.Module):
         try:
             logits: Tensor = self._forward(embeddings, layout, head_rows).logits
         except Exception as error:
-            if self._compile != "done" or out_of_memory(error) or torch.cuda.is_current_stream_capturing():
+            if not self._fused or out_of_memory(error) or torch.cuda.is_current_stream_capturing():
                 raise
             log.warning("decoder layers cannot be compiled (%s), and run as they are", in_one_line(error))
             self.unfuse()  # there may be no C compiler
@@ -179,14 +183,15 @@ class PackedLM(nn.Module):
 
     def fuse(self) -> None:
         """Compile the decoder layers for the passes to come, where that is possible; CUDA graphs are made anew."""
-        self._compile = "off"
-        if self.static and compile_layers(self.model):
-            self._compile = "done"
+        self._fused = self.static and compile_layers(self.model)
+        if self._fused:
             self.release()
+        else:
+            self._compile = "off"
 
     def unfuse(self) -> None:
         """Run the decoder layers as they are from now on."""
-        self._compile = "off"
+        self._compile, self._fused = "off", False
         uncompile_layers(self.model)
         self.release()
 
@@ -268,8 +273,10 @@ class PackedLM(nn.Module):
 
     def _worth_fusing(self) -> bool:
         """Whether layers are to be compiled now; with ``auto`` not where steps must be the same to the end."""
+        if self._fused or self._compile == "off":
+            return False
         long = self._followed >= COMPILE_AFTER and not torch.are_deterministic_algorithms_enabled()
-        return self._compile == "on" or (self._compile == "auto" and long)
+        return self._compile == "on" or long
 
     def _can_replay(self) -> bool:
         """Whether the same kernels do for every batch, and all gradients are those of a prompt."""

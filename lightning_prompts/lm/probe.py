@@ -8,7 +8,8 @@ with billions of weights it would take seconds, in bfloat16 or quantised its own
 its window of thousands of tokens would never end within a probe's rows.
 
 The reference is what transformers computes for one row at a time, from token ids, without a cache, with the attention
-that it takes by default (SDPA where an architecture has it: Falcon's eager attention counts its ALiBi biases twice).
+that it takes by default (SDPA where an architecture has it: Falcon's eager attention counts its ALiBi biases twice),
+and eager attention where scores are capped, which some versions of transformers leave out of SDPA without a word.
 That a twin is right is remembered in the user's cache folder, by what that depends on.
 """
 
@@ -89,7 +90,8 @@ def _failed(config: PretrainedConfig, error: Exception) -> str:
 
 def _build(config: PretrainedConfig) -> tuple[PreTrainedModel, PreTrainedModel]:
     """A model as transformers has it, and one as it is used here, with the same weights."""
-    own = _model(config, None)
+    capped = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
+    own = _model(config, "eager" if capped else None)
     for weight in own.parameters():
         # As they are drawn, weights are so small that hardly anything depends on attention, and biases are zero.
         if weight.dim() > 1:
