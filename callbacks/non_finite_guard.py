@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+STATE = "something trained is not finite"
+
 
 class NonFiniteGuard(L.Callback):
     """Watches the loss, the gradients and what is trained.
@@ -33,6 +35,9 @@ class NonFiniteGuard(L.Callback):
     line that names the first module whose output is not finite. In distributed training all processes decide alike.
     Works with automatic and with manual optimisation. Logs ``train/non_finite_steps`` and ``train/restores``; both
     counts are in checkpoints and in ``metrics.json``.
+
+    On an accelerator the host asks once a step: whether the state is finite after a step is read together with the next
+    step's gradients, and always before it is logged, validated, kept or saved.
 
     Args:
         patience: Skipped steps in a row until the last good state is restored.
@@ -52,6 +57,7 @@ class NonFiniteGuard(L.Callback):
         self.skipped = self.restores = 0
         self._in_a_row = self._good = 0
         self._loss_finite: list[Tensor] = []  # of each loss since the last step; looked at together with the gradients
+        self._state_finite: Tensor | None = None  # after the last step, where nobody has looked yet
         self._skipped_now = False
         self._step = 0
         self._snapshot: dict[str, Any] = {}
@@ -83,7 +89,13 @@ class NonFiniteGuard(L.Callback):
         flags, self._loss_finite = self._loss_finite, []
         if not _scaled(trainer):
             flags += [torch.isfinite(value.grad).all() for value in _values(optimizer) if value.grad is not None]
-        if _all_agree(trainer, _all_true(flags)):
+        state, self._state_finite = self._state_finite, None
+        step_is_good, state_is_good = _all_agree(trainer, [flags, [] if state is None else [state]])
+        if not state_is_good:  # so the gradients are those of a state that is gone
+            self._restore(trainer, pl_module, STATE)
+            self._skipped_now = cast("PromptMethod", pl_module).step_skipped = True
+            return
+        if step_is_good:
             self._in_a_row = 0
             return
         self.skipped += 1
@@ -96,23 +108,48 @@ class NonFiniteGuard(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         """Restore where it is needed, and keep what is good."""
         numbers = [value for value in _state(pl_module).values() if value.is_floating_point()]
-        healthy = _all_agree(trainer, _all_true([_healthy(value) for value in numbers]))
-        if not healthy or self._in_a_row >= self.patience:
-            self._restore(trainer, pl_module, "something trained is not finite" if not healthy else
-                          f"{self._in_a_row} steps in a row had no finite loss or gradient")  # fmt: skip
-        elif not self._skipped_now and trainer.global_step > self._step:
+        self._state_finite = torch.stack([_healthy(value) for value in numbers]).all() if numbers else None
+        good = not self._skipped_now and trainer.global_step > self._step
+        keep = good and (self._good + 1) % self.snapshot_every == 0
+        hurt = self._in_a_row >= self.patience
+        at_once = self._state_finite is None or self._state_finite.device.type == "cpu"
+        restored = (at_once or keep or hurt or logs_now(trainer)) and self._look(trainer, pl_module)
+        if hurt and not restored:
+            self._restore(trainer, pl_module, f"{self._in_a_row} steps in a row had no finite loss or gradient")
+        elif good and not restored:
             self._good += 1
-            if self._good % self.snapshot_every == 0:
+            if keep:
                 self._keep(trainer, pl_module)
         if logs_now(trainer):
             pl_module.log("train/non_finite_steps", float(self.skipped))
             pl_module.log("train/restores", float(self.restores))
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Nothing is validated, or saved after it, that is not finite."""
+        self._look(trainer, pl_module)
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """A checkpoint between two steps holds what is restored."""
+        if self._look(trainer, pl_module):
+            checkpoint["state_dict"] = trainer.strategy.lightning_module_state_dict()
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Likewise."""
+        self._look(trainer, pl_module)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Say what happened."""
         if self.skipped or self.restores:
             log.warning("%d steps were skipped for want of finite numbers, and the prompt was restored %d times",
                         self.skipped, self.restores)  # fmt: skip
+
+    def _look(self, trainer: L.Trainer, pl_module: L.LightningModule) -> bool:
+        """Whether something trained was not finite, and is restored."""
+        state, self._state_finite = self._state_finite, None
+        if state is None or _all_agree(trainer, [[state]])[0]:
+            return False
+        self._restore(trainer, pl_module, STATE)
+        return True
 
     # --- what is restored ---------------------------------------------------------------------------------------------
 
@@ -203,17 +240,18 @@ def _healthy(value: Tensor) -> Tensor:
     return torch.isfinite(value).all() if value.dim() else ~torch.isnan(value)
 
 
-def _all_true(flags: list[Tensor]) -> bool:
-    """Whether all flags are set, asking the device once."""
-    return not flags or bool(torch.stack(flags).all())
-
-
-def _all_agree(trainer: L.Trainer, good: bool) -> bool:
-    """Whether it is good in every process."""
-    if trainer.world_size == 1:
-        return good
-    flag = torch.tensor(0.0 if good else 1.0, device=trainer.strategy.root_device)
-    return float(trainer.strategy.reduce(flag, reduce_op="sum")) == 0
+def _all_agree(trainer: L.Trainer, groups: list[list[Tensor]]) -> list[bool]:
+    """Whether all flags of a group are set in every process, asking the device once; an empty group is good."""
+    found = [torch.stack(flags).all() for flags in groups if flags]
+    if not found and trainer.world_size == 1:
+        return [True] * len(groups)
+    if trainer.world_size > 1:
+        device = trainer.strategy.root_device
+        good = [torch.stack(flags).all().to(device) if flags else torch.ones((), device=device) for flags in groups]
+        bad = 1 - torch.stack([flag.float() for flag in good])
+        return [count == 0 for count in trainer.strategy.reduce(bad, reduce_op="sum").tolist()]
+    known = iter(torch.stack(found).tolist())
+    return [next(known) if flags else True for flags in groups]
 
 
 @contextmanager
