@@ -11,8 +11,8 @@ rows share counted once), follows from what is left:
 - keys and values as they are, ``2 M Hkv Dh``, as levels of one segment are read in place; and of rows, copies in the
   order of the products, ``2 n T Hkv Dh`` for ``n`` rows padded to ``T``;
 - attention weights in float32, ``n H T`` times the keys that a segment sees, ``P`` and shared tokens included; above
-  ``EXPLICIT_LIMIT`` none of them, but keys and values repeated for every row and head, ``2 n H (S + T) Dh``, and the
-  output;
+  ``EXPLICIT_LIMIT`` none of them, but the output, and, where rows are longer than what they share, keys and values
+  repeated for every row and head, ``2 n H (S + T) Dh``;
 - of the feed-forward part the gate before and after its activation and the other factor, ``3 M I``; without a gate one
   number for each of the activation's steps, ``4 M I``.
 
@@ -50,7 +50,7 @@ from lightning_prompts.accelerators import device_type
 from lightning_prompts.commands import CommandParser, size
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm import Footprint, LMShape
-from lightning_prompts.lm.attention import EXPLICIT_LIMIT, EXPLICIT_LIMIT_NO_GRAD
+from lightning_prompts.lm.attention import EXPLICIT_LIMIT, EXPLICIT_LIMIT_NO_GRAD, long_prefix
 from lightning_prompts.lm.encoding import Row, check_fits, share
 from lightning_prompts.lm.labels import rows_of_a_pass
 from lightning_prompts.lm.loading import weightless_model
@@ -178,7 +178,9 @@ def _attention(shape: LMShape, packed: Packed, heads: int, limit: int) -> tuple[
         n, longest = len(level), max(level)
         keys = above + longest
         queries += n * longest * own * shape.head_width
-        if n * own * longest * keys > limit:
+        if long_prefix(n * own, longest, above, limit):
+            copies += n * longest * own * shape.head_width
+        elif n * own * longest * keys > limit:
             copies += 2 * n * keys * own * shape.head_width + n * longest * own * shape.head_width
         else:
             weights += n * own * longest * keys

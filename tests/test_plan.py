@@ -132,10 +132,11 @@ def test_of_other_architectures_too(settings: str, tolerance: float) -> None:
     assert planned(method, examples) == pytest.approx(kept_by(method, examples), rel=tolerance)
 
 
-def test_above_the_limit_of_explicit_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("length", [8, 60])  # shorter than rows, and longer: attention by copies, and by parts
+def test_above_the_limit_of_explicit_scores(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (attention_module, __import__("lightning_prompts.memory_plan", fromlist=["x"])):
         monkeypatch.setattr(module, "EXPLICIT_LIMIT", 1000)
-    method, examples = SoftPromptTuning(8, lm=LM), batch(even=False)
+    method, examples = SoftPromptTuning(length, lm=LM), batch(even=False)
     assert planned(method, examples) == pytest.approx(kept_by(method, examples), rel=0.1)
 
 

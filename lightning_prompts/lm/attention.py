@@ -38,8 +38,9 @@ from lightning_prompts.lm.transfer import to_device, views
 
 ATTENTION_NAME = "lightning_prompts"
 
-# Above this many scores per layer (16 MiB in float32, kept by every layer for the backward) the fused kernel is used:
-# it keeps none, but needs what is shared copied into every row. Without a backward they are gone after each layer.
+# Above this many scores per layer (16 MiB in float32, kept by every layer for the backward) fused kernels are used,
+# which keep none: by parts, or with what is shared copied into every row. Without a backward scores are gone after
+# each layer.
 EXPLICIT_LIMIT = 1 << 22
 EXPLICIT_LIMIT_NO_GRAD = 1 << 26
 
@@ -219,7 +220,7 @@ class Layout:
         own = [np.concatenate(positions), np.array(self.ends) - 1, row_columns, places]
         numbers = [part for level in self.new for part in level.host_numbers()]
         self.attention: Attention = attention
-        possible = memory is None and (attention == "cascade" or (attention == "auto" and device.type == "cuda"))
+        possible = memory is None and attention != "explicit"
         together = device.type == "cuda"  # the CPU's kernel would pad all segments to the longest one
         self._parts = parts_of(self.above, self.passing, together) if possible else None
         self._host = [*own, *numbers, *(cut for parts in self._parts or () for part in parts for cut in part.cuts)]
@@ -244,7 +245,11 @@ class Layout:
         """Whether `cascade_attention` computes a layer with this window; it knows no windows that hide anything."""
         if self._parts is None or (window is not None and window < self.longest):
             return False
-        return self.attention == "cascade" or has_kernels(query, value)
+        if self.attention == "cascade" or has_kernels(query, value):
+            return True
+        rows = self.passing[-1]
+        above = sum(level.width for level in (*self.above, *self.passing[:-1]))
+        return self.device.type == "cpu" and long_prefix(rows.size * query.shape[1], rows.width, above, score_limit())
 
     @property
     def parts(self) -> tuple[list[Part], list[Part]]:
@@ -338,6 +343,23 @@ class Layout:
         return keys.unflatten(0, (level.size, -1)), values.unflatten(0, (level.size, -1))
 
 
+def score_limit() -> int:
+    """How many scores of a level are computed explicitly, in this mode of autograd."""
+    return EXPLICIT_LIMIT if torch.is_grad_enabled() else EXPLICIT_LIMIT_NO_GRAD
+
+
+def long_prefix(rows: int, width: int, above: int, limit: int) -> bool:
+    """Whether the CPU attends by parts: scores are too many to keep, and the prefix would be copied most of all.
+
+    Args:
+        rows: Rows times heads.
+        width: Tokens of the longest row.
+        above: Tokens that rows share, at most.
+        limit: Scores that are not too many.
+    """
+    return above >= width and rows * width * (above + width) > limit
+
+
 def packed_attention(
     query: Tensor,
     key: Tensor,
@@ -424,8 +446,7 @@ def _attend(
     n, t, h, dh = query.shape
     hkv = key.shape[2]
     g = h // hkv
-    limit = EXPLICIT_LIMIT if torch.is_grad_enabled() else EXPLICIT_LIMIT_NO_GRAD
-    if n * h * t * mask.shape[-1] > limit and softcap is None:
+    if n * h * t * mask.shape[-1] > score_limit() and softcap is None:
         pairs = [(k.repeat_interleave(n // len(k), 0), v.repeat_interleave(n // len(v), 0)) for k, v in shared]
         keys, values = (torch.cat(parts, 1).transpose(1, 2) for parts in zip(*pairs, (key, value), strict=True))
         out = nn.functional.scaled_dot_product_attention(

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from lightning_prompts.lm.attention import Layout, Level
@@ -217,8 +217,8 @@ def _attend(part: Part, query: Tensor, key: Tensor, value: Tensor, scale: float)
             *rows.tensors, 0.0, part.causal, attn_mask=rows.mask, scale=scale
         )
         blind = ~rows.keys.any(-1)[:, None, None, None]  # sequences without a key
-        output = rows.unpadded(output.masked_fill(blind, 0.0))
-        log_sum = rows.unpadded(log_sum[..., None].masked_fill(blind, float("inf")))[..., 0].T
+        output = rows.unpadded(output.masked_fill(blind, 0.0), rows.queries)
+        log_sum = rows.unpadded(log_sum[..., None].masked_fill(blind, float("inf")), rows.queries)[..., 0].T
     if part.copies == 1 and not part.causal:
         # Without a key the kernel of CUDA returns infinity, where the sum of nothing has the logarithm -infinity.
         log_sum = log_sum.masked_fill(torch.isposinf(log_sum), float("-inf"))
@@ -257,7 +257,7 @@ def _attend_backward(
         found = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
             given[0], *rows.tensors, given[1], given[2][..., 0], 0.0, part.causal, attn_mask=rows.mask, scale=scale
         )
-        of_query = rows.unpadded(found[0])
+        of_query = rows.unpadded(found[0], rows.queries)
         of_key, of_value = (rows.of_keys(one, key) for one in found[1:])
     if part.copies > 1:
         of_key, of_value = (one.unflatten(0, (part.copies, -1)).sum(0) for one in (of_key, of_value))
@@ -282,20 +282,23 @@ class _Rows:
 
     def padded(self, packed: Tensor, inside: Tensor) -> Tensor:
         """``[N, H, X]`` -> ``[n, H, T, X]``."""
-        rows = packed.new_zeros(*inside.shape, *packed.shape[1:])
-        rows[inside] = packed[: int(inside.sum())]
-        return rows.transpose(1, 2)
+        places = inside.flatten().nonzero()[:, 0]
+        if len(places) == inside.numel():
+            rows = packed[: len(places)]
+        else:
+            rows = packed.new_zeros(inside.numel(), *packed.shape[1:]).index_copy_(0, places, packed[: len(places)])
+        return rows.view(*inside.shape, *rows.shape[1:]).transpose(1, 2)
 
-    def unpadded(self, rows: Tensor) -> Tensor:
-        """``[n, H, T, X]`` of queries -> ``[N, H, X]``."""
-        return rows.transpose(1, 2)[self.queries]
+    def unpadded(self, rows: Tensor, inside: Tensor) -> Tensor:
+        """``[n, H, T, X]`` -> ``[N, H, X]``."""
+        flat: Tensor = rows.transpose(1, 2).flatten(0, 1)
+        places = inside.flatten().nonzero()[:, 0]
+        return flat if len(places) == len(flat) else flat.index_select(0, places)
 
     def of_keys(self, rows: Tensor, key: Tensor) -> Tensor:
         """Gradients ``[n, H, T, Dh]`` of repeated heads -> ``[N', Hkv, Dh]``, like ``key``."""
-        found = torch.zeros_like(key)
-        packed = rows.transpose(1, 2)[self.keys]
-        found[: len(packed)] = packed.unflatten(1, (-1, self.groups)).sum(2)
-        return found
+        packed: Tensor = self.unpadded(rows, self.keys).unflatten(1, (-1, self.groups)).sum(2)
+        return nn.functional.pad(packed, (0, 0, 0, 0, 0, len(key) - len(packed)))
 
 
 def _inside(ends: Tensor) -> Tensor:
