@@ -1,13 +1,14 @@
 """Step time of prompt tuning: this project against PEFT, in one process, step by step in turn.
 
-    python experiments/benchmarks/prompt_tuning.py [--steps 10] [--device cpu]
+    python experiments/benchmarks/prompt_tuning.py [--steps 10] [--device cpu] [--only "10 tokens, P = *"]
 
 Both train the same prompt on the same frozen weights with the same batches, the same loss (mean over answer tokens)
 and the same optimiser. PEFT repeats the prompt in every row and computes logits at every position; here the shared
 prefix runs once, rows are packed without padding, and logits exist at answer positions only.
 
-Two kinds of batches: real antonyms (`Here are two hot and` -> ` cold`, whose first words are shared too), and texts of
-10 random tokens (8 of context, 2 of answer), which share nothing but the prompt.
+Kinds of batches: real antonyms (`Here are two hot and` -> ` cold`, whose first words are shared too); random tokens,
+which share nothing but the prompt: 10 (8 of context, 2 of answer), 256 (128 and 128, 16 rows), and 64 (62 and 2) behind
+a prompt of 1,000, where PEFT takes four rows at a time, since 32 do not fit into memory.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,13 @@ from lightning_prompts.lm.embedded import embedded_folder
 from lightning_prompts.lm.encoding import Row
 
 BATCH = 32
+# Rows, tokens of context and of answer, and rows that PEFT takes at a time.
+RANDOM = {"10 tokens": (32, 8, 2, 32), "256 tokens": (16, 128, 128, 16), "64 tokens": (32, 62, 2, 4)}
+# Kind, P, and how many of the steps are timed at most.
+SETTINGS = [
+    ("antonyms", 20, 10**9), ("antonyms", 100, 10**9), ("10 tokens", 20, 10**9), ("10 tokens", 100, 10**9),
+    ("256 tokens", 20, 3), ("64 tokens", 1000, 1),
+]  # fmt: skip
 NAME = "smollm2-135m-instruct"
 Batches = list[list[Row]]
 
@@ -48,13 +57,15 @@ def antonym_batches(lm: FrozenLM, length: int, count: int) -> Batches:
     return [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
 
 
-def random_batches(lm: FrozenLM, length: int, count: int) -> Batches:
-    """Batches of 10 random tokens per row."""
+def random_batches(lm: FrozenLM, length: int, count: int, kind: str) -> Batches:
+    """Batches of random tokens."""
     draw = random.Random(0)
     slot = [-1 - p for p in range(length)]
     tokens = range(100, lm.vocabulary)
+    rows, context, answer, _ = RANDOM[kind]
     return [
-        [Row(slot + draw.choices(tokens, k=8), draw.choices(tokens, k=2)) for _ in range(BATCH)] for _ in range(count)
+        [Row(slot + draw.choices(tokens, k=context), draw.choices(tokens, k=answer)) for _ in range(rows)]
+        for _ in range(count)
     ]
 
 
@@ -87,9 +98,9 @@ class Ours:
 class Peft:
     """One training step of PEFT's prompt tuning, as its documentation shows it."""
 
-    def __init__(self, lm: FrozenLM, initial: Tensor, dtype: torch.dtype) -> None:
-        """Start from ``initial``."""
-        self.lm, self.length = lm, len(initial)
+    def __init__(self, lm: FrozenLM, initial: Tensor, dtype: torch.dtype, most: int) -> None:
+        """Start from ``initial``; take ``most`` rows at a time."""
+        self.lm, self.length, self.most = lm, len(initial), most
         model = AutoModelForCausalLM.from_pretrained(embedded_folder(NAME), dtype=dtype)
         config = PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=self.length)
         self.model = get_peft_model(model, config).to(lm.device).eval()
@@ -101,6 +112,12 @@ class Peft:
     def step(self, rows: list[Row]) -> tuple[float, Tensor]:
         """Loss and gradient; the optimiser has stepped."""
         self.optimizer.zero_grad()
+        parts = [rows[start : start + self.most] for start in range(0, len(rows), self.most)]
+        loss = sum(self._backward(part, len(part) / len(rows)) for part in parts)
+        self.optimizer.step()
+        return loss, self.prompt.grad.float().clone()
+
+    def _backward(self, rows: list[Row], share: float) -> float:
         full = [row.context[self.length :] + row.answer for row in rows]
         width = max(map(len, full))
         ids = torch.tensor([row + [0] * (width - len(row)) for row in full], device=self.lm.device)
@@ -109,10 +126,9 @@ class Peft:
         for b, row in enumerate(rows):
             start = len(full[b]) - len(row.answer)
             labels[b, start : len(full[b])] = torch.tensor(row.answer)
-        loss = self.model(input_ids=ids, attention_mask=mask, labels=labels).loss
+        loss = share * self.model(input_ids=ids, attention_mask=mask, labels=labels).loss
         loss.backward()
-        self.optimizer.step()
-        return loss.item(), self.prompt.grad.float().clone()
+        return loss.item()
 
     def flops(self, rows: list[Row]) -> float:
         """Of the linear layers, forward and backward towards the inputs."""
@@ -148,11 +164,13 @@ def timed(work: Callable[[], Any], device: torch.device) -> float:
 
 def compare(lm: FrozenLM, length: int, kind: str, steps: int, dtype: torch.dtype) -> dict[str, Any]:
     """Alternate steps of both on the same batches; medians."""
-    make = {"antonyms": antonym_batches, "10 tokens": random_batches}[kind]
-    batches = make(lm, length, steps + 2)
+    warm = min(steps, 2)
+    count = steps + warm
+    batches = antonym_batches(lm, length, count) if kind == "antonyms" else random_batches(lm, length, count, kind)
     matrix = lm.embedding_matrix().float()
     initial = matrix[torch.randint(100, lm.vocabulary, (length,), generator=torch.Generator().manual_seed(0))]
-    ours, peft = Ours(lm, initial), Peft(lm, initial, dtype)
+    most = RANDOM[kind][3] if kind in RANDOM else BATCH
+    ours, peft = Ours(lm, initial), Peft(lm, initial, dtype, most)
     seconds: dict[str, list[float]] = {"ours": [], "peft": []}
     results: dict[str, list[tuple[float, Tensor]]] = {"ours": [], "peft": []}
     label = f"{kind}, P = {length}, {str(dtype).removeprefix('torch.')}"
@@ -160,9 +178,9 @@ def compare(lm: FrozenLM, length: int, kind: str, steps: int, dtype: torch.dtype
         for name, method in (("ours", ours), ("peft", peft)):
             seconds[name].append(timed(lambda m=method, n=name, b=batch: results[n].append(m.step(b)), lm.device))
     our_gradient, peft_gradient = results["ours"][0][1], results["peft"][0][1]
-    medians = {name: statistics.median(values[2:]) for name, values in seconds.items()}  # two to warm up
+    medians = {name: statistics.median(values[warm:]) for name, values in seconds.items()}
     peak = matmul_peak(dtype, lm.device)
-    work = {name: statistics.median(m.flops(batch) for batch in batches[2:])
+    work = {name: statistics.median(m.flops(batch) for batch in batches[warm:])
             for name, m in (("ours", ours), ("peft", peft))}  # fmt: skip
     tokens = statistics.median(sum(len(row.context) + len(row.answer) for row in batch) for batch in batches)
     return {
@@ -185,7 +203,7 @@ def compare(lm: FrozenLM, length: int, kind: str, steps: int, dtype: torch.dtype
 
 def show(rows: Sequence[dict[str, Any]]) -> None:
     """The table, for a terminal and, as Markdown, for RESULTS.md."""
-    table = Table(title="One training step, batch 32: PEFT against this project")
+    table = Table(title="One training step: PEFT against this project")
     heads = ("batch", "P", "dtype", "PEFT s", "ours s", "ratio", "loss PEFT / ours", "gradients differ by",
              "tokens/s PEFT / ours", "share of matmul peak PEFT / ours")  # fmt: skip
     for head in heads:
@@ -210,14 +228,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=10, help="timed steps of each")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--only", default="*", help="settings as 'antonyms, P = 20, float32', with wildcards")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/prompt_tuning.json"))
     arguments = parser.parse_args()
     rows = []
     for dtype in ("float32", "bfloat16"):
         lm = FrozenLM.load(LMConfig(NAME, dtype=dtype)).to(arguments.device)
-        for kind in ("antonyms", "10 tokens"):
-            for length in (20, 100):
-                rows.append(compare(lm, length, kind, arguments.steps, getattr(torch, dtype)))
+        for kind, length, most in SETTINGS:
+            if fnmatch(f"{kind}, P = {length}, {dtype}", arguments.only):
+                rows.append(compare(lm, length, kind, min(arguments.steps, most), getattr(torch, dtype)))
     show(rows)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
