@@ -179,7 +179,7 @@ def test_every_way_to_run_a_model_gives_the_same(shape: str, template: str, kind
     expected = results(lm, TEMPLATES[template], kind)
     for attention in ("explicit", "cascade"):
         for static in (FrozenLM, Static):
-            other = again(lm, static, attention=attention, graphs="off")
+            other = again(lm, static, attention=attention, graphs=False)
             check_same(results(other, TEMPLATES[template], kind), expected)
             assert other.usage == lm.usage  # padding is no use
 
@@ -268,7 +268,7 @@ def test_a_second_backward_pass_is_refused(tiny: FrozenLM, replayed: FrozenLM) -
         replayed.score(batches()[0], prompt).nll.sum().backward()
     loss = replayed.score(batches()[0], prompt).nll.sum()
     loss.backward(retain_graph=True)
-    with pytest.raises(RuntimeError, match="graphs to off"):
+    with pytest.raises(RuntimeError, match="graphs to false"):
         loss.backward()
 
 
@@ -350,6 +350,11 @@ def test_methods_that_train_weights_of_the_model_are_never_replayed(tiny: Frozen
 
 
 def test_settings_reach_the_model() -> None:
-    lm = FrozenLM.load(LMConfig(SHAPES["llama"], attention="cascade", graphs="off", compile="off"))
-    assert (lm.attention, lm._graphs, lm._compile) == ("cascade", None, "off")
+    lm = FrozenLM.load(LMConfig(SHAPES["llama"], attention="cascade", graphs=False, compile=False))
+    assert (lm.attention, lm._graphs, lm._compile) == ("cascade", None, False)
     assert not lm.static
+
+
+def test_a_layout_can_be_printed() -> None:
+    layout = Layout([[7], [3, 5, 2]], CPU, bucketed=True)
+    assert repr(layout) == "Layout(1 x at most 7 tokens; 3 x at most 8 tokens; 17 tokens and 6 of padding)"

@@ -141,7 +141,7 @@ def _model(shape: str, device: str) -> FrozenLM:
         torch.manual_seed(0)
         with torch.device(device):
             model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation=ATTENTION_NAME)
-        _made[shape] = FrozenLM(model.requires_grad_(False).eval(), byte_tokenizer(), shape, compile="off")
+        _made[shape] = FrozenLM(model.requires_grad_(False).eval(), byte_tokenizer(), shape, compile=False)
         _made[shape].end_tokens = set  # type: ignore[method-assign]  # random texts must not end early
         model.generation_config.eos_token_id = None
         model.generation_config.pad_token_id = 0

@@ -226,6 +226,12 @@ class Layout:
         self._host = [*own, *numbers, *(cut for parts in self._parts or () for part in parts for cut in part.cuts)]
         self._take(to_device(np.concatenate([part.ravel() for part in self._host]), device))
 
+    def __repr__(self) -> str:
+        """What a pass brings, for people."""
+        levels = [f"{level.size} x at most {level.width} tokens" for level in self.passing]
+        front = [f"{level.width} ahead" for level in self.above]
+        return f"Layout({'; '.join(front + levels)}; {self.used} tokens and {self.tokens - self.used} of padding)"
+
     def _take(self, numbers: Tensor) -> None:
         """Keep the device's copies of the host's numbers, all of them in one block of memory."""
         self.numbers, sent = numbers, views(numbers, self._host)

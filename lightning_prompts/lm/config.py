@@ -12,7 +12,7 @@ from lightning_prompts.errors import UserError, check_finite
 Dtype = Literal["float32", "bfloat16", "float16", "auto"]
 Quantization = Literal["int8", "nf4", "none"]
 Attention = Literal["auto", "explicit", "cascade"]
-Switch = Literal["auto", "on", "off"]
+Switch = Literal["auto"] | bool  # YAML reads on and off as truth values
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,13 @@ class LMConfig:
             what is kept in half precision.
         revision: Commit, tag or branch of a hub model.
         gradient_checkpointing: Keep less for the backward pass and compute it again: less memory, a third more time.
+        attention: How attention over a shared prefix is computed: ``cascade`` by flash kernels, one for each part of
+            what a row sees, merged by their log-sum-exp; ``explicit`` with scores that are kept; ``auto`` chooses by
+            device, precision and architecture. All give the same result up to rounding.
+        graphs: Whether a step on CUDA is replayed as a CUDA graph from its second use of a shape on.
+        compile: Whether the operations of a decoder layer are fused by `torch.compile`, for CUDA graphs. True from the
+            first step, which takes some ten seconds; ``auto`` in runs of more than 500 steps that need not be
+            deterministic; False never.
         calibrate_labels: Where answers are classes, take off what the model says without a question (contextual
             calibration, Zhao et al. 2021), whatever the method.
         server: Where the model runs, if not here; ``name`` is then what the server calls it. For methods that improve
@@ -104,7 +111,7 @@ class LMConfig:
     revision: str | None = None
     gradient_checkpointing: bool = False
     attention: Attention = "auto"
-    graphs: Literal["auto", "off"] = "auto"
+    graphs: bool = True
     compile: Switch = "auto"
     calibrate_labels: bool = False
     server: Server | None = None
@@ -118,7 +125,7 @@ class LMConfig:
         if self.server is None:
             return
         plain = {"dtype": "float32", "quantization": (None, "none"), "revision": None, "gradient_checkpointing": False,
-                 "attention": "auto", "graphs": "auto", "compile": "auto"}  # fmt: skip
+                 "attention": "auto", "graphs": True, "compile": "auto"}  # fmt: skip
         for name, default in plain.items():
             if getattr(self, name) not in (default if isinstance(default, tuple) else (default,)):
                 raise UserError(f"{name} is decided where {self.name} runs ({self.server.base_url}); leave it out")

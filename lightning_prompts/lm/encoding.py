@@ -25,6 +25,7 @@ from lightning_prompts.types import Example
 
 log = logging.getLogger(__name__)
 
+ROWS_KEPT = 10_000  # encoded; some kilobytes each
 PRIVATE_USE = range(0xE000, 0xF900)  # characters without a meaning; one of them marks the prompt slot in a chat
 # What stands ahead of a piece while it is tokenised, in order of preference: nothing that would merge with the piece.
 MARKS = {"space": ("a", ".", "1", "\n"), "word": ("\n", "1", ".", "|")}
@@ -116,6 +117,7 @@ class Encoder:
         self._lossless = self._lossless and all(token.special for token in greedy)
         if not self._lossless and "\n" not in self.text(self._inside("a\na")):
             log.warning("the tokenizer of %s drops line breaks, so a stop such as \\n never matches an answer", name)
+        self._rows: dict[tuple[object, ...], Row] = {}  # an epoch meets the same examples as the one before
         self._label_tokens: dict[tuple[Labels, str | None], LabelTokens] = {}
 
     def _encode(self, text: str) -> list[int]:
@@ -240,11 +242,17 @@ class Encoder:
         Raises:
             UserError: Nothing precedes the answer, the answer has no tokens, or the tokenizer has no chat template.
         """
-        where = f"{example.source}: " if example.source else ""
-        try:
-            return self._row(example, length, with_end)
-        except UserError as error:
-            raise UserError(f"{where}{error}") from error
+        texts = (example.before, example.after, example.answer, example.end, example.chat, example.system)
+        key = (*texts, length, with_end)
+        if (row := self._rows.get(key)) is None:
+            try:
+                row = self._row(example, length, with_end)
+            except UserError as error:
+                raise UserError(f"{example.source}: {error}" if example.source else str(error)) from error
+            if len(self._rows) >= ROWS_KEPT:
+                self._rows.clear()
+            self._rows[key] = row
+        return row
 
     def _row(self, example: Example, length: int, with_end: bool) -> Row:
         before, after, answer = self.texts(example)

@@ -44,7 +44,7 @@ class FrozenLM(PackedLM):
 
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, attention: Attention = "auto",
-        graphs: Switch = "auto", compile: Switch = "auto",
+        graphs: bool = True, compile: Switch = "auto",
     ) -> None:  # fmt: skip
         """Wrap a loaded model; see `load`."""
         super().__init__(model, name, attention, graphs, compile)

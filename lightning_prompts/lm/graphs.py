@@ -214,7 +214,7 @@ class _Replay(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         if ctx.ticket.used:
-            raise RuntimeError("the LM's graph was followed backward twice; set model.lm.graphs to off for that")
+            raise RuntimeError("the LM's graph was followed backward twice; set model.lm.graphs to false for that")
         ctx.ticket.used = True
         return (None, None, None, None, *ctx.graph.backward(gradient))
 

@@ -44,7 +44,7 @@ class PackedLM(nn.Module):
     """
 
     def __init__(
-        self, model: PreTrainedModel, name: str, attention: Attention = "auto", graphs: Switch = "auto",
+        self, model: PreTrainedModel, name: str, attention: Attention = "auto", graphs: bool = True,
         compile: Switch = "auto",
     ) -> None:  # fmt: skip
         """Wrap a loaded model."""
@@ -52,7 +52,7 @@ class PackedLM(nn.Module):
         self.name = name
         self.model = model
         self.attention = attention
-        self._graphs = Graphs(self._logits) if graphs == "auto" else None
+        self._graphs = Graphs(self._logits) if graphs else None
         self._compile = compile
         self._fused = False  # layers are compiled
         self._followed = 0  # passes with a gradient
@@ -187,11 +187,11 @@ class PackedLM(nn.Module):
         if self._fused:
             self.release()
         else:
-            self._compile = "off"
+            self._compile = False
 
     def unfuse(self) -> None:
         """Run the decoder layers as they are from now on."""
-        self._compile, self._fused = "off", False
+        self._compile, self._fused = False, False
         uncompile_layers(self.model)
         self.release()
 
@@ -273,10 +273,10 @@ class PackedLM(nn.Module):
 
     def _worth_fusing(self) -> bool:
         """Whether layers are to be compiled now; with ``auto`` not where steps must be the same to the end."""
-        if self._fused or self._compile == "off":
+        if self._fused or not self._compile:
             return False
         long = self._followed >= COMPILE_AFTER and not torch.are_deterministic_algorithms_enabled()
-        return self._compile == "on" or long
+        return self._compile is True or long
 
     def _can_replay(self) -> bool:
         """Whether the same kernels do for every batch, and all gradients are those of a prompt."""
