@@ -37,7 +37,7 @@ class NonFiniteGuard(L.Callback):
     counts are in checkpoints and in ``metrics.json``.
 
     On an accelerator the host asks once a step: whether the state is finite after a step is read together with the next
-    step's gradients, and always before it is logged, validated, kept or saved.
+    step's gradients, and always before it is validated, kept or saved. In float16 it is read at once.
 
     Args:
         patience: Skipped steps in a row until the last good state is restored.
@@ -64,6 +64,10 @@ class NonFiniteGuard(L.Callback):
         self._batch: tuple[Batch, int] | None = None
 
     # --- the step -----------------------------------------------------------------------------------------------------
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Forget what an interrupted training has left."""
+        self._loss_finite, self._state_finite = [], None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """What training starts from is good."""
@@ -112,7 +116,8 @@ class NonFiniteGuard(L.Callback):
         good = not self._skipped_now and trainer.global_step > self._step
         keep = good and (self._good + 1) % self.snapshot_every == 0
         hurt = self._in_a_row >= self.patience
-        at_once = self._state_finite is None or self._state_finite.device.type == "cpu"
+        on_cpu = self._state_finite is None or self._state_finite.device.type == "cpu"
+        at_once = on_cpu or _in_float16(pl_module)
         restored = (at_once or keep or hurt or logs_now(trainer)) and self._look(trainer, pl_module)
         if hurt and not restored:
             self._restore(trainer, pl_module, f"{self._in_a_row} steps in a row had no finite loss or gradient")
@@ -132,6 +137,11 @@ class NonFiniteGuard(L.Callback):
         """A checkpoint between two steps holds what is restored."""
         if self._look(trainer, pl_module):
             checkpoint["state_dict"] = trainer.strategy.lightning_module_state_dict()
+            if "optimizer_states" in checkpoint:
+                optimizers, schedules = trainer.optimizers, trainer.lr_scheduler_configs
+                checkpoint["optimizer_states"] = [trainer.strategy.optimizer_state(one) for one in optimizers]
+                checkpoint["lr_schedulers"] = [config.scheduler.state_dict() for config in schedules]
+                checkpoint["callbacks"][self.state_key] = self.state_dict()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Likewise."""
@@ -224,6 +234,11 @@ def _halve(scheduler: Any) -> None:
 def _scaled(trainer: L.Trainer) -> bool:
     """Whether a loss scaler is at work."""
     return getattr(trainer.strategy.precision_plugin, "scaler", None) is not None
+
+
+def _in_float16(pl_module: L.LightningModule) -> bool:
+    """Whether the LM computes in float16, where a pass over a broken state is an error by itself."""
+    return getattr(getattr(getattr(pl_module, "lm", None), "model", None), "dtype", None) == torch.float16
 
 
 def _values(optimizer: Optimizer) -> list[nn.Parameter]:

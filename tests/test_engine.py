@@ -18,6 +18,7 @@ from lightning_prompts.lm import FrozenLM, KeyValues, LMConfig, label_scores
 from lightning_prompts.lm.attention import Layout, bucket, packed_attention
 from lightning_prompts.lm.cascade import parts_of
 from lightning_prompts.lm.config import Attention
+from lightning_prompts.lm.finite import first_not_finite
 from lightning_prompts.lm.key_values import ahead_of, slot_length
 from lightning_prompts.template import Template
 from lightning_prompts.types import Example
@@ -102,6 +103,13 @@ def test_windows_that_hide_something_are_not_left_to_parts() -> None:
     assert not layout.cascades(query, value, 406)
     assert layout.cascades(query, value, layout.longest)
     assert layout.cascades(query, value, None)
+
+
+def test_parts_are_not_for_values_of_another_width_on_the_cpu() -> None:
+    layout = Layout([[700], [3, 400]], CPU)
+    query, value = torch.zeros(layout.tokens, 300, 8), torch.zeros(layout.tokens, 300, 4)
+    assert layout.cascades(query, torch.zeros_like(query), None)
+    assert not layout.cascades(query, value, None)
 
 
 @pytest.mark.parametrize("count", [1, 7, 8, 9, 100, 1023, 1024, 1025, 5000])
@@ -268,7 +276,7 @@ def test_a_second_backward_pass_is_refused(tiny: FrozenLM, replayed: FrozenLM) -
         replayed.score(batches()[0], prompt).nll.sum().backward()
     loss = replayed.score(batches()[0], prompt).nll.sum()
     loss.backward(retain_graph=True)
-    with pytest.raises(RuntimeError, match="graphs to false"):
+    with pytest.raises(RuntimeError, match=r"ran twice .* set model\.lm\.graphs to false"):
         loss.backward()
 
 
@@ -295,6 +303,57 @@ def test_a_copy_has_graphs_of_its_own(tiny: FrozenLM, replayed: FrozenLM) -> Non
     for weight in replayed.parameters():
         assert weight.data_ptr() not in {other.data_ptr() for other in twin.parameters()}
     torch.testing.assert_close(twin.score(batches()[0], prompt).nll, expected, atol=1e-6, rtol=1e-5)
+
+
+def test_graphs_of_a_validation_are_not_those_of_other_passes_without_gradient(
+    tiny: FrozenLM, replayed: FrozenLM
+) -> None:
+    prompt = prompts(tiny)["shared"]
+    expected = tiny.score(batches()[0], prompt).nll
+    for mode in (torch.inference_mode, torch.no_grad, torch.inference_mode, torch.no_grad):
+        for _ in range(3):
+            with mode():
+                found = replayed.score(batches()[0], prompt).nll
+            torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+    assert replayed.captured == 2
+
+
+def test_a_pass_is_captured_once_one_of_its_shape_was_followed_back(tiny: FrozenLM, replayed: FrozenLM) -> None:
+    prompt = prompts(tiny)["shared"]
+    assert isinstance(prompt, Tensor)
+    prompt.requires_grad_()
+    losses = [replayed.score(batches()[0], prompt).nll.sum() for _ in range(3)]
+    assert replayed.captured == 0
+    sum(losses).backward()  # type: ignore[union-attr]
+    replayed.score(batches()[0], prompt).nll.sum().backward()
+    assert replayed.captured == 1
+
+
+def test_the_least_used_graphs_make_room(tiny: FrozenLM, replayed: FrozenLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lightning_prompts.lm.graphs.MOST_BYTES", 1)
+    prompt, graphs = prompts(tiny)["shared"], replayed._graphs
+    assert graphs is not None
+    for length in (1, 200, 1):
+        rows = [Template("{prompt} {question} {answer}").render({"question": "a" * length, "answer": "so"})]
+        for _ in range(3):
+            torch.testing.assert_close(replayed.score(rows, prompt).nll, tiny.score(rows, prompt).nll)
+        assert len(graphs._known) == 1
+    assert replayed.captured == 3
+
+
+def test_modules_can_be_watched_although_passes_are_replayed(tiny: FrozenLM, replayed: FrozenLM) -> None:
+    prompt = prompts(tiny)["shared"]
+    for _ in range(3):
+        replayed.score(batches()[0], prompt)
+    broken = replayed.model.get_parameter("model.layers.1.mlp.up_proj.weight")
+    kept = broken.data.clone()
+    try:
+        broken.data[0, 0] = float("nan")
+        found = first_not_finite(replayed, lambda: replayed.score(batches()[0], prompt))
+    finally:
+        broken.data.copy_(kept)
+    assert found == "model.model.layers.1.mlp.up_proj"
+    assert replayed.captured == 1
 
 
 def test_what_cannot_be_captured_runs_as_before(

@@ -90,7 +90,7 @@ def test_another_template_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     again = SoftPromptTuning(2, lm=LM, max_new_tokens=1)
     trainer(tmp_path).test(again, datamodule=data(stop="x"), ckpt_path=path, weights_only=True, verbose=False)
     assert "with data.stop" in caplog.text
-    with pytest.raises(UserError, match=re.escape("training goes on with the same alone")):
+    with pytest.raises(UserError, match=re.escape("to go on training, set it back")):
         trainer(tmp_path).fit(again, datamodule=data(template=other), ckpt_path=path, weights_only=True)
 
 

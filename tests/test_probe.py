@@ -138,13 +138,13 @@ def test_a_vector_is_the_token_whose_embedding_it_is(tmp_path: Path) -> None:
 REFUSED = {
     "bert": ({}, "it is not causal"),
     "roberta": ({}, "it is not causal"),
-    "bart": ({}, "packed scores differ from its own"),
-    "pegasus": ({}, "packed scores differ from its own"),
-    "doge": ({}, "packed scores differ from its own"),
+    "bart": ({}, "its packed log-probabilities differ"),
+    "pegasus": ({}, "its packed log-probabilities differ"),
+    "doge": ({}, "its packed log-probabilities differ"),
     "diffllama": ({}, "keys and values in front differ"),
     "hrm_text": ({}, "keys and values in front differ"),
-    "lfm2": ({"layer_types": ["conv", "full_attention"] * 16}, "packed scores differ from its own"),
-    "deepseek_v32": ({}, "packed scores differ from its own"),
+    "lfm2": ({"layer_types": ["conv", "full_attention"] * 16}, "its packed log-probabilities differ"),
+    "deepseek_v32": ({}, "its packed log-probabilities differ"),
     "rwkv": ({}, "a small one fails with RuntimeError"),
     "openai-gpt": ({}, "a small one fails with RuntimeError"),
     "prophetnet": ({}, "it is not causal"),
@@ -165,7 +165,7 @@ def test_what_differs_is_refused_in_one_line(kind: str) -> None:
 @pytest.mark.parametrize("look", [FrozenLM.load, weightless_model])
 def test_every_door_asks_the_probe(look: Callable[[LMConfig], object]) -> None:
     name = "random:doge,hidden_size=32,intermediate_size=48,num_hidden_layers=2,num_attention_heads=4"
-    with pytest.raises(UserError, match=r"\(doge\) cannot be scored packed: packed scores differ from its own"):
+    with pytest.raises(UserError, match=r"\(doge\) cannot be scored packed: its packed log-probabilities differ"):
         look(LMConfig(name))
 
 
@@ -203,11 +203,11 @@ def forgetful(right: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 BROKEN: dict[str, tuple[str, Callable[..., Any], str]] = {
-    "a window": ("mistral", wider, "packed scores differ"),
-    "a window in the mask": ("phimoe", without("window"), "packed scores differ"),
-    "sinks": ("gpt_oss", without("sinks"), "packed scores differ"),
-    "ALiBi": ("bloom", without("bias"), "packed scores differ"),
-    "a cap": ("gemma2", without("softcap"), "packed scores differ"),
+    "a window": ("mistral", wider, "its packed log-probabilities differ"),
+    "a window in the mask": ("phimoe", without("window"), "its packed log-probabilities differ"),
+    "sinks": ("gpt_oss", without("sinks"), "its packed log-probabilities differ"),
+    "ALiBi": ("bloom", without("bias"), "its packed log-probabilities differ"),
+    "a cap": ("gemma2", without("softcap"), "its packed log-probabilities differ"),
     "layers": ("llama", one_memory, "keys and values in front differ"),
     "memory": ("llama", forgetful, "generation with cached keys and values differs"),
 }  # fmt: skip

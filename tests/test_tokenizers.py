@@ -161,7 +161,7 @@ def test_control_tokens_in_a_row_are_told_before_training(tmp_path: Path, caplog
     trainer(tmp_path, max_steps=1, limit_val_batches=0).fit(SoftPromptTuning(2, lm=LMConfig(TINY)), datamodule=rows)
     (told,) = [message for message in caplog.messages if "control token" in message]
     assert "train.jsonl row 4: field 'question' holds '<|end|>', which the tokenizer of random:llama" in told
-    assert "as a control token and not as text; change that text unless it is meant (so it is 1 more times)" in told
+    assert "as a control token and not as text; change that text unless it is meant (and 1 more like it)" in told
 
 
 @pytest.mark.parametrize(

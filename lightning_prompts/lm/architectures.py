@@ -174,6 +174,7 @@ class TokenInputs:
         """Look at nothing yet."""
         self.decoder = decoder
         self._known: tuple[Tensor, Tensor] | None = None
+        self._table: int | None = None  # where the embeddings lay that are known
 
     def __call__(
         self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -189,7 +190,8 @@ class TokenInputs:
     def tokens(self, vectors: Tensor) -> Tensor:
         """Ids ``[...]`` of the tokens that vectors ``[..., D]`` are, the padding token's for others."""
         table = self.decoder.embed_tokens
-        if self._known is None or self._known[0].device != vectors.device:
+        if self._known is None or self._table != table.weight.data_ptr():
+            self._table = table.weight.data_ptr()
             ids = torch.arange(len(table.weight), device=vectors.device)
             # Of tokens with equal embeddings the first counts: the sort is stable.
             self._known = torch.cat([_digest(table(part)) for part in ids.split(4096)]).sort(stable=True)

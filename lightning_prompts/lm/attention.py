@@ -31,6 +31,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from lightning_prompts.errors import UserError
 from lightning_prompts.lm.cascade import Part, cascade_attention, has_kernels, parts_of
 from lightning_prompts.lm.config import Attention
 from lightning_prompts.lm.key_values import KeyValues
@@ -156,6 +157,7 @@ class Layout:
         columns: How many of a row's own tokens earlier passes have put into ``memory``; ``None`` for none.
         bucketed: Pad to few shapes; see `Level`.
         attention: How to compute attention; see `LMConfig`.
+        fused: Whether small operations between kernels are compiled.
     """
 
     last: Tensor
@@ -172,6 +174,7 @@ class Layout:
         columns: list[int] | None = None,
         bucketed: bool = False,
         attention: Attention = "auto",
+        fused: bool = False,
     ) -> None:
         """Work out positions once, for all layers, and copy them to the device together."""
         self.past, self.memory, self.device = past, memory, device
@@ -220,6 +223,7 @@ class Layout:
         own = [np.concatenate(positions), np.array(self.ends) - 1, row_columns, places]
         numbers = [part for level in self.new for part in level.host_numbers()]
         self.attention: Attention = attention
+        self.fused = fused
         possible = memory is None and attention != "explicit"
         together = device.type == "cuda"  # the CPU's kernel would pad all segments to the longest one
         self._parts = parts_of(self.above, self.passing, together) if possible else None
@@ -251,7 +255,17 @@ class Layout:
         """Whether `cascade_attention` computes a layer with this window; it knows no windows that hide anything."""
         if self._parts is None or (window is not None and window < self.longest):
             return False
-        if self.attention == "cascade" or has_kernels(query, value):
+        if has_kernels(query, value):
+            return True
+        if self.device.type == "cuda" and self.attention == "cascade":
+            raise UserError(
+                f"attention: cascade has no kernel for {str(query.dtype).removeprefix('torch.')} and heads of "
+                f"{query.shape[-1]} and {value.shape[-1]} numbers on this GPU; set model.lm.attention to auto, or "
+                "model.lm.dtype to bfloat16"
+            )
+        if query.shape[-1] != value.shape[-1]:  # which the CPU's kernel cannot
+            return False
+        if self.attention == "cascade":
             return True
         rows = self.passing[-1]
         above = sum(level.width for level in (*self.above, *self.passing[:-1]))

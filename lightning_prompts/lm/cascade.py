@@ -10,9 +10,10 @@ that rows share is copied into them.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 # few keys, they are dealt to copies of the keys, so that more of the device is busy.
 QUERIES_OF_A_COPY = 128
 MOST_COPIES = 8
+Merge: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -113,9 +115,15 @@ def _copies(queries: int) -> int:
 
 def has_kernels(query: Tensor, value: Tensor) -> bool:
     """Whether there are flash kernels for such queries ``[M, H, Dh]`` and values ``[M, Hkv, Dh]`` on their device."""
+    if query.device.type != "cuda" or query.dtype not in (torch.float16, torch.bfloat16):
+        return False
     width = query.shape[-1]
-    half = query.dtype in (torch.float16, torch.bfloat16)
-    return half and query.device.type == "cuda" and width == value.shape[-1] and width % 8 == 0 and width <= 256
+    return width == value.shape[-1] and width % 8 == 0 and width <= 256 and _flash_runs_on(query.device)
+
+
+@functools.cache
+def _flash_runs_on(device: torch.device) -> bool:
+    return torch.backends.cuda.is_flash_attention_available() and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def cascade_attention(query: Tensor, key: Tensor, value: Tensor, layout: Layout, layer: int, scale: float) -> Tensor:
@@ -133,7 +141,8 @@ def cascade_attention(query: Tensor, key: Tensor, value: Tensor, layout: Layout,
         ``[M, H, Dh]``.
     """
     before = [tensor[0] for pair in layout.shared(layer, key) for tensor in pair]
-    output: Tensor = _Cascade.apply(*layout.parts, scale, query, key, value, *before)  # type: ignore[no-untyped-call]
+    merge = _compiled_merge() if layout.fused else _merge
+    output: Tensor = _Cascade.apply(*layout.parts, merge, scale, query, key, value, *before)  # type: ignore[no-untyped-call]
     return output
 
 
@@ -142,8 +151,8 @@ class _Cascade(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, own: list[Part], across: list[Part], scale: float, query: Tensor, key: Tensor, value: Tensor,  # noqa: ANN401
-        *before: Tensor,
+        ctx: Any, own: list[Part], across: list[Part], merge: Merge, scale: float, query: Tensor,  # noqa: ANN401
+        key: Tensor, value: Tensor, *before: Tensor,
     ) -> Tensor:  # fmt: skip
         found = [_attend(part, query, key[part.queries], value[part.queries], scale) for part in own]
         output, log_sum = found[0]
@@ -151,7 +160,7 @@ class _Cascade(torch.autograd.Function):
             output, log_sum = torch.cat([one for one, _ in found]), torch.cat([one for _, one in found], 1)
         for part in across:
             other, log_other = _attend(part, query, *_seen(part, key, value, before), scale)
-            _merge(output[part.queries], log_sum[:, part.queries], other, log_other)
+            merge(output[part.queries], log_sum[:, part.queries], other, log_other)
         ctx.own, ctx.across, ctx.scale = own, across, scale
         ctx.save_for_backward(query, key, value, output, log_sum, *before)
         return output
@@ -172,10 +181,10 @@ class _Cascade(torch.autograd.Function):
                 else:
                     known = in_front[2 * part.source + index]
                     in_front[2 * part.source + index] = new if known is None else known + new
-        return (None, None, None, *packed, *in_front)
+        return (None, None, None, None, *packed, *in_front)
 
 
-def _merge_in_place(output: Tensor, log_sum: Tensor, other: Tensor, log_other: Tensor) -> None:
+def _merge(output: Tensor, log_sum: Tensor, other: Tensor, log_other: Tensor) -> None:
     """Merge another part into outputs ``[N, H, Dh]`` and their log-sum-exps ``[H, N]`` float32."""
     together = torch.logaddexp(log_sum, log_other)
     share = (log_sum - together).exp().T[:, :, None]
@@ -183,13 +192,9 @@ def _merge_in_place(output: Tensor, log_sum: Tensor, other: Tensor, log_other: T
     log_sum.copy_(together)
 
 
-_merge: Callable[[Tensor, Tensor, Tensor, Tensor], None] = _merge_in_place
-
-
-def fuse_merge(fuse: bool) -> None:
-    """Compile the merge of parts for all models, or run it as it is again."""
-    global _merge
-    _merge = torch.compile(_merge_in_place, dynamic=True) if fuse else _merge_in_place
+@functools.cache
+def _compiled_merge() -> Merge:
+    return torch.compile(_merge, dynamic=True)
 
 
 def _seen(part: Part, key: Tensor, value: Tensor, before: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -277,7 +282,9 @@ class _Rows:
         self.tensors = (self.padded(query, self.queries), *(self.padded(one, self.keys) for one in repeated))
         self.mask: Tensor | None = None
         if not part.causal and not self.keys.all():
-            unseen = torch.zeros(self.keys.shape, dtype=query.dtype).masked_fill_(~self.keys, float("-inf"))
+            unseen = torch.zeros(self.keys.shape, dtype=query.dtype, device=query.device).masked_fill_(
+                ~self.keys, float("-inf")
+            )
             self.mask = unseen[:, None, None].expand(-1, 1, self.queries.shape[1], -1)
 
     def padded(self, packed: Tensor, inside: Tensor) -> Tensor:

@@ -311,7 +311,7 @@ class Encoder:
                     )
         for told in found.values():
             if told:
-                log.warning("%s%s", told[0], f" (so it is {len(told) - 1} more times)" if told[1:] else "")
+                log.warning("%s%s", told[0], f" (and {len(told) - 1} more like it)" if told[1:] else "")
 
     def label_tokens(self, example: Example) -> LabelTokens:
         """The token sequences that stand for an example's classes: every verbaliser with a leading space and without.

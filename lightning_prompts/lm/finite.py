@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -22,7 +23,12 @@ def first_not_finite(module: nn.Module, run: Callable[[], Any]) -> str | None:
     found: list[str] = []
     handles = [part.register_forward_hook(_watch(name, found)) for name, part in module.named_modules() if name]
     try:
-        run()
+        with ExitStack() as stack:
+            for part in module.modules():
+                by_module: Any = getattr(part, "by_module", None)
+                if by_module is not None:  # a language model, whose modules may run as one graph
+                    stack.enter_context(by_module())
+            run()
     finally:
         for handle in handles:
             handle.remove()

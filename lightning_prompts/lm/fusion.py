@@ -11,7 +11,6 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lightning_prompts.lm.architectures import attention_of
 from lightning_prompts.lm.attention import ATTENTION_NAME, attention_forward
-from lightning_prompts.lm.cascade import fuse_merge
 
 RECOMPILATIONS = 32
 
@@ -32,7 +31,6 @@ def compile_layers(model: PreTrainedModel) -> bool:
     layers = [layer for layer in _layers(model) if not getattr(layer, "gradient_checkpointing", False)]
     # What attention does depends on the layout, and its kernels are fused already.
     AttentionInterface.register(ATTENTION_NAME, torch.compiler.disable(attention_forward))
-    fuse_merge(True)
     for layer in layers:
         layer.compile(dynamic=True)
     # Shapes, precisions, and passes with and without a gradient each count; beyond the limit layers run as they are.
@@ -42,7 +40,6 @@ def compile_layers(model: PreTrainedModel) -> bool:
 
 def uncompile_layers(model: PreTrainedModel) -> None:
     """Run the decoder layers of a model as they are again."""
-    fuse_merge(False)
     for layer in _layers(model):
         layer._compiled_call_impl = None
 

@@ -95,8 +95,8 @@ def _generate(
     for step in range(steps):
         logits = lm.logits(embeddings, layout, layout.last)
         chosen = logits.argmax(-1) if sampling is None else sampling.choose(logits, step)
-        # A row that has met its limit is fed along in its last place, where it can overrun nothing. The next pass is
-        # planned while the device still computes this one.
+        # A row at its limit is still run; it overwrites its own last place, so it never grows beyond its memory. The
+        # next pass is planned while the device still computes this one.
         columns = [length + min(step, limit - 1) for length, limit in zip(lengths, ending.limits, strict=True)]
         layout = Layout([[1] * len(rows)], lm.device, memory=memory, columns=columns, attention=lm.attention)
         for b, token in enumerate(chosen.tolist()):

@@ -26,7 +26,9 @@ from lightning_prompts.lm.memory import out_of_memory
 
 log = logging.getLogger(__name__)
 
-MOST_GRAPHS = 32  # of passes in training and validation; the least used one makes room
+# Of passes in training and validation, and what they read and write at most; the least used one makes room.
+MOST_GRAPHS = 32
+MOST_BYTES = 4 << 30
 Pass: TypeAlias = Callable[[Tensor, Layout, Tensor], Tensor]
 
 
@@ -44,10 +46,10 @@ class Graphs:
         self._most = most
         self._seen: set[object] = set()  # shapes
         self._known: OrderedDict[object, _Graph] = OrderedDict()
-        # Those of one generated batch go with its memory.
+        # Graphs of a generation read its `RowMemory`, and are dropped with it.
         self._decoding: weakref.WeakKeyDictionary[object, dict[object, _Graph]] = weakref.WeakKeyDictionary()
         self._pool: Any = None
-        self._keeper: torch.cuda.CUDAGraph | None = None  # a pool without a graph is gone
+        self._keeper: torch.cuda.CUDAGraph | None = None  # empty; CUDA frees a pool that no graph uses
         self._stream: torch.cuda.Stream | None = None
         self._waiting: weakref.ref[_Ticket] | None = None
         self.off: str | None = None  # why no more graphs are captured
@@ -67,27 +69,38 @@ class Graphs:
         if memory is not None and not layout.later:
             return self._eager(embeddings, layout, places)  # the first pass of a batch comes once
         kinds = tuple((tensor.shape, tensor.dtype, tensor.requires_grad) for tensor in inputs)
-        key = (layout.shape, len(places), gradient, kinds, _autocast())
+        # What is captured in inference mode can be written to in inference mode alone.
+        key = (layout.shape, len(places), gradient, kinds, _autocast(), torch.is_inference_mode_enabled())
         known = self._known if memory is None else self._decoding.setdefault(memory, {})
         graph = known.get(key)
         if graph is None:
             if key not in self._seen:
-                self._seen.add(key)
-                return self._eager(embeddings, layout, places)  # what is made once for a shape, is made now
+                # The first pass of a shape runs without a graph, so that one-time set-up (handles, compiled kernels) is
+                # not captured; with a gradient, its backward pass as well.
+                logits = self._eager(embeddings, layout, places)
+                if gradient:
+                    logits.register_hook(lambda gradient: self._seen.add(key))
+                else:
+                    self._seen.add(key)
+                return logits
             graph = self._captured(embeddings, layout, places, gradient)
             if graph is None:
                 return self._eager(embeddings, layout, places)
             known[key] = graph
         if memory is None:
             self._known.move_to_end(key)
-            while len(self._known) > self._most:
+            while len(self._known) > self._most or (len(self._known) > 1 and self._bytes() > MOST_BYTES):
                 self._known.popitem(last=False)
         ticket = _Ticket()
         if gradient:
             self._waiting = weakref.ref(ticket)
         layout.followed = True
-        logits: Tensor = _Replay.apply(graph, ticket, layout.numbers, places, *inputs)  # type: ignore[no-untyped-call]
-        return logits
+        replayed: Tensor = _Replay.apply(graph, ticket, layout.numbers, places, *inputs)  # type: ignore[no-untyped-call]
+        return replayed
+
+    def _bytes(self) -> int:
+        """What graphs read and write, beside their common pool."""
+        return sum(graph.bytes for graph in self._known.values())
 
     def forget(self) -> None:
         """Drop all graphs, and the memory that they hold."""
@@ -128,6 +141,8 @@ class Graphs:
             self.off = in_one_line(error)
             log.warning("no CUDA graphs from here on (%s); steps run as before", self.off)
             torch.cuda.synchronize()
+            self.forget()
+            torch.cuda.empty_cache()
             return None
         self.captured += 1
         return graph
@@ -149,6 +164,7 @@ class _Graph:
         output: Where the forward graph writes logits.
         gradient: Where the backward graph reads the gradient of the logits.
         gradients: Where it writes those of the inputs; ``None`` for those without.
+        bytes: How large these are.
     """
 
     def __init__(
@@ -185,6 +201,8 @@ class _Graph:
                 self.gradients = [next(parts) if tensor.requires_grad else None for tensor in self.inputs]
         current.wait_stream(stream)
         self.output = self.output.detach()
+        held = [*self.inputs, self.output, self.gradient, *self.gradients]
+        self.bytes = sum(tensor.nbytes for tensor in held if tensor is not None)
 
     @torch.no_grad()
     def forward(self, numbers: Tensor, places: Tensor, inputs: Sequence[Tensor]) -> Tensor:
@@ -214,7 +232,10 @@ class _Replay(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         if ctx.ticket.used:
-            raise RuntimeError("the LM's graph was followed backward twice; set model.lm.graphs to false for that")
+            raise RuntimeError(
+                "backward() ran twice through one pass of the LM, which a CUDA graph cannot; set model.lm.graphs to "
+                "false"
+            )
         ctx.ticket.used = True
         return (None, None, None, None, *ctx.graph.backward(gradient))
 

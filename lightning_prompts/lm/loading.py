@@ -143,8 +143,10 @@ def _checkpoint_gradients(model: PreTrainedModel) -> None:
     model.disable_input_require_grads()  # which the re-entrant kind would need
     # transformers checkpoints layers in training mode only, where some drop out activations themselves (OPT, XGLM).
     for module in model.modules():
-        for rate in [name for name, value in vars(module).items() if "drop" in name and isinstance(value, float)]:
-            setattr(module, rate, 0.0)
+        for owner in (module, getattr(module, "config", None)):
+            rates = vars(owner).items() if owner is not None else ()
+            for name in [name for name, value in rates if "drop" in name and isinstance(value, float)]:
+                setattr(owner, name, 0.0)
 
 
 def load_tokenizer(config: LMConfig) -> PreTrainedTokenizerBase:

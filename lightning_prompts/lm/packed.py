@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -195,6 +196,20 @@ class PackedLM(nn.Module):
         uncompile_layers(self.model)
         self.release()
 
+    @contextmanager
+    def by_module(self) -> Iterator[None]:
+        """Run each module by itself, so that hooks see what it puts out: without graphs, and not compiled."""
+        graphs, fused = self._graphs, self._fused
+        self._graphs, self._fused = None, False
+        if fused:
+            uncompile_layers(self.model)
+        try:
+            yield
+        finally:
+            self._graphs, self._fused = graphs, fused
+            if fused:
+                compile_layers(self.model)
+
     @property
     def captured(self) -> int | None:
         """How many shapes were captured as CUDA graphs; ``None`` where that failed, or is not done."""
@@ -213,7 +228,7 @@ class PackedLM(nn.Module):
             return
         self._overflow_told = True
         training = torch.is_grad_enabled()
-        with torch.no_grad():  # what is kept for later passes is only written again
+        with torch.no_grad(), self.by_module():  # what is kept for later passes is only written again
             found = first_not_finite(self.model, lambda: self.run(embeddings, layout, head_rows))
         message = (
             f"{self.name} has no finite numbers in float16 from {found or 'its head'} on, probably an overflow: beyond "
@@ -268,7 +283,8 @@ class PackedLM(nn.Module):
     def static(self) -> bool:
         """Whether passes come in few shapes, which CUDA graphs replay."""
         if self._static is None:
-            self._static = self._graphs is not None and self.device.type == "cuda" and self._can_replay()
+            current = self.device.type == "cuda" and self.device.index in (None, torch.cuda.current_device())
+            self._static = self._graphs is not None and current and self._can_replay()
         return self._static
 
     def _worth_fusing(self) -> bool:
@@ -323,7 +339,9 @@ class PackedLM(nn.Module):
             past = self.shards.own_heads(past)
         counts = [[len(part) for part in level] for level in levels]
         bucketed = static and memory is None and self.static
-        layout = Layout(counts, self.device, past, memory, bucketed=bucketed, attention=self.attention)
+        layout = Layout(
+            counts, self.device, past, memory, bucketed=bucketed, attention=self.attention, fused=self._fused
+        )
         # Of a prompt per row nothing is shared, so the owner of other levels' tokens does not matter.
         own = levels[rows]
         ids: list[int] = []

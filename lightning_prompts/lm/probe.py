@@ -118,7 +118,7 @@ def _compare(own: PreTrainedModel, lm: _Watched) -> str:
     if not _close(*(logits[: len(SHARED)] for logits in first)):
         return "it is not causal: a token changes what is predicted before it"
     if not _close(torch.cat([part[len(SHARED) - 1 :] for part in first]), _packed(lm, ROWS, len(SHARED))):
-        return "packed scores differ from its own"
+        return "its packed log-probabilities differ from those that transformers computes row by row"
     memory = RowMemory(3)
     embeddings, layout = lm.pack([[SHARED[:3]]], nothing, memory)
     lm.logits(embeddings, layout, layout.last)

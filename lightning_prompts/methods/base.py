@@ -385,8 +385,8 @@ class PromptMethod(Evaluation):
             if old != new
         )
         if self.trainer.training:
-            raise UserError(f"the checkpoint was trained with {said}; training goes on with the same alone")
-        log.warning("the prompt was trained with %s; it may be worth little here", said)
+            raise UserError(f"the checkpoint was trained with {said}; to go on training, set it back")
+        log.warning("the prompt was trained with %s; expect worse results with another template", said)
 
     def on_train_start(self) -> None:
         """Gradients of an earlier start go on to wait for their step; the Trainer has set them to zero before this."""
