@@ -263,3 +263,9 @@ def test_the_twin_is_small_and_has_a_layer_of_each_kind() -> None:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(twin)
     assert model.num_parameters() < 300_000
+
+
+def test_an_architecture_is_refused_before_its_weights_are_looked_for(tmp_path: Path) -> None:
+    AutoConfig.for_model("doge").save_pretrained(tmp_path)  # and no weights
+    with pytest.raises(UserError, match=r"\(doge\) cannot be scored packed"):
+        FrozenLM.load(LMConfig(str(tmp_path)))

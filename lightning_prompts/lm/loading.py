@@ -69,7 +69,7 @@ def load_model(
         model, tokenizer = _pretrained(folder, config, dtype, device)
     if config.gradient_checkpointing:
         _checkpoint_gradients(model)
-    check_supported(model, config.name)
+    check_supported(model.config, config.name)
     _check_vocabulary(model, tokenizer, config.name)
     _say_what_is_not_quantized(model, config)
     model.requires_grad_(False)
@@ -81,20 +81,20 @@ def load_model(
     return model, tokenizer
 
 
-def check_supported(model: PreTrainedModel, name: str) -> None:
+def check_supported(config: PretrainedConfig, name: str) -> None:
     """Raise a `UserError` for an architecture that packed scoring does not support.
 
     Args:
-        model: Its weights may be on the meta device.
+        config: The model's.
         name: What to call it.
     """
-    layer_types = set(getattr(model.config.get_text_config(), "layer_types", None) or ["full_attention"])
+    layer_types = set(getattr(config.get_text_config(), "layer_types", None) or ["full_attention"])
     if unknown := layer_types - {"full_attention", "sliding_attention"}:
         raise UserError(
             f"model {name!r} has layers of type {', '.join(sorted(unknown))}, which packed scoring does not "
             "support; use a model with full or sliding-window attention"
         )
-    probe(model.config, name)
+    probe(config, name)
 
 
 def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
@@ -185,6 +185,7 @@ def _pretrained(
 def _from_files(folder: str, config: LMConfig, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     """The model of a folder or hub id, quantised if the config says so."""
     found = AutoConfig.from_pretrained(folder, revision=config.revision, trust_remote_code=False)
+    check_supported(found, config.name)  # before minutes of loading
     with device:  # transformers reads each weight straight onto the default device
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -288,7 +289,7 @@ def weightless_model(config: LMConfig, device: torch.device | str = "cpu") -> Pr
     if config.name.startswith(RANDOM):
         with _of_shape(config.name):
             model = _on_meta(_random_config(config.name)[0], dtype_of(config, device))
-        check_supported(model, config.name)
+        check_supported(model.config, config.name)
         return model
     folder = str(embedded_folder(config.name)) if config.name in EMBEDDED else config.name
     if not Path(folder).is_dir():
@@ -298,7 +299,7 @@ def weightless_model(config: LMConfig, device: torch.device | str = "cpu") -> Pr
         model = _on_meta(found, dtype_of(config, device))
     except (OSError, ValueError, ImportError) as error:
         raise UserError(_why_not(config, error)) from error
-    check_supported(model, config.name)
+    check_supported(model.config, config.name)
     return model
 
 

@@ -9,6 +9,7 @@ import lightning as L  # noqa: N812 - Lightning's own convention
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from accelerator.methods_table import TRAINED, trainer
 from accelerator.pretend_device import NAME, waits
@@ -46,19 +47,22 @@ class Broken(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *args: Any) -> None:
         if trainer.global_step == self.step:
             with torch.no_grad():
-                pl_module.trainable_parameters()[0].view(-1)[:1].fill_(float("nan"))
+                broken = pl_module.trainable_parameters()[0]
+                broken.view(-1)[:1].fill_(float("nan"))
+                trainer.optimizers[0].state[broken]["exp_avg"].view(-1)[:1].fill_(float("nan"))
 
 
 class Saved(L.Callback):
-    """Saves a checkpoint behind each step, and keeps whether its tensors are finite."""
+    """Saves a checkpoint behind each step, and keeps whether its prompt and optimiser are finite."""
 
     def __init__(self, folder: Path) -> None:
         self.path, self.finite = folder / "x.ckpt", list[bool]()
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *args: Any) -> None:
         trainer.save_checkpoint(self.path)
-        state = torch.load(self.path, weights_only=True, map_location="cpu")["state_dict"]
-        tensors = [value for value in state.values() if isinstance(value, Tensor) and value.is_floating_point()]
+        saved = torch.load(self.path, weights_only=True, map_location="cpu")
+        values = [*saved["state_dict"].values(), *tree_leaves(saved["optimizer_states"])]
+        tensors = [value for value in values if isinstance(value, Tensor) and value.is_floating_point()]
         self.finite.append(all(bool(torch.isfinite(value).all()) for value in tensors if value.dim()))
 
 
