@@ -173,7 +173,7 @@ def test_a_search_that_runs_out_of_memory_counts_its_texts_once(
         L.seed_everything(0)
         method = METHODS["search"]()
         method.configure_model()
-        run, left = method.lm.run, [fails]
+        run, left = method.lm.logits, [fails]
 
         def failing(embeddings: torch.Tensor, *args: Any, run: Any = run, left: Any = left, **kwargs: Any) -> Any:
             if left[0] and not torch.is_grad_enabled() and len(embeddings) > 30:
@@ -181,7 +181,7 @@ def test_a_search_that_runs_out_of_memory_counts_its_texts_once(
                 raise torch.OutOfMemoryError("out of memory")
             return run(embeddings, *args, **kwargs)
 
-        monkeypatch.setattr(method.lm, "run", failing)
+        monkeypatch.setattr(method.lm, "logits", failing)
         fitting(tmp_path, budget := Budget(), limit_val_batches=0, max_steps=1).fit(method, datamodule=data())
         assert not left[0], "it has run out where it should"
         found.append(budget.used)
