@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import weakref
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -29,6 +29,9 @@ log = logging.getLogger(__name__)
 # Of passes in training and validation, and what they read and write at most; the least used one makes room.
 MOST_GRAPHS = 32
 MOST_BYTES = 4 << 30
+# So many passes of a shape run without a graph before one is captured where another has to make room: shapes that hardly
+# come again would take turns at being captured.
+PASSES_TO_MAKE_ROOM = 8
 Pass: TypeAlias = Callable[[Tensor, Layout, Tensor], Tensor]
 
 
@@ -44,7 +47,7 @@ class Graphs:
         """Capture nothing yet."""
         self._forward = forward
         self._most = most
-        self._seen: set[object] = set()  # shapes
+        self._seen: Counter[object] = Counter()  # passes of each shape that ran without a graph
         self._known: OrderedDict[object, _Graph] = OrderedDict()
         # Graphs of a generation read its `RowMemory`, and are dropped with it.
         self._decoding: weakref.WeakKeyDictionary[object, dict[object, _Graph]] = weakref.WeakKeyDictionary()
@@ -74,23 +77,25 @@ class Graphs:
         known = self._known if memory is None else self._decoding.setdefault(memory, {})
         graph = known.get(key)
         if graph is None:
-            if key not in self._seen:
+            full = memory is None and (len(self._known) >= self._most or self._bytes() > MOST_BYTES)
+            if self._seen[key] < (PASSES_TO_MAKE_ROOM if full else 1):
                 # The first pass of a shape runs without a graph, so that one-time set-up (handles, compiled kernels) is
                 # not captured; with a gradient, its backward pass as well.
                 logits = self._eager(embeddings, layout, places)
                 if gradient:
-                    logits.register_hook(lambda gradient: self._seen.add(key))
+                    logits.register_hook(lambda gradient: self._seen.update([key]))
                 else:
-                    self._seen.add(key)
+                    self._seen[key] += 1
                 return logits
             graph = self._captured(embeddings, layout, places, gradient)
             if graph is None:
                 return self._eager(embeddings, layout, places)
             known[key] = graph
-        if memory is None:
-            self._known.move_to_end(key)
+            self._seen[key] = 1  # where it makes room, it waits again
             while len(self._known) > self._most or (len(self._known) > 1 and self._bytes() > MOST_BYTES):
                 self._known.popitem(last=False)
+        if memory is None:
+            self._known.move_to_end(key)
         ticket = _Ticket()
         if gradient:
             self._waiting = weakref.ref(ticket)
