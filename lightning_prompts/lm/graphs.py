@@ -29,8 +29,8 @@ log = logging.getLogger(__name__)
 # Of passes in training and validation, and what they read and write at most; the least used one makes room.
 MOST_GRAPHS = 32
 MOST_BYTES = 4 << 30
-# So many passes of a shape run without a graph before one is captured where another has to make room: shapes that hardly
-# come again would take turns at being captured.
+# So many passes of a shape run without a graph before one is captured where another has to make room: otherwise rare
+# shapes would take turns at being captured.
 PASSES_TO_MAKE_ROOM = 8
 Pass: TypeAlias = Callable[[Tensor, Layout, Tensor], Tensor]
 
