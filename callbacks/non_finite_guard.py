@@ -257,16 +257,12 @@ def _healthy(value: Tensor) -> Tensor:
 
 def _all_agree(trainer: L.Trainer, groups: list[list[Tensor]]) -> list[bool]:
     """Whether all flags of a group are set in every process, asking the device once; an empty group is good."""
-    found = [torch.stack(flags).all() for flags in groups if flags]
-    if not found and trainer.world_size == 1:
+    if trainer.world_size == 1 and not any(groups):
         return [True] * len(groups)
-    if trainer.world_size > 1:
-        device = trainer.strategy.root_device
-        good = [torch.stack(flags).all().to(device) if flags else torch.ones((), device=device) for flags in groups]
-        bad = 1 - torch.stack([flag.float() for flag in good])
-        return [count == 0 for count in trainer.strategy.reduce(bad, reduce_op="sum").tolist()]
-    known = iter(torch.stack(found).tolist())
-    return [next(known) if flags else True for flags in groups]
+    device = trainer.strategy.root_device
+    good = [torch.stack(flags).all().to(device) if flags else torch.ones((), device=device) for flags in groups]
+    bad = 1 - torch.stack([flag.float() for flag in good])
+    return [count == 0 for count in trainer.strategy.reduce(bad, reduce_op="sum").tolist()]
 
 
 @contextmanager

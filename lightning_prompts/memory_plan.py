@@ -54,7 +54,7 @@ from lightning_prompts.lm.attention import EXPLICIT_LIMIT, EXPLICIT_LIMIT_NO_GRA
 from lightning_prompts.lm.encoding import Row, check_fits, share
 from lightning_prompts.lm.labels import rows_of_a_pass
 from lightning_prompts.lm.loading import weightless_model
-from lightning_prompts.lm.scores import distinct_feeds
+from lightning_prompts.lm.scores import distinct_feeds, side_by_side
 from lightning_prompts.lm.sharding import heads_plan
 from lightning_prompts.methods import PromptMethod
 from lightning_prompts.methods.text_prompts import TextPromptMethod
@@ -111,9 +111,7 @@ class Packed:
         rows = _rows(shape, examples[:size], footprint, False)
         levels = share(rows, [row.context for row in rows], [len(rows)], not footprint.per_question)
         feeds = [distinct_feeds(labels.tokens) for labels in known[:size]]
-        most = max(map(len, feeds))
-        padded = [feed for several in feeds for feed in (several + [[]] * (most - len(several)))]
-        counts = [[len(part) for part in level] for level in (*levels, padded)]
+        counts = [[len(part) for part in level] for level in (*levels, side_by_side(feeds))]
         return cls([level for level in counts if any(level)], footprint.ahead, len(rows) + sum(counts[-1]))
 
     @property

@@ -203,7 +203,7 @@ class Layout:
             offset += self.passing[-1].tokens
         rows = self.passing[-1]
         self.tokens, self.used = offset, sum(level.used for level in self.passing)
-        self.ends = (rows.offset + rows.host_counts.cumsum()).tolist()  # where each row ends in the packed sequence
+        self.ends = (rows.offset + rows.ends()[1:]).tolist()  # where each row ends in the packed sequence
         row_columns = np.zeros(rows.size, dtype=np.int64) if columns is None else np.array(columns)
         places = np.zeros(0, dtype=np.int64)
         if memory is not None:

@@ -24,7 +24,7 @@ from lightning_prompts.lm.key_values import KeyValues, Prompt, ahead_of, same_fo
 from lightning_prompts.lm.loading import load_model
 from lightning_prompts.lm.packed import PackedLM
 from lightning_prompts.lm.sampling import Sampling
-from lightning_prompts.lm.scores import Scores, answer_scores, distinct_feeds
+from lightning_prompts.lm.scores import Scores, answer_scores, distinct_feeds, side_by_side
 from lightning_prompts.lm.transfer import to_device
 from lightning_prompts.template import cut
 from lightning_prompts.types import Example
@@ -245,15 +245,14 @@ class FrozenLM(PackedLM):
             Sums over tokens, in nats, float32: of the first context's continuations, then of the second's, ...
         """
         feeds = [distinct_feeds(several) for several in continuations]
-        most = max(map(len, feeds))
         rows = [Row(context, []) for context in contexts]
         levels = share(rows, contexts, [len(contexts), *groups], same_for_all(prompt))
-        padded = [feed for several in feeds for feed in (several + [[]] * (most - len(several)))]
-        embeddings, layout = self.pack([*levels, padded] if most else levels, prompt, rows=len(levels) - 1)
+        behind = side_by_side(feeds)
+        embeddings, layout = self.pack([*levels, behind] if behind else levels, prompt, rows=len(levels) - 1)
         asked, last = layout.brought[len(levels) - 1], layout.brought[-1]
         assert asked is not None
         spots = (asked.offset + asked.ends()[1:] - 1).tolist()
-        if most and last is not None:
+        if behind and last is not None:
             spots += range(last.offset, last.offset + last.used)
         logits = self.logits(embeddings, layout, spots)
         self.usage.calls += sum(map(len, continuations))

@@ -57,6 +57,12 @@ def answer_scores(logits: Tensor, rows: Sequence[Row]) -> Scores:
     )
 
 
+def side_by_side(feeds: Sequence[list[list[int]]]) -> list[list[int]]:
+    """What is fed behind each of ``N`` contexts, as many segments for each: empty ones behind those with fewer."""
+    most = max(map(len, feeds))
+    return [feed for several in feeds for feed in (several + [[]] * (most - len(several)))]
+
+
 def distinct_feeds(continuations: Sequence[Sequence[int]]) -> list[list[int]]:
     """What must be run to predict continuations: all but the last token of each, without what others begin with."""
     kept: list[list[int]] = []
