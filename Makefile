@@ -24,7 +24,7 @@ demo: .venv/.installed ## train, test and compare a 4-token soft prompt on anton
 	$(BIN)/python experiments/demo.py
 
 test: .venv/.installed ## run all tests, those on the real model included
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: .venv/.installed ## check style and types
 	$(BIN)/ruff check .

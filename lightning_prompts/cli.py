@@ -161,6 +161,14 @@ class PromptCLI(LightningCLI):
             name: {*skip, "weights_only", "return_predictions"} for name, skip in LightningCLI.subcommands().items()
         }
 
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:  # noqa: ANN401
+        """Collect the settings of the subcommand that was called alone; the others' take as long again, each."""
+        called = self.words[0] if self.words else ""
+        if called in self.subcommands() and called != subcommand:
+            self._subcommand_method_arguments[subcommand] = []
+            return self.init_parser(**kwargs)
+        return super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The callbacks that every run has unless its config says otherwise, and the run folder's switch."""
         _whole_numbers_first(parser)

@@ -51,10 +51,10 @@ from lightning_prompts.commands import CommandParser, size
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm import Footprint, LMShape
 from lightning_prompts.lm.attention import EXPLICIT_LIMIT, EXPLICIT_LIMIT_NO_GRAD, long_prefix
-from lightning_prompts.lm.encoding import Row, check_fits, share
+from lightning_prompts.lm.encoding import Row, check_fits
 from lightning_prompts.lm.labels import rows_of_a_pass
 from lightning_prompts.lm.loading import weightless_model
-from lightning_prompts.lm.scores import distinct_feeds, side_by_side
+from lightning_prompts.lm.plan import Plan
 from lightning_prompts.lm.sharding import heads_plan
 from lightning_prompts.methods import PromptMethod
 from lightning_prompts.methods.text_prompts import TextPromptMethod
@@ -97,11 +97,7 @@ class Packed:
     @classmethod
     def of(cls, rows: Sequence[Row], footprint: Footprint) -> Packed:
         """What `FrozenLM.answer_logits` packs."""
-        targets = [row.answer + row.end for row in rows]
-        feeds = [row.context + target[:-1] for row, target in zip(rows, targets, strict=True)]
-        levels = share(rows, feeds, [len(rows)], not footprint.per_question)
-        counts = [[len(part) for part in level] for level in levels]
-        return cls([level for level in counts if any(level)], footprint.ahead, sum(map(len, targets)))
+        return cls._of(Plan.of_answers(rows, [], not footprint.per_question), footprint)
 
     @classmethod
     def of_classes(cls, shape: LMShape, examples: Sequence[Example], footprint: Footprint) -> Packed:
@@ -109,10 +105,12 @@ class Packed:
         known = [shape.encoder.label_tokens(example) for example in examples]
         size = rows_of_a_pass(known, shape.vocabulary)
         rows = _rows(shape, examples[:size], footprint, False)
-        levels = share(rows, [row.context for row in rows], [len(rows)], not footprint.per_question)
-        feeds = [distinct_feeds(labels.tokens) for labels in known[:size]]
-        counts = [[len(part) for part in level] for level in (*levels, side_by_side(feeds))]
-        return cls([level for level in counts if any(level)], footprint.ahead, len(rows) + sum(counts[-1]))
+        contexts, texts = [row.context for row in rows], [labels.tokens for labels in known[:size]]
+        return cls._of(Plan.of(contexts, texts, [], not footprint.per_question), footprint)
+
+    @classmethod
+    def _of(cls, plan: Plan, footprint: Footprint) -> Packed:
+        return cls([level for level in plan.counts if any(level)], footprint.ahead, plan.logits)
 
     @property
     def tokens(self) -> int:
@@ -136,7 +134,7 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Plan:
+class MemoryPlan:
     """What a config needs in each process.
 
     Attributes:
@@ -234,7 +232,7 @@ def cache_bytes(shape: LMShape, packed: Packed, new_tokens: int, heads: int = 1)
 def make_plan(
     method: PromptMethod, batches: Sequence[Sequence[Example]], questions: Sequence[Sequence[Example]],
     processes: Processes = Processes(), device: str = "cpu",
-) -> Plan:  # fmt: skip
+) -> MemoryPlan:  # fmt: skip
     """The plan of a method that nothing was loaded for.
 
     Args:
@@ -260,7 +258,7 @@ def make_plan(
     ]
     local = [config for config in asked_for if config.server is None]
     if not local:
-        return Plan(f"{type(method).__name__} on {method.lm_config.name}", servers)
+        return MemoryPlan(f"{type(method).__name__} on {method.lm_config.name}", servers)
     shapes = [LMShape.of(config, device=device) for config in local]
     footprint = method.footprint(shapes[0], max(map(len, own)))
     if footprint.shape:
@@ -319,7 +317,7 @@ def make_plan(
         f"{max(map(len, own))} rows, {largest.tokens:,} packed tokens and "
         f"{largest.logits:,} answer tokens a step" + (" in each process" if processes != Processes() else "")
     )
-    return Plan(title, items)
+    return MemoryPlan(title, items)
 
 
 def _share(batch: Sequence[Example], processes: Processes) -> Sequence[Example]:
@@ -424,7 +422,7 @@ def _device_count(devices: Any) -> int:  # noqa: ANN401 - a number, a list of nu
     return devices if isinstance(devices, int) and devices != -1 else torch.cuda.device_count() or 1
 
 
-def as_table(plan: Plan) -> Table:
+def as_table(plan: MemoryPlan) -> Table:
     """For people."""
     table = Table("in each process", "training", "evaluation", title=plan.title)
     for column in table.columns[1:]:

@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from lightning_prompts.environment import environment
 from lightning_prompts.errors import UserError
-from lightning_prompts.files import write_atomic
+from lightning_prompts.files import FAST_LOADER, write_atomic
 from lightning_prompts.lm import FrozenLM
 from lightning_prompts.methods import PromptMethod
 
@@ -56,11 +56,12 @@ class RunFolder(SaveConfigCallback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write ``config.yaml`` and ``environment.json``, and give the settings to the loggers."""
+        record = self._record(trainer)
         if trainer.is_global_zero:
             for name in RESULTS:  # of what was trained so far
                 (Path(trainer.default_root_dir) / name).unlink(missing_ok=True)
-            self._write(trainer, pl_module)
-        settings = yaml.safe_load(self._record(trainer))
+            self._write(trainer, pl_module, record)
+        settings = yaml.load(record, FAST_LOADER)
         for logger in trainer.loggers:
             logger.log_hyperparams(settings)
 
@@ -70,13 +71,13 @@ class RunFolder(SaveConfigCallback):
         # The config of a training, or of the user's own, is left as it is.
         other = (folder / self.config_filename).exists() and not (folder / ENVIRONMENT).exists()
         if trainer.is_global_zero and self.config.ckpt_path is None and not (folder / "logs").exists() and not other:
-            self._write(trainer, pl_module)
+            self._write(trainer, pl_module, self._record(trainer))
 
-    def _write(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def _write(self, trainer: L.Trainer, pl_module: L.LightningModule, record: str) -> None:
         """``config.yaml``, and what it is run with."""
         assert isinstance(pl_module, PromptMethod)
         folder = Path(trainer.default_root_dir)
-        write_atomic(folder / self.config_filename, self._record(trainer))
+        write_atomic(folder / self.config_filename, record)
         dtype = pl_module.lm.model.dtype if isinstance(pl_module.lm, FrozenLM) else None  # else behind a server
         found = environment(trainer.strategy.root_device, trainer.world_size, dtype, pl_module.lm_config.quantization)
         write_atomic(folder / ENVIRONMENT, json.dumps(found, indent=2) + "\n")

@@ -6,8 +6,9 @@ from transformers import PreTrainedTokenizerFast
 
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm import FrozenLM
-from lightning_prompts.lm.encoding import Encoder, Row, shared_prefix
+from lightning_prompts.lm.encoding import Encoder
 from lightning_prompts.lm.loading import byte_tokenizer
+from lightning_prompts.lm.plan import shared_prefix
 from lightning_prompts.template import Template
 
 TEMPLATE = Template("Here are two{prompt} {question} and {answer}")
@@ -84,8 +85,8 @@ def test_nothing_before_the_answer_is_refused() -> None:
 
 
 def test_shared_prefix() -> None:
-    rows = [Row([7, 8, -1, -2, 9, 5, 6], [1]), Row([7, 8, -1, -2, 9, 4], [2])]
+    rows = [[7, 8, -1, -2, 9, 5, 6], [7, 8, -1, -2, 9, 4]]
     assert shared_prefix(rows, shared_prompt=True) == [7, 8, -1, -2, 9]
     assert shared_prefix(rows, shared_prompt=False) == [7, 8]
     assert shared_prefix(rows[:1], shared_prompt=True) == [7, 8, -1, -2, 9, 5], "one token of context stays"
-    assert shared_prefix([Row([1], [2]), Row([1], [3])], shared_prompt=True) == []
+    assert shared_prefix([[1], [1]], shared_prompt=True) == []

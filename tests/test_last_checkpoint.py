@@ -83,7 +83,7 @@ def fit(
         ({"limit_val_batches": 0, "max_steps": -1, "max_epochs": 1, "limit_train_batches": 1}, 1),
         ({"limit_val_batches": 0, "max_steps": 3, "accumulate_grad_batches": 2}, 3),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_a_run_without_a_validation_leaves_its_last_state(settings: dict[str, Any], step: int, tmp_path: Path) -> None:
     _, model = fit(tmp_path, settings)
@@ -110,7 +110,7 @@ def last(folder: Path) -> Path:
         ({"check_val_every_n_epoch": 2}, 4),
         ({"accumulate_grad_batches": 2, "limit_val_batches": 0}, 4),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_a_finished_run_is_prolonged_as_if_it_had_not_ended(
     settings: dict[str, Any], stopped: int, tmp_path: Path
@@ -163,7 +163,7 @@ class Killer(Callback):
         (plateau, {"check_val_every_n_epoch": 2}),
         (plateau, {"val_check_interval": 2}),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_a_killed_run_goes_on_from_its_last_step(
     make: Callable[[], PromptMethod], settings: dict[str, Any], tmp_path: Path

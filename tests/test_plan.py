@@ -25,7 +25,7 @@ from lightning_prompts.errors import UserError
 from lightning_prompts.lm import LMConfig, LMShape, Server
 from lightning_prompts.lm import attention as attention_module
 from lightning_prompts.lm.loading import load_model
-from lightning_prompts.memory_plan import Packed, Plan, Processes, kept_bytes, make_plan, optimizer_state
+from lightning_prompts.memory_plan import MemoryPlan, Packed, Processes, kept_bytes, make_plan, optimizer_state
 from lightning_prompts.methods import (
     DeepLanguageNetwork,
     FixedPrompt,
@@ -274,7 +274,7 @@ def test_all_lms_of_a_network_count_once() -> None:
     there = LMConfig("big", server=Server("http://localhost:8000/v1"))
     weights = {config: LMShape.of(config).weight_bytes() for config in (LM, small, large)}
 
-    def plan(*layers: LMConfig | None, **settings: Any) -> Plan:
+    def plan(*layers: LMConfig | None, **settings: Any) -> MemoryPlan:
         method = DeepLanguageNetwork([LanguageLayer("Go.", lm=lm) for lm in layers], lm=LM, **settings)
         return make_plan(method, [batch()], [batch()])
 

@@ -18,7 +18,7 @@ from test_project import ROOT
 from lightning_prompts import commands
 from lightning_prompts.errors import UserError
 from lightning_prompts.studies import sweep
-from lightning_prompts.studies.plan import Plan, read_plan
+from lightning_prompts.studies.plan import SweepPlan, read_plan
 from lightning_prompts.studies.runs import Run, trains
 from lightning_prompts.studies.tables import check_metric, long_table, ranked, side_by_side
 
@@ -36,7 +36,7 @@ def methods(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def plan(folder: Path, text: str) -> Plan:
+def plan(folder: Path, text: str) -> SweepPlan:
     path = folder / "sweep.yaml"
     path.write_text(text.replace("DIR", str(folder)) + f"\nfolder: {folder / 'runs'}\n")
     return read_plan(path)

@@ -460,49 +460,6 @@ def with_ends(owners: Mapping[Way, int], labels: Labels, end: Way) -> dict[Way, 
     return ended
 
 
-def shared_prefix(rows: Sequence[Row], shared_prompt: bool) -> list[int]:
-    """The longest run of tokens that all rows start with.
-
-    At least one token of context is left to each row, since its last hidden state predicts the answer's first token.
-
-    Args:
-        rows: The batch.
-        shared_prompt: Whether the prompt's positions hold the same vectors in every row.
-    """
-    contexts = [row.context for row in rows]
-    # What the first and the last in alphabetical order share, all share.
-    first, other = min(contexts), max(contexts)
-    limit = min(map(len, contexts)) - 1
-    for index in range(limit):
-        if (first[index] < 0 and not shared_prompt) or first[index] != other[index]:
-            return first[:index]
-    return first[:limit]
-
-
-def share(
-    rows: Sequence[Row], feeds: Sequence[list[int]], groups: Sequence[int], shared_prompt: bool
-) -> list[list[list[int]]]:
-    """Cut rows into levels of segments, so that what rows share is there once.
-
-    Args:
-        rows: ``B`` rows, those of a group next to each other.
-        feeds: The tokens of each row that are run, its context first.
-        groups: Rows in a group at each level, each a divisor of the one before; the first is mostly ``B``.
-        shared_prompt: See `shared_prefix`.
-
-    Returns:
-        The segments of each shared level, and last what is left of each row.
-    """
-    levels = []
-    depth, size = [0], len(rows)
-    for group in groups:
-        parents = [depth[start // size] for start in range(0, len(rows), group)]
-        prefixes = [shared_prefix(rows[start : start + group], shared_prompt) for start in range(0, len(rows), group)]
-        levels.append([prefix[start:] for prefix, start in zip(prefixes, parents, strict=True)])
-        depth, size = [len(prefix) for prefix in prefixes], group
-    return [*levels, [feed[depth[index // size] :] for index, feed in enumerate(feeds)]]
-
-
 def check_fits(example: Example, total: int, length: int, name: str, context: int) -> None:
     """Raise a `UserError` if ``total`` tokens, ``length`` of them the prompt, are more than a model's context window.
 

@@ -5,11 +5,9 @@ Training loss, evaluation, candidate scores and rewards all come from `FrozenLM.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -18,13 +16,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm.attention import RowMemory
 from lightning_prompts.lm.config import Attention, LMConfig, Switch
-from lightning_prompts.lm.encoding import Encoder, Row, check_fits, share
+from lightning_prompts.lm.encoding import Encoder, Row, check_fits
 from lightning_prompts.lm.generation import Ending, generate_tokens
 from lightning_prompts.lm.key_values import KeyValues, Prompt, ahead_of, same_for_all, slot_length
 from lightning_prompts.lm.loading import load_model
 from lightning_prompts.lm.packed import PackedLM
+from lightning_prompts.lm.plan import Plan, share
 from lightning_prompts.lm.sampling import Sampling
-from lightning_prompts.lm.scores import Scores, answer_scores, distinct_feeds, side_by_side
+from lightning_prompts.lm.scores import Scores, answer_scores
 from lightning_prompts.lm.transfer import to_device
 from lightning_prompts.template import cut
 from lightning_prompts.types import Example
@@ -213,15 +212,19 @@ class FrozenLM(PackedLM):
             group: Every ``group`` rows share more than all do (a candidate prompt on several examples, or an example
                 under several prompts): what they share is run once per group.
         """
-        targets = [row.answer + row.end for row in rows]
-        # Nothing follows the last token, so it is not fed.
-        feeds = [row.context + target[:-1] for row, target in zip(rows, targets, strict=True)]
-        groups = [len(rows), *([] if group is None else [group])]
-        embeddings, layout = self.pack(share(rows, feeds, groups, same_for_all(prompt)), prompt)
-        counts = [len(target) for target in targets]
-        spots = [end - count + i for end, count in zip(layout.ends, counts, strict=True) for i in range(count)]
+        groups = [] if group is None else [group]
+        return self.plan_logits(Plan.of_answers(rows, groups, same_for_all(prompt)), prompt)
+
+    def plan_logits(self, plan: Plan, prompt: Prompt) -> Tensor:
+        """Logits ``[N, V]`` in float32 at the places that a plan asks for, in one pass."""
+        embeddings, layout = self.pack(plan.levels, prompt, rows=plan.rows)
+        spots: list[int] = []
+        for level, places in plan.heads:
+            brought = layout.brought[level]
+            assert brought is not None
+            spots += (brought.offset + places).tolist()
         logits = self.logits(embeddings, layout, spots)
-        self.usage.calls += len(rows)  # not where memory has run out, after which smaller parts are run
+        self.usage.calls += plan.continuations  # counted once, where a pass that ran out of memory runs in parts
         return logits
 
     @torch.no_grad()
@@ -244,36 +247,8 @@ class FrozenLM(PackedLM):
         Returns:
             Sums over tokens, in nats, float32: of the first context's continuations, then of the second's, ...
         """
-        feeds = [distinct_feeds(several) for several in continuations]
-        rows = [Row(context, []) for context in contexts]
-        levels = share(rows, contexts, [len(contexts), *groups], same_for_all(prompt))
-        behind = side_by_side(feeds)
-        embeddings, layout = self.pack([*levels, behind] if behind else levels, prompt, rows=len(levels) - 1)
-        asked, last = layout.brought[len(levels) - 1], layout.brought[-1]
-        assert asked is not None
-        spots = (asked.offset + asked.ends()[1:] - 1).tolist()
-        if behind and last is not None:
-            spots += range(last.offset, last.offset + last.used)
-        logits = self.logits(embeddings, layout, spots)
-        self.usage.calls += sum(map(len, continuations))
-        places: list[int] = []  # which row of the logits predicts a token
-        tokens: list[int] = []
-        owners: list[int] = []
-        start, count = len(contexts), 0
-        for n, (several, fed) in enumerate(zip(continuations, feeds, strict=True)):
-            starts = list(itertools.accumulate(map(len, fed), initial=start))
-            for ids in several:
-                rest = list(ids[:-1])
-                mine = next((at for at, feed in zip(starts, fed, strict=False) if feed[: len(rest)] == rest), start)
-                places += [n, *range(mine, mine + len(rest))]
-                tokens += ids
-                owners += [count] * len(ids)
-                count += 1
-            start = starts[-1]
-        indices = np.array([places, tokens, owners])
-        where, what, whose = to_device(indices, self.device)
-        values = logits[where, what] - torch.logsumexp(logits, -1)[where]
-        return torch.zeros(count, device=self.device).index_add(0, whose, values)
+        plan = Plan.of(contexts, continuations, groups, same_for_all(prompt))
+        return plan.sums(plan.log_probs(self.plan_logits(plan, prompt)))
 
     def hidden_states(self, rows: Sequence[list[int]], prompt: Prompt, layer: int = -1) -> list[Tensor]:
         """The LM's hidden states at every token of some texts, differentiable in the prompt.
@@ -286,7 +261,7 @@ class FrozenLM(PackedLM):
         Returns:
             ``[T, D]`` for each text, in the LM's dtype.
         """
-        levels = share([Row(row, []) for row in rows], rows, [len(rows)], same_for_all(prompt))
+        levels = share(rows, rows, [len(rows)], same_for_all(prompt))
         embeddings, layout = self.pack(levels, prompt, static=False)
         output = self.run(embeddings, layout, torch.empty(0, dtype=torch.long, device=self.device), states=True)
         self.usage.calls += len(rows)

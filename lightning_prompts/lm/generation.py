@@ -8,10 +8,11 @@ from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 
 from lightning_prompts.lm.attention import Layout, RowMemory
-from lightning_prompts.lm.encoding import Row, share
+from lightning_prompts.lm.encoding import Row
 from lightning_prompts.lm.key_values import Prompt, same_for_all
 from lightning_prompts.lm.memory import out_of_memory
 from lightning_prompts.lm.packed import PackedLM
+from lightning_prompts.lm.plan import share
 from lightning_prompts.lm.sampling import Sampling
 
 log = logging.getLogger(__name__)
@@ -88,7 +89,8 @@ def _generate(
     if steps <= 0:
         return generated
     groups = [len(rows), *([] if sampling is None or sampling.group is None else [sampling.group])]
-    levels = share(rows, [row.context for row in rows], groups, same_for_all(prompt))
+    contexts = [row.context for row in rows]
+    levels = share(contexts, contexts, groups, same_for_all(prompt))
     lengths = [len(own) for own in levels[-1]]
     memory = RowMemory(max(lengths) + steps)
     embeddings, layout = lm.pack(levels, prompt, memory)

@@ -13,7 +13,7 @@ from lightning_prompts.errors import UserError
 from lightning_prompts.lm.encoding import LabelTokens
 from lightning_prompts.lm.frozen import FrozenLM
 from lightning_prompts.lm.key_values import Prompt, prompt_length, slot_length
-from lightning_prompts.lm.scores import distinct_feeds
+from lightning_prompts.lm.plan import distinct_feeds
 from lightning_prompts.lm.transfer import to_device
 from lightning_prompts.types import Example
 

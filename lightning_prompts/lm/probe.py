@@ -36,10 +36,11 @@ from lightning_prompts.errors import UserError
 from lightning_prompts.files import cache_root, write_atomic
 from lightning_prompts.lm.architectures import adapt, attention_of
 from lightning_prompts.lm.attention import Layout, RowMemory
-from lightning_prompts.lm.encoding import Row, share
+from lightning_prompts.lm.encoding import Row
 from lightning_prompts.lm.generation import Ending, generate_tokens
 from lightning_prompts.lm.key_values import KeyValues
 from lightning_prompts.lm.packed import PackedLM
+from lightning_prompts.lm.plan import share
 
 log = logging.getLogger(__name__)
 
@@ -156,7 +157,7 @@ def _logits(own: PreTrainedModel, ids: list[int]) -> Tensor:
 def _packed(lm: PackedLM, rows: list[list[int]], shared: int, prefix: KeyValues | None = None) -> Tensor:
     """Logits ``[N, V]`` of rows behind what they share, whose last token is the first to be looked at."""
     prompt = lm.embed(torch.empty(0, dtype=torch.long, device="cpu")) if prefix is None else prefix
-    levels = share([Row(ids, []) for ids in rows], rows, [len(rows)], shared_prompt=True)
+    levels = share(rows, rows, [len(rows)], shared_prompt=True)
     embeddings, layout = lm.pack(levels, prompt)
     ends = layout.ends
     spots = [

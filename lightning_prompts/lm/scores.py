@@ -55,21 +55,3 @@ def answer_scores(logits: Tensor, rows: Sequence[Row]) -> Scores:
         greedy=misses[:size] == 0,
         end_nll=sums[size:] / end.clamp(min=1),
     )
-
-
-def side_by_side(feeds: Sequence[list[list[int]]]) -> list[list[int]]:
-    """What is fed behind each of ``N`` contexts, as many segments for each: empty ones behind those with fewer."""
-    most = max(map(len, feeds))
-    return [feed for several in feeds for feed in (several + [[]] * (most - len(several)))]
-
-
-def distinct_feeds(continuations: Sequence[Sequence[int]]) -> list[list[int]]:
-    """What must be run to predict continuations: all but the last token of each, without what others begin with."""
-    kept: list[list[int]] = []
-    begun: set[tuple[int, ...]] = set()
-    for ids in sorted(continuations, key=len, reverse=True):
-        feed = tuple(ids[:-1])
-        if feed and feed not in begun:
-            kept.append(list(feed))
-            begun.update(feed[:length] for length in range(1, len(feed) + 1))
-    return kept

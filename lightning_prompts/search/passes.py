@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from lightning_prompts.lm import FrozenLM
-from lightning_prompts.lm.encoding import Row, share
+from lightning_prompts.lm.encoding import Row
 from lightning_prompts.lm.memory import out_of_memory
+from lightning_prompts.lm.plan import Plan
 from lightning_prompts.processes import Replica, Spread
 
 log = logging.getLogger(__name__)
@@ -91,6 +92,4 @@ def transposed(grid: Sequence[Sequence[Item]]) -> list[list[Item]]:
 def tokens_to_run(groups: Sequence[Sequence[Row]], block: int = 1) -> int:
     """Tokens of one pass over groups of as many rows each, what they and every ``block`` rows share counted once."""
     rows = [row for group in groups for row in group]
-    feeds = [row.context + (row.answer + row.end)[:-1] for row in rows]
-    levels = share(rows, feeds, [len(rows), len(groups[0]), block], shared_prompt=True)
-    return sum(len(part) for level in levels for part in level)
+    return Plan.of_answers(rows, [len(groups[0]), block], shared_prompt=True).tokens_to_run

@@ -61,7 +61,7 @@ class SweepConfig:
 
 
 @dataclass(frozen=True)
-class Plan:
+class SweepPlan:
     """The runs of a sweep.
 
     Attributes:
@@ -77,7 +77,7 @@ class Plan:
     tasks: tuple[Path, ...]
 
 
-def read_plan(path: Path, folder: str | None = None) -> Plan:
+def read_plan(path: Path, folder: str | None = None) -> SweepPlan:
     """Read a ``sweep.yaml`` and make its runs.
 
     Args:
@@ -124,7 +124,7 @@ def read_plan(path: Path, folder: str | None = None) -> Plan:
             if (name := word.lstrip("-").partition("=")[0]) in RESERVED:
                 raise UserError(f"{path}: {name} is the sweep's own to set; leave it out, and name seeds in seeds")
         run.check_record()
-    return Plan(config, target, runs, tuple(tasks))
+    return SweepPlan(config, target, runs, tuple(tasks))
 
 
 def _methods(config: SweepConfig, path: Path) -> list[tuple[Path, str, list[Variant]]]:

@@ -25,7 +25,7 @@ from rich.console import Console
 from lightning_prompts.commands import CommandParser
 from lightning_prompts.errors import UserError
 from lightning_prompts.files import write_atomic
-from lightning_prompts.studies.plan import Plan, read_plan
+from lightning_prompts.studies.plan import SweepPlan, read_plan
 from lightning_prompts.studies.runs import Run
 from lightning_prompts.studies.tables import (
     Key,
@@ -124,13 +124,13 @@ def main(args: Sequence[str]) -> int:
     return int(bool(left))
 
 
-def results(plan: Plan) -> dict[Key, Results]:
+def results(plan: SweepPlan) -> dict[Key, Results]:
     """What is done."""
     done = {key: [run.results() for run in group if run.done] for key, group in plan.runs.items()}
     return {key: by_metric(measured) for key, measured in done.items() if measured}
 
 
-def tables(plan: Plan, found: dict[Key, Results], errors: dict[str, str]) -> list[str]:
+def tables(plan: SweepPlan, found: dict[Key, Results], errors: dict[str, str]) -> list[str]:
     """What is done, the best first; then what failed.
 
     Args:
@@ -155,7 +155,7 @@ def tables(plan: Plan, found: dict[Key, Results], errors: dict[str, str]) -> lis
     return lines
 
 
-def _run(todo: Sequence[Run], plan: Plan, address: str | None, console: Console) -> dict[str, str]:
+def _run(todo: Sequence[Run], plan: SweepPlan, address: str | None, console: Console) -> dict[str, str]:
     """Run on Ray; what went wrong, by run folder."""
     import ray
 
@@ -215,7 +215,7 @@ def _no_cluster(address: str, said: str) -> UserError:
     return UserError(f"no Ray cluster at {address} ({said}); start one with `ray start --head`, or leave --address out")
 
 
-def _tune(todo: Sequence[Run], plan: Plan, watch: Watch, scratch: str) -> None:
+def _tune(todo: Sequence[Run], plan: SweepPlan, watch: Watch, scratch: str) -> None:
     """One trial for each run."""
     import ray
     from ray import tune

@@ -1,0 +1,179 @@
+"""Plans a pass on the host: which tokens run, where logits are needed, and which tokens they predict."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lightning_prompts.lm.encoding import Row
+from lightning_prompts.lm.transfer import to_device_together
+
+Tokens = Sequence[int]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One forward pass over contexts and the continuations to score after them.
+
+    Attributes:
+        levels: Token ids of the segments of each level, ``-1 - p`` for position ``p`` of the prompt; see `share`.
+        rows: Index of the level that has one segment for each context.
+        heads: Where logits are needed: a level, and places among its tokens; ``N`` places in all.
+        predicted_by: For each token to score, the index ``[n]`` of the logits that predict it.
+        tokens: The tokens to score, ``[n]``, of one continuation after another.
+        owners: The continuation that each of them is part of, ``[n]``.
+        continuations: How many there are.
+    """
+
+    levels: list[list[list[int]]]
+    rows: int
+    heads: list[tuple[int, NDArray[np.int64]]]
+    predicted_by: NDArray[np.int64]
+    tokens: NDArray[np.int64]
+    owners: NDArray[np.int64]
+    continuations: int
+
+    @classmethod
+    def of(
+        cls,
+        contexts: Sequence[list[int]],
+        continuations: Sequence[Sequence[Tokens]],
+        groups: Sequence[int],
+        shared_prompt: bool,
+    ) -> Plan:
+        """Plan to score continuations, with each context run once.
+
+        Args:
+            contexts: Token ids, at least one each.
+            continuations: For each context, token ids of its continuations, at least one token each.
+            groups: Sizes of groups of neighbouring contexts that share more than all contexts do, each a divisor of
+                the one before. What a group shares runs once.
+            shared_prompt: See `shared_prefix`.
+        """
+        feeds = [distinct_feeds(several) for several in continuations]
+        counts = np.array([sum(map(len, fed)) for fed in feeds])
+        single = max(map(len, feeds)) <= 1  # then a continuation is the end of its row
+        whole = [[*context, *itertools.chain(*fed)] for context, fed in zip(contexts, feeds, strict=True)]
+        levels = share(contexts, whole if single else contexts, [len(contexts), *groups], shared_prompt)
+        rows = len(levels) - 1
+        ends = np.array([len(segment) for segment in levels[rows]]).cumsum()
+        if single:
+            first = np.concatenate([[0], (1 + counts).cumsum()])  # index of the logits behind each context
+            starts = first[:-1] + 1  # ... and behind the first token of its continuation
+            behind = [np.arange(end - 1 - count, end) for end, count in zip(ends, counts, strict=True)]
+            heads = [(rows, np.concatenate(behind))]
+        else:
+            levels.append(side_by_side(feeds))
+            first = np.arange(len(contexts))
+            starts = len(contexts) + np.concatenate([[0], counts.cumsum()])
+            heads = [(rows, ends - 1), (rows + 1, np.arange(counts.sum()))]
+        predicted_by: list[int] = []
+        tokens: list[int] = []
+        lengths: list[int] = []
+        for several, fed, begin, start in zip(continuations, feeds, first.tolist(), starts.tolist(), strict=False):
+            at = list(itertools.accumulate(map(len, fed), initial=start))
+            for ids in several:
+                rest = list(ids[:-1])
+                mine = next((one for one, feed in zip(at, fed, strict=False) if feed[: len(rest)] == rest), start)
+                predicted_by += [begin, *range(mine, mine + len(rest))]
+                tokens += ids
+                lengths.append(len(ids))
+        owners = np.arange(len(lengths)).repeat(lengths)
+        return cls(levels, rows, heads, np.array(predicted_by), np.array(tokens), owners, len(lengths))
+
+    @classmethod
+    def of_answers(cls, rows: Sequence[Row], groups: Sequence[int], shared_prompt: bool) -> Plan:
+        """Plan to score the answer of each row, and its end; see `of`."""
+        contexts = [row.context for row in rows]
+        return cls.of(contexts, [[row.answer + row.end] for row in rows], groups, shared_prompt)
+
+    @property
+    def tokens_to_run(self) -> int:
+        """Tokens of all segments."""
+        return sum(map(sum, self.counts))
+
+    @property
+    def counts(self) -> list[list[int]]:
+        """Tokens of the segments of each level."""
+        return [[len(segment) for segment in level] for level in self.levels]
+
+    @property
+    def logits(self) -> int:
+        """``N``, at how many places there are logits."""
+        return sum(len(places) for _, places in self.heads)
+
+    def log_probs(self, logits: Tensor) -> Tensor:
+        """Log-probabilities ``[n]`` of the tokens, in nats, from logits ``[N, V]`` in float32."""
+        places, tokens = to_device_together([self.predicted_by, self.tokens], logits.device)
+        return torch.log_softmax(logits, -1)[places, tokens]
+
+    def sums(self, values: Tensor) -> Tensor:
+        """Sum values ``[n]`` of the tokens over each continuation, ``[continuations]``."""
+        (owners,) = to_device_together([self.owners], values.device)
+        return values.new_zeros(self.continuations).index_add(0, owners, values)
+
+
+def side_by_side(feeds: Sequence[list[list[int]]]) -> list[list[int]]:
+    """The feeds behind each of ``N`` contexts, as many segments for each: empty ones behind those with fewer."""
+    most = max(map(len, feeds))
+    return [feed for several in feeds for feed in (several + [[]] * (most - len(several)))]
+
+
+def distinct_feeds(continuations: Sequence[Tokens]) -> list[list[int]]:
+    """The tokens to run to predict continuations: all but the last of each, without what another one begins with."""
+    kept: list[list[int]] = []
+    begun: set[tuple[int, ...]] = set()
+    for ids in sorted(continuations, key=len, reverse=True):
+        feed = tuple(ids[:-1])
+        if feed and feed not in begun:
+            kept.append(list(feed))
+            begun.update(feed[:length] for length in range(1, len(feed) + 1))
+    return kept
+
+
+def shared_prefix(contexts: Sequence[list[int]], shared_prompt: bool) -> list[int]:
+    """The longest run of tokens that all contexts start with.
+
+    At least one token is left to each context, since its last hidden state predicts the answer's first token.
+
+    Args:
+        contexts: Token ids, ``-1 - p`` for position ``p`` of the prompt.
+        shared_prompt: Whether the prompt's positions hold the same vectors in every row.
+    """
+    # What the first and the last in alphabetical order share, all share.
+    first, other = min(contexts), max(contexts)
+    limit = min(map(len, contexts)) - 1
+    for index in range(limit):
+        if (first[index] < 0 and not shared_prompt) or first[index] != other[index]:
+            return first[:index]
+    return first[:limit]
+
+
+def share(
+    contexts: Sequence[list[int]], feeds: Sequence[list[int]], groups: Sequence[int], shared_prompt: bool
+) -> list[list[list[int]]]:
+    """Cut rows into levels of segments, so that tokens that rows share run once.
+
+    Args:
+        contexts: Of ``B`` rows, those of a group next to each other.
+        feeds: The tokens of each row to run, its context first.
+        groups: Rows in a group at each level, each a divisor of the one before; the first is mostly ``B``.
+        shared_prompt: See `shared_prefix`.
+
+    Returns:
+        The segments of each shared level, and last the rest of each row.
+    """
+    levels = []
+    depth, size = [0], len(contexts)
+    for group in groups:
+        starts = range(0, len(contexts), group)
+        prefixes = [shared_prefix(contexts[start : start + group], shared_prompt) for start in starts]
+        levels.append([prefix[depth[start // size] :] for prefix, start in zip(prefixes, starts, strict=True)])
+        depth, size = [len(prefix) for prefix in prefixes], group
+    return [*levels, [feed[depth[index // size] :] for index, feed in enumerate(feeds)]]
