@@ -1,10 +1,14 @@
-"""200 configs at random: valid ones train two steps, invalid ones end in one line. No traceback ever reaches a user."""
+"""Random configs: valid ones train two steps, invalid ones end in one line. No traceback ever reaches a user.
+
+``RANDOM_CONFIGS=1000 python -m pytest tests/faults/test_random_configs.py`` tries more of them.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
 import io
+import os
 import tempfile
 import types
 import typing
@@ -39,6 +43,7 @@ FIXED = [
 ]  # fmt: skip
 UNTRAINED = ("FixedPrompt", "FewShot", "ChainOfThought")
 ENDS: Counter[str] = Counter()
+COUNT = int(os.environ.get("RANDOM_CONFIGS", "60"))
 
 
 def classes(base: type) -> list[type]:
@@ -139,7 +144,7 @@ def outcome(chosen: dict[str, Any]) -> tuple[int, str]:
         return code, said.getvalue()
 
 
-@settings(max_examples=200, deadline=None, derandomize=True, database=None, phases=[Phase.generate],
+@settings(max_examples=COUNT, deadline=None, derandomize=True, database=None, phases=[Phase.generate],
           suppress_health_check=list(HealthCheck))  # fmt: skip
 @given(config())
 def check_config(chosen: dict[str, Any]) -> None:
@@ -155,8 +160,8 @@ def check_config(chosen: dict[str, Any]) -> None:
         assert not errors, said
 
 
-@pytest.mark.timeout(1800)  # two hundred runs
+@pytest.mark.timeout(1800)
 def test_random_configs() -> None:
     check_config()
-    assert ENDS["trained"] >= 40, ENDS
-    assert ENDS["refused"] >= 40, ENDS
+    assert ENDS["trained"] >= COUNT // 5, ENDS
+    assert ENDS["refused"] >= COUNT // 5, ENDS
