@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import urllib.request
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from lightning_prompts.lm import FrozenLM, LMConfig, answer_cache, probe, state_store
 from lightning_prompts.template import Template
@@ -30,6 +32,11 @@ SHAPES = {
     "mistral": f"random:mistral,{SMALL},sliding_window=6,max_position_embeddings=256",
 }
 TINY = SHAPES["llama"]
+
+# Tests run side by side, so each process gets one thread: on a busy machine, threads that wait for each other take
+# several times as long as one.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # of processes that tests start
 
 
 @pytest.fixture(scope="session", autouse=True)
