@@ -54,7 +54,7 @@ class TextMetrics(L.Callback):
 
     def _judge(self, pl_module: PromptMethod, split: str, rows: Sequence[dict[str, Any]]) -> None:
         for reward in self.rewards:
-            values = pl_module.spread(rows, functools.partial(_values, reward))
+            values = pl_module.map_across_ranks(rows, functools.partial(_values, reward))
             pl_module.log_mean(f"{split}/{reward.name}", sum(values) / len(values), len(values))
 
 

@@ -35,14 +35,14 @@ from lightning_prompts.accelerators import check_accelerator
 from lightning_prompts.checkpoints import AtomicCheckpointIO, check_readable, does_not_fit
 from lightning_prompts.commands import fail
 from lightning_prompts.config_errors import check_yaml, not_made, one_line, user_error
-from lightning_prompts.crossings.baselines import Baseline
-from lightning_prompts.crossings.reinforce import Shaping, Support
-from lightning_prompts.crossings.relaxation import Crossing
 from lightning_prompts.dln.messages import MessageChoice
 from lightning_prompts.dln.posterior import PosteriorTemplate
 from lightning_prompts.dln.proposals import Proposals
 from lightning_prompts.dln.sharpening import Sharpening
 from lightning_prompts.errors import DEBUG, UserError, check_finite
+from lightning_prompts.estimators.baselines import Baseline
+from lightning_prompts.estimators.reinforce import Shaping, Support
+from lightning_prompts.estimators.relaxations import GradientEstimator
 from lightning_prompts.files import no_room
 from lightning_prompts.lm.memory import out_of_memory
 from lightning_prompts.objectives import Objective
@@ -91,8 +91,8 @@ ALWAYS = (callbacks.ResultFiles, callbacks.ValidateAtEnd, callbacks.StopOnSignal
 
 
 CONFIGURABLE = (
-    methods.PromptMethod, datamodules.TextDataModule, Initializer, Crossing, RefinerNetwork, Head, Objective, Reward,
-    Baseline, Support, Shaping, Proposals, MessageChoice, PosteriorTemplate, Sharpening, L.Callback, LMParallel,
+    methods.PromptMethod, datamodules.TextDataModule, Initializer, GradientEstimator, RefinerNetwork, Head, Objective,
+    Reward, Baseline, Support, Shaping, Proposals, MessageChoice, PosteriorTemplate, Sharpening, L.Callback, LMParallel,
 )  # fmt: skip
 
 

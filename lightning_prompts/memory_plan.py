@@ -49,7 +49,7 @@ from datamodules import TextDataModule
 from lightning_prompts.accelerators import device_type
 from lightning_prompts.commands import CommandParser, size
 from lightning_prompts.errors import UserError
-from lightning_prompts.lm import Footprint, LMShape
+from lightning_prompts.lm import LMShape, MemoryEstimate
 from lightning_prompts.lm.attention import EXPLICIT_LIMIT, EXPLICIT_LIMIT_NO_GRAD, long_prefix
 from lightning_prompts.lm.encoding import Row, check_fits
 from lightning_prompts.lm.labels import rows_of_a_pass
@@ -95,22 +95,22 @@ class Packed:
     logits: int
 
     @classmethod
-    def of(cls, rows: Sequence[Row], footprint: Footprint) -> Packed:
+    def of(cls, rows: Sequence[Row], extra: MemoryEstimate) -> Packed:
         """What `FrozenLM.answer_logits` packs."""
-        return cls._of(Plan.of_answers(rows, [], not footprint.per_question), footprint)
+        return cls._of(Plan.of_answers(rows, [], not extra.per_question), extra)
 
     @classmethod
-    def of_classes(cls, shape: LMShape, examples: Sequence[Example], footprint: Footprint) -> Packed:
+    def of_classes(cls, shape: LMShape, examples: Sequence[Example], extra: MemoryEstimate) -> Packed:
         """What the first pass of `label_scores` packs for examples with classes."""
         known = [shape.encoder.label_tokens(example) for example in examples]
         size = rows_of_a_pass(known, shape.vocabulary)
-        rows = _rows(shape, examples[:size], footprint, False)
+        rows = _rows(shape, examples[:size], extra, False)
         contexts, texts = [row.context for row in rows], [labels.tokens for labels in known[:size]]
-        return cls._of(Plan.of(contexts, texts, [], not footprint.per_question), footprint)
+        return cls._of(Plan.of(contexts, texts, [], not extra.per_question), extra)
 
     @classmethod
-    def _of(cls, plan: Plan, footprint: Footprint) -> Packed:
-        return cls([level for level in plan.counts if any(level)], footprint.ahead, plan.logits)
+    def _of(cls, plan: Plan, extra: MemoryEstimate) -> Packed:
+        return cls([level for level in plan.counts if any(level)], extra.ahead, plan.logits)
 
     @property
     def tokens(self) -> int:
@@ -198,10 +198,10 @@ def layer_bytes(shape: LMShape, packed: Packed, heads: int = 1) -> float:
     return norms + (queries + whole + copies + inner) * each + weights * weights_each
 
 
-def kept_bytes(shape: LMShape, packed: Packed, footprint: Footprint, heads: int = 1) -> float:
+def kept_bytes(shape: LMShape, packed: Packed, extra: MemoryEstimate, heads: int = 1) -> float:
     """What a forward pass keeps for the backward pass, head included."""
-    layer = layer_bytes(shape, packed, heads) + packed.tokens * footprint.inputs_saved * _FLOAT
-    head = packed.tokens * shape.width * _FLOAT + footprint.saved * _FLOAT
+    layer = layer_bytes(shape, packed, heads) + packed.tokens * extra.inputs_saved * _FLOAT
+    head = packed.tokens * shape.width * _FLOAT + extra.saved * _FLOAT
     if not shape.gradient_checkpointing:
         return shape.layers * layer + head
     return shape.layers * packed.tokens * shape.width * shape.bytes_each + layer + head
@@ -260,13 +260,13 @@ def make_plan(
     if not local:
         return MemoryPlan(f"{type(method).__name__} on {method.lm_config.name}", servers)
     shapes = [LMShape.of(config, device=device) for config in local]
-    footprint = method.footprint(shapes[0], max(map(len, own)))
-    if footprint.shape:
-        shapes[0] = footprint.shape
-    for config in local if heads > 1 and not footprint.shape else ():
+    extra = method.memory_estimate(shapes[0], max(map(len, own)))
+    if extra.shape:
+        shapes[0] = extra.shape
+    for config in local if heads > 1 and not extra.shape else ():
         heads_plan(weightless_model(config), heads, config.name)
     shape = shapes[0]
-    trained = footprint.trained * _FLOAT
+    trained = extra.trained * _FLOAT
     state = optimizer_state(method)
     items = [
         *(
@@ -277,8 +277,8 @@ def make_plan(
             for config, one in zip(local, shapes, strict=True)
         ),
         *servers,
-        Item("what is trained", 0 if footprint.shape else trained),
-        Item("what the method keeps beside it", footprint.kept * _FLOAT),
+        Item("what is trained", 0 if extra.shape else trained),
+        Item("what the method keeps beside it", extra.kept * _FLOAT),
         Item("gradients", trained, "training"),
         Item("optimiser", trained * state, "training"),
     ]
@@ -287,33 +287,33 @@ def make_plan(
     if processes.shards > 1:
         layer = max((one.weight_bytes(heads=heads) - one.outside * one.bytes_each) / one.layers for one in shapes)
         items.append(Item("two layers, put together", 2 * layer))
-    packed = [Packed.of(_rows(shape, batch, footprint, True), footprint) for batch in own]
-    if footprint.backward:
-        kept = max(packed, key=lambda one: kept_bytes(shape, one, footprint, heads))
+    packed = [Packed.of(_rows(shape, batch, extra, True), extra) for batch in own]
+    if extra.backward:
+        kept = max(packed, key=lambda one: kept_bytes(shape, one, extra, heads))
         items.append(Item("activations kept for the backward pass",
-                          kept_bytes(shape, kept, footprint, heads), "training"))  # fmt: skip
+                          kept_bytes(shape, kept, extra, heads), "training"))  # fmt: skip
         passing = passing_bytes(shape, kept, heads)
         items.append(Item("the largest of what comes and goes", passing, "training"))
     else:
         passing = max(
-            passing_bytes(one, Packed.of(_rows(one, batch, footprint, True), footprint), heads, backward=False)
+            passing_bytes(one, Packed.of(_rows(one, batch, extra, True), extra), heads, backward=False)
             for one in shapes
             for batch in own
         )
-        if footprint.rows is not None:  # some prompts for each question in a pass
-            passing *= footprint.rows / max(map(len, own))
-        items.append(Item("activations of a pass", passing + footprint.saved * _FLOAT, "training"))
-    asked = [(one, Packed.of(_rows(one, batch, footprint, False), footprint)) for one in shapes for batch in judged]
+        if extra.rows is not None:  # some prompts for each question in a pass
+            passing *= extra.rows / max(map(len, own))
+        items.append(Item("activations of a pass", passing + extra.saved * _FLOAT, "training"))
+    asked = [(one, Packed.of(_rows(one, batch, extra, False), extra)) for one in shapes for batch in judged]
     cache = max(cache_bytes(one, question, method.max_new_tokens, heads) for one, question in asked)
     items.append(Item("keys and values of a generation", cache, "evaluation"))
     if not isinstance(method, TextPromptMethod):
         classes = [few for batch in judged if (few := [example for example in batch if example.labels])]
-        asked += [(one, Packed.of_classes(one, few, footprint)) for one in shapes for few in classes]
+        asked += [(one, Packed.of_classes(one, few, extra)) for one in shapes for few in classes]
     passing = max(passing_bytes(one, question, heads, backward=False) for one, question in asked)
     items.append(Item("activations of a pass without gradient", passing, "evaluation"))
     largest = max(packed, key=lambda one: one.tokens)
     title = (
-        f"{type(method).__name__} on {footprint.shape.name if footprint.shape else method.lm_config.name}: "
+        f"{type(method).__name__} on {extra.shape.name if extra.shape else method.lm_config.name}: "
         f"{max(map(len, own))} rows, {largest.tokens:,} packed tokens and "
         f"{largest.logits:,} answer tokens a step" + (" in each process" if processes != Processes() else "")
     )
@@ -325,11 +325,11 @@ def _share(batch: Sequence[Example], processes: Processes) -> Sequence[Example]:
     return batch[: -(-len(batch) // processes.replicas)]
 
 
-def _rows(shape: LMShape, examples: Sequence[Example], footprint: Footprint, with_answers: bool) -> list[Row]:
-    rows = [shape.encoder.row(example, footprint.length, with_end=with_answers) for example in examples]
+def _rows(shape: LMShape, examples: Sequence[Example], extra: MemoryEstimate, with_answers: bool) -> list[Row]:
+    rows = [shape.encoder.row(example, extra.length, with_end=with_answers) for example in examples]
     for example, row in zip(examples, rows, strict=True):
-        total = footprint.ahead + len(row.context) + len(row.answer) + len(row.end)
-        check_fits(example, total, footprint.ahead + footprint.length, shape.name, shape.context)
+        total = extra.ahead + len(row.context) + len(row.answer) + len(row.end)
+        check_fits(example, total, extra.ahead + extra.length, shape.name, shape.context)
     # What a row without an answer is asked for is one token.
     return rows if with_answers else [replace(row, answer=row.answer or [0]) for row in rows]
 

@@ -59,7 +59,7 @@ class Replica:
         part.weight, part.start, part.total = weight, own.start, len(batch)
         return part
 
-    def gathered(self, items: Sequence[Item]) -> list[Item]:
+    def all_gather(self, items: Sequence[Item]) -> list[Item]:
         """The items of all, in order; everybody gets them. Tensors among them must be on the CPU."""
         if self.count == 1:
             return list(items)
@@ -68,7 +68,7 @@ class Replica:
         dist.all_gather_object(parts, list(items), group=self.group)
         return [item for part in parts for item in part]
 
-    def sums(self, *values: float) -> list[float]:
+    def all_reduce(self, *values: float) -> list[float]:
         """Each value, summed over all."""
         if self.count == 1:
             return list(values)
@@ -78,7 +78,9 @@ class Replica:
         dist.all_reduce(totals, group=self.group)
         return totals.tolist()
 
-    def spread(self, items: Sequence[Item], work: Callable[[Sequence[Item]], Sequence[Result]]) -> list[Result]:
+    def map_across_ranks(
+        self, items: Sequence[Item], work: Callable[[Sequence[Item]], Sequence[Result]]
+    ) -> list[Result]:
         """The results of some work, one for each item in order; each does its share, and everybody gets all.
 
         Args:
@@ -88,14 +90,14 @@ class Replica:
         if self.count == 1:
             return list(work(items)) if items else []
         own = self.part(len(items))
-        return self.gathered(work(items[own.start : own.stop]) if own else [])
+        return self.all_gather(work(items[own.start : own.stop]) if own else [])
 
 
-class Spread(Protocol):
-    """`Replica.spread`, as something that has work to do may get it."""
+class MapAcrossRanks(Protocol):
+    """`Replica.map_across_ranks`, as something that has work to do may get it."""
 
     def __call__(self, items: Sequence[Item], work: Callable[[Sequence[Item]], Sequence[Result]]) -> list[Result]:
-        """See `Replica.spread`."""
+        """See `Replica.map_across_ranks`."""
 
 
 def process_lost(error: BaseException) -> UserError | None:

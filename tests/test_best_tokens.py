@@ -15,7 +15,7 @@ from odd_tokenizers import save_model
 from test_methods import data, trainer
 
 from callbacks import PromptReadout
-from lightning_prompts.crossings.reinforce import TopK
+from lightning_prompts.estimators.reinforce import TopK
 from lightning_prompts.lm import FrozenLM, LMConfig
 from lightning_prompts.methods import HardPromptSearch, PromptMethod, ReinforceRefiner, RelaxedPromptTuning
 from lightning_prompts.methods.discrete import NOT_TEXT, DiscretePromptMethod

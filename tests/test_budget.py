@@ -22,11 +22,11 @@ from torch import nn
 
 from callbacks import Budget, ValidateAtEnd
 from callbacks.budget import forget_peak, peak_memory
-from lightning_prompts.crossings.baselines import SelfCritical
-from lightning_prompts.crossings.reinforce import TopK
-from lightning_prompts.crossings.relaxation import GumbelSoftmax
 from lightning_prompts.dln.proposals import InducedInstructions, Paraphrases
 from lightning_prompts.errors import UserError
+from lightning_prompts.estimators.baselines import SelfCritical
+from lightning_prompts.estimators.reinforce import TopK
+from lightning_prompts.estimators.relaxations import GumbelSoftmax
 from lightning_prompts.lm import LMConfig
 from lightning_prompts.methods import (
     Ape,

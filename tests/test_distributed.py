@@ -18,9 +18,6 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from callbacks import Budget, ResultFiles, SampleGenerations, TextMetrics, Throughput, ValidateAtEnd
 from datamodules import Antonyms, Hyperbaton, Mixture, QuestionAnswer
-from lightning_prompts.crossings.baselines import LeaveOneOut, MovingAverage, SelfCritical, ValueHead
-from lightning_prompts.crossings.reinforce import TopK, ZScore
-from lightning_prompts.crossings.relaxation import GumbelSoftmax, Projected, Softmax, StraightThrough
 from lightning_prompts.dln.layer import LanguageLayer
 from lightning_prompts.dln.posterior import Posterior
 from lightning_prompts.dln.proposals import (
@@ -31,6 +28,9 @@ from lightning_prompts.dln.proposals import (
     RuleRewrites,
 )
 from lightning_prompts.errors import UserError
+from lightning_prompts.estimators.baselines import LeaveOneOut, MovingAverage, SelfCritical, ValueHead
+from lightning_prompts.estimators.reinforce import TopK, ZScore
+from lightning_prompts.estimators.relaxations import GumbelSoftmax, Projected, Softmax, StraightThrough
 from lightning_prompts.lm import FrozenLM, LMConfig, Server
 from lightning_prompts.methods import (
     Ape,
@@ -89,10 +89,10 @@ GRADIENT: dict[str, Make] = {
     ),
     "refiner": lambda: RefinerTuning(2, lm=LM, max_new_tokens=2),
     "refiner-gumbel": lambda: RefinerTuning(
-        2, TransformerRefiner(8, 1, 2), crossing=GumbelSoftmax(), lm=LM, max_new_tokens=2
+        2, TransformerRefiner(8, 1, 2), estimator=GumbelSoftmax(), lm=LM, max_new_tokens=2
     ),
     "refiner-straight": lambda: RefinerTuning(
-        2, MLPRefiner(8), crossing=StraightThrough(1.0), lm=LM, cache_states=False, max_new_tokens=2
+        2, MLPRefiner(8), estimator=StraightThrough(1.0), lm=LM, cache_states=False, max_new_tokens=2
     ),
     "refiner-bertscore": lambda: RefinerTuning(
         2, objective=WeightedSum([Likelihood("tokens"), BertScoreLoss()], [1.0, 0.5]), lm=LM, max_new_tokens=2
@@ -227,7 +227,7 @@ def judging(count: int, folder: Path) -> dict[str, Any]:
     data = Mixture(members, eval_batch_size=3)
     L.seed_everything(3, verbose=False)
     run = trainer(count, folder, callbacks=[ResultFiles(), TextMetrics([TokenF1(), ExactMatch(), BertScore()])])
-    method = RefinerTuning(2, crossing=GumbelSoftmax(), lm=LM, max_new_tokens=5)
+    method = RefinerTuning(2, estimator=GumbelSoftmax(), lm=LM, max_new_tokens=5)
     run.test(method, datamodule=data, verbose=False)
     run.predict(method, datamodule=data, return_predictions=False)
     return {}
@@ -303,7 +303,7 @@ def uneven(count: int, folder: Path) -> dict[str, Any]:
         own = [lm.score([example], torch.zeros(0, lm.width)).nll.item() for example in examples[: 1 if rank else 5]]
         texts = lm.generate(examples[:2], torch.zeros(0, lm.width), 1 + 5 * rank)
     tokens = lm.tokens_forwarded
-    lm.meet()
+    lm.barrier()
     prompt = torch.full((2, lm.width), 0.1, requires_grad=True)
     lm.score(examples[5 + rank : 6 + rank], prompt).nll.sum().backward()
     assert prompt.grad is not None

@@ -19,7 +19,7 @@ from datamodules.base import SourceRow
 from lightning_prompts.dln.information import mutual_information
 from lightning_prompts.dln.layer import LanguageLayer
 from lightning_prompts.dln.memory import PromptMemory
-from lightning_prompts.dln.messages import Arms
+from lightning_prompts.dln.messages import BanditStats
 from lightning_prompts.dln.posterior import Posterior, PriorTemplate
 from lightning_prompts.dln.proposals import InducedInstructions, Paraphrases
 from lightning_prompts.dln.sharpening import UniformWeights
@@ -228,7 +228,7 @@ def test_ape_keeps_the_best_on_validation(tmp_path: Path) -> None:
 def test_trust_needs_classes(tiny: FrozenLM) -> None:
     with pytest.raises(UserError, match="trust compares class probabilities"):
         stepper_of(tiny, [LanguageLayer()], trust=0.5).step(
-            examples(labels=False), ["Start."], PromptMemory(0, -1), [Arms()], 0.0, generator()
+            examples(labels=False), ["Start."], PromptMemory(0, -1), [BanditStats()], 0.0, generator()
         )
 
 

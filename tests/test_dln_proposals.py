@@ -14,7 +14,7 @@ from lightning_prompts.dln.layer import LanguageLayer
 from lightning_prompts.dln.memory import PromptMemory
 from lightning_prompts.dln.messages import (
     MESSAGES,
-    Arms,
+    BanditStats,
     CycledMessages,
     NoMessage,
     ThompsonSampling,
@@ -40,7 +40,7 @@ from lightning_prompts.types import Example
 
 
 def test_messages_without_learning() -> None:
-    arms = Arms()
+    arms = BanditStats()
     assert [CycledMessages().choose(arms, j, generator()) for j in range(6)] == [0, 1, 2, 3, 0, 1]
     assert NoMessage().choose(arms, 0, generator()) is None
     draw = generator()
@@ -49,7 +49,7 @@ def test_messages_without_learning() -> None:
 
 @pytest.mark.parametrize("choice", [ThompsonSampling(), UpperConfidence()])
 def test_a_bandit_finds_the_message_that_gains(choice: ThompsonSampling | UpperConfidence) -> None:
-    arms, draw, noise = Arms(), generator(), generator(9)
+    arms, draw, noise = BanditStats(), generator(), generator(9)
     chosen = []
     for _ in range(60):
         for j in range(3):
@@ -66,7 +66,7 @@ def test_a_bandit_finds_the_message_that_gains(choice: ThompsonSampling | UpperC
 def test_gains_are_measured_against_the_parent() -> None:
     stepper = stepper_of(FrozenLM.load(LMConfig(f"{TINY},max_position_embeddings=1024")), [LanguageLayer()])
     stepper.settings = replace(stepper.settings, proposals=[LanguageModelProposals(6, max_new_tokens=6, shown=0)])
-    memory, arms = PromptMemory(1, -1), Arms()
+    memory, arms = PromptMemory(1, -1), BanditStats()
     memory.update(["Old."], 0.5)
     rows = stepper.step(examples(), ["Start."], memory, [arms], 0.0, generator()).candidates[0]
     value = {row.proposal.text: row.reward for row in rows}
@@ -85,7 +85,7 @@ def test_gains_that_are_no_numbers_are_left_out(tiny: FrozenLM, monkeypatch: pyt
         def propose(self, request: Request) -> list[Proposal]:
             return [Proposal(f"Text {m}.", request.parents[0], "Told", m) for m in range(3)]
 
-    stepper, arms = stepper_of(tiny, [LanguageLayer()]), Arms()
+    stepper, arms = stepper_of(tiny, [LanguageLayer()]), BanditStats()
     stepper.settings = replace(stepper.settings, proposals=[Told()])
     monkeypatch.setattr(stepper, "rewards", lambda *_: torch.tensor(values))
     result = stepper.step(examples(), ["Start."], PromptMemory(0, -1), [arms], 0.0, generator())
@@ -98,7 +98,7 @@ CASES = [Case(f"question {n}", f"out {n}", f"target {n}", n % 2 == 0) for n in r
 
 
 def request(lm: FrozenLM, parents: Sequence[str] = ("Start.", "Old."), cases: Sequence[Case] = CASES) -> Request:
-    return Request(list(parents), cases, ["yes", "no"], Arms(), generator(), reader_of(lm))
+    return Request(list(parents), cases, ["yes", "no"], BanditStats(), generator(), reader_of(lm))
 
 
 def shown(reader: Reader, source: Proposals, given: Request, monkeypatch: pytest.MonkeyPatch) -> list[Example]:

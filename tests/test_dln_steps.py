@@ -13,7 +13,7 @@ from test_label_scores import plain_classes
 
 from lightning_prompts.dln.layer import LanguageLayer, PlacedLayer
 from lightning_prompts.dln.memory import PromptMemory
-from lightning_prompts.dln.messages import Arms
+from lightning_prompts.dln.messages import BanditStats
 from lightning_prompts.dln.posterior import EditThought, GivenAnswer, Posterior, PriorTemplate
 from lightning_prompts.dln.proposals import InducedInstructions, LanguageModelProposals, MinedExamples, Paraphrases
 from lightning_prompts.dln.rewards import best
@@ -29,7 +29,7 @@ def test_a_step_of_one_layer(labels: bool, tiny: FrozenLM) -> None:
     batch = examples(labels)
     texts = ("Go.", "Say yes.", "Say no.", "It is the other one.", "", "Go.", "Start.")
     result = stepper_of(tiny, [LanguageLayer(prompt="Start.")], texts).step(
-        batch, ["Start."], PromptMemory(2, 2), [Arms()], 0.0, generator()
+        batch, ["Start."], PromptMemory(2, 2), [BanditStats()], 0.0, generator()
     )
     wanted = ["Start.", "Go.", "Say yes.", "Say no.", "It is the other one."]
     assert [candidate.proposal.text for candidate in result.candidates[0]] == wanted
@@ -71,7 +71,7 @@ def test_memory_is_among_the_candidates(tiny: FrozenLM) -> None:
     memory.update(["Old one."], 0.4)
     memory.update(["Start."], 0.5)
     stepper = stepper_of(tiny, [LanguageLayer()], ("Go.", "Old one."))
-    result = stepper.step(examples(), ["Start."], memory, [Arms()], 0.0, generator())
+    result = stepper.step(examples(), ["Start."], memory, [BanditStats()], 0.0, generator())
     assert [(c.proposal.text, c.proposal.kind) for c in result.candidates[0]] == [
         ("Start.", "current"), ("Old one.", "memory"), ("Go.", "Given"),
     ]  # fmt: skip
@@ -81,7 +81,7 @@ def test_a_tie_keeps_the_current_prompt(tiny: FrozenLM, monkeypatch: pytest.Monk
     stepper = stepper_of(tiny, [LanguageLayer()], ("Go.", "Say it."))
     for rewards, chosen in (([-1.0, -1.0, -2.0], "Start."), ([-1.0, -0.9, -0.9], "Go.")):
         monkeypatch.setattr(stepper, "rewards", lambda *_, values=rewards: torch.tensor(values))
-        result = stepper.step(examples(), ["Start."], PromptMemory(0, -1), [Arms()], 0.0, generator())
+        result = stepper.step(examples(), ["Start."], PromptMemory(0, -1), [BanditStats()], 0.0, generator())
         assert result.prompts == [chosen]
 
 
@@ -100,7 +100,7 @@ def test_several_layers_change_nothing_where_all_is_right(count: int, tiny: Froz
     batch = [example for example, answer in zip(examples(), answers, strict=True) if answer.right]
     assert batch, "this model is right at least once"
     before = tiny.tokens_forwarded
-    result = stepper.step(batch, prompts, PromptMemory(2, 2), [Arms()] * count, 0.0, generator())
+    result = stepper.step(batch, prompts, PromptMemory(2, 2), [BanditStats()] * count, 0.0, generator())
     assert result.accuracy == 1.0
     if count == 2:
         assert result.prompts == prompts
@@ -133,7 +133,7 @@ def test_the_proposer_sees_what_the_layer_reads(tiny: FrozenLM) -> None:
 
 def test_no_proposal_left_keeps_the_prompt(tiny: FrozenLM) -> None:
     stepper = stepper_of(tiny, [LanguageLayer()], ("", "Start.", " Start. ", "long " * 300))
-    result = stepper.step(examples(), ["Start."], PromptMemory(0, -1), [Arms()], 0.0, generator())
+    result = stepper.step(examples(), ["Start."], PromptMemory(0, -1), [BanditStats()], 0.0, generator())
     assert result.prompts == ["Start."]
     assert result.empty == [0]
 
@@ -151,7 +151,9 @@ def test_a_step_of_two_layers(sharpening: Sharpening, labels: bool) -> None:
     posterior = Posterior(samples=4, templates=TEMPLATES, sharpening=sharpening)
     stepper = stepper_of(lm, TWO_LAYERS, texts, trust, posterior)
     prompts = ["Think.", "Answer."]
-    result = stepper.step(batch, prompts, PromptMemory(2, 2), [Arms(), Arms()], error_weight, generator(3))
+    result = stepper.step(
+        batch, prompts, PromptMemory(2, 2), [BanditStats() for _ in range(2)], error_weight, generator(3)
+    )
     # The forward pass, one example at a time.
     first, top = (PlacedLayer(layer, index, 2) for index, layer in enumerate(TWO_LAYERS))
     thoughts = []
@@ -232,14 +234,14 @@ def test_a_step_of_three_layers(tiny: FrozenLM) -> None:
                     score = plain_mean(tiny, placed[1].place(example, below), prompt, f" {text}" if text else "")
                     total += weight * score / len(batch)
         assert rewards[c].item() == pytest.approx(total, abs=1e-4)
-    result = stepper.step(batch, prompts, PromptMemory(0, -1), [Arms(), Arms(), Arms()], 0.0, generator(1))
+    result = stepper.step(batch, prompts, PromptMemory(0, -1), [BanditStats() for _ in range(3)], 0.0, generator(1))
     assert set(result.candidates) == {0, 1, 2}
 
 
 def test_a_layer_that_does_not_learn_stays(tiny: FrozenLM) -> None:
     layers = [TWO_LAYERS[0], replace(TWO_LAYERS[1], learn=False)]
     result = stepper_of(tiny, layers).step(
-        examples(), ["Think.", "Answer."], PromptMemory(0, -1), [Arms(), Arms()], 0.0, generator()
+        examples(), ["Think.", "Answer."], PromptMemory(0, -1), [BanditStats(), BanditStats()], 0.0, generator()
     )
     assert set(result.candidates) == {0}
     assert result.prompts[1] == "Answer."
@@ -251,7 +253,7 @@ def test_a_step_follows_from_its_generator() -> None:
     for seed in (5, 5, 6):
         stepper = stepper_of(lm, TWO_LAYERS)
         stepper.settings = replace(stepper.settings, proposals=[LanguageModelProposals(3, max_new_tokens=8, shown=1)])
-        memory, arms = PromptMemory(0, -1), [Arms(), Arms()]
+        memory, arms = PromptMemory(0, -1), [BanditStats(), BanditStats()]
         result = stepper.step(examples(), ["Think.", "Answer."], memory, arms, 0.5, generator(seed))
         results.append(result.rows())
     assert results[0] == results[1] != results[2]

@@ -12,8 +12,8 @@ FLAGS = doctest.NORMALIZE_WHITESPACE
 # Where a reader looks for an example; one that is gone is missed.
 SHOWN = {
     "lightning_prompts.answers", "lightning_prompts.errors", "lightning_prompts.template", "lightning_prompts.types",
-    "lightning_prompts.objectives.rewards", "lightning_prompts.crossings.reinforce",
-    "lightning_prompts.crossings.temperature", "lightning_prompts.crossings.relaxation",
+    "lightning_prompts.objectives.rewards", "lightning_prompts.estimators.reinforce",
+    "lightning_prompts.estimators.temperature", "lightning_prompts.estimators.relaxations",
     "lightning_prompts.dln.information", "lightning_prompts.studies.tables", "lightning_prompts.studies.spaces",
     "datamodules.base", "datamodules.addition", "datamodules.question_answer", "datamodules.options",
     "datamodules.splitting", "datamodules.generated",

@@ -39,7 +39,7 @@ def test_prompt_positions_stand_in_the_slot() -> None:
 def test_bos_is_put_first_and_eos_nowhere() -> None:
     encoder = Encoder(sentencepiece_like())
     row = encoder.row(EXAMPLE, 2)
-    assert encoder.lead == [1]
+    assert encoder.bos_ids == [1]
     assert row.context[0] == 1
     assert 2 not in row.context + row.answer
     assert row.context.count(1) == 1

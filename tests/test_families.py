@@ -18,9 +18,9 @@ from transformers import DynamicCache
 
 from callbacks import Budget, PromptReadout, ValidateAtEnd
 from datamodules import Addition, Antonyms
-from lightning_prompts.crossings.relaxation import GumbelSoftmax, Projected, Softmax, StraightThrough
-from lightning_prompts.crossings.temperature import Temperature
 from lightning_prompts.errors import UserError
+from lightning_prompts.estimators.relaxations import GumbelSoftmax, Projected, Softmax, StraightThrough
+from lightning_prompts.estimators.temperature import Temperature
 from lightning_prompts.lm import FrozenLM, KeyValues, LMConfig
 from lightning_prompts.methods import (
     ChainOfThought,
@@ -56,7 +56,7 @@ MAKE: dict[str, Callable[[], PromptMethod]] = {
     ),
     "search": lambda: HardPromptSearch(init=FromText(" ab"), candidates=6, top_k=30, lm=LM, max_new_tokens=2),
     "search, all": lambda: HardPromptSearch(
-        init=FromText(" ab"), candidates=6, top_k=30, swaps=2, pool=3, fluency=0.5, readable=True,
+        init=FromText(" ab"), candidates=6, top_k=30, n_replace=2, buffer=3, fluency=0.5, readable=True,
         racing=Racing(2, 0.4), lm=LM, max_new_tokens=2,
     ),
     "lora": lambda: LoraTuning(rank=2, lm=LM, max_new_tokens=2),
@@ -73,8 +73,8 @@ KEYS = {
     "straight-through": RELAXED,
     "pez": RELAXED,
     "rounded": RELAXED,
-    "search": {"embeddings", "pool_ids", *BEST},
-    "search, all": {"embeddings", "pool_ids", *BEST},
+    "search": {"embeddings", "buffer_ids", *BEST},
+    "search, all": {"embeddings", "buffer_ids", *BEST},
 }  # fmt: skip
 
 
@@ -291,13 +291,13 @@ def test_rounding_is_done_once_the_run_is_over(tmp_path: Path) -> None:
 
 def test_the_relaxed_nll_is_that_of_the_temperature_of_now(tmp_path: Path) -> None:
     L.seed_everything(0)
-    model = RelaxedPromptTuning(3, temperature=Temperature(5.0, 0.05), confidence=3.0, lm=LM, max_new_tokens=1)
+    model = RelaxedPromptTuning(3, temperature=Temperature(5.0, 0.05), init_logit=3.0, lm=LM, max_new_tokens=1)
     found: list[tuple[float, float]] = []
 
     class Watch(L.Callback):
         def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
             warm = Softmax().train_vectors(
-                pl_module.parameters_, pl_module.matrix, pl_module.usable,
+                pl_module.parameters_, pl_module.matrix, pl_module.allowed_ids,
                 pl_module.temperature.at(trainer.global_step / 4),
             )  # fmt: skip
             with torch.no_grad():
@@ -362,9 +362,9 @@ def test_a_pool_larger_than_what_is_left_has_no_dropped_candidate(
         return torch.where(losses == losses.min(), losses, torch.inf)
 
     monkeypatch.setattr(hard_prompt_search, "race", one_left)
-    model = HardPromptSearch(init=FromText(" ab"), candidates=20, top_k=50, pool=3, lm=LM, max_new_tokens=1)
+    model = HardPromptSearch(init=FromText(" ab"), candidates=20, top_k=50, buffer=3, lm=LM, max_new_tokens=1)
     trainer(tmp_path, max_steps=1, limit_val_batches=0).fit(model, datamodule=data())
-    assert len(torch.unique(model.pool_ids, dim=0)) == 1
+    assert len(torch.unique(model.buffer_ids, dim=0)) == 1
 
 
 def test_a_search_on_the_same_examples_never_gets_worse(tmp_path: Path) -> None:
@@ -375,7 +375,7 @@ def test_a_search_on_the_same_examples_never_gets_worse(tmp_path: Path) -> None:
         def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
             losses.append(trainer.callback_metrics["train/best_candidate"].item())
 
-    model = HardPromptSearch(init=FromText(" abcd"), candidates=20, top_k=50, pool=2, lm=LM, max_new_tokens=1)
+    model = HardPromptSearch(init=FromText(" abcd"), candidates=20, top_k=50, buffer=2, lm=LM, max_new_tokens=1)
     same = Antonyms(batch_size=8, max_train_examples=8, val_fraction=0.01, test_fraction=0.01)
     trainer(tmp_path, max_steps=8, limit_val_batches=0, callbacks=[Watch()]).fit(model, datamodule=same)
     assert losses == sorted(losses, reverse=True)
@@ -393,7 +393,7 @@ def test_fluency_counts_the_prompt_s_own_likelihood(tmp_path: Path) -> None:
         model = HardPromptSearch(init=FromText(" abcdef"), candidates=40, top_k=200, fluency=weight, lm=LM)
         trainer(tmp_path, max_steps=6, limit_val_batches=0).fit(model, datamodule=data())
         model._rows = model.lm.encode_answers(data().examples("train")[:1], model.embeddings)
-        found[weight] = model._prompt_nll(model.pool_ids[:1]).item()
+        found[weight] = model._prompt_nll(model.buffer_ids[:1]).item()
     assert found[1000.0] < found[0.0] - 0.05
 
 
@@ -408,7 +408,7 @@ def test_fluency_counts_the_prompt_s_own_likelihood(tmp_path: Path) -> None:
         (lambda: HardPromptSearch(memory_mb=0.0), "memory_mb must be above 0"),
         (lambda: RelaxedPromptTuning(memory_mb=0.0), "memory_mb must be above 0"),
         (lambda: RelaxedPromptTuning(0), "length must be at least 1"),
-        (lambda: RelaxedPromptTuning(confidence=-1.0), "confidence must not be negative"),
+        (lambda: RelaxedPromptTuning(init_logit=-1.0), "init_logit must not be negative"),
         (lambda: PrefixTuning(0), "length must be at least 1"),
         (lambda: PrefixMLP(0, 3), "must be at least 1"),
         (lambda: ScratchTransformer(width=30, heads=4), "even multiple of heads"),
@@ -453,7 +453,7 @@ def test_when_no_candidate_differs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     model = MAKE["search"]()
     model.configure_model()
-    monkeypatch.setattr(hard_prompt_search, "top_tokens", lambda *args: model.pool_ids[0][:, None])
+    monkeypatch.setattr(hard_prompt_search, "top_tokens", lambda *args: model.buffer_ids[0][:, None])
     with pytest.raises(UserError, match="step 0: none of the candidates differs from the prompt"):
         trainer(tmp_path).fit(model, datamodule=data())
 

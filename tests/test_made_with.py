@@ -14,8 +14,8 @@ from conftest import TINY
 from test_methods import trainer
 
 from datamodules import Antonyms
-from lightning_prompts.crossings.temperature import Temperature
 from lightning_prompts.errors import UserError
+from lightning_prompts.estimators.temperature import Temperature
 from lightning_prompts.lm import LMConfig
 from lightning_prompts.methods import (
     FixedPrompt,
@@ -70,7 +70,7 @@ def test_a_checkpoint_is_loaded_with_the_settings_of_its_run(make: Any, tmp_path
         examples = data().examples("test")[:4]
         expected = trainer(tmp_path).test(method, datamodule=data(), verbose=False)
         assert trainer(tmp_path).test(loaded, datamodule=data(), verbose=False) == expected
-        assert [row["generated"] for row in loaded.judged(examples)]
+        assert [row["generated"] for row in loaded.evaluate_batch(examples)]
     assert make.__name__ != "soft" or SoftPromptTuning.load_from_checkpoint(path, max_new_tokens=1).max_new_tokens == 1
     with pytest.raises(UserError, match=f"no checkpoint of FixedPrompt, but one of {type(method).__name__}"):
         FixedPrompt.load_from_checkpoint(path)

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from callbacks import NonFiniteGuard, ResultFiles
 from lightning_prompts.cli import run
-from lightning_prompts.crossings.reinforce import TopK
-from lightning_prompts.crossings.relaxation import GumbelSoftmax
 from lightning_prompts.errors import UserError
+from lightning_prompts.estimators.reinforce import TopK
+from lightning_prompts.estimators.relaxations import GumbelSoftmax
 from lightning_prompts.lm import LMConfig
 from lightning_prompts.methods import PromptMethod, RefinerTuning, ReinforceRefiner, SoftPromptTuning
 from lightning_prompts.refiners.networks import MLPRefiner
@@ -29,7 +29,7 @@ METHODS: dict[str, Callable[[], PromptMethod]] = {
     **MAKE,
     "soft": lambda: SoftPromptTuning(3, lm=LM, max_new_tokens=1),
     "refiner": lambda: RefinerTuning(3, MLPRefiner(8), lm=LM, max_new_tokens=1),
-    "refiner, gumbel": lambda: RefinerTuning(3, MLPRefiner(8), crossing=GumbelSoftmax(), lm=LM, max_new_tokens=1),
+    "refiner, gumbel": lambda: RefinerTuning(3, MLPRefiner(8), estimator=GumbelSoftmax(), lm=LM, max_new_tokens=1),
     "reinforce": lambda: ReinforceRefiner(2, 3, MLPRefiner(8), support=TopK(20), lm=LM, max_new_tokens=1),
 }
 

@@ -18,10 +18,10 @@ import torch
 from conftest import SHAPES, TINY
 
 from lightning_prompts import commands
-from lightning_prompts.crossings.reinforce import TopK
-from lightning_prompts.crossings.relaxation import GumbelSoftmax, Projected
 from lightning_prompts.dln.layer import LanguageLayer
 from lightning_prompts.errors import UserError
+from lightning_prompts.estimators.reinforce import TopK
+from lightning_prompts.estimators.relaxations import GumbelSoftmax, Projected
 from lightning_prompts.lm import LMConfig, LMShape, Server
 from lightning_prompts.lm import attention as attention_module
 from lightning_prompts.lm.loading import load_model
@@ -91,12 +91,12 @@ def kept_by(method: PromptMethod, examples: list[Example]) -> int:
 
 def planned(method: PromptMethod, examples: list[Example]) -> float:
     shape = LMShape.of(method.lm_config)
-    footprint = method.footprint(shape, len(examples))
-    shape = footprint.shape or shape
-    rows = [shape.encoder.row(example, footprint.length, with_end=True) for example in examples]
-    packed = Packed.of(rows, footprint)
+    memory_estimate = method.memory_estimate(shape, len(examples))
+    shape = memory_estimate.shape or shape
+    rows = [shape.encoder.row(example, memory_estimate.length, with_end=True) for example in examples]
+    packed = Packed.of(rows, memory_estimate)
     # Beside what `kept_bytes` counts: log-probabilities, which the plan has among what comes and goes.
-    return kept_bytes(shape, packed, footprint) + packed.logits * shape.vocabulary * 4
+    return kept_bytes(shape, packed, memory_estimate) + packed.logits * shape.vocabulary * 4
 
 
 LM = LMConfig(f"random:llama,{WIDE}")
@@ -148,7 +148,7 @@ def test_with_gradient_checkpointing() -> None:
     # One layer at a time is made again in the backward pass; until then, layers' inputs are all that is kept.
     shape = LMShape.of(lm)
     rows = [shape.encoder.row(example, 8, with_end=True) for example in examples]
-    packed = Packed.of(rows, less.footprint(shape, 12))
+    packed = Packed.of(rows, less.memory_estimate(shape, 12))
     inputs = packed.tokens * 4 * (shape.layers + 1) * shape.width
     assert kept_by(less, examples) == pytest.approx(inputs + packed.logits * shape.vocabulary * 4, rel=0.1)
 
@@ -178,7 +178,7 @@ TRAINED: dict[str, Callable[[], PromptMethod]] = {
     "prefix with a network": lambda: PrefixTuning(8, lm=LM),
     "projected": lambda: RelaxedPromptTuning(6, Projected(), lm=LM),
     "search": lambda: HardPromptSearch(None, FromText(" one two"), top_k=8, filter=False, lm=LM),
-    "refiner of scores": lambda: RefinerTuning(6, TransformerRefiner(8, 1, 2), crossing=GumbelSoftmax(), lm=LM),
+    "refiner of scores": lambda: RefinerTuning(6, TransformerRefiner(8, 1, 2), estimator=GumbelSoftmax(), lm=LM),
     "reinforce": lambda: ReinforceRefiner(support=TopK(20), lm=LM),
 }
 
@@ -186,9 +186,9 @@ TRAINED: dict[str, Callable[[], PromptMethod]] = {
 @pytest.mark.parametrize("name", TRAINED)
 def test_what_is_trained_is_counted(name: str) -> None:
     method = TRAINED[name]()
-    footprint = method.footprint(LMShape.of(method.lm_config), 4)
+    memory_estimate = method.memory_estimate(LMShape.of(method.lm_config), 4)
     method.configure_model()
-    assert footprint.trained == sum(parameter.numel() for parameter in method.trainable_parameters())
+    assert memory_estimate.trained == sum(parameter.numel() for parameter in method.trainable_parameters())
 
 
 def test_optimisers_differ() -> None:
@@ -222,7 +222,7 @@ def test_the_plan_is_what_scoring_classes_packs(
     monkeypatch.setattr(method.lm, "logits", logits)
     method.label_scores(examples, method.current_prompt())
     shape = LMShape.of(method.lm_config)
-    packed = Packed.of_classes(shape, examples, method.footprint(shape, len(examples)))
+    packed = Packed.of_classes(shape, examples, method.memory_estimate(shape, len(examples)))
     assert (packed.tokens, packed.logits) == passes[0]
     assert len(passes) == (1 if most == 1 << 28 else 2)
 

@@ -15,8 +15,8 @@ from test_methods import data, trainer
 from torch import Tensor
 
 from callbacks import GradientScaling, NonFiniteGuard
-from lightning_prompts.crossings.relaxation import GumbelSoftmax
 from lightning_prompts.errors import UserError
+from lightning_prompts.estimators.relaxations import GumbelSoftmax
 from lightning_prompts.lm import LMConfig
 from lightning_prompts.methods import (
     HardPromptSearch,
@@ -36,7 +36,7 @@ MAKE = {
     "prefix": lambda lm: PrefixTuning(3, lm=lm, max_new_tokens=1),
     "relaxed": lambda lm: RelaxedPromptTuning(3, lm=lm, max_new_tokens=1),
     "refiner": lambda lm: RefinerTuning(
-        3, MLPRefiner(8), crossing=GumbelSoftmax(), objective=BertScoreLoss(), lm=lm, max_new_tokens=1
+        3, MLPRefiner(8), estimator=GumbelSoftmax(), objective=BertScoreLoss(), lm=lm, max_new_tokens=1
     ),
 }
 

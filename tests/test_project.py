@@ -32,8 +32,8 @@ ALLOWED = {
     "lightning_prompts.parallel": {"errors"},
     "lightning_prompts.randomness": set(),
     "lightning_prompts.prompts": {"types", "errors", "template", "lm", "randomness"},
-    "lightning_prompts.objectives": {"types", "errors", "template", "answers", "lm", "crossings"},
-    "lightning_prompts.crossings": {"types", "errors", "template", "lm", "randomness"},
+    "lightning_prompts.objectives": {"types", "errors", "template", "answers", "lm", "estimators"},
+    "lightning_prompts.estimators": {"types", "errors", "template", "lm", "randomness"},
     "lightning_prompts.refiners": {"types", "errors", "template", "lm", "randomness"},
     "lightning_prompts.search": {"types", "errors", "template", "lm", "objectives", "processes"},
     "lightning_prompts.dln": {"types", "errors", "template", "answers", "lm", "search", "processes"},
@@ -45,7 +45,7 @@ ALLOWED = {
         "lm",
         "prompts",
         "objectives",
-        "crossings",
+        "estimators",
         "search",
         "refiners",
         "dln",
@@ -99,7 +99,7 @@ def test_every_yaml_parses_and_instantiates(config: Path, tmp_path: Path, monkey
     assert len(built) == 2
     if "model" not in parts:
         return
-    for axis in ("prompt:", "crossing:", "objective:"):
+    for axis in ("prompt:", "estimator:", "objective:"):
         assert axis in text, f"a YAML opens with its triple; {axis} is missing"
 
 

@@ -1,4 +1,4 @@
-"""Refiners: their parts, what each crossing lets through, and the hidden states they read."""
+"""Refiners: their parts, what each estimator lets through, and the hidden states they read."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from test_methods import data, trainer
 from torch import Tensor
 
 from datamodules import Antonyms, QuestionAnswer
-from lightning_prompts.crossings.relaxation import (
+from lightning_prompts.errors import UserError
+from lightning_prompts.estimators.relaxations import (
     Argmax,
-    Crossing,
+    GradientEstimator,
     GumbelSoftmax,
     Projected,
     Soft,
     Softmax,
     StraightThrough,
 )
-from lightning_prompts.errors import UserError
 from lightning_prompts.lm import FrozenLM, LMConfig, Query, StateStore
 from lightning_prompts.lm.state_store import _TOKENS_PER_PASS
 from lightning_prompts.methods import RefinerTuning, RelaxedPromptTuning
@@ -119,7 +119,7 @@ OBJECTIVES = [Likelihood(), BertScoreLoss(layer=2), WeightedSum([Likelihood(), B
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=["likelihood", "bertscore", "sum"])
 @pytest.mark.parametrize(
-    ("crossing", "head", "network"),
+    ("estimator", "head", "network"),
     [
         (Soft(), Tied(), NETWORKS[0]),
         (Soft(), Tied(), NETWORKS[1]),
@@ -130,10 +130,10 @@ OBJECTIVES = [Likelihood(), BertScoreLoss(layer=2), WeightedSum([Likelihood(), B
     ids=["soft-mlp", "soft-transformer", "straight-through", "gumbel", "softmax"],
 )
 def test_every_crossing_trains_every_part_and_comes_back(
-    crossing: Crossing, head: Head, network: RefinerNetwork, objective: Any, tmp_path: Path
+    estimator: GradientEstimator, head: Head, network: RefinerNetwork, objective: Any, tmp_path: Path
 ) -> None:
     L.seed_everything(0)
-    settings = {"crossing": crossing, "head": head, "refiner": network, "objective": objective}
+    settings = {"estimator": estimator, "head": head, "refiner": network, "objective": objective}
     model = refiner(**settings)
     model.configure_model()
     before = {name: value.clone() for name, value in model.named_parameters() if value.requires_grad}
@@ -148,17 +148,17 @@ def test_every_crossing_trains_every_part_and_comes_back(
     assert all(torch.equal(a, b) for a, b in zip(model.lm.parameters(), frozen, strict=True))
     fit.save_checkpoint(tmp_path / "x.ckpt")
     saved = torch.load(tmp_path / "x.ckpt", weights_only=True)
-    assert set(saved["state_dict"]) == {*before} | ({"refiner.initial"} if isinstance(crossing, Soft) else set())
+    assert set(saved["state_dict"]) == {*before} | ({"refiner.initial"} if isinstance(estimator, Soft) else set())
     again = refiner(**settings)
     results = [trainer(tmp_path).test(each, datamodule=data(), verbose=False, ckpt_path=path, weights_only=True)[0]
                for each, path in ((model, None), (again, tmp_path / "x.ckpt"))]  # fmt: skip
     assert results[0] == pytest.approx(results[1], abs=1e-6)
-    assert ("test/relaxed_nll" in results[0]) == (not isinstance(crossing, Soft))
+    assert ("test/relaxed_nll" in results[0]) == (not isinstance(estimator, Soft))
 
 
 def test_through_the_argmax_the_gradient_is_exactly_zero(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     L.seed_everything(0)
-    model = refiner(crossing=Argmax(), allow_no_gradient=True)
+    model = refiner(estimator=Argmax(), allow_no_gradient=True)
     model.configure_model()
     before = [value.clone() for value in model.trainable_parameters()]
     gradients: list[Tensor] = []
@@ -177,8 +177,8 @@ def test_through_the_argmax_the_gradient_is_exactly_zero(tmp_path: Path, capsys:
 
 
 def test_before_training_every_question_has_the_same_prompt(antonyms: list[Example]) -> None:
-    for crossing in (Soft(), StraightThrough()):
-        model = refiner(crossing=crossing, init=FromText("abc"), cache_states=False)
+    for estimator in (Soft(), StraightThrough()):
+        model = refiner(estimator=estimator, init=FromText("abc"), cache_states=False)
         model.configure_model()
         prompts = model.prompt_for(antonyms)
         assert prompts.shape == (len(antonyms), 3, 32)
@@ -217,11 +217,11 @@ def test_the_base_has_a_rate_and_a_clipping_of_its_own(tmp_path: Path) -> None:
     ("settings", "message"),
     [
         ({"length": 0}, "length must be at least 1, got 0"),
-        ({"crossing": Argmax()}, "passes no gradient: every weight of the refiner would stay as it is"),
-        ({"crossing": Projected()}, "has no scores of tokens"),
+        ({"estimator": Argmax()}, "passes no gradient: every weight of the refiner would stay as it is"),
+        ({"estimator": Projected()}, "has no scores of tokens"),
         ({"scale": -1.0}, "scale must be a finite number of at least 0, got -1.0"),
         ({"scale": float("nan")}, "scale must be a finite number"),
-        ({"confidence": float("inf")}, "confidence must be a finite number"),
+        ({"init_logit": float("inf")}, "init_logit must be a finite number"),
         ({"base_lr": 0.0}, "base_lr must be a finite number above 0"),
         ({"optimizer": lambda p: torch.optim.AdamW(p, lr=-1.0)}, "model.optimizer: Invalid learning rate"),
     ],
@@ -239,8 +239,8 @@ def test_bad_settings(settings: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"head": Full()}, "crossing Soft needs head: Tied"),
-        ({"crossing": StraightThrough(), "head": Full(100)}, "the full head would have"),
+        ({"head": Full()}, "estimator Soft needs head: Tied"),
+        ({"estimator": StraightThrough(), "head": Full(100)}, "the full head would have"),
         ({"query": Query(layer=9)}, "query.layer must be -1 or from 0 to 3"),
         ({"objective": BertScoreLoss(layer=9)}, "objective.layer must be -1 or from 0 to 3"),
         ({"objective": BertScoreLoss(scorer="smollm2-135m-instruct")}, "has another vocabulary"),
@@ -253,7 +253,7 @@ def test_what_does_not_go_together(settings: dict[str, Any], message: str) -> No
 
 def test_relaxed_prompts_refuse_the_argmax() -> None:
     with pytest.raises(UserError, match="passes no gradient"):
-        RelaxedPromptTuning(relaxation=Argmax())
+        RelaxedPromptTuning(estimator=Argmax())
 
 
 def test_what_cannot_be_built() -> None:
@@ -408,7 +408,7 @@ def test_a_question_that_cannot_be_read_is_named_before_anything_starts(tmp_path
 @pytest.mark.parametrize("changed", [{"query": Query("other: ")}, {"scale": 2.0}, {"head": Factored(3)}])
 def test_a_checkpoint_of_another_refiner_is_refused(changed: dict[str, Any], tmp_path: Path) -> None:
     fit = trainer(tmp_path, limit_val_batches=0)
-    settings = {"crossing": StraightThrough()} if "head" in changed else {}
+    settings = {"estimator": StraightThrough()} if "head" in changed else {}
     fit.fit(refiner(**settings), datamodule=data())
     fit.save_checkpoint(tmp_path / "x.ckpt")
     with pytest.raises(UserError, match=r"the checkpoint is for another (query|refiner)"):

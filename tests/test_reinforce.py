@@ -12,7 +12,8 @@ from conftest import TINY
 from test_methods import data, trainer
 from torch import Tensor
 
-from lightning_prompts.crossings.baselines import (
+from lightning_prompts.errors import UserError
+from lightning_prompts.estimators.baselines import (
     Baseline,
     LeaveOneOut,
     MovingAverage,
@@ -20,7 +21,7 @@ from lightning_prompts.crossings.baselines import (
     SelfCritical,
     ValueHead,
 )
-from lightning_prompts.crossings.reinforce import (
+from lightning_prompts.estimators.reinforce import (
     Piecewise,
     TopK,
     TopP,
@@ -31,7 +32,6 @@ from lightning_prompts.crossings.reinforce import (
     surrogate_loss,
     whiten,
 )
-from lightning_prompts.errors import UserError
 from lightning_prompts.lm import FrozenLM, LMConfig
 from lightning_prompts.methods import ReinforceRefiner
 from lightning_prompts.objectives.rewards import AnswerLikelihood as Likely
@@ -127,7 +127,7 @@ def test_supports() -> None:
     assert TopP(0.75).keep(probabilities).tolist() == [1, 3]
     assert TopP(0.85).keep(probabilities).tolist() == [1, 3, 0]
     assert len(TopP(0.01).keep(probabilities)) == 2, "one token alone is no choice"
-    with pytest.raises(UserError, match=r"support.count \(6\) is more than the 5 usable tokens"):
+    with pytest.raises(UserError, match=r"support.count \(6\) is more than the 5 allowed tokens"):
         TopK(6).keep(probabilities)
 
 
@@ -201,7 +201,7 @@ def test_the_support_of_a_checkpoint_counts_and_not_that_of_this_run(tmp_path: P
     model = ReinforceRefiner(start="Here are two", **settings)
     fit.fit(model, datamodule=data())
     fit.save_checkpoint(tmp_path / "x.ckpt")
-    other = ReinforceRefiner(start="Zebra crossing", **settings)
+    other = ReinforceRefiner(start="Zebra estimator", **settings)
     other.configure_model()
     assert not torch.equal(other.support_ids, model.support_ids)
     trainer(tmp_path).test(other, datamodule=data(), ckpt_path=tmp_path / "x.ckpt", verbose=False, weights_only=True)

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_prompts.crossings.relaxation import (
+from lightning_prompts.errors import UserError
+from lightning_prompts.estimators.relaxations import (
     GumbelSoftmax,
     Projected,
     Relaxation,
@@ -15,8 +16,7 @@ from lightning_prompts.crossings.relaxation import (
     gumbel_like,
     masked,
 )
-from lightning_prompts.crossings.temperature import Temperature
-from lightning_prompts.errors import UserError
+from lightning_prompts.estimators.temperature import Temperature
 from lightning_prompts.lm import FrozenLM
 from lightning_prompts.types import Example
 
@@ -39,23 +39,23 @@ def loss_of(vectors: Tensor) -> Tensor:
     return (torch.sin(vectors) * torch.arange(1, D + 1)).sum() + (vectors**3).mean()
 
 
-def gradient(relaxation: Relaxation, parameters: Tensor, matrix: Tensor, temperature: float) -> Tensor:
+def gradient(estimator: Relaxation, parameters: Tensor, matrix: Tensor, temperature: float) -> Tensor:
     leaf = parameters.clone().requires_grad_(True)
     torch.manual_seed(5)
-    loss_of(relaxation.train_vectors(leaf, matrix, USABLE, temperature)).backward()
+    loss_of(estimator.train_vectors(leaf, matrix, USABLE, temperature)).backward()
     return leaf.grad
 
 
-@pytest.mark.parametrize("relaxation", [Softmax(), GumbelSoftmax(), GumbelSoftmax(0.3)])
+@pytest.mark.parametrize("estimator", [Softmax(), GumbelSoftmax(), GumbelSoftmax(0.3)])
 @pytest.mark.parametrize("temperature", [1.0, 0.4])
 def test_a_pathwise_gradient_is_the_finite_difference(
-    relaxation: Relaxation, temperature: float, matrix: Tensor, scores: Tensor
+    estimator: Relaxation, temperature: float, matrix: Tensor, scores: Tensor
 ) -> None:
-    found = gradient(relaxation, scores, matrix, temperature)
+    found = gradient(estimator, scores, matrix, temperature)
 
     def value(at: Tensor) -> float:
         torch.manual_seed(5)  # the same noise
-        return float(loss_of(relaxation.train_vectors(at, matrix, USABLE, temperature)))
+        return float(loss_of(estimator.train_vectors(at, matrix, USABLE, temperature)))
 
     for p in range(P):
         for v in range(V):
@@ -67,16 +67,16 @@ def test_a_pathwise_gradient_is_the_finite_difference(
 
 
 def test_straight_through_runs_the_arg_max_and_learns_by_the_softmax(matrix: Tensor, scores: Tensor) -> None:
-    relaxation, temperature = StraightThrough(), 0.7
+    estimator, temperature = StraightThrough(), 0.7
     hard = matrix[scores.masked_fill(~USABLE, -9).argmax(-1)]
-    assert torch.allclose(relaxation.train_vectors(scores, matrix, USABLE, temperature), hard, atol=1e-6)
+    assert torch.allclose(estimator.train_vectors(scores, matrix, USABLE, temperature), hard, atol=1e-6)
     at = hard.clone().requires_grad_(True)
     loss_of(at).backward()
     for p in range(P):  # by definition: dL/dvector, taken at the hard vector, through the softmax's Jacobian
         weights = torch.softmax(masked(scores[p], USABLE) / temperature, -1)
         jacobian = (torch.diag(weights) - weights[:, None] * weights[None]) / temperature
         expected = jacobian @ matrix @ at.grad[p]
-        assert torch.allclose(gradient(relaxation, scores, matrix, temperature)[p], expected, atol=1e-5)
+        assert torch.allclose(gradient(estimator, scores, matrix, temperature)[p], expected, atol=1e-5)
 
 
 def test_a_noisy_straight_through_draws_tokens_by_their_probability(matrix: Tensor, scores: Tensor) -> None:
@@ -118,13 +118,13 @@ def test_pez_applies_the_projection_s_gradient_to_the_vectors(matrix: Tensor) ->
     assert torch.allclose(gradient(Projected(), vectors, matrix, 1.0), at.grad)
 
 
-@pytest.mark.parametrize("relaxation", [Softmax(), GumbelSoftmax(), StraightThrough(1.0), Projected()])
-def test_extreme_scores_and_temperatures_stay_finite(relaxation: Relaxation, matrix: Tensor) -> None:
-    parameters = relaxation.start(torch.tensor([0, 1, 2]), matrix, 1e4)
+@pytest.mark.parametrize("estimator", [Softmax(), GumbelSoftmax(), StraightThrough(1.0), Projected()])
+def test_extreme_scores_and_temperatures_stay_finite(estimator: Relaxation, matrix: Tensor) -> None:
+    parameters = estimator.start(torch.tensor([0, 1, 2]), matrix, 1e4)
     for temperature in (1e-3, 1.0, 1e3):
-        assert torch.isfinite(gradient(relaxation, parameters, matrix, temperature)).all()
-        assert torch.isfinite(relaxation.relaxed_vectors(parameters, matrix, USABLE, temperature)).all()
-    assert relaxation.tokens(parameters, matrix, USABLE).tolist() == [0, 1, 2]
+        assert torch.isfinite(gradient(estimator, parameters, matrix, temperature)).all()
+        assert torch.isfinite(estimator.relaxed_vectors(parameters, matrix, USABLE, temperature)).all()
+    assert estimator.tokens(parameters, matrix, USABLE).tolist() == [0, 1, 2]
 
 
 def test_the_gradient_by_one_hot_rows_is_the_finite_difference(tiny: FrozenLM, prompt_first: list[Example]) -> None:

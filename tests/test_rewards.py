@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel
 
 from lightning_prompts.answers import boxed, final_answer, number, same_answer, token_f1
-from lightning_prompts.crossings.relaxation import StraightThrough
 from lightning_prompts.errors import UserError
+from lightning_prompts.estimators.relaxations import StraightThrough
 from lightning_prompts.lm import FrozenLM, LMConfig
 from lightning_prompts.lm.embedded import embedded_folder
 from lightning_prompts.objectives import BertScoreLoss
@@ -251,7 +251,7 @@ def test_a_straight_through_answer_is_the_greedy_one(tiny: FrozenLM) -> None:
     wanted = 1 - BertScoreLoss(layer=2).f1(tiny, [greedy], [row.answer]).item()
     gradients = []
     for temperature in (0.5, 1.0):
-        objective = BertScoreLoss(layer=2, crossing=StraightThrough(), temperature=temperature)
+        objective = BertScoreLoss(layer=2, estimator=StraightThrough(), temperature=temperature)
         loss = objective.loss(tiny, [row], logits, None)  # type: ignore[arg-type] - it has no use for the scores
         assert loss.item() == pytest.approx(wanted, abs=1e-6)
         gradients += torch.autograd.grad(loss, logits)

@@ -194,21 +194,21 @@ def test_racing_is_checked(settings: dict[str, float]) -> None:
 
 def test_top_tokens_are_those_of_the_largest_decrease() -> None:
     gradient = torch.tensor([[3.0, -1.0, -5.0, 0.0], [0.0, 1.0, 2.0, -3.0]])
-    usable = torch.tensor([True, True, False, True])
-    assert top_tokens(gradient, usable, 2).tolist() == [[1, 3], [3, 0]]
+    allowed_ids = torch.tensor([True, True, False, True])
+    assert top_tokens(gradient, allowed_ids, 2).tolist() == [[1, 3], [3, 0]]
 
 
-@pytest.mark.parametrize("swaps", [1, 2, 5])
-def test_candidates_swap_as_many_tokens_as_they_may(swaps: int) -> None:
+@pytest.mark.parametrize("n_replace", [1, 2, 5])
+def test_candidates_swap_as_many_tokens_as_they_may(n_replace: int) -> None:
     ids = torch.zeros(3, dtype=torch.long)
     top = torch.arange(1, 31).view(3, 10)
-    drawn = draw_candidates(ids, top, 500, swaps, torch.Generator().manual_seed(0))
+    drawn = draw_candidates(ids, top, 500, n_replace, torch.Generator().manual_seed(0))
     changed = (drawn != ids).sum(-1)
-    assert set(changed.tolist()) == set(range(1, min(swaps, 3) + 1))
+    assert set(changed.tolist()) == set(range(1, min(n_replace, 3) + 1))
     assert len(torch.unique(drawn, dim=0)) == len(drawn) <= 500
     for p in range(3):
         assert set(drawn[:, p].tolist()) == {0, *top[p].tolist()}, "every token of every position is tried, no other"
-    again = draw_candidates(ids, top, 500, swaps, torch.Generator().manual_seed(0))
+    again = draw_candidates(ids, top, 500, n_replace, torch.Generator().manual_seed(0))
     assert torch.equal(drawn, again)
 
 
@@ -227,15 +227,15 @@ def test_prompts_that_text_cannot_carry_do_not_survive(real: FrozenLM) -> None:
 
 
 def test_readable_tokens_are_words(real: FrozenLM) -> None:
-    usable, readable = usable_tokens(real), usable_tokens(real, readable=True)
+    allowed_ids, readable = usable_tokens(real), usable_tokens(real, readable=True)
     for text in ("<|endoftext|>", "<|im_start|>", "<repo_name>", "<file_sep>", "<jupyter_start>"):
         token = real.tokenizer.convert_tokens_to_ids(text)
         assert real.text([token]) == text
-        assert not usable[token], text
-    assert not (readable & ~usable).any()
+        assert not allowed_ids[token], text
+    assert not (readable & ~allowed_ids).any()
     word, digit = real.encoder.tokens(" cat")[0], real.encoder.tokens("7")[0]
     assert readable[word]
-    assert usable[digit]
+    assert allowed_ids[digit]
     assert not readable[digit]
     texts = [real.text([token]) for token in readable.nonzero()[:500, 0].tolist()]
     assert all(text.strip() and text.isascii() for text in texts)

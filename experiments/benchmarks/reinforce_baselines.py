@@ -24,7 +24,7 @@ from rich.console import Console
 from torch import Tensor
 
 from datamodules import Addition, Antonyms, Mixture, TextDataModule, WordPairs
-from lightning_prompts.crossings.baselines import (
+from lightning_prompts.estimators.baselines import (
     Baseline,
     LeaveOneOut,
     MovingAverage,
@@ -32,7 +32,7 @@ from lightning_prompts.crossings.baselines import (
     SelfCritical,
     ValueHead,
 )
-from lightning_prompts.crossings.reinforce import log_probability, sample, surrogate_loss
+from lightning_prompts.estimators.reinforce import log_probability, sample, surrogate_loss
 from lightning_prompts.lm import LMConfig
 from lightning_prompts.methods import ReinforceRefiner
 from lightning_prompts.refiners.networks import MLPRefiner, masked_mean

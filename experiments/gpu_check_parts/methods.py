@@ -23,12 +23,12 @@ from gpu_check_parts.base import methods_lm
 from gpu_check_parts.rows import Row, Settings
 from lightning_prompts import methods as m
 from lightning_prompts.checkpoints import AtomicCheckpointIO
-from lightning_prompts.crossings.baselines import LeaveOneOut, ValueHead
-from lightning_prompts.crossings.reinforce import TopK
-from lightning_prompts.crossings.relaxation import GumbelSoftmax, Projected, Softmax, StraightThrough
 from lightning_prompts.dln.layer import LanguageLayer
 from lightning_prompts.dln.posterior import Posterior
 from lightning_prompts.dln.proposals import InducedInstructions, LanguageModelProposals, Paraphrases, RuleRewrites
+from lightning_prompts.estimators.baselines import LeaveOneOut, ValueHead
+from lightning_prompts.estimators.reinforce import TopK
+from lightning_prompts.estimators.relaxations import GumbelSoftmax, Projected, Softmax, StraightThrough
 from lightning_prompts.lm import LMConfig
 from lightning_prompts.objectives import BertScoreLoss
 from lightning_prompts.prompts.initializers import FromText
@@ -61,14 +61,14 @@ TRAINED: dict[str, Make] = {
         3, Softmax(), rounding=Rounding(1, 4, 5), lm=lm, max_new_tokens=NEW, memory_mb=10
     ),
     "search": lambda lm: m.HardPromptSearch(
-        init=FromText(" ab"), candidates=8, top_k=30, swaps=2, pool=2, fluency=0.5, lm=lm, max_new_tokens=NEW
+        init=FromText(" ab"), candidates=8, top_k=30, n_replace=2, buffer=2, fluency=0.5, lm=lm, max_new_tokens=NEW
     ),
     "refiner": lambda lm: m.RefinerTuning(3, _MLP, cache_states=False, lm=lm, max_new_tokens=NEW),
     "refiner, transformer": lambda lm: m.RefinerTuning(3, _TRANSFORMER, cache_states=False, lm=lm, max_new_tokens=NEW),
     "refiner, Gumbel-softmax and BERTScore": lambda lm: m.RefinerTuning(
         3,
         _MLP,
-        crossing=GumbelSoftmax(),
+        estimator=GumbelSoftmax(),
         objective=BertScoreLoss(layer=2),
         cache_states=False,
         lm=lm,

@@ -24,7 +24,7 @@ MESSAGES = (
 )
 
 
-class Arms:
+class BanditStats:
     """Running statistics of the messages' gains; goes into checkpoints.
 
     Args:
@@ -66,7 +66,7 @@ class MessageChoice(ABC):
     """Which message a proposal gets."""
 
     @abstractmethod
-    def choose(self, arms: Arms, index: int, generator: torch.Generator) -> int | None:
+    def choose(self, arms: BanditStats, index: int, generator: torch.Generator) -> int | None:
         """The message of proposal ``index`` of a step; ``None`` for none."""
 
 
@@ -74,7 +74,7 @@ class MessageChoice(ABC):
 class NoMessage(MessageChoice):
     """No message."""
 
-    def choose(self, arms: Arms, index: int, generator: torch.Generator) -> int | None:
+    def choose(self, arms: BanditStats, index: int, generator: torch.Generator) -> int | None:
         """See `MessageChoice`."""
         return None
 
@@ -83,7 +83,7 @@ class NoMessage(MessageChoice):
 class CycledMessages(MessageChoice):
     """One after another, as the authors do."""
 
-    def choose(self, arms: Arms, index: int, generator: torch.Generator) -> int | None:
+    def choose(self, arms: BanditStats, index: int, generator: torch.Generator) -> int | None:
         """See `MessageChoice`."""
         return index % len(arms.counts)
 
@@ -92,7 +92,7 @@ class CycledMessages(MessageChoice):
 class UniformMessages(MessageChoice):
     """Any, with the same probability."""
 
-    def choose(self, arms: Arms, index: int, generator: torch.Generator) -> int | None:
+    def choose(self, arms: BanditStats, index: int, generator: torch.Generator) -> int | None:
         """See `MessageChoice`."""
         return int(torch.randint(len(arms.counts), (1,), generator=generator, device="cpu"))
 
@@ -113,7 +113,7 @@ class ThompsonSampling(MessageChoice):
         """Check the setting."""
         check_finite("ThompsonSampling.prior", self.prior, above=True)
 
-    def choose(self, arms: Arms, index: int, generator: torch.Generator) -> int | None:
+    def choose(self, arms: BanditStats, index: int, generator: torch.Generator) -> int | None:
         """See `MessageChoice`."""
         noise = torch.randn(len(arms.counts), generator=generator, dtype=torch.double, device="cpu").tolist()
         deviation = arms.deviation()
@@ -140,7 +140,7 @@ class UpperConfidence(MessageChoice):
         """Check the setting."""
         check_finite("UpperConfidence.width", self.width)
 
-    def choose(self, arms: Arms, index: int, generator: torch.Generator) -> int | None:
+    def choose(self, arms: BanditStats, index: int, generator: torch.Generator) -> int | None:
         """See `MessageChoice`; gains are known after a step, so the proposals of one step take the best in turn."""
         tried = sum(arms.counts)
         bounds = [

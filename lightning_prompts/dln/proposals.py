@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lightning_prompts.dln.messages import MESSAGES, Arms, CycledMessages, MessageChoice
+from lightning_prompts.dln.messages import MESSAGES, BanditStats, CycledMessages, MessageChoice
 from lightning_prompts.dln.reader import Reader
 from lightning_prompts.errors import UserError, check_finite
 from lightning_prompts.types import Example
@@ -66,7 +66,7 @@ class Request:
     parents: Sequence[str]
     cases: Sequence[Case]
     options: Sequence[str]
-    arms: Arms
+    arms: BanditStats
     generator: torch.Generator
     proposer: Reader
 

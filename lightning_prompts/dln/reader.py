@@ -12,7 +12,7 @@ from lightning_prompts.errors import UserError
 from lightning_prompts.lm import FrozenLM, LabelScores, LMConfig, Sampling, TextModel
 from lightning_prompts.lm.encoding import Row
 from lightning_prompts.lm.labels import calibrated, class_log_probs, without_content
-from lightning_prompts.processes import Replica, Spread
+from lightning_prompts.processes import MapAcrossRanks, Replica
 from lightning_prompts.search.continuations import ContinuationScorer
 from lightning_prompts.types import Example
 
@@ -37,16 +37,16 @@ class Reader:
         memory_mb: Megabytes that one scoring pass may take, about.
         rows: Texts that are written side by side.
         calibrate: Take off what the LM says about labels without a question; see `calibrated`.
-        spread: How work is split over processes, all of which ask the same; by default this one does all of it.
+        map_across_ranks: How processes that all ask the same split the work; by default this one does it all.
     """
 
     def __init__(
         self, lm: FrozenLM, identity: str, cache: TextCache, memory_mb: float, rows: int = 64, calibrate: bool = False,
-        spread: Spread = Replica().spread,  # noqa: B008
+        map_across_ranks: MapAcrossRanks = Replica().map_across_ranks,  # noqa: B008
     ) -> None:  # fmt: skip
         """Nothing has been asked yet."""
         self.lm: TextModel = lm
-        self.encoder, self.spread = lm.encoder, spread
+        self.encoder, self.map_across_ranks = lm.encoder, map_across_ranks
         self.identity, self.cache = identity, cache
         self.rows, self.calibrate = rows, calibrate
         self.scorer = ContinuationScorer(lm, memory_mb)
@@ -102,14 +102,15 @@ class Reader:
     ) -> list[list[list[float]]]:
         """`ContinuationScorer.score`; processes share the prompts, or the blocks of examples where there is one."""
         if len(prompts) > 1:
-            return self.spread(prompts, lambda own: self.scorer.score(rows, own, texts, block))
+            return self.map_across_ranks(prompts, lambda own: self.scorer.score(rows, own, texts, block))
 
         def of_blocks(starts: Sequence[int]) -> list[list[list[float]]]:
             part = slice(starts[0], starts[-1] + block)
             (line,) = self.scorer.score(rows[part], prompts, texts[part], block)
             return [line[start : start + block] for start in range(0, len(line), block)]
 
-        return [[values for several in self.spread(range(0, len(rows), block), of_blocks) for values in several]]
+        found = self.map_across_ranks(range(0, len(rows), block), of_blocks)
+        return [[values for several in found for values in several]]
 
     def _rows(self, examples: Sequence[Example], prompts: Sequence[list[int]], texts: Sequence[Texts]) -> list[Row]:
         """Examples with a slot of one place, all of which fit with the longest prompt."""
@@ -239,4 +240,4 @@ class Reader:
             return [texts[start : start + each] for start in range(0, len(texts), each)]
 
         self.calls += len(examples)
-        return [text for unit in self.spread(range(0, len(examples), each), write) for text in unit]
+        return [text for unit in self.map_across_ranks(range(0, len(examples), each), write) for text in unit]

@@ -12,7 +12,7 @@ from lightning_prompts.dln.reader import Reader
 from lightning_prompts.lm import RemoteLM
 from lightning_prompts.lm.encoding import LabelTokens, begin_alike, with_ends, written
 from lightning_prompts.lm.labels import class_log_probs
-from lightning_prompts.processes import Replica, Spread
+from lightning_prompts.processes import MapAcrossRanks, Replica
 from lightning_prompts.types import Example
 
 Scored = tuple[float, int]  # the sum of a text's log-probabilities in nats, and its tokens
@@ -25,18 +25,18 @@ class RemoteReader(Reader):
         lm: The LM behind a server.
         cache: Shared by all that ask.
         calibrate: See `Reader`.
-        spread: See `Reader`.
+        map_across_ranks: See `Reader`.
     """
 
     def __init__(
         self, lm: RemoteLM, cache: TextCache, calibrate: bool = False,
-        spread: Spread = Replica().spread,  # noqa: B008
+        map_across_ranks: MapAcrossRanks = Replica().map_across_ranks,  # noqa: B008
     ) -> None:  # fmt: skip
         """Nothing has been asked yet."""
         parameters = sorted((lm.server.parameters or {}).items())
         self.lm: RemoteLM = lm
         self.identity = repr((lm.server.base_url, lm.name, parameters))
-        self.cache, self.calibrate, self.spread = cache, calibrate, spread
+        self.cache, self.calibrate, self.map_across_ranks = cache, calibrate, map_across_ranks
         self.rows = 1 << 30  # the server makes its own batches
         self.calls = 0
 
@@ -54,7 +54,7 @@ class RemoteReader(Reader):
         known = self.cache.scores
         missing = {key: (context, text) for key, context, text in asked if key not in known}
         pairs = list(missing.values())
-        found = self.spread(
+        found = self.map_across_ranks(
             pairs, lambda part: self.lm.log_probs([context for context, _ in part], [text for _, text in part])
         )
         self.calls += len(pairs)

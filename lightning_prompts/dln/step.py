@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lightning_prompts.dln.memory import PromptMemory
-from lightning_prompts.dln.messages import Arms
+from lightning_prompts.dln.messages import BanditStats
 from lightning_prompts.dln.network import Answer, LanguageNetwork
 from lightning_prompts.dln.posterior import Posterior, Thought
 from lightning_prompts.dln.proposals import Case, Proposal, Proposals, Request, distinct
@@ -159,7 +159,7 @@ class Stepper:
         examples: Sequence[Example],
         prompts: Sequence[str],
         memory: PromptMemory,
-        arms: Sequence[Arms],
+        arms: Sequence[BanditStats],
         error_weight: float,
         generator: torch.Generator,
     ) -> StepResult:

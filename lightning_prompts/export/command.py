@@ -204,7 +204,7 @@ def _about(export: Export, made: Format, checkpoint: str) -> dict[str, Any]:
         "system": first.system,
         "stop": first.stop,
         "max_new_tokens": method.max_new_tokens,
-        "lead": list(encoder.lead),
+        "lead": list(encoder.bos_ids),
         "marks": encoder.marks(),
         "position": where if isinstance(content, list | Updates) else position(export),
         "folded": len(front),

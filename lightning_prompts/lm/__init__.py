@@ -7,18 +7,18 @@ from lightning_prompts.lm.labels import LabelScores, label_scores
 from lightning_prompts.lm.remote import RemoteLM
 from lightning_prompts.lm.sampling import Sampling
 from lightning_prompts.lm.scores import Scores, answer_scores
-from lightning_prompts.lm.shape import Footprint, LMShape
+from lightning_prompts.lm.shape import LMShape, MemoryEstimate
 from lightning_prompts.lm.state_store import Query, StateStore
 from lightning_prompts.lm.text_model import TextModel
 from lightning_prompts.lm.usage import Usage
 
 __all__ = [
-    "Footprint",
     "FrozenLM",
     "KeyValues",
     "LMConfig",
     "LMShape",
     "LabelScores",
+    "MemoryEstimate",
     "Prompt",
     "Query",
     "RemoteLM",

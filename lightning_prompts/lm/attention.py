@@ -129,7 +129,7 @@ def bucket(count: int) -> int:
     return -(-count // step) * step
 
 
-class RowMemory:
+class KVCache:
     """Keys and values of earlier passes, per layer: the cache of batched generation.
 
     Args:
@@ -170,7 +170,7 @@ class Layout:
         levels: Sequence[list[int]],
         device: torch.device,
         past: KeyValues | None = None,
-        memory: RowMemory | None = None,
+        memory: KVCache | None = None,
         columns: list[int] | None = None,
         bucketed: bool = False,
         attention: Attention = "auto",

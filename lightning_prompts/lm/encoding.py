@@ -90,7 +90,7 @@ class Encoder:
         plain = self._encode("a")
         full = tokenizer.encode("a", add_special_tokens=True)
         # The tokens that start a sequence (BOS); an end-of-sequence token after the text must not be copied.
-        self.lead: list[int] = full[: full.index(plain[0])] if plain and plain[0] in full else []
+        self.bos_ids: list[int] = full[: full.index(plain[0])] if plain and plain[0] in full else []
         marks = {mark: self._encode(mark) for mark in itertools.chain(*MARKS.values())}
         self._marks = {
             mark: ids
@@ -257,7 +257,7 @@ class Encoder:
     def _row(self, example: Example, length: int, with_end: bool) -> Row:
         before, after, answer = self.texts(example)
         slot = [-1 - p for p in range(length)]
-        lead = [] if example.chat else self._with_embeddings(list(self.lead))
+        lead = [] if example.chat else self._with_embeddings(list(self.bos_ids))
         front = self._piece(before, start=True)
         start = not (before or slot)
         back = self._piece(after, start, ahead="" if slot else before)

@@ -14,14 +14,14 @@ from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_prompts.errors import UserError
-from lightning_prompts.lm.attention import RowMemory
+from lightning_prompts.lm.attention import KVCache
 from lightning_prompts.lm.config import Attention, LMConfig, Switch
 from lightning_prompts.lm.encoding import Encoder, Row, check_fits
 from lightning_prompts.lm.generation import Ending, generate_tokens
 from lightning_prompts.lm.key_values import KeyValues, Prompt, ahead_of, same_for_all, slot_length
 from lightning_prompts.lm.loading import load_model
 from lightning_prompts.lm.packed import PackedLM
-from lightning_prompts.lm.plan import Plan, share
+from lightning_prompts.lm.plan import Plan, build_prefix_tree
 from lightning_prompts.lm.sampling import Sampling
 from lightning_prompts.lm.scores import Scores, answer_scores
 from lightning_prompts.lm.transfer import to_device
@@ -162,7 +162,7 @@ class FrozenLM(PackedLM):
     @torch.no_grad()
     def key_values(self, vectors: Tensor) -> KeyValues:
         """Keys and values of vectors ``[P, D]`` that start a text, as the LM itself computes them."""
-        memory = RowMemory(len(vectors))
+        memory = KVCache(len(vectors))
         embeddings, layout = self.pack([[[-1 - p for p in range(len(vectors))]]], vectors, memory)
         self.logits(embeddings, layout, layout.last)
         self.usage.calls += 1
@@ -261,7 +261,7 @@ class FrozenLM(PackedLM):
         Returns:
             ``[T, D]`` for each text, in the LM's dtype.
         """
-        levels = share(rows, rows, [len(rows)], same_for_all(prompt))
+        levels = build_prefix_tree(rows, rows, [len(rows)], same_for_all(prompt))
         embeddings, layout = self.pack(levels, prompt, static=False)
         output = self.run(embeddings, layout, torch.empty(0, dtype=torch.long, device=self.device), states=True)
         self.usage.calls += len(rows)

@@ -7,12 +7,12 @@ import re
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 
-from lightning_prompts.lm.attention import Layout, RowMemory
+from lightning_prompts.lm.attention import KVCache, Layout
 from lightning_prompts.lm.encoding import Row
 from lightning_prompts.lm.key_values import Prompt, same_for_all
 from lightning_prompts.lm.memory import out_of_memory
 from lightning_prompts.lm.packed import PackedLM
-from lightning_prompts.lm.plan import share
+from lightning_prompts.lm.plan import build_prefix_tree
 from lightning_prompts.lm.sampling import Sampling
 
 log = logging.getLogger(__name__)
@@ -90,9 +90,9 @@ def _generate(
         return generated
     groups = [len(rows), *([] if sampling is None or sampling.group is None else [sampling.group])]
     contexts = [row.context for row in rows]
-    levels = share(contexts, contexts, groups, same_for_all(prompt))
+    levels = build_prefix_tree(contexts, contexts, groups, same_for_all(prompt))
     lengths = [len(own) for own in levels[-1]]
-    memory = RowMemory(max(lengths) + steps)
+    memory = KVCache(max(lengths) + steps)
     embeddings, layout = lm.pack(levels, prompt, memory)
     for step in range(steps):
         logits = lm.logits(embeddings, layout, layout.last)

@@ -49,7 +49,7 @@ class Graphs:
         self._most = most
         self._seen: Counter[object] = Counter()  # passes of each shape that ran without a graph
         self._known: OrderedDict[object, _Graph] = OrderedDict()
-        # Graphs of a generation read its `RowMemory`, and are dropped with it.
+        # Graphs of a generation read its `KVCache`, and are dropped with it.
         self._decoding: weakref.WeakKeyDictionary[object, dict[object, _Graph]] = weakref.WeakKeyDictionary()
         self._pool: Any = None
         self._keeper: torch.cuda.CUDAGraph | None = None  # empty; CUDA frees a pool that no graph uses

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lightning_prompts.errors import UserError, in_one_line
-from lightning_prompts.lm.attention import ATTENTION_NAME, Layout, RowMemory, bucket, following
+from lightning_prompts.lm.attention import ATTENTION_NAME, KVCache, Layout, bucket, following
 from lightning_prompts.lm.config import Attention, Switch
 from lightning_prompts.lm.finite import first_not_finite
 from lightning_prompts.lm.fusion import compile_layers, uncompile_layers
@@ -120,7 +120,7 @@ class PackedLM(nn.Module):
         shard(self.model, mesh, self.name)
         self.shards = Shards(mesh, self._idle)
 
-    def meet(self) -> None:
+    def barrier(self) -> None:
         """Wait until no other process needs this one for a pass; before anything else that processes do together."""
         if self.shards is not None and self.shards.lockstep is not None:
             self.shards.lockstep.wait()
@@ -322,10 +322,10 @@ class PackedLM(nn.Module):
         return text.index_copy(0, spots, flat.to(text.dtype))
 
     def pack(
-        self, levels: list[list[list[int]]], prompt: Prompt, memory: RowMemory | None = None, rows: int = -1,
+        self, levels: list[list[list[int]]], prompt: Prompt, memory: KVCache | None = None, rows: int = -1,
         static: bool = True,
     ) -> tuple[Tensor, Layout]:  # fmt: skip
-        """Pack levels of segments into ``[M, D]``; see `share`.
+        """Pack levels of segments into ``[M, D]``; see `build_prefix_tree`.
 
         Args:
             levels: The segments of each level.

@@ -22,7 +22,7 @@ class Plan:
     """One forward pass over contexts and the continuations to score after them.
 
     Attributes:
-        levels: Token ids of the segments of each level, ``-1 - p`` for position ``p`` of the prompt; see `share`.
+        levels: See `build_prefix_tree`; ``-1 - p`` stands for position ``p`` of the prompt.
         rows: Index of the level that has one segment for each context.
         heads: Where logits are needed: a level, and places among its tokens; ``N`` places in all.
         predicted_by: For each token to score, the index ``[n]`` of the logits that predict it.
@@ -60,7 +60,7 @@ class Plan:
         counts = np.array([sum(map(len, fed)) for fed in feeds])
         single = max(map(len, feeds)) <= 1  # then a continuation is the end of its row
         whole = [[*context, *itertools.chain(*fed)] for context, fed in zip(contexts, feeds, strict=True)]
-        levels = share(contexts, whole if single else contexts, [len(contexts), *groups], shared_prompt)
+        levels = build_prefix_tree(contexts, whole if single else contexts, [len(contexts), *groups], shared_prompt)
         rows = len(levels) - 1
         ends = np.array([len(segment) for segment in levels[rows]]).cumsum()
         if single:
@@ -155,7 +155,7 @@ def shared_prefix(contexts: Sequence[list[int]], shared_prompt: bool) -> list[in
     return first[:limit]
 
 
-def share(
+def build_prefix_tree(
     contexts: Sequence[list[int]], feeds: Sequence[list[int]], groups: Sequence[int], shared_prompt: bool
 ) -> list[list[list[int]]]:
     """Cut rows into levels of segments, so that tokens that rows share run once.

@@ -35,12 +35,12 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from lightning_prompts.errors import UserError
 from lightning_prompts.files import cache_root, write_atomic
 from lightning_prompts.lm.architectures import adapt, attention_of
-from lightning_prompts.lm.attention import Layout, RowMemory
+from lightning_prompts.lm.attention import KVCache, Layout
 from lightning_prompts.lm.encoding import Row
 from lightning_prompts.lm.generation import Ending, generate_tokens
 from lightning_prompts.lm.key_values import KeyValues
 from lightning_prompts.lm.packed import PackedLM
-from lightning_prompts.lm.plan import share
+from lightning_prompts.lm.plan import build_prefix_tree
 
 log = logging.getLogger(__name__)
 
@@ -120,7 +120,7 @@ def _compare(own: PreTrainedModel, lm: _Watched) -> str:
         return "it is not causal: a token changes what is predicted before it"
     if not _close(torch.cat([part[len(SHARED) - 1 :] for part in first]), _packed(lm, ROWS, len(SHARED))):
         return "its packed log-probabilities differ from those that transformers computes row by row"
-    memory = RowMemory(3)
+    memory = KVCache(3)
     embeddings, layout = lm.pack([[SHARED[:3]]], nothing, memory)
     lm.logits(embeddings, layout, layout.last)
     prefix = KeyValues([memory.rows[layer] for layer in sorted(memory.rows)])
@@ -157,7 +157,7 @@ def _logits(own: PreTrainedModel, ids: list[int]) -> Tensor:
 def _packed(lm: PackedLM, rows: list[list[int]], shared: int, prefix: KeyValues | None = None) -> Tensor:
     """Logits ``[N, V]`` of rows behind what they share, whose last token is the first to be looked at."""
     prompt = lm.embed(torch.empty(0, dtype=torch.long, device="cpu")) if prefix is None else prefix
-    levels = share(rows, rows, [len(rows)], shared_prompt=True)
+    levels = build_prefix_tree(rows, rows, [len(rows)], shared_prompt=True)
     embeddings, layout = lm.pack(levels, prompt)
     ends = layout.ends
     spots = [

@@ -93,7 +93,7 @@ class RemoteLM:
         """Name and address."""
         return f"{self.name} behind {self.server.base_url}"
 
-    def meet(self) -> None:
+    def barrier(self) -> None:
         """See `FrozenLM`; nobody waits for a server's passes."""
 
     @property

@@ -151,7 +151,7 @@ class LMShape:
 
 
 @dataclass(frozen=True)
-class Footprint:
+class MemoryEstimate:
     """What a method adds to its LM.
 
     Attributes:

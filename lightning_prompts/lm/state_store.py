@@ -70,7 +70,7 @@ class Query:
         Raises:
             UserError: They do not fit the context window, or the question has no tokens.
         """
-        head = list(lm.encoder.lead) + lm.encoder.tokens(self.instruction, start=True)
+        head = list(lm.encoder.bos_ids) + lm.encoder.tokens(self.instruction, start=True)
         ids = lm.encoder.tokens(question, start=not head)
         if not ids:
             raise UserError(f"{where}the question is empty, so there is nothing to refine a prompt from")

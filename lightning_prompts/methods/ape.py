@@ -1,6 +1,6 @@
 """Automatic Prompt Engineer (Zhou et al. 2023, arXiv 2211.01910): propose instructions, keep the best.
 
-Prompt: text. Crossing: proposals by an LM. Objective: accuracy on validation.
+Prompt: text. Gradient: proposals by an LM. Objective: accuracy on validation.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lightning_prompts.dln.layer import LanguageLayer
-from lightning_prompts.dln.messages import Arms
+from lightning_prompts.dln.messages import BanditStats
 from lightning_prompts.dln.proposals import Case, InducedInstructions, Paraphrases, Request, distinct
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm import LMConfig
@@ -37,7 +37,7 @@ class Ape(TextPromptMethod):
         max_new_tokens: How long an answer in free text may get.
     """
 
-    crossing = "proposals by an LM"
+    estimator_name = "proposals by an LM"
     objective_name = "accuracy"
 
     def __init__(
@@ -76,7 +76,7 @@ class Ape(TextPromptMethod):
         """Propose, judge on validation, and keep the best; the current prompt wins every tie."""
         cases = [Case(example.question, "", example.target, True) for example in examples]
         parents = self.survivors or self.prompts
-        request = Request(parents, cases, [], Arms(), self.step_generator(), self.proposer)
+        request = Request(parents, cases, [], BanditStats(), self.step_generator(), self.proposer)
         source = self.paraphrases if self.survivors else self.induced
         fresh = [
             proposal

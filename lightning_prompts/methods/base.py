@@ -20,13 +20,13 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lightning_prompts.checkpoints import between_batches, check_readable
-from lightning_prompts.crossings.temperature import Temperature
 from lightning_prompts.errors import UserError, nearest
+from lightning_prompts.estimators.temperature import Temperature
 from lightning_prompts.lm import (
-    Footprint,
     FrozenLM,
     LMConfig,
     LMShape,
+    MemoryEstimate,
     Prompt,
     Usage,
     answer_scores,
@@ -53,7 +53,7 @@ GRADIENTS = "gradients"
 class PromptMethod(Evaluation):
     """A way to find a prompt for a frozen language model.
 
-    A subclass says in three words what it is (`prompt_kind`, `crossing`, and its objective), builds its prompt in
+    A subclass says in three words what it is (`prompt_kind`, `estimator_name`, and its objective), builds its prompt in
     `build_prompt`, and gives it in `current_prompt`.
 
     Args:
@@ -65,7 +65,7 @@ class PromptMethod(Evaluation):
     """
 
     prompt_kind: ClassVar[str]
-    crossing: ClassVar[str]
+    estimator_name: ClassVar[str]
     gradient_through_lm: ClassVar[bool] = True  # the loss is computed from the LM's output
     takes_server: ClassVar[bool] = False  # it needs texts of the LM alone, which may be behind a server then
     trains_lm: ClassVar[bool] = False  # and no prompt
@@ -153,7 +153,7 @@ class PromptMethod(Evaluation):
     def describe(self) -> str:
         """The method in words: its triple, its model, and how much of it is trained."""
         return (
-            f"{type(self).__name__}: {self.prompt_kind} x {self.crossing} x {self.objective_name}\n"
+            f"{type(self).__name__}: {self.prompt_kind} x {self.estimator_name} x {self.objective_name}\n"
             f"{self.lm.describe()}; trained: {self.describe_trained()}"
         )
 
@@ -165,7 +165,7 @@ class PromptMethod(Evaluation):
         """The LMs that are asked beside ``lm_config``, each once."""
         return []
 
-    def footprint(self, shape: LMShape, batch_size: int) -> Footprint:
+    def memory_estimate(self, shape: LMShape, batch_size: int) -> MemoryEstimate:
         """What the method adds to the memory of its LM, for `lightning_prompts.memory_plan`; nothing is loaded.
 
         Args:
@@ -173,7 +173,7 @@ class PromptMethod(Evaluation):
             batch_size: ``B`` of this process.
         """
         del shape, batch_size
-        return Footprint()
+        return MemoryEstimate()
 
     # --- several processes ------------------------------------------------------------------------------------------
 
@@ -185,11 +185,13 @@ class PromptMethod(Evaluation):
             return Replica()
         mesh = getattr(self.trainer.strategy, "device_mesh", None)
         group = None if mesh is None else mesh["data_parallel"].get_group()
-        return Replica(places["rank"], places["num_replicas"], group, self.lm.meet)
+        return Replica(places["rank"], places["num_replicas"], group, self.lm.barrier)
 
-    def spread(self, items: Sequence[Item], work: Callable[[Sequence[Item]], Sequence[Result]]) -> list[Result]:
-        """Some work without gradients, split over the processes; see `Replica.spread`."""
-        return self.replica.spread(items, work)
+    def map_across_ranks(
+        self, items: Sequence[Item], work: Callable[[Sequence[Item]], Sequence[Result]]
+    ) -> list[Result]:
+        """Some work without gradients, split over the processes; see `Replica.map_across_ranks`."""
+        return self.replica.map_across_ranks(items, work)
 
     def _prepare_replicas(self) -> None:
         """What several processes need.
@@ -200,7 +202,7 @@ class PromptMethod(Evaluation):
         replica = self.replica
         if replica.count == 1:
             return
-        if len(set(replica.gathered([run_seed()]))) > 1:
+        if len(set(replica.all_gather([run_seed()]))) > 1:
             raise UserError(
                 "the processes have different seeds; call lightning.seed_everything(0) ahead of the Trainer"
             )
@@ -504,7 +506,7 @@ class PromptMethod(Evaluation):
         scores = answer_scores(logits, rows)
         if len(batch) < batch.total:  # a part, of which all processes know one
             own = sum(len(row.answer) for row in rows) if batch.weight else 0.0
-            scores = replace(scores, mean_tokens=self.replica.sums(own)[0] / batch.total)
+            scores = replace(scores, mean_tokens=self.replica.all_reduce(own)[0] / batch.total)
         loss = batch.weight * objective.loss(self.lm, rows, logits, scores)
         self.log_step("train/loss", loss, batch, prog_bar=True)
         self.log_step("train/nll", batch.weight * scores.nll.mean(), batch)  # without the ends, as val/nll

@@ -1,6 +1,6 @@
 """Deep Language Networks (Sordoni et al. 2023, arXiv 2306.12509): prompts of LM calls, one above the other, learned.
 
-Prompt: text, one for each layer. Crossing: proposals by an LM. Objective: answer likelihood, as a variational bound.
+Prompt: text, one for each layer. Gradient: proposals by an LM. Objective: answer likelihood, as a variational bound.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class DeepLanguageNetwork(TextPromptMethod):
         max_new_tokens: How long an answer in free text may get.
     """
 
-    crossing = "proposals by an LM"
+    estimator_name = "proposals by an LM"
 
     def __init__(
         self,

@@ -65,8 +65,10 @@ class DiscretePromptMethod(PromptMethod):
             return
         with torch.no_grad():
             prompt = self.current_prompt()
-            nll = [value for batch in batches
-                   for value in self.spread(batch, lambda part: self.lm.score(part, prompt).nll.tolist())]  # fmt: skip
+            scored = [
+                self.map_across_ranks(batch, lambda part: self.lm.score(part, prompt).nll.tolist()) for batch in batches
+            ]
+            nll = [value for values in scored for value in values]
         self.keep_better(sum(nll) / len(nll))
 
     def on_validation_epoch_start(self) -> None:

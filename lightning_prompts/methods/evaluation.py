@@ -20,7 +20,7 @@ Result = TypeVar("Result")
 
 
 class Evaluation(L.LightningModule):
-    """Validation, test and prediction. A subclass gives `prompt_for` and `spread`, and may change `prepare`."""
+    """Validation, test and prediction. A subclass gives `prompt_for` and may change `prepare`."""
 
     lm: FrozenLM
     lm_config: LMConfig
@@ -31,7 +31,9 @@ class Evaluation(L.LightningModule):
         """The prompt for some examples, the same for all or one for each, ``[B, P, D]``."""
 
     @abstractmethod
-    def spread(self, items: Sequence[Item], work: Callable[[Sequence[Item]], Sequence[Result]]) -> list[Result]:
+    def map_across_ranks(
+        self, items: Sequence[Item], work: Callable[[Sequence[Item]], Sequence[Result]]
+    ) -> list[Result]:
         """Some work without gradients, split over the processes."""
 
     def relaxed_prompt_for(self, examples: Sequence[Example]) -> Tensor | None:
@@ -139,7 +141,7 @@ class Evaluation(L.LightningModule):
 
     @torch.no_grad()
     def _log_relaxed(self, split: str, batch: Batch) -> None:
-        nll = self.spread(batch.examples, self._relaxed_nll)
+        nll = self.map_across_ranks(batch.examples, self._relaxed_nll)
         if nll:
             self.log_mean(f"{split}/relaxed_nll", sum(nll) / len(nll), len(batch))
 
@@ -156,14 +158,14 @@ class Evaluation(L.LightningModule):
         self.log(name, value, batch_size=count, on_epoch=True, on_step=False, prog_bar=prog_bar,
                  add_dataloader_idx=False)  # fmt: skip
 
-    def judged(self, examples: Sequence[Example]) -> list[dict[str, Any]]:
+    def evaluate_batch(self, examples: Sequence[Example]) -> list[dict[str, Any]]:
         """The rows of `evaluate` under the method's own prompts, each process having done its share."""
-        return self.spread(examples, lambda part: self.evaluate(part, self.prompt_for(part)))
+        return self.map_across_ranks(examples, lambda part: self.evaluate(part, self.prompt_for(part)))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, list[dict[str, Any]]]:
         """NLL and exact match on the validation split."""
         del batch_idx
-        rows = self.judged(batch.examples)
+        rows = self.evaluate_batch(batch.examples)
         self._log_rows("val", batch, rows)
         self._log_relaxed("val", batch)
         return {"rows": rows}
@@ -171,7 +173,7 @@ class Evaluation(L.LightningModule):
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, list[dict[str, Any]]]:
         """NLL, exact match and count on each test set; the rows go to ``predictions.jsonl``."""
         del batch_idx, dataloader_idx
-        rows = self.judged(batch.examples)
+        rows = self.evaluate_batch(batch.examples)
         self._log_rows(batch.split, batch, rows)
         self._log_relaxed(batch.split, batch)
         return {"rows": [{"split": batch.split, **row} for row in rows]}
@@ -179,4 +181,4 @@ class Evaluation(L.LightningModule):
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, list[dict[str, Any]]]:
         """Generations, for questions without answers too."""
         del batch_idx
-        return {"rows": self.judged(batch.examples)}
+        return {"rows": self.evaluate_batch(batch.examples)}

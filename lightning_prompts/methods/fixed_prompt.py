@@ -1,6 +1,6 @@
 """A text prompt, nothing trained: the baseline of every comparison, on the same code path.
 
-Prompt: text. Crossing: nothing to cross. Objective: none.
+Prompt: text. Gradient: none. Objective: none.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from lightning_prompts.errors import UserError
-from lightning_prompts.lm import Footprint, LMConfig, LMShape
+from lightning_prompts.lm import LMConfig, LMShape, MemoryEstimate
 from lightning_prompts.methods.base import PromptMethod
 
 
@@ -22,7 +22,7 @@ class FixedPrompt(PromptMethod):
     """
 
     prompt_kind = "text"
-    crossing = "nothing to cross"
+    estimator_name = "none"
     objective_name = "none"
     ids: Tensor
 
@@ -41,9 +41,9 @@ class FixedPrompt(PromptMethod):
         """The embeddings of the text, ``[P, D]``."""
         return self.lm.embed(self.ids).float()
 
-    def footprint(self, shape: LMShape, batch_size: int) -> Footprint:
+    def memory_estimate(self, shape: LMShape, batch_size: int) -> MemoryEstimate:
         """See `PromptMethod`."""
-        return Footprint(length=len(shape.encoder.tokens(self.text)))
+        return MemoryEstimate(length=len(shape.encoder.tokens(self.text)))
 
     def training_step(self, *args: object) -> None:
         """There is none; Lightning asks for the method before it calls `setup`."""

@@ -1,6 +1,6 @@
 """Search over token prompts by gradient (AutoPrompt, Shin et al. 2020; GCG, Zou et al. 2023).
 
-Prompt: token ids ``[P]``. Crossing: token gradients plus search. Objective: answer likelihood.
+Prompt: token ids ``[P]``. Gradient: token gradients plus search. Objective: answer likelihood.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lightning_prompts.errors import UserError
-from lightning_prompts.lm import Footprint, LMConfig, LMShape
+from lightning_prompts.lm import LMConfig, LMShape, MemoryEstimate
 from lightning_prompts.lm.encoding import Row
 from lightning_prompts.lm.transfer import to_device
 from lightning_prompts.methods.discrete import DiscretePromptMethod
@@ -30,15 +30,15 @@ class HardPromptSearch(DiscretePromptMethod):
     """Swaps tokens of a text prompt for better ones, as the gradient by the token's one-hot row suggests.
 
     A step takes the gradient on a batch, draws candidates from the ``top_k`` tokens of each position, and scores them
-    and the pool on the same batch; the best become the pool.
+    and the buffer on the same batch; the best become the buffer.
 
     Args:
         length: ``P``, how many tokens; ``None`` for as many as the initial text has.
         init: Where the search starts.
         candidates: ``C``, drawn per step.
         top_k: Tokens to choose from at each position.
-        swaps: At most so many tokens change at once.
-        pool: How many of the best prompts stay in the race.
+        n_replace: At most so many tokens change at once.
+        buffer: How many of the best prompts stay in the race.
         filter: Drop candidates that become other tokens when their text is tokenised again.
         readable: Only words of ASCII letters and punctuation.
         fluency: Weight of the prompt's own negative log-likelihood, nats per token; 0 for none.
@@ -51,9 +51,9 @@ class HardPromptSearch(DiscretePromptMethod):
 
     gradient_through_lm = False  # as far as scaling goes: only the order of the gradient's elements matters
     prompt_kind = "token ids [P]"
-    crossing = "token gradients plus search"
-    pool_ids: Tensor
-    usable: Tensor
+    estimator_name = "token gradients plus search"
+    buffer_ids: Tensor
+    allowed_ids: Tensor
 
     _rows: list[Row]  # what the gradient at hand was taken on
     _fluency_gradient: Tensor
@@ -64,8 +64,8 @@ class HardPromptSearch(DiscretePromptMethod):
         init: Initializer = FromText(" Answer the question, please."),  # noqa: B008
         candidates: int = 64,
         top_k: int = 256,
-        swaps: int = 1,
-        pool: int = 1,
+        n_replace: int = 1,
+        buffer: int = 1,
         filter: bool = True,
         readable: bool = False,
         fluency: float = 0.0,
@@ -77,7 +77,7 @@ class HardPromptSearch(DiscretePromptMethod):
     ) -> None:
         """Check the settings; the prompt is made once the LM is loaded."""
         super().__init__(lm, max_new_tokens)
-        for name, value in (("candidates", candidates), ("top_k", top_k), ("swaps", swaps), ("pool", pool)):
+        for name, value in (("candidates", candidates), ("top_k", top_k), ("n_replace", n_replace), ("buffer", buffer)):
             if value < 1:
                 raise UserError(f"{name} must be at least 1, got {value}")
         if not 0 <= fluency < float("inf"):
@@ -89,7 +89,7 @@ class HardPromptSearch(DiscretePromptMethod):
         if length is not None and length < 1:
             raise UserError(f"length must be at least 1, got {length}")
         self.length, self.init = length, init
-        self.candidates, self.top_k, self.swaps, self.pool = candidates, top_k, swaps, pool
+        self.candidates, self.top_k, self.n_replace, self.buffer = candidates, top_k, n_replace, buffer
         self.filter, self.readable, self.fluency, self.racing = filter, readable, fluency, racing
         self.memory_mb = memory_mb
         self.objective = objective
@@ -103,10 +103,10 @@ class HardPromptSearch(DiscretePromptMethod):
         """Start at the initialiser's tokens.
 
         Raises:
-            UserError: There are fewer usable tokens than ``top_k``, or the initial prompt is no text.
+            UserError: There are fewer allowed tokens than ``top_k``, or the initial prompt is no text.
         """
-        self.register_buffer("usable", usable_tokens(self.lm, self.readable), persistent=False)
-        if self.top_k > (count := int(self.usable.sum())):
+        self.register_buffer("allowed_ids", usable_tokens(self.lm, self.readable), persistent=False)
+        if self.top_k > (count := int(self.allowed_ids.sum())):
             raise UserError(f"top_k ({self.top_k}) is more than the {count} tokens that a prompt may have")
         if self.length is None:
             assert isinstance(self.init, FromText)
@@ -118,9 +118,9 @@ class HardPromptSearch(DiscretePromptMethod):
                 "would all candidates: start from FromText, or set filter to false"
             )
         self.embeddings = torch.nn.Parameter(self.lm.embed(ids).float())
-        self.register_buffer("pool_ids", ids[None].repeat(self.pool, 1))
+        self.register_buffer("buffer_ids", ids[None].repeat(self.buffer, 1))
         self.keep_ids(self.length)
-        self.scorer = CandidateScorer(self.lm, self.memory_mb, self.spread)
+        self.scorer = CandidateScorer(self.lm, self.memory_mb, self.map_across_ranks)
         self._start_over()
 
     def describe_trained(self) -> str:
@@ -128,8 +128,8 @@ class HardPromptSearch(DiscretePromptMethod):
         return f"{self.length} tokens"
 
     def token_ids(self) -> Tensor:
-        """The best prompt of the pool, ``[P]``."""
-        return self.pool_ids[0]
+        """The best prompt of the buffer, ``[P]``."""
+        return self.buffer_ids[0]
 
     def configure_optimizers(self) -> SearchOptimizer:
         """The search in the optimiser's place."""
@@ -138,13 +138,13 @@ class HardPromptSearch(DiscretePromptMethod):
     def configure_gradient_clipping(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - Lightning's arguments
         """None: only the order of the gradient's elements matters."""
 
-    def footprint(self, shape: LMShape, batch_size: int) -> Footprint:
+    def memory_estimate(self, shape: LMShape, batch_size: int) -> MemoryEstimate:
         """See `PromptMethod`."""
         length = self.length
         if length is None:
             assert isinstance(self.init, FromText)
             length = len(shape.encoder.tokens(self.init.text))
-        return Footprint(length * shape.width, length=length, backward=True)
+        return MemoryEstimate(length * shape.width, length=length, backward=True)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of the current prompt on a batch; its gradient is what the search goes by."""
@@ -167,19 +167,19 @@ class HardPromptSearch(DiscretePromptMethod):
         return before or [int(self.lm.tokenizer.eos_token_id)]
 
     def _search(self) -> None:
-        """One step: candidates from the gradient, scored on the same batch as the pool."""
+        """One step: candidates from the gradient, scored on the same batch as the buffer."""
         if self.embeddings.grad is None:  # it was not finite, and a callback took it away
             self._start_over()
             return
-        candidates = torch.unique(torch.cat([self.pool_ids, self._draw(self.token_gradient())]), dim=0)
+        candidates = torch.unique(torch.cat([self.buffer_ids, self._draw(self.token_gradient())]), dim=0)
         offsets = self.fluency * self._prompt_nll(candidates) if self.fluency else None
         losses = race(self.scorer, self._rows, candidates, self.objective, self.racing, offsets)
-        order = losses.argsort()[: self.pool]
+        order = losses.argsort()[: self.buffer]
         order = order[torch.isfinite(losses[order])]  # what dropped out of the race was not scored to the end
         self.log("train/candidates", float(len(candidates)))
         self.log("train/best_candidate", losses[order[0]], prog_bar=True)
-        self.pool_ids.copy_(candidates[order.repeat(self.pool)[: self.pool]])  # some twice where there are too few
-        self.embeddings.copy_(self.lm.embed(self.pool_ids[0]))
+        self.buffer_ids.copy_(candidates[order.repeat(self.buffer)[: self.buffer]])  # repeated if too few
+        self.embeddings.copy_(self.lm.embed(self.buffer_ids[0]))
         self._start_over()
 
     def _start_over(self) -> None:
@@ -201,9 +201,9 @@ class HardPromptSearch(DiscretePromptMethod):
         """
         generator = self.step_generator()
         different = False
-        top = top_tokens(gradient, self.usable, self.top_k)
+        top = top_tokens(gradient, self.allowed_ids, self.top_k)
         for _ in range(5):
-            drawn = draw_candidates(self.pool_ids[0], top, self.candidates, self.swaps, generator)
+            drawn = draw_candidates(self.buffer_ids[0], top, self.candidates, self.n_replace, generator)
             different = different or len(drawn) > 0
             kept = drawn[survives(self.lm, drawn)] if self.filter and len(drawn) else drawn
             if len(kept):
@@ -228,4 +228,4 @@ class HardPromptSearch(DiscretePromptMethod):
             passes = [part[start : start + size] for start in range(0, len(part), size)]
             return [value for few in passes for value in self.lm.score_rows(few, self.embeddings[:0]).nll.tolist()]
 
-        return to_device(self.spread(rows, nll), candidates.device)
+        return to_device(self.map_across_ranks(rows, nll), candidates.device)

@@ -1,6 +1,6 @@
 """LoRA (Hu et al. 2022) through PEFT: the baseline that changes the weights, with as few numbers.
 
-Prompt: a fixed text. Crossing: nothing to cross. Objective: answer likelihood.
+Prompt: a fixed text. Gradient: backpropagation. Objective: answer likelihood.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
 from lightning_prompts.errors import UserError
-from lightning_prompts.lm import Footprint, LMConfig, LMShape
+from lightning_prompts.lm import LMConfig, LMShape, MemoryEstimate
 from lightning_prompts.methods.base import PromptMethod
 from lightning_prompts.objectives import Likelihood
 from lightning_prompts.prompts.from_peft import FromPeft
@@ -38,7 +38,7 @@ class LoraTuning(PromptMethod):
     """
 
     prompt_kind = "text, and low-rank weight updates"
-    crossing = "nothing to cross"
+    estimator_name = "backpropagation"
     objective_name = "answer likelihood"
     trains_lm = True
     ids: Tensor
@@ -110,7 +110,7 @@ class LoraTuning(PromptMethod):
         """The embeddings of the text, ``[P, D]``."""
         return self.lm.embed(self.ids).float()
 
-    def footprint(self, shape: LMShape, batch_size: int) -> Footprint:
+    def memory_estimate(self, shape: LMShape, batch_size: int) -> MemoryEstimate:
         """See `PromptMethod`."""
         updated = [linear for linear in shape.linears if self._updates(linear.name)]
         trained = shape.layers * self.rank * sum(linear.inputs + linear.outputs for linear in updated)
@@ -120,7 +120,7 @@ class LoraTuning(PromptMethod):
             inputs = sum(linear.inputs for linear in updated)
         length = len(shape.encoder.tokens(self.text))
         inputs += self.rank * len(updated)
-        return Footprint(trained, length=length, backward=True, inputs_saved=inputs)
+        return MemoryEstimate(trained, length=length, backward=True, inputs_saved=inputs)
 
     def _updates(self, name: str) -> bool:
         """Whether a linear layer gets an update, by PEFT's rules."""

@@ -1,6 +1,6 @@
 """Prefix tuning (Li & Liang 2021; "LLM Studies (Part 3)").
 
-Prompt: keys and values of each layer ``[L, 2, P, Hkv, Dh]``. Crossing: nothing to cross. Objective: answer likelihood.
+Prompt: keys and values of each layer ``[L, 2, P, Hkv, Dh]``. Gradient: backpropagation. Objective: answer likelihood.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
 from lightning_prompts.errors import UserError
-from lightning_prompts.lm import Footprint, KeyValues, LMConfig, LMShape
+from lightning_prompts.lm import KeyValues, LMConfig, LMShape, MemoryEstimate
 from lightning_prompts.methods.base import PromptMethod
 from lightning_prompts.objectives import Likelihood
 from lightning_prompts.prompts.initializers import Initializer, RandomTokens
@@ -39,7 +39,7 @@ class PrefixTuning(PromptMethod):
     """
 
     prompt_kind = "keys and values of each layer"
-    crossing = "nothing to cross"
+    estimator_name = "backpropagation"
     objective_name = "answer likelihood"
 
     def __init__(
@@ -87,14 +87,14 @@ class PrefixTuning(PromptMethod):
         """The prefix before training."""
         return self.prefix.start()
 
-    def footprint(self, shape: LMShape, batch_size: int) -> Footprint:
+    def memory_estimate(self, shape: LMShape, batch_size: int) -> MemoryEstimate:
         """See `PromptMethod`."""
         own = self.length * shape.key_value_width
         with torch.device("meta"):
             network = None if self.mlp is None else self.mlp.build(self.length, shape.key_value_width)
         trained = own if network is None else sum(parameter.numel() for parameter in network.parameters())
         # The start; what the network gives, in units of each layer's scale, and the sum of both.
-        return Footprint(trained, kept=own, saved=2 * own, ahead=self.length, backward=True)
+        return MemoryEstimate(trained, kept=own, saved=2 * own, ahead=self.length, backward=True)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch."""

@@ -1,7 +1,7 @@
 """The prompt-refinement pipeline: instruction and question -> hidden states -> Refiner -> prompt -> answer.
 
-Prompt: soft embeddings ``[B, P, D]`` or a distribution over the vocabulary ``[B, P, V]``, one per question. Crossing:
-nothing to cross, straight-through, Gumbel-Softmax, or the arg-max as a control. Objective: answer likelihood,
+Prompt: soft embeddings ``[B, P, D]`` or a distribution over the vocabulary ``[B, P, V]``, one per question. Gradient:
+backpropagation, straight-through, Gumbel-Softmax, or the arg-max as a control. Objective: answer likelihood,
 BERTScore, or a weighted sum.
 """
 
@@ -13,10 +13,10 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
-from lightning_prompts.crossings.relaxation import Crossing, PartNoise, ScoreRelaxation, Soft
-from lightning_prompts.crossings.temperature import Temperature
 from lightning_prompts.errors import UserError, check_finite
-from lightning_prompts.lm import Footprint, LMConfig, LMShape, Query
+from lightning_prompts.estimators.relaxations import GradientEstimator, PartNoise, ScoreRelaxation, Soft
+from lightning_prompts.estimators.temperature import Temperature
+from lightning_prompts.lm import LMConfig, LMShape, MemoryEstimate, Query
 from lightning_prompts.methods.refined import RefinerMethod
 from lightning_prompts.objectives import Likelihood, Objective
 from lightning_prompts.prompts.initializers import Initializer, RandomTokens
@@ -37,11 +37,11 @@ class RefinerTuning(RefinerMethod):
         length: ``P``.
         refiner: ``MLPRefiner`` or ``TransformerRefiner``.
         head: ``Tied``, ``Factored`` or ``Full``; ``Soft`` knows ``Tied`` alone.
-        crossing: ``Soft``, ``StraightThrough``, ``GumbelSoftmax``, ``Softmax``, or ``Argmax`` as a control.
+        estimator: ``Soft``, ``StraightThrough``, ``GumbelSoftmax``, ``Softmax``, or ``Argmax`` as a control.
         objective: What is good.
         query: What of the LM's reading of a question the refiner sees.
         init: Where the prompt starts, the same for every question: vectors, or the tokens nearest to them.
-        confidence: How far the initial scores favour those tokens.
+        init_logit: How far the initial scores favour those tokens.
         scale: How far a question may move a soft prompt, in units of the embeddings' root mean square.
         temperature: Of the relaxation, and how it falls over the run.
         readable: Only words of ASCII letters and punctuation.
@@ -57,18 +57,18 @@ class RefinerTuning(RefinerMethod):
 
     prompt_kind = "one prompt per question"
     matrix: Tensor
-    usable: Tensor
+    allowed_ids: Tensor
 
     def __init__(
         self,
         length: int = 4,
         refiner: RefinerNetwork = MLPRefiner(),  # noqa: B008
         head: Head = Tied(),  # noqa: B008
-        crossing: Crossing = Soft(),  # noqa: B008
+        estimator: GradientEstimator = Soft(),  # noqa: B008
         objective: Objective = Likelihood(),  # noqa: B008
         query: Query = Query(),  # noqa: B008
         init: Initializer = RandomTokens(),  # noqa: B008
-        confidence: float = 5.0,
+        init_logit: float = 5.0,
         scale: float = 1.0,
         temperature: Temperature = Temperature(),  # noqa: B008
         readable: bool = False,
@@ -81,36 +81,36 @@ class RefinerTuning(RefinerMethod):
         max_new_tokens: int = 16,
     ) -> None:
         """Check what goes together; the refiner is made once the LM is loaded."""
-        soft = isinstance(crossing, Soft)
+        soft = isinstance(estimator, Soft)
         rate = base_lr if base_lr is not None else (0.02 if soft else 0.3)
         super().__init__(query, cache_states, rate, lm, max_new_tokens, optimizer, scheduler)
         if length < 1:
             raise UserError(f"length must be at least 1, got {length}: a refiner writes a prompt")
-        if not soft and not isinstance(crossing, ScoreRelaxation):
-            raise UserError(f"crossing {crossing} has no scores of tokens; use Soft, StraightThrough or GumbelSoftmax")
-        if not crossing.passes_gradient and not allow_no_gradient:
+        if not soft and not isinstance(estimator, ScoreRelaxation):
+            raise UserError(f"estimator {estimator} has no scores of tokens; use StraightThrough, for one")
+        if not estimator.passes_gradient and not allow_no_gradient:
             raise UserError(
-                f"crossing {crossing} passes no gradient: every weight of the refiner would stay as it is; use "
+                f"estimator {estimator} passes no gradient: every weight of the refiner would stay as it is; use "
                 "StraightThrough or GumbelSoftmax, or set model.allow_no_gradient to true to see it"
             )
-        check_finite("confidence", confidence)
+        check_finite("init_logit", init_logit)
         check_finite("scale", scale)
         self.length = length
         self.network = refiner
         self.head = head
-        self.relaxation = crossing
+        self.estimator = estimator
         self.objective = objective
         self.init = init
-        self.confidence = confidence
+        self.init_logit = init_logit
         self.scale = scale
         self.temperature = temperature
         self.readable = readable
         self.pooled = refiner.pooled
 
     @property
-    def crossing(self) -> str:  # type: ignore[override]
+    def estimator_name(self) -> str:  # type: ignore[override]
         """Which."""
-        return "nothing to cross" if isinstance(self.relaxation, Soft) else repr(self.relaxation)
+        return "backpropagation" if isinstance(self.estimator, Soft) else repr(self.estimator)
 
     @property
     def objective_name(self) -> str:
@@ -123,24 +123,24 @@ class RefinerTuning(RefinerMethod):
         self.objective.check(self.lm)
         start = self.init(self.lm, self.length)
         matrix = self.lm.embedding_matrix().float()
-        if isinstance(self.relaxation, ScoreRelaxation):
+        if isinstance(self.estimator, ScoreRelaxation):
             self.register_buffer("matrix", matrix, persistent=False)
-            self.register_buffer("usable", usable_tokens(self.lm, self.readable), persistent=False)
-            base = self.relaxation.start(self.lm.nearest_tokens(start)[0], matrix, self.confidence)
+            self.register_buffer("allowed_ids", usable_tokens(self.lm, self.readable), persistent=False)
+            base = self.estimator.start(self.lm.nearest_tokens(start)[0], matrix, self.init_logit)
             self.refiner = ScoreRefiner(base, matrix, self.network, self.head, self.lm.width)
         else:
             size = float(matrix.square().mean().sqrt())
             self.refiner = VectorRefiner(start, size, self.network, self.head, self.lm.width, self.scale)
 
     def checkpoint_meta(self) -> dict[str, str | int]:
-        """See `PromptMethod`; weights fit one network, head and crossing alone."""
-        parts = (self.network, self.head, type(self.relaxation).__name__, self.scale)
+        """See `PromptMethod`; weights fit one network, head and estimator alone."""
+        parts = (self.network, self.head, type(self.estimator).__name__, self.scale)
         return {**super().checkpoint_meta(), "refiner": " ".join(map(str, parts))}
 
     def describe(self) -> str:
         """In words; the control says in two lines what is wrong with it."""
         text = super().describe()
-        if self.relaxation.passes_gradient:
+        if self.estimator.passes_gradient:
             return text
         return (
             f"{text}\nNothing will be learned: the arg-max has no derivative, so the gradient of all "
@@ -152,20 +152,20 @@ class RefinerTuning(RefinerMethod):
         """What all questions share, ``[P, D]``."""
         base = self.refiner.base
         assert isinstance(base, Tensor)
-        if isinstance(self.relaxation, ScoreRelaxation):
-            return self.matrix[self.relaxation.tokens(base, self.matrix, self.usable)]
+        if isinstance(self.estimator, ScoreRelaxation):
+            return self.matrix[self.estimator.tokens(base, self.matrix, self.allowed_ids)]
         return base
 
     def refine(self, states: Tensor, mask: Tensor) -> Tensor:
         """See `RefinerMethod`."""
         output: Tensor = self.refiner(states, mask)
-        if not isinstance(self.relaxation, ScoreRelaxation):
+        if not isinstance(self.estimator, ScoreRelaxation):
             return output
-        return self.matrix[self.relaxation.tokens(output, self.matrix, self.usable)]
+        return self.matrix[self.estimator.tokens(output, self.matrix, self.allowed_ids)]
 
-    def footprint(self, shape: LMShape, batch_size: int) -> Footprint:
+    def memory_estimate(self, shape: LMShape, batch_size: int) -> MemoryEstimate:
         """See `PromptMethod`."""
-        scored = isinstance(self.relaxation, ScoreRelaxation)
+        scored = isinstance(self.estimator, ScoreRelaxation)
         with torch.device("meta"):
             matrix = torch.empty(shape.vocabulary, shape.width)
             base = torch.empty(self.length, shape.vocabulary if scored else shape.width)
@@ -178,23 +178,24 @@ class RefinerTuning(RefinerMethod):
         kept = 2 * matrix.numel() if scored else base.numel()  # E, and its directions
         # Scores, noise and softmax; or the bounded change and the prompt.
         saved = (4 if scored else 2) * batch_size * base.numel()
-        return Footprint(trained, kept, saved, self.length, per_question=True, backward=True)
+        return MemoryEstimate(trained, kept, saved, self.length, per_question=True, backward=True)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch."""
         del batch_idx
         batch = self.own_part(batch)
         prompts = self.refiner(*self.states(batch.examples))
-        if isinstance(self.relaxation, ScoreRelaxation):
+        if isinstance(self.estimator, ScoreRelaxation):
             temperature = self.temperature_now(self.temperature)
             self.log("train/temperature", temperature, batch_size=batch.total)
             noise = PartNoise(self.step_generator(), batch.start, batch.total)
-            prompts = self.relaxation.train_vectors(prompts, self.matrix, self.usable, temperature, noise)
+            prompts = self.estimator.train_vectors(prompts, self.matrix, self.allowed_ids, temperature, noise)
         return self.answer_step(batch, prompts, self.objective)
 
     def relaxed_prompt_for(self, examples: Sequence[Example]) -> Tensor | None:
         """The relaxed prompts without noise, ``[B, P, D]``, at the temperature of now or of the end."""
-        if not isinstance(self.relaxation, ScoreRelaxation):
+        if not isinstance(self.estimator, ScoreRelaxation):
             return None
         scores = self.refiner(*self.states(examples))
-        return self.relaxation.relaxed_vectors(scores, self.matrix, self.usable, self.temperature_now(self.temperature))
+        temperature = self.temperature_now(self.temperature)
+        return self.estimator.relaxed_vectors(scores, self.matrix, self.allowed_ids, temperature)

@@ -1,6 +1,6 @@
 """A prompt of tokens learned by REINFORCE (Williams 1992; RLPrompt, Deng et al. 2022), for the task or a question.
 
-Prompt: a distribution over ``S`` tokens ``[B, P, S]``. Crossing: score function with a baseline. Objective: expected
+Prompt: a distribution over ``S`` tokens ``[B, P, S]``. Gradient: score function with a baseline. Objective: expected
 reward.
 """
 
@@ -14,8 +14,9 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
-from lightning_prompts.crossings.baselines import Baseline, BaselineState, LeaveOneOut
-from lightning_prompts.crossings.reinforce import (
+from lightning_prompts.errors import UserError, check_finite
+from lightning_prompts.estimators.baselines import Baseline, BaselineState, LeaveOneOut
+from lightning_prompts.estimators.reinforce import (
     Shaping,
     Support,
     TopK,
@@ -26,9 +27,8 @@ from lightning_prompts.crossings.reinforce import (
     surrogate_loss,
     whiten,
 )
-from lightning_prompts.crossings.relaxation import PartNoise
-from lightning_prompts.errors import UserError, check_finite
-from lightning_prompts.lm import Footprint, LMConfig, LMShape, Query
+from lightning_prompts.estimators.relaxations import PartNoise
+from lightning_prompts.lm import LMConfig, LMShape, MemoryEstimate, Query
 from lightning_prompts.lm.transfer import to_device
 from lightning_prompts.methods.refined import RefinerMethod
 from lightning_prompts.objectives.rewards import AnswerLikelihood, Reward, needs_likelihood
@@ -71,7 +71,7 @@ class ReinforceRefiner(RefinerMethod):
         max_new_tokens: How long a generated answer may get.
     """
 
-    crossing = "score function (REINFORCE)"
+    estimator_name = "score function (REINFORCE)"
     gradient_through_lm = False
     matrix: Tensor
     support_ids: Tensor
@@ -148,15 +148,15 @@ class ReinforceRefiner(RefinerMethod):
         """Start at what the LM says after ``start``."""
         self.query.check(self.lm)
         self.reward.check(self.lm.device)
-        usable = usable_tokens(self.lm, self.readable)
-        ids = list(self.lm.encoder.lead) + self.lm.encoder.tokens(self.start, start=True)
+        allowed_ids = usable_tokens(self.lm, self.readable)
+        ids = list(self.lm.encoder.bos_ids) + self.lm.encoder.tokens(self.start, start=True)
         if not ids:
             raise UserError("start is empty; give the text whose continuation the first prompts are drawn from")
         with torch.no_grad():
             one = torch.empty(1, self.lm.width, device=self.lm.device)  # what stands there does not matter
             logits = self.lm.prompt_logits(ids, one)[0]
-        known = torch.log_softmax(logits.masked_fill(~usable, float("-inf")), -1)
-        kept = usable.nonzero()[:, 0]
+        known = torch.log_softmax(logits.masked_fill(~allowed_ids, float("-inf")), -1)
+        kept = allowed_ids.nonzero()[:, 0]
         self.register_buffer("support_ids", kept[self.support.keep(known[kept])])
         matrix = self.lm.embedding_matrix().float()[self.support_ids]
         self.register_buffer("matrix", matrix, persistent=False)
@@ -205,7 +205,7 @@ class ReinforceRefiner(RefinerMethod):
         """See `RefinerMethod`: the likeliest prompts."""
         return self.matrix[self.refiner(states, mask).argmax(-1)]
 
-    def footprint(self, shape: LMShape, batch_size: int) -> Footprint:
+    def memory_estimate(self, shape: LMShape, batch_size: int) -> MemoryEstimate:
         """See `PromptMethod`."""
         count = self.support.count if isinstance(self.support, TopK) else shape.vocabulary
         with torch.device("meta"):
@@ -215,7 +215,7 @@ class ReinforceRefiner(RefinerMethod):
         trained = sum(value.numel() for part in (refiner, baseline) for value in part.parameters())
         saved = (2 + self.samples) * batch_size * base.numel()  # what is drawn from, and each draw's
         rows = min(self.pass_rows, batch_size * self.samples)
-        return Footprint(trained, 2 * matrix.numel(), saved, self.length, per_question=True, rows=rows)
+        return MemoryEstimate(trained, 2 * matrix.numel(), saved, self.length, per_question=True, rows=rows)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Draw, reward, and turn the rewards into a loss."""
@@ -250,7 +250,7 @@ class ReinforceRefiner(RefinerMethod):
         if self.replica.count == 1:
             return values
         own = list(values.detach().cpu()) if batch.weight else []
-        return torch.stack(self.replica.gathered(own)).to(values.device)
+        return torch.stack(self.replica.all_gather(own)).to(values.device)
 
     @torch.no_grad()
     def rewards(self, examples: Sequence[Example], prompts: Tensor) -> Tensor:

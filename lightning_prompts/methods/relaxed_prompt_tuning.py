@@ -1,6 +1,6 @@
 """Relaxed token prompts: softmax with annealed temperature, Gumbel-Softmax, straight-through, PEZ (Wen et al. 2023).
 
-Prompt: a distribution over the vocabulary ``[P, V]``, or vectors near tokens (PEZ). Crossing: the relaxation.
+Prompt: a distribution over the vocabulary ``[P, V]``, or vectors near tokens (PEZ). Gradient: the relaxation.
 Objective: answer likelihood.
 """
 
@@ -14,10 +14,10 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
-from lightning_prompts.crossings.relaxation import Relaxation, Softmax
-from lightning_prompts.crossings.temperature import Temperature
 from lightning_prompts.errors import UserError
-from lightning_prompts.lm import Footprint, LMConfig, LMShape
+from lightning_prompts.estimators.relaxations import Relaxation, Softmax
+from lightning_prompts.estimators.temperature import Temperature
+from lightning_prompts.lm import LMConfig, LMShape, MemoryEstimate
 from lightning_prompts.methods.discrete import DiscretePromptMethod
 from lightning_prompts.objectives import Likelihood
 from lightning_prompts.prompts.initializers import Initializer, RandomTokens
@@ -34,10 +34,10 @@ class RelaxedPromptTuning(DiscretePromptMethod):
 
     Args:
         length: ``P``, how many tokens.
-        relaxation: ``Softmax``, ``GumbelSoftmax``, ``StraightThrough`` or ``Projected`` (PEZ).
+        estimator: ``Softmax``, ``GumbelSoftmax``, ``StraightThrough`` or ``Projected`` (PEZ).
         temperature: How it falls over the run.
         init: Where the prompt starts; the tokens nearest to its vectors.
-        confidence: How far the initial scores favour those tokens; 0 starts from all tokens alike. PEZ starts at them.
+        init_logit: How far the initial scores favour those tokens; 0 starts from all tokens alike. PEZ starts at them.
         readable: Only words of ASCII letters and punctuation.
         rounding: How the tokens are found, every so many steps and after the last one; ``None`` takes the likeliest of
             each position alone. Its cost counts as training.
@@ -55,15 +55,15 @@ class RelaxedPromptTuning(DiscretePromptMethod):
     matrix: Tensor
     rounded_ids: Tensor
     rounded_at: Tensor
-    usable: Tensor
+    allowed_ids: Tensor
 
     def __init__(
         self,
         length: int = 4,
-        relaxation: Relaxation = Softmax(),  # noqa: B008
+        estimator: Relaxation = Softmax(),  # noqa: B008
         temperature: Temperature = Temperature(),  # noqa: B008
         init: Initializer = RandomTokens(),  # noqa: B008
-        confidence: float = 0.0,
+        init_logit: float = 0.0,
         readable: bool = False,
         rounding: Rounding | None = None,
         memory_mb: float = 256.0,
@@ -77,26 +77,26 @@ class RelaxedPromptTuning(DiscretePromptMethod):
         super().__init__(lm, max_new_tokens, optimizer, scheduler)
         if length < 1:
             raise UserError(f"length must be at least 1, got {length}")
-        if not 0 <= confidence < float("inf"):
-            raise UserError(f"confidence must not be negative, got {confidence}")
+        if not 0 <= init_logit < float("inf"):
+            raise UserError(f"init_logit must not be negative, got {init_logit}")
         if not memory_mb > 0:
             raise UserError(f"memory_mb must be above 0, got {memory_mb}")
-        if not relaxation.passes_gradient:
-            raise UserError(f"relaxation {relaxation} passes no gradient, so nothing would be learned; use Softmax()")
+        if not estimator.passes_gradient:
+            raise UserError(f"estimator {estimator} passes no gradient, so nothing would be learned; use Softmax()")
         self.length = length
-        self.relaxation = relaxation
+        self.estimator = estimator
         self.temperature = temperature
         self.init = init
-        self.confidence = confidence
+        self.init_logit = init_logit
         self.readable = readable
         self.rounding = rounding
         self.memory_mb = memory_mb
         self.objective = objective
 
     @property
-    def crossing(self) -> str:  # type: ignore[override]
+    def estimator_name(self) -> str:  # type: ignore[override]
         """Which relaxation."""
-        return repr(self.relaxation)
+        return repr(self.estimator)
 
     def build_prompt(self) -> None:
         """Start at the initialiser's tokens.
@@ -105,25 +105,25 @@ class RelaxedPromptTuning(DiscretePromptMethod):
             UserError: The rounding wants to try more tokens than there are.
         """
         self.register_buffer("matrix", self.lm.embedding_matrix().float(), persistent=False)
-        self.register_buffer("usable", usable_tokens(self.lm, self.readable), persistent=False)
-        if self.rounding is not None and self.rounding.top_k > (count := int(self.usable.sum())):
+        self.register_buffer("allowed_ids", usable_tokens(self.lm, self.readable), persistent=False)
+        if self.rounding is not None and self.rounding.top_k > (count := int(self.allowed_ids.sum())):
             raise UserError(f"rounding.top_k ({self.rounding.top_k}) is more than the {count} tokens of a prompt")
         ids = self.lm.nearest_tokens(self.init(self.lm, self.length))[0]
-        self.parameters_ = torch.nn.Parameter(self.relaxation.start(ids, self.matrix, self.confidence))
+        self.parameters_ = torch.nn.Parameter(self.estimator.start(ids, self.matrix, self.init_logit))
         self.register_buffer("rounded_ids", torch.zeros(self.length, dtype=torch.long, device=self.lm.device))
         self.register_buffer("rounded_at", torch.tensor(0, device=self.lm.device))  # which step; 0 for not yet
         self.keep_ids(self.length)
-        self.scorer = CandidateScorer(self.lm, self.memory_mb, self.spread)
+        self.scorer = CandidateScorer(self.lm, self.memory_mb, self.map_across_ranks)
 
     def checkpoint_meta(self) -> dict[str, str | int]:
         """See `PromptMethod`; scores and vectors are not the same."""
-        return {**super().checkpoint_meta(), "relaxation": repr(self.relaxation)}
+        return {**super().checkpoint_meta(), "estimator": repr(self.estimator)}
 
     def token_ids(self) -> Tensor:
         """The tokens as they are now, ``[P]``."""
         if self.rounding is not None and self.rounded_at:
             return self.rounded_ids
-        return self.relaxation.tokens(self.parameters_, self.matrix, self.usable)
+        return self.estimator.tokens(self.parameters_, self.matrix, self.allowed_ids)
 
     def configure_callbacks(self) -> list[Callback]:
         """Round as a callback: the hooks of a method come after those that save a checkpoint."""
@@ -140,30 +140,30 @@ class RelaxedPromptTuning(DiscretePromptMethod):
         order = torch.randperm(len(train), generator=self.step_generator(), device="cpu")
         chosen = [train[index] for index in order[: self.rounding.examples].tolist()]
         rows = self.lm.encode_answers(chosen, self.matrix[: self.length], self.objective.with_end)
-        scores = self.relaxation.scores(self.parameters_.detach(), self.matrix, self.usable)
+        scores = self.estimator.scores(self.parameters_.detach(), self.matrix, self.allowed_ids)
         self.rounded_ids.copy_(coordinate_descent(self.scorer, rows, scores, self.objective, self.rounding))
         self.rounded_at.fill_(step)
 
     def relaxed_prompt_for(self, examples: Sequence[Example]) -> Tensor:
         """The relaxed prompt without noise, ``[P, D]``, at the temperature of now or of the end."""
         temperature = self.temperature_now(self.temperature)
-        return self.relaxation.relaxed_vectors(self.parameters_, self.matrix, self.usable, temperature)
+        return self.estimator.relaxed_vectors(self.parameters_, self.matrix, self.allowed_ids, temperature)
 
-    def footprint(self, shape: LMShape, batch_size: int) -> Footprint:
+    def memory_estimate(self, shape: LMShape, batch_size: int) -> MemoryEstimate:
         """See `PromptMethod`."""
         with torch.device("meta"):
             matrix = torch.empty(shape.vocabulary, shape.width)
-            start = self.relaxation.start(torch.zeros(self.length, dtype=torch.long), matrix, self.confidence)
+            start = self.estimator.start(torch.zeros(self.length, dtype=torch.long), matrix, self.init_logit)
         # E in float32; its softmax, what that is of, and the masked scores, each [P, V].
         saved = 3 * self.length * shape.vocabulary
-        return Footprint(start.numel(), matrix.numel(), saved, self.length, backward=True)
+        return MemoryEstimate(start.numel(), matrix.numel(), saved, self.length, backward=True)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch under the relaxation."""
         del batch_idx
         temperature = self.temperature_now(self.temperature)
-        vectors = self.relaxation.train_vectors(
-            self.parameters_, self.matrix, self.usable, temperature, self.step_generator()
+        vectors = self.estimator.train_vectors(
+            self.parameters_, self.matrix, self.allowed_ids, temperature, self.step_generator()
         )
         self.log("train/temperature", temperature, batch_size=len(batch))
         return self.answer_step(self.own_part(batch), vectors, self.objective)

@@ -1,6 +1,6 @@
 """A small transformer trained from scratch on the task alone: what can be learned without a language model.
 
-Prompt: none. Crossing: nothing to cross. Objective: answer likelihood.
+Prompt: none. Gradient: backpropagation. Objective: answer likelihood.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from lightning_prompts.errors import UserError
-from lightning_prompts.lm import Footprint, FrozenLM, LMConfig, LMShape
+from lightning_prompts.lm import FrozenLM, LMConfig, LMShape, MemoryEstimate
 from lightning_prompts.lm.loading import load_tokenizer
 from lightning_prompts.methods.base import PromptMethod
 from lightning_prompts.objectives import Likelihood
@@ -39,7 +39,7 @@ class ScratchTransformer(PromptMethod):
     """
 
     prompt_kind = "none; all weights of a small decoder"
-    crossing = "nothing to cross"
+    estimator_name = "backpropagation"
     objective_name = "answer likelihood"
     trains_lm = True
 
@@ -65,12 +65,13 @@ class ScratchTransformer(PromptMethod):
         self.layers, self.width, self.heads, self.context, self.tokens = layers, width, heads, context, tokens
         self.objective = objective
 
-    def footprint(self, shape: LMShape, batch_size: int) -> Footprint:
+    def memory_estimate(self, shape: LMShape, batch_size: int) -> MemoryEstimate:
         """See `PromptMethod`."""
         tokenizer = shape.encoder.tokenizer if self.tokens == "lm" else None
         own = LMShape.of(self.small_lm(tokenizer), tokenizer)
         inputs = sum({linear.reads: linear.inputs for linear in own.linears}.values())
-        return Footprint(own.in_layers + own.outside, backward=True, inputs_saved=inputs + 2 * own.width, shape=own)
+        saved = inputs + 2 * own.width
+        return MemoryEstimate(own.in_layers + own.outside, backward=True, inputs_saved=saved, shape=own)
 
     def load_lm(self, config: LMConfig, device: torch.device) -> FrozenLM:
         """A random model in the LM's place, so that scoring and generation are the same code."""

@@ -1,6 +1,6 @@
 """Prompt tuning (Lester et al. 2021); as an infill, "Can we backpropagate a prompt?".
 
-Prompt: soft embeddings ``[P, D]``. Crossing: nothing to cross. Objective: answer likelihood.
+Prompt: soft embeddings ``[P, D]``. Gradient: backpropagation. Objective: answer likelihood.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
 from lightning_prompts.errors import UserError
-from lightning_prompts.lm import Footprint, LMConfig, LMShape
+from lightning_prompts.lm import LMConfig, LMShape, MemoryEstimate
 from lightning_prompts.methods.base import PromptMethod
 from lightning_prompts.objectives import Likelihood
 from lightning_prompts.prompts.initializers import Initializer, RandomTokens
@@ -34,7 +34,7 @@ class SoftPromptTuning(PromptMethod):
     """
 
     prompt_kind = "soft embeddings [P, D]"
-    crossing = "nothing to cross"
+    estimator_name = "backpropagation"
     objective_name = "answer likelihood"
 
     def __init__(
@@ -73,13 +73,13 @@ class SoftPromptTuning(PromptMethod):
         """The prompt before training, ``[P, D]``."""
         return self.prompt.initial
 
-    def footprint(self, shape: LMShape, batch_size: int) -> Footprint:
+    def memory_estimate(self, shape: LMShape, batch_size: int) -> MemoryEstimate:
         """See `PromptMethod`."""
         own = self.length * shape.width
         with torch.device("meta"):
             network = None if self.reparametrization is None else self.reparametrization.build(shape.width)
         trained = own + (0 if network is None else sum(parameter.numel() for parameter in network.parameters()))
-        return Footprint(trained, kept=own, length=self.length, backward=True)
+        return MemoryEstimate(trained, kept=own, length=self.length, backward=True)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch."""

@@ -15,12 +15,12 @@ from torch import Tensor
 from lightning_prompts.dln.cache import TextCache
 from lightning_prompts.dln.layer import LanguageLayer, PlacedLayer
 from lightning_prompts.dln.memory import PromptMemory
-from lightning_prompts.dln.messages import Arms
+from lightning_prompts.dln.messages import BanditStats
 from lightning_prompts.dln.network import LanguageNetwork
 from lightning_prompts.dln.reader import Reader, identity
 from lightning_prompts.dln.remote_reader import RemoteReader
 from lightning_prompts.errors import UserError, check_finite
-from lightning_prompts.lm import Footprint, FrozenLM, LabelScores, LMConfig, LMShape, Prompt, RemoteLM, Usage
+from lightning_prompts.lm import FrozenLM, LabelScores, LMConfig, LMShape, MemoryEstimate, Prompt, RemoteLM, Usage
 from lightning_prompts.methods.base import PromptMethod
 from lightning_prompts.search.optimizer import SearchOptimizer
 from lightning_prompts.types import Batch, Example
@@ -87,7 +87,7 @@ class TextPromptMethod(PromptMethod):
         self.initial_prompts = [layer.prompt or "" for layer in layers]
         self.prompts = list(self.initial_prompts)
         self.prompt_memory = PromptMemory(memory, tolerance)
-        self.arms = [Arms() for _ in layers]
+        self.arms = [BanditStats() for _ in layers]
         self.cache = TextCache()
         self.step_rows: list[dict[str, Any]] = []
         self.validation_rows: list[dict[str, Any]] = []
@@ -122,9 +122,10 @@ class TextPromptMethod(PromptMethod):
         for config in dict.fromkeys(configs):
             lm = loaded[config]
             self.readers[config] = (
-                RemoteReader(lm, self.cache, config.calibrate_labels, self.spread) if isinstance(lm, RemoteLM) else
+                RemoteReader(lm, self.cache, config.calibrate_labels, self.map_across_ranks)
+                if isinstance(lm, RemoteLM) else
                 Reader(lm, identity(lm, config), self.cache, self.memory_mb, calibrate=config.calibrate_labels,
-                       spread=self.spread)
+                       map_across_ranks=self.map_across_ranks)
             )  # fmt: skip
         self._check_shared()
         readers = [self.readers[config] for config in configs]
@@ -205,10 +206,10 @@ class TextPromptMethod(PromptMethod):
             return prompts[0]
         return "\n\n".join(f"[layer {index}]\n{text}" for index, text in enumerate(prompts))
 
-    def footprint(self, shape: LMShape, batch_size: int) -> Footprint:
+    def memory_estimate(self, shape: LMShape, batch_size: int) -> MemoryEstimate:
         """See `PromptMethod`."""
         lengths = [len(shape.encoder.tokens(prompt)) for prompt in self.initial_prompts]
-        return Footprint(length=max(lengths))
+        return MemoryEstimate(length=max(lengths))
 
     def describe_trained(self) -> str:
         """Texts, not numbers."""
@@ -241,7 +242,7 @@ class TextPromptMethod(PromptMethod):
         with torch.no_grad():
             self.step_rows = self.improve(batch.examples)
         self.log("train/calls", float(self.calls), prog_bar=True)
-        self.log("train/tokens", self.replica.sums(self.tokens_forwarded)[0], prog_bar=True)
+        self.log("train/tokens", self.replica.all_reduce(self.tokens_forwarded)[0], prog_bar=True)
         return self.handle.sum() * 0  # Lightning follows a gradient; this one leads nowhere
 
     def setup(self, stage: str) -> None:
@@ -262,7 +263,7 @@ class TextPromptMethod(PromptMethod):
             return
         batches = self.validation_batches()
         if batches:
-            rows = [row for batch in batches for row in self.judged(batch)]
+            rows = [row for batch in batches for row in self.evaluate_batch(batch)]
             self.prompt_memory.update(self.prompts, sum(bool(row["correct"]) for row in rows) / len(rows))
 
     def check_servers(self) -> None:
@@ -291,12 +292,12 @@ class TextPromptMethod(PromptMethod):
         hidden = [2 * layer.max_new_tokens + 64 for layer in self.layer_settings[:-1]]
         return self.max_prompt_tokens - self.prompt_length + max(hidden, default=0)
 
-    def judged(self, examples: Sequence[Example]) -> list[dict[str, Any]]:
+    def evaluate_batch(self, examples: Sequence[Example]) -> list[dict[str, Any]]:
         """See `PromptMethod`; the work is split where LMs are asked, so that all processes come to know the answers."""
         return self.evaluate(examples, self.current_prompt())
 
     def _generate(self, examples: Sequence[Example], prompt: Prompt) -> list[dict[str, Any]]:
-        return self.spread(examples, lambda part: super(TextPromptMethod, self)._generate(part, prompt))
+        return self.map_across_ranks(examples, lambda part: super(TextPromptMethod, self)._generate(part, prompt))
 
     def label_scores(self, prepared: Sequence[Example], prompt: Prompt) -> LabelScores:
         """See `PromptMethod`; what is known is looked up."""

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lightning_prompts.crossings.relaxation import ScoreRelaxation, Softmax
 from lightning_prompts.errors import UserError, check_finite
+from lightning_prompts.estimators.relaxations import ScoreRelaxation, Softmax
 from lightning_prompts.lm import FrozenLM, LMConfig, Scores
 from lightning_prompts.lm.encoding import Row
 from lightning_prompts.lm.padding import padded
@@ -61,7 +61,7 @@ class BertScoreLoss(Objective):
             LM's last layers speak of the next token more than of this one.
         lead: Text ahead of both, which is not compared. The first token of a text attracts attention whatever it is, so
             that without anything ahead of it all first tokens would look alike.
-        crossing: How the LM's distributions become embeddings. The expected embedding of an undecided LM lies
+        estimator: How the LM's distributions become embeddings. The expected embedding of an undecided LM lies
             between all tokens and so resembles any of them; `StraightThrough` compares what greedy generation writes.
         temperature: Of these distributions.
     """
@@ -69,7 +69,7 @@ class BertScoreLoss(Objective):
     scorer: str | None = None
     layer: int | None = None
     lead: str = "\n"
-    crossing: ScoreRelaxation = Softmax()  # noqa: RUF009 - it is frozen
+    estimator: ScoreRelaxation = Softmax()  # noqa: RUF009 - it is frozen
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
@@ -102,8 +102,8 @@ class BertScoreLoss(Objective):
     def loss(self, lm: FrozenLM, rows: Sequence[Row], logits: Tensor, scores: Scores) -> Tensor:
         """See `Objective`."""
         matrix = self._scorer(lm).embedding_matrix().float()
-        usable = torch.ones(len(matrix), dtype=torch.bool, device=matrix.device)
-        answers = [self.crossing.train_vectors(part, matrix, usable, self.temperature)
+        allowed_ids = torch.ones(len(matrix), dtype=torch.bool, device=matrix.device)
+        answers = [self.estimator.train_vectors(part, matrix, allowed_ids, self.temperature)
                    for part in _answers_only(logits, rows)]  # fmt: skip
         return 1 - self.f1(lm, answers, [row.answer for row in rows]).mean()
 
@@ -120,7 +120,7 @@ class BertScoreLoss(Objective):
         """
         scorer = self._scorer(lm)
         layer = max(1, scorer.layers // 3) if self.layer is None else self.layer
-        lead = scorer.encoder.tokens(self.lead)
+        lead = scorer.encoder.tokens(self.bos_ids)
         vectors = padded(answers)[0]
         slots = [lead + [-1 - a for a in range(len(part))] for part in answers]
         candidate = scorer.hidden_states(slots, vectors, layer)

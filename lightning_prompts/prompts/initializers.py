@@ -64,14 +64,14 @@ class RandomTokens(Initializer):
         generator = _generator()
         named = set(lm.tokenizer.all_special_ids)
         drawable = [token for token in range(min(len(lm.tokenizer), lm.vocabulary)) if token not in named]
-        usable = usable_tokens(lm).tolist()
+        allowed_ids = usable_tokens(lm).tolist()
 
         def draw(count: int) -> list[int]:
             indices = torch.randint(len(drawable), (count,), generator=generator, device="cpu")
             return [drawable[index] for index in indices.tolist()]
 
         chosen = draw(length)
-        while wrong := [place for place, token in enumerate(chosen) if not usable[token]]:
+        while wrong := [place for place, token in enumerate(chosen) if not allowed_ids[token]]:
             chosen[wrong[0]] = draw(1)[0]  # one by one, so that the others stay what the seed makes them
         return lm.embed(to_device(chosen, lm.device)).detach().float()
 

@@ -29,10 +29,10 @@ def usable_tokens(lm: FrozenLM, readable: bool = False) -> Tensor:
     Returns:
         ``[V]`` bool.
     """
-    usable = torch.zeros(lm.vocabulary, dtype=torch.bool, device="cpu")
+    allowed_ids = torch.zeros(lm.vocabulary, dtype=torch.bool, device="cpu")
     known = [token for token in sorted(lm.tokenizer.get_vocab().values()) if token < lm.vocabulary]
-    usable[known] = True
-    usable[control_tokens(lm)] = False
+    allowed_ids[known] = True
+    allowed_ids[control_tokens(lm)] = False
     if readable:
-        usable[[token for token in known if not READABLE.fullmatch(lm.text([token]))]] = False
-    return usable.to(lm.device)
+        allowed_ids[[token for token in known if not READABLE.fullmatch(lm.text([token]))]] = False
+    return allowed_ids.to(lm.device)

@@ -35,7 +35,7 @@ class VectorRefiner(nn.Module):
         super().__init__()
         if not isinstance(head, Tied):
             raise UserError(
-                f"crossing Soft needs head: Tied, as {type(head).__name__} gives scores of tokens and no vectors; "
+                f"estimator Soft needs head: Tied, as {type(head).__name__} gives scores of tokens and no vectors; "
                 "use it with StraightThrough or GumbelSoftmax"
             )
         self.register_buffer("initial", base.clone())

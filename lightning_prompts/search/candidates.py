@@ -9,28 +9,28 @@ from lightning_prompts.lm import FrozenLM
 from lightning_prompts.lm.transfer import to_device
 
 
-def top_tokens(gradient: Tensor, usable: Tensor, k: int) -> Tensor:
+def top_tokens(gradient: Tensor, allowed_ids: Tensor, k: int) -> Tensor:
     """The tokens that promise the largest decrease of the loss, to first order.
 
     Args:
         gradient: Of the loss by one-hot rows, ``[P, V]``.
-        usable: Tokens that a prompt may have, ``[V]`` bool, at least ``k``.
+        allowed_ids: Tokens that a prompt may have, ``[V]`` bool, at least ``k``.
         k: How many for each position.
 
     Returns:
         Token ids ``[P, k]``.
     """
-    return (-gradient).masked_fill(~usable, float("-inf")).topk(k, dim=-1).indices
+    return (-gradient).masked_fill(~allowed_ids, float("-inf")).topk(k, dim=-1).indices
 
 
-def draw_candidates(ids: Tensor, top: Tensor, count: int, swaps: int, generator: torch.Generator) -> Tensor:
-    """Prompts that differ from the current one in up to ``swaps`` positions.
+def draw_candidates(ids: Tensor, top: Tensor, count: int, n_replace: int, generator: torch.Generator) -> Tensor:
+    """Prompts that differ from the current one in up to ``n_replace`` positions.
 
     Args:
         ids: The current prompt, ``[P]``.
         top: Tokens to choose from at each position, ``[P, k]``.
         count: How many candidates.
-        swaps: At most so many positions change, each number equally often.
+        n_replace: At most so many positions change, each number equally often.
         generator: On the CPU.
 
     Returns:
@@ -38,7 +38,7 @@ def draw_candidates(ids: Tensor, top: Tensor, count: int, swaps: int, generator:
     """
     length, k = top.shape
     order = torch.rand(count, length, generator=generator, device="cpu").argsort(-1)  # positions in random order
-    changed = torch.randint(1, min(swaps, length) + 1, (count, 1), generator=generator, device="cpu")
+    changed = torch.randint(1, min(n_replace, length) + 1, (count, 1), generator=generator, device="cpu")
     change = to_device(order < changed, ids.device)  # the rank of a position is a random permutation as well
     choice = to_device(torch.randint(k, (count, length), generator=generator, device="cpu"), ids.device)
     drawn = top.T.gather(0, choice)

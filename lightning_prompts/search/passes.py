@@ -10,7 +10,7 @@ from lightning_prompts.lm import FrozenLM
 from lightning_prompts.lm.encoding import Row
 from lightning_prompts.lm.memory import out_of_memory
 from lightning_prompts.lm.plan import Plan
-from lightning_prompts.processes import Replica, Spread
+from lightning_prompts.processes import MapAcrossRanks, Replica
 
 log = logging.getLogger(__name__)
 
@@ -26,13 +26,18 @@ class Passes:
         memory_mb: Activations and logits of one pass take about so many megabytes. 256 suits the caches of a CPU, where
             more is slower; a GPU wants more. Where memory runs out all the same, passes are halved until they fit; the
             result is the same.
-        spread: How work is split over processes; by default this one does all of it.
+        map_across_ranks: How work is split over processes; by default this one does all of it.
     """
 
-    def __init__(self, lm: FrozenLM, memory_mb: float = 256.0, spread: Spread = Replica().spread) -> None:  # noqa: B008
+    def __init__(
+        self,
+        lm: FrozenLM,
+        memory_mb: float = 256.0,
+        map_across_ranks: MapAcrossRanks = Replica().map_across_ranks,  # noqa: B008
+    ) -> None:
         """Nothing is run yet."""
         self.lm = lm
-        self.spread = spread
+        self.map_across_ranks = map_across_ranks
         self.memory_mb = memory_mb
         self.limit: int | None = None  # rows per pass that fitted after memory ran out
 

@@ -87,7 +87,7 @@ class CandidateScorer(Passes):
             scores = _joined(self.run(mine, size, len(rows), lambda part: self._pass(part, by_candidate)))
             return list(torch.stack([part.float() for part in _parts(scores)], 1).cpu())  # [4, N] of each candidate
 
-        nll, tokens, greedy, end_nll = to_device(torch.stack(self.spread(filled, work), 1), self.lm.device)
+        nll, tokens, greedy, end_nll = to_device(torch.stack(self.map_across_ranks(filled, work), 1), self.lm.device)
         return Scores(nll, tokens.long(), greedy.bool(), end_nll)
 
     def _pass(self, filled: list[list[Row]], by_candidate: bool) -> Scores:

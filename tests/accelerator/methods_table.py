@@ -15,12 +15,12 @@ from accelerator.pretend_device import NAME, STRATEGY
 from datamodules.base import SourceRow, TextDataModule
 from lightning_prompts.checkpoints import AtomicCheckpointIO
 from lightning_prompts.cli import ALWAYS, CALLBACK_DEFAULTS, TRAINER_DEFAULTS
-from lightning_prompts.crossings.baselines import LeaveOneOut, MovingAverage, NoBaseline, SelfCritical, ValueHead
-from lightning_prompts.crossings.reinforce import TopK
-from lightning_prompts.crossings.relaxation import GumbelSoftmax, Projected, Softmax, StraightThrough
 from lightning_prompts.dln.layer import LanguageLayer
 from lightning_prompts.dln.posterior import Posterior
 from lightning_prompts.dln.proposals import InducedInstructions, LanguageModelProposals, Paraphrases, RuleRewrites
+from lightning_prompts.estimators.baselines import LeaveOneOut, MovingAverage, NoBaseline, SelfCritical, ValueHead
+from lightning_prompts.estimators.reinforce import TopK
+from lightning_prompts.estimators.relaxations import GumbelSoftmax, Projected, Softmax, StraightThrough
 from lightning_prompts.lm import LMConfig
 from lightning_prompts.methods import (
     Ape,
@@ -146,22 +146,22 @@ TRAINED: dict[str, Case] = {
     "soft, gradient checkpointing": _soft(lm=LMConfig(MODEL, gradient_checkpointing=True)),
     "prefix": Case(PrefixTuning, {"length": 3, "mlp": None}),
     "prefix, mlp": Case(PrefixTuning, {"length": 3, "mlp": PrefixMLP(4, 5)}),
-    "relaxed, softmax": _relaxed(relaxation=Softmax()),
-    "relaxed, gumbel": _relaxed(relaxation=GumbelSoftmax()),
-    "relaxed, straight-through": _relaxed(relaxation=StraightThrough()),
-    "relaxed, projected": _relaxed(relaxation=Projected(), readable=True),
+    "relaxed, softmax": _relaxed(estimator=Softmax()),
+    "relaxed, gumbel": _relaxed(estimator=GumbelSoftmax()),
+    "relaxed, straight-through": _relaxed(estimator=StraightThrough()),
+    "relaxed, projected": _relaxed(estimator=Projected(), readable=True),
     "relaxed, rounded": _relaxed(rounding=Rounding(2, 4, 5), readable=True, memory_mb=10),
     "search": _search(),
-    "search, everything": _search(swaps=2, pool=3, fluency=0.5, readable=True, racing=Racing(2, 0.4)),
+    "search, everything": _search(n_replace=2, buffer=3, fluency=0.5, readable=True, racing=Racing(2, 0.4)),
     "refiner, mlp, soft": _refiner(),
-    "refiner, mlp, straight-through": _refiner(crossing=StraightThrough(), head=Factored(4)),
-    "refiner, mlp, gumbel": _refiner(crossing=GumbelSoftmax(), head=Full()),
+    "refiner, mlp, straight-through": _refiner(estimator=StraightThrough(), head=Factored(4)),
+    "refiner, mlp, gumbel": _refiner(estimator=GumbelSoftmax(), head=Full()),
     "refiner, transformer, soft": _refiner(refiner=_TRANSFORMER),
-    "refiner, transformer, straight-through": _refiner(refiner=_TRANSFORMER, crossing=StraightThrough()),
-    "refiner, transformer, gumbel": _refiner(refiner=_TRANSFORMER, crossing=GumbelSoftmax()),
+    "refiner, transformer, straight-through": _refiner(refiner=_TRANSFORMER, estimator=StraightThrough()),
+    "refiner, transformer, gumbel": _refiner(refiner=_TRANSFORMER, estimator=GumbelSoftmax()),
     "refiner, states not kept": _refiner(refiner=_TRANSFORMER, cache_states=False),
     "refiner, bertscore": _refiner(objective=WeightedSum([Likelihood(), BertScoreLoss(layer=1)], [1.0, 0.5])),
-    "refiner, bertscore of another": _refiner(objective=BertScoreLoss(OTHER_MODEL, -1), crossing=StraightThrough()),
+    "refiner, bertscore of another": _refiner(objective=BertScoreLoss(OTHER_MODEL, -1), estimator=StraightThrough()),
     "reinforce, no baseline": _reinforce(baseline=NoBaseline()),
     "reinforce, moving average": _reinforce(baseline=MovingAverage(), reward=_REWARD, entropy_weight=0.1),
     "reinforce, self-critical": _reinforce(baseline=SelfCritical(), whitened=True),

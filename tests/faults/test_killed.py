@@ -25,7 +25,7 @@ COMMON = [
 METHODS = {
     "soft prompt": ["--model", "SoftPromptTuning", "--model.length", "3"],
     "gumbel, two batches a step": [
-        "--model", "RelaxedPromptTuning", "--model.length", "3", "--model.relaxation", "GumbelSoftmax",
+        "--model", "RelaxedPromptTuning", "--model.length", "3", "--model.estimator", "GumbelSoftmax",
         "--trainer.accumulate_grad_batches", "2", "--trainer.max_steps", "12",
     ],
     "hard search": ["--model", "HardPromptSearch", "--model.length", "3", "--model.candidates", "8"],

@@ -36,84 +36,84 @@ Noise = torch.Generator | PartNoise | None
 MASKED = -1e4  # a score that no temperature brings back; not -inf, whose gradient is not a number
 
 
-class Crossing(ABC):  # noqa: B024 - what crossings share is their role
+class GradientEstimator(ABC):  # noqa: B024 - what estimators share is their role
     """How the learning signal gets from the LM's input to what is trained."""
 
     passes_gradient: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)
-class Soft(Crossing):
+class Soft(GradientEstimator):
     """Nothing to cross: the vectors that the LM reads are what is put out."""
 
 
-class Relaxation(Crossing):
+class Relaxation(GradientEstimator):
     """What stands between a prompt's parameters and the LM while they are trained."""
 
     @abstractmethod
-    def start(self, ids: Tensor, matrix: Tensor, confidence: float) -> Tensor:
+    def start(self, ids: Tensor, matrix: Tensor, init_logit: float) -> Tensor:
         """Initial parameters.
 
         Args:
             ids: Tokens to start from, ``[P]``.
             matrix: E, ``[V, D]``.
-            confidence: How far the start favours them, in units of a score; 0 for not at all.
+            init_logit: How far the start favours them, in units of a score; 0 for not at all.
         """
 
     @abstractmethod
     def train_vectors(
-        self, parameters: Tensor, matrix: Tensor, usable: Tensor, temperature: float, generator: Noise = None
+        self, parameters: Tensor, matrix: Tensor, allowed_ids: Tensor, temperature: float, generator: Noise = None
     ) -> Tensor:
         """Vectors ``[P, D]`` for a training step, with a gradient to ``parameters``.
 
         Args:
             parameters: As `start` makes them.
             matrix: E, ``[V, D]`` float32.
-            usable: Which tokens a prompt may have, ``[V]`` bool.
+            allowed_ids: Which tokens a prompt may have, ``[V]`` bool.
             temperature: Of the distribution.
             generator: Of the noise, where there is some; ``None`` for torch's own.
         """
 
-    def relaxed_vectors(self, parameters: Tensor, matrix: Tensor, usable: Tensor, temperature: float) -> Tensor:
+    def relaxed_vectors(self, parameters: Tensor, matrix: Tensor, allowed_ids: Tensor, temperature: float) -> Tensor:
         """Vectors ``[P, D]`` for evaluation, without noise."""
-        return self.train_vectors(parameters, matrix, usable, temperature)
+        return self.train_vectors(parameters, matrix, allowed_ids, temperature)
 
     @abstractmethod
-    def scores(self, parameters: Tensor, matrix: Tensor, usable: Tensor) -> Tensor:
+    def scores(self, parameters: Tensor, matrix: Tensor, allowed_ids: Tensor) -> Tensor:
         """How much each position wants each token, ``[P, V]``."""
 
-    def tokens(self, parameters: Tensor, matrix: Tensor, usable: Tensor) -> Tensor:
+    def tokens(self, parameters: Tensor, matrix: Tensor, allowed_ids: Tensor) -> Tensor:
         """The discrete prompt, ``[P]`` or ``[B, P]``: the token that each position wants most."""
-        return self.scores(parameters, matrix, usable).argmax(-1)
+        return self.scores(parameters, matrix, allowed_ids).argmax(-1)
 
 
 class ScoreRelaxation(Relaxation):
     """Parameters are scores Z ``[P, V]``; or ``[B, P, V]``, a prompt for each question, which gives ``[B, P, D]``."""
 
-    def start(self, ids: Tensor, matrix: Tensor, confidence: float) -> Tensor:
+    def start(self, ids: Tensor, matrix: Tensor, init_logit: float) -> Tensor:
         """See `Relaxation`."""
         scores = torch.zeros(len(ids), len(matrix), device=matrix.device)
-        return scores.scatter_(1, ids[:, None], confidence)
+        return scores.scatter_(1, ids[:, None], init_logit)
 
-    def scores(self, parameters: Tensor, matrix: Tensor, usable: Tensor) -> Tensor:
+    def scores(self, parameters: Tensor, matrix: Tensor, allowed_ids: Tensor) -> Tensor:
         """Z."""
-        return masked(parameters, usable)
+        return masked(parameters, allowed_ids)
 
 
 @dataclass(frozen=True)
 class Softmax(ScoreRelaxation):
     """``softmax(Z / tau) E``: the mean embedding under a distribution that sharpens as tau falls.
 
-    >>> matrix, usable = torch.eye(3), torch.tensor([True, True, False])
-    >>> Softmax().train_vectors(torch.zeros(1, 3), matrix, usable, temperature=1.0)
+    >>> matrix, allowed_ids = torch.eye(3), torch.tensor([True, True, False])
+    >>> Softmax().train_vectors(torch.zeros(1, 3), matrix, allowed_ids, temperature=1.0)
     tensor([[0.5000, 0.5000, 0.0000]])
     """
 
     def train_vectors(
-        self, parameters: Tensor, matrix: Tensor, usable: Tensor, temperature: float, generator: Noise = None
+        self, parameters: Tensor, matrix: Tensor, allowed_ids: Tensor, temperature: float, generator: Noise = None
     ) -> Tensor:
         """See `Relaxation`."""
-        return torch.softmax(masked(parameters, usable) / temperature, -1) @ matrix
+        return torch.softmax(masked(parameters, allowed_ids) / temperature, -1) @ matrix
 
 
 @dataclass(frozen=True)
@@ -131,19 +131,19 @@ class GumbelSoftmax(ScoreRelaxation):
         check_finite("noise", self.noise)
 
     def train_vectors(
-        self, parameters: Tensor, matrix: Tensor, usable: Tensor, temperature: float, generator: Noise = None
+        self, parameters: Tensor, matrix: Tensor, allowed_ids: Tensor, temperature: float, generator: Noise = None
     ) -> Tensor:
         """See `Relaxation`."""
-        return self.sample(parameters, usable, temperature, generator) @ matrix
+        return self.sample(parameters, allowed_ids, temperature, generator) @ matrix
 
-    def sample(self, parameters: Tensor, usable: Tensor, temperature: float, generator: Noise = None) -> Tensor:
+    def sample(self, parameters: Tensor, allowed_ids: Tensor, temperature: float, generator: Noise = None) -> Tensor:
         """Weights ``[P, V]`` of one draw."""
-        scores = masked(parameters, usable)
+        scores = masked(parameters, allowed_ids)
         return torch.softmax((scores + self.noise * gumbel_like(scores, generator)) / temperature, -1)
 
-    def relaxed_vectors(self, parameters: Tensor, matrix: Tensor, usable: Tensor, temperature: float) -> Tensor:
+    def relaxed_vectors(self, parameters: Tensor, matrix: Tensor, allowed_ids: Tensor, temperature: float) -> Tensor:
         """Without noise."""
-        return Softmax().train_vectors(parameters, matrix, usable, temperature)
+        return Softmax().train_vectors(parameters, matrix, allowed_ids, temperature)
 
 
 @dataclass(frozen=True)
@@ -161,18 +161,18 @@ class StraightThrough(ScoreRelaxation):
         check_finite("noise", self.noise)
 
     def train_vectors(
-        self, parameters: Tensor, matrix: Tensor, usable: Tensor, temperature: float, generator: Noise = None
+        self, parameters: Tensor, matrix: Tensor, allowed_ids: Tensor, temperature: float, generator: Noise = None
     ) -> Tensor:
         """See `Relaxation`."""
-        scores = masked(parameters, usable)
+        scores = masked(parameters, allowed_ids)
         if self.noise:
             scores = scores + self.noise * gumbel_like(scores, generator)
         soft = torch.softmax(scores / temperature, -1) @ matrix
         return _forward_backward(matrix[scores.argmax(-1)], soft)
 
-    def relaxed_vectors(self, parameters: Tensor, matrix: Tensor, usable: Tensor, temperature: float) -> Tensor:
+    def relaxed_vectors(self, parameters: Tensor, matrix: Tensor, allowed_ids: Tensor, temperature: float) -> Tensor:
         """The softmax's, as nothing else about this estimator is relaxed."""
-        return Softmax().train_vectors(parameters, matrix, usable, temperature)
+        return Softmax().train_vectors(parameters, matrix, allowed_ids, temperature)
 
 
 @dataclass(frozen=True)
@@ -185,10 +185,10 @@ class Argmax(ScoreRelaxation):
     passes_gradient: ClassVar[bool] = False
 
     def train_vectors(
-        self, parameters: Tensor, matrix: Tensor, usable: Tensor, temperature: float, generator: Noise = None
+        self, parameters: Tensor, matrix: Tensor, allowed_ids: Tensor, temperature: float, generator: Noise = None
     ) -> Tensor:
         """See `Relaxation`."""
-        return matrix[self.tokens(parameters, matrix, usable)] + 0 * parameters.sum(-1, keepdim=True)
+        return matrix[self.tokens(parameters, matrix, allowed_ids)] + 0 * parameters.sum(-1, keepdim=True)
 
 
 @dataclass(frozen=True)
@@ -198,29 +198,29 @@ class Projected(Relaxation):
     Parameters are vectors ``[P, D]``; the temperature has no meaning. Nearest is by cosine similarity.
     """
 
-    def start(self, ids: Tensor, matrix: Tensor, confidence: float) -> Tensor:
-        """The embeddings of the tokens; ``confidence`` has no meaning here."""
+    def start(self, ids: Tensor, matrix: Tensor, init_logit: float) -> Tensor:
+        """The embeddings of the tokens; ``init_logit`` has no meaning here."""
         return matrix[ids].clone()
 
     def train_vectors(
-        self, parameters: Tensor, matrix: Tensor, usable: Tensor, temperature: float, generator: Noise = None
+        self, parameters: Tensor, matrix: Tensor, allowed_ids: Tensor, temperature: float, generator: Noise = None
     ) -> Tensor:
         """See `Relaxation`."""
-        return _forward_backward(matrix[self.tokens(parameters, matrix, usable)], parameters)
+        return _forward_backward(matrix[self.tokens(parameters, matrix, allowed_ids)], parameters)
 
-    def relaxed_vectors(self, parameters: Tensor, matrix: Tensor, usable: Tensor, temperature: float) -> Tensor:
+    def relaxed_vectors(self, parameters: Tensor, matrix: Tensor, allowed_ids: Tensor, temperature: float) -> Tensor:
         """The vectors themselves."""
         return parameters
 
-    def scores(self, parameters: Tensor, matrix: Tensor, usable: Tensor) -> Tensor:
+    def scores(self, parameters: Tensor, matrix: Tensor, allowed_ids: Tensor) -> Tensor:
         """Cosine similarities."""
         similarity = functional.normalize(parameters.detach(), dim=-1) @ functional.normalize(matrix, dim=-1).T
-        return similarity.masked_fill(~usable, -2.0)
+        return similarity.masked_fill(~allowed_ids, -2.0)
 
 
-def masked(scores: Tensor, usable: Tensor) -> Tensor:
+def masked(scores: Tensor, allowed_ids: Tensor) -> Tensor:
     """Scores ``[..., V]`` in float32, those of tokens that may not be used out of reach."""
-    return scores.float().masked_fill(~usable, MASKED)
+    return scores.float().masked_fill(~allowed_ids, MASKED)
 
 
 def gumbel_like(scores: Tensor, generator: Noise = None) -> Tensor:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_prompts.crossings.relaxation import Noise, gumbel_like
 from lightning_prompts.errors import UserError, check_finite
+from lightning_prompts.estimators.relaxations import Noise, gumbel_like
 
 
 def sample(scores: Tensor, count: int, generator: Noise = None) -> Tensor:
@@ -87,7 +87,7 @@ class TopK(Support):
     def keep(self, log_probabilities: Tensor) -> Tensor:
         """See `Support`."""
         if self.count > len(log_probabilities):
-            raise UserError(f"support.count ({self.count}) is more than the {len(log_probabilities)} usable tokens")
+            raise UserError(f"support.count ({self.count}) is more than the {len(log_probabilities)} allowed tokens")
         return log_probabilities.topk(self.count).indices
 
 
