@@ -194,8 +194,8 @@ def forgetful(right: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     def broken(*args: Any, **kwargs: Any) -> Tensor:
         layout = args[3]
-        if layout.above and layout.memory is not None and kwargs["layer"] in layout.memory.rows:
-            for part in layout.memory.rows[kwargs["layer"]]:
+        if layout.above and layout.cache is not None and kwargs["layer"] in layout.cache.rows:
+            for part in layout.cache.rows[kwargs["layer"]]:
                 part.mul_(0.5)
         return right(*args, **kwargs)
 

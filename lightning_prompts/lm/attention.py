@@ -153,8 +153,8 @@ class Layout:
             has a multiple of the segments of the one before; segment ``i`` hangs on segment ``i // multiple``.
         device: Where the model runs.
         past: Keys and values in front of everything, or ``None``.
-        memory: Where keys and values are kept for later passes, or ``None``. In a later pass there are rows only.
-        columns: How many of a row's own tokens earlier passes have put into ``memory``; ``None`` for none.
+        cache: Where keys and values are kept for later passes, or ``None``. In a later pass there are rows only.
+        columns: How many of a row's own tokens earlier passes have put into ``cache``; ``None`` for none.
         bucketed: Pad to few shapes; see `Level`.
         attention: How to compute attention; see `LMConfig`.
         fused: Whether small operations between kernels are compiled.
@@ -170,23 +170,23 @@ class Layout:
         levels: Sequence[list[int]],
         device: torch.device,
         past: KeyValues | None = None,
-        memory: KVCache | None = None,
+        cache: KVCache | None = None,
         columns: list[int] | None = None,
         bucketed: bool = False,
         attention: Attention = "auto",
         fused: bool = False,
     ) -> None:
         """Work out positions once, for all layers, and copy them to the device together."""
-        self.past, self.memory, self.device = past, memory, device
-        self.later = columns is not None  # earlier passes have filled the memory
+        self.past, self.cache, self.device = past, cache, device
+        self.later = columns is not None  # earlier passes have filled the cache
         self.above: list[Level] = []  # levels whose keys come from somewhere else than this pass
         self.passing: list[Level] = []
         self.brought: list[Level | None] = []  # of the given levels, those with tokens
         starts = np.zeros(1, dtype=np.int64)
         self.new: list[Level] = []  # levels that the device does not know yet
-        if memory is not None and memory.starts is not None:
-            self.above = memory.levels
-            starts = memory.starts + np.array(columns)
+        if cache is not None and cache.starts is not None:
+            self.above = cache.levels
+            starts = cache.starts + np.array(columns)
         elif past is not None:
             self.above = self.new = [Level([past.length], starts, 0)]
             starts = starts + past.length
@@ -206,12 +206,12 @@ class Layout:
         self.ends = (rows.offset + rows.ends()[1:]).tolist()  # where each row ends in the packed sequence
         row_columns = np.zeros(rows.size, dtype=np.int64) if columns is None else np.array(columns)
         places = np.zeros(0, dtype=np.int64)
-        if memory is not None:
-            if memory.starts is None:
-                memory.levels = [*self.above, *self.passing[:-1]]
-                memory.starts = row_starts
+        if cache is not None:
+            if cache.starts is None:
+                cache.levels = [*self.above, *self.passing[:-1]]
+                cache.starts = row_starts
             row, column = np.nonzero(rows.inside)
-            places = (np.arange(rows.size) * memory.capacity + row_columns)[row] + column
+            places = (np.arange(rows.size) * cache.capacity + row_columns)[row] + column
         # No window shorter than this hides anything; rounded up, so that it does not tell batches apart.
         longest = max(int(level.host_starts.max()) + level.width for level in self.passing)
         self.longest = -(-longest // 256) * 256
@@ -224,7 +224,7 @@ class Layout:
         numbers = [part for level in self.new for part in level.host_numbers()]
         self.attention: Attention = attention
         self.fused = fused
-        possible = memory is None and attention != "explicit"
+        possible = cache is None and attention != "explicit"
         together = device.type == "cuda"  # the CPU's kernel would pad all segments to the longest one
         self._parts = parts_of(self.above, self.passing, together) if possible else None
         self._host = [*own, *numbers, *(cut for parts in self._parts or () for part in parts for cut in part.cuts)]
@@ -288,7 +288,7 @@ class Layout:
         Memories are not told apart.
         """
         levels = tuple((level.size, level.width, level.tokens, level.even) for level in (*self.above, *self.passing))
-        capacity = None if self.memory is None else self.memory.capacity
+        capacity = None if self.cache is None else self.cache.capacity
         return (levels, len(self.above), self.longest, self.attention, capacity)
 
     def on(self, numbers: Tensor) -> Layout:
@@ -312,8 +312,8 @@ class Layout:
                 seen = column < shared.counts[:, None]
                 visible.append(self._visible(query, key, seen, window))
             width, begins = own.width, own.starts
-            if self.memory is not None and own is self.passing[-1]:
-                width, begins = self.memory.capacity, own.starts - self.row_columns
+            if self.cache is not None and own is self.passing[-1]:
+                width, begins = self.cache.capacity, own.starts - self.row_columns
             key = begins[:, None] + torch.arange(width, device=self.device)
             visible.append(self._visible(query, key, torch.ones_like(key, dtype=torch.bool), window))
             seen = torch.cat(visible, -1)
@@ -326,8 +326,8 @@ class Layout:
         """Positions ``[n, keys]`` of the keys that `mask` is about."""
         own = self.passing[level]
         width, begins = own.width, own.starts
-        if self.memory is not None and own is self.passing[-1]:
-            width, begins = self.memory.capacity, own.starts - self.row_columns
+        if self.cache is not None and own is self.passing[-1]:
+            width, begins = self.cache.capacity, own.starts - self.row_columns
         parts = [(shared.starts, shared.width) for shared in [*self.above, *self.passing[:level]]] + [(begins, width)]
         keys = [starts[:, None] + torch.arange(width, device=self.device) for starts, width in parts]
         return torch.cat([key.repeat_interleave(own.size // len(key), 0) for key in keys], -1)
@@ -344,20 +344,20 @@ class Layout:
         """Keys and values ``[n, T, Hkv, Dh]`` of the levels that do not come with this pass."""
         if not self.above:
             return []
-        if self.memory is not None and layer in self.memory.shared:
-            return self.memory.shared[layer]
+        if self.cache is not None and layer in self.cache.shared:
+            return self.cache.shared[layer]
         assert self.past is not None
         key, value = self.past.layers[layer]
         return [(key[None].to(like.dtype), value[None].to(like.dtype))]
 
     def own(self, level: Level, layer: int, key: Tensor, value: Tensor) -> Pair:
         """A level's own keys and values ``[n, T, Hkv, Dh]``, for rows with those of earlier passes."""
-        if self.memory is None or level is not self.passing[-1]:
+        if self.cache is None or level is not self.passing[-1]:
             return level.pad(key), level.pad(value)
-        shape = (level.size * self.memory.capacity, *key.shape[1:])
-        if layer not in self.memory.rows:
-            self.memory.rows[layer] = (key.new_zeros(shape), value.new_zeros((*shape[:2], value.shape[-1])))
-        keys, values = self.memory.rows[layer]
+        shape = (level.size * self.cache.capacity, *key.shape[1:])
+        if layer not in self.cache.rows:
+            self.cache.rows[layer] = (key.new_zeros(shape), value.new_zeros((*shape[:2], value.shape[-1])))
+        keys, values = self.cache.rows[layer]
         keys.index_copy_(0, self.memory_index, key)
         values.index_copy_(0, self.memory_index, value)
         return keys.unflatten(0, (level.size, -1)), values.unflatten(0, (level.size, -1))
@@ -399,7 +399,7 @@ def packed_attention(
         key: ``[M, Hkv, Dh]``.
         value: ``[M, Hkv, Dh]``.
         layout: Which tokens see which.
-        layer: The layer's index, for the memory of generation.
+        layer: The layer's index, for the KV cache.
         scale: Factor on the scores.
         window: Sliding window in tokens, ``None`` for full attention.
         softcap: Scores become ``softcap * tanh(scores / softcap)`` (Gemma 2).
@@ -435,8 +435,8 @@ def packed_attention(
         outputs.append(level.unpad(_attend(level.pad(query[level.place]), shared, keys, values, mask, scale, softcap)))
         if index < len(layout.passing) - 1:
             shared = [*shared, own]
-    if layout.memory is not None:
-        layout.memory.shared[layer] = shared
+    if layout.cache is not None:
+        layout.cache.shared[layer] = shared
     return torch.cat(outputs).to(dtype) if len(outputs) > 1 else outputs[0].to(dtype)
 
 

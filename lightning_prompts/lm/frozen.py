@@ -162,11 +162,11 @@ class FrozenLM(PackedLM):
     @torch.no_grad()
     def key_values(self, vectors: Tensor) -> KeyValues:
         """Keys and values of vectors ``[P, D]`` that start a text, as the LM itself computes them."""
-        memory = KVCache(len(vectors))
-        embeddings, layout = self.pack([[[-1 - p for p in range(len(vectors))]]], vectors, memory)
+        cache = KVCache(len(vectors))
+        embeddings, layout = self.pack([[[-1 - p for p in range(len(vectors))]]], vectors, cache)
         self.logits(embeddings, layout, layout.last)
         self.usage.calls += 1
-        own = KeyValues([memory.rows[layer] for layer in sorted(memory.rows)])
+        own = KeyValues([cache.rows[layer] for layer in sorted(cache.rows)])
         return own if self.shards is None else self.shards.all_heads(own)
 
     def prompt_logits(self, before: list[int], vectors: Tensor) -> Tensor:

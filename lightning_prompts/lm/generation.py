@@ -92,15 +92,15 @@ def _generate(
     contexts = [row.context for row in rows]
     levels = build_prefix_tree(contexts, contexts, groups, same_for_all(prompt))
     lengths = [len(own) for own in levels[-1]]
-    memory = KVCache(max(lengths) + steps)
-    embeddings, layout = lm.pack(levels, prompt, memory)
+    cache = KVCache(max(lengths) + steps)
+    embeddings, layout = lm.pack(levels, prompt, cache)
     for step in range(steps):
         logits = lm.logits(embeddings, layout, layout.last)
         chosen = logits.argmax(-1) if sampling is None else sampling.choose(logits, step)
-        # A row at its limit is still run; it overwrites its own last place, so it never grows beyond its memory. The
+        # A row at its limit is still run; it overwrites its own last place, so it never grows beyond its cache. The
         # next pass is planned while the device still computes this one.
         columns = [length + min(step, limit - 1) for length, limit in zip(lengths, ending.limits, strict=True)]
-        layout = Layout([[1] * len(rows)], lm.device, memory=memory, columns=columns, attention=lm.attention)
+        layout = Layout([[1] * len(rows)], lm.device, cache=cache, columns=columns, attention=lm.attention)
         for b, token in enumerate(chosen.tolist()):
             if done[b] or token in ending.tokens:
                 done[b] = True

@@ -68,16 +68,16 @@ class Graphs:
         gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
         if self.off is not None or self.busy or torch.cuda.is_current_stream_capturing():
             return self._eager(embeddings, layout, places)
-        memory = layout.memory
-        if memory is not None and not layout.later:
+        cache = layout.cache
+        if cache is not None and not layout.later:
             return self._eager(embeddings, layout, places)  # the first pass of a batch comes once
         kinds = tuple((tensor.shape, tensor.dtype, tensor.requires_grad) for tensor in inputs)
         # What is captured in inference mode can be written to in inference mode alone.
         key = (layout.shape, len(places), gradient, kinds, _autocast(), torch.is_inference_mode_enabled())
-        known = self._known if memory is None else self._decoding.setdefault(memory, {})
+        known = self._known if cache is None else self._decoding.setdefault(cache, {})
         graph = known.get(key)
         if graph is None:
-            full = memory is None and (len(self._known) >= self._most or self._bytes() > MOST_BYTES)
+            full = cache is None and (len(self._known) >= self._most or self._bytes() > MOST_BYTES)
             if self._seen[key] < (PASSES_TO_MAKE_ROOM if full else 1):
                 # The first pass of a shape runs without a graph, so that one-time set-up (handles, compiled kernels) is
                 # not captured; with a gradient, its backward pass as well.
@@ -94,7 +94,7 @@ class Graphs:
             self._seen[key] = 1  # where it makes room, it waits again
             while len(self._known) > self._most or (len(self._known) > 1 and self._bytes() > MOST_BYTES):
                 self._known.popitem(last=False)
-        if memory is None:
+        if cache is None:
             self._known.move_to_end(key)
         ticket = _Ticket()
         if gradient:

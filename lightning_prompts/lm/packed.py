@@ -322,7 +322,7 @@ class PackedLM(nn.Module):
         return text.index_copy(0, spots, flat.to(text.dtype))
 
     def pack(
-        self, levels: list[list[list[int]]], prompt: Prompt, memory: KVCache | None = None, rows: int = -1,
+        self, levels: list[list[list[int]]], prompt: Prompt, cache: KVCache | None = None, rows: int = -1,
         static: bool = True,
     ) -> tuple[Tensor, Layout]:  # fmt: skip
         """Pack levels of segments into ``[M, D]``; see `build_prefix_tree`.
@@ -330,7 +330,7 @@ class PackedLM(nn.Module):
         Args:
             levels: The segments of each level.
             prompt: See `FrozenLM.score`.
-            memory: Where keys and values are kept; see `Layout`.
+            cache: Where keys and values are kept; see `Layout`.
             rows: The level that has a segment for each row.
             static: Whether padding tokens may be added, which stand behind those of each level.
         """
@@ -338,9 +338,9 @@ class PackedLM(nn.Module):
         if past is not None and self.shards is not None:
             past = self.shards.own_heads(past)
         counts = [[len(part) for part in level] for level in levels]
-        bucketed = static and memory is None and self.static
+        bucketed = static and cache is None and self.static
         layout = Layout(
-            counts, self.device, past, memory, bucketed=bucketed, attention=self.attention, fused=self._fused
+            counts, self.device, past, cache, bucketed=bucketed, attention=self.attention, fused=self._fused
         )
         # Of a prompt per row nothing is shared, so the owner of other levels' tokens does not matter.
         own = levels[rows]

@@ -120,10 +120,10 @@ def _compare(own: PreTrainedModel, lm: _Watched) -> str:
         return "it is not causal: a token changes what is predicted before it"
     if not _close(torch.cat([part[len(SHARED) - 1 :] for part in first]), _packed(lm, ROWS, len(SHARED))):
         return "its packed log-probabilities differ from those that transformers computes row by row"
-    memory = KVCache(3)
-    embeddings, layout = lm.pack([[SHARED[:3]]], nothing, memory)
+    cache = KVCache(3)
+    embeddings, layout = lm.pack([[SHARED[:3]]], nothing, cache)
     lm.logits(embeddings, layout, layout.last)
-    prefix = KeyValues([memory.rows[layer] for layer in sorted(memory.rows)])
+    prefix = KeyValues([cache.rows[layer] for layer in sorted(cache.rows)])
     rest = [ids[3:] for ids in ROWS]
     if not _close(torch.cat([part[len(SHARED) - 1 :] for part in first]), _packed(lm, rest, len(SHARED) - 3, prefix)):
         return "keys and values in front differ from tokens in front"
