@@ -3,38 +3,28 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
-import lightning as L  # noqa: N812 - Lightning's own convention
 import torch
 from torch import Tensor
 
 from lightning_prompts.answers import is_correct
-from lightning_prompts.lm import FrozenLM, LabelScores, LMConfig, Prompt, label_scores
+from lightning_prompts.lm import LabelScores, LMConfig, Prompt, label_scores
 from lightning_prompts.lm.labels import HIDDEN
+from lightning_prompts.methods.distributed import Distributed
 from lightning_prompts.types import Batch, Example
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
-
-class Evaluation(L.LightningModule):
+class Evaluation(Distributed):
     """Validation, test and prediction. A subclass gives `prompt_for` and may change `prepare`."""
 
-    lm: FrozenLM
     lm_config: LMConfig
     max_new_tokens: int
 
     @abstractmethod
     def prompt_for(self, examples: Sequence[Example]) -> Prompt:
         """The prompt for some examples, the same for all or one for each, ``[B, P, D]``."""
-
-    @abstractmethod
-    def map_across_ranks(
-        self, items: Sequence[Item], work: Callable[[Sequence[Item]], Sequence[Result]]
-    ) -> list[Result]:
-        """Some work without gradients, split over the processes."""
 
     def relaxed_prompt_for(self, examples: Sequence[Example]) -> Tensor | None:
         """What is trained in place of tokens for some examples, where that is something else: ``relaxed_nll``."""

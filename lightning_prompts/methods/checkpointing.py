@@ -1,0 +1,167 @@
+"""What a checkpoint of a method holds, and when it may be loaded."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Iterator
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, Self, cast
+
+import lightning as L  # noqa: N812 - Lightning's own convention
+import torch
+from lightning import Trainer
+from torch import Tensor
+
+from lightning_prompts.checkpoints import between_batches, check_readable
+from lightning_prompts.errors import UserError
+from lightning_prompts.lm import FrozenLM, LMConfig
+from lightning_prompts.methods.settings import as_plain, from_plain
+from lightning_prompts.randomness import random_state, set_random_state
+from lightning_prompts.template import Template
+
+log = logging.getLogger(__name__)
+
+META = "lightning_prompts"
+TEMPLATE = "template"
+GRADIENTS = "gradients"
+
+
+class Checkpointing(L.LightningModule):
+    """Saves and restores a method: settings, template, random states, and gradients between two optimiser steps.
+
+    Attributes:
+        template: Of the data that the prompt was trained on.
+    """
+
+    lm: FrozenLM
+    lm_config: LMConfig
+    prompt_length: int
+
+    def __init__(self) -> None:
+        """Nothing is restored yet."""
+        super().__init__()
+        self.template: Template | None = None
+        self._waiting: dict[str, Tensor] = {}  # restored gradients, by the parameter's name
+
+    def checkpoint_meta(self) -> dict[str, str | int]:
+        """What a checkpoint must agree on with the run that loads it."""
+        return {
+            "method": type(self).__name__,
+            "model": self.lm.name,
+            "revision": self.lm_config.revision or "",
+            "width": self.lm.width,
+            "vocabulary": self.lm.vocabulary,
+            "length": self.prompt_length,
+        }
+
+    @property
+    def accumulating(self) -> bool:
+        """Whether gradients of some batches wait for those of others, between two steps."""
+        if self._trainer is None or not (self.trainer.training or self.trainer.validating):
+            return False
+        progress, batches = self.trainer.fit_loop.epoch_loop.batch_progress, self.trainer.num_training_batches
+        last = progress.is_last_batch or progress.current.ready == batches
+        return bool(progress.current.ready % self.trainer.accumulate_grad_batches) and not last
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what identifies the prompt, the state of the random numbers, and gradients that wait for their step."""
+        checkpoint[META] = self.checkpoint_meta()
+        own = inspect.signature(type(self)).parameters
+        settings = {name: value for name, value in self.hparams.items() if name in own}
+        checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = as_plain(settings)
+        if self.template is not None:
+            checkpoint[TEMPLATE] = asdict(self.template)
+        checkpoint["rng"] = random_state()
+        if self.accumulating:
+            checkpoint[GRADIENTS] = {
+                name: value.grad for name, value in self.named_parameters() if value.grad is not None
+            }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint that was not made by this method on this model.
+
+        Raises:
+            UserError: It is another method's, model's or length's, or no checkpoint of this project; or training would
+                go on with another template.
+        """
+        meta = checkpoint.get(META)
+        if not isinstance(meta, dict):
+            raise UserError("the checkpoint was not written by lightning-prompts; give one from a run's checkpoints/")
+        for key, mine in self.checkpoint_meta().items():
+            if meta.get(key) != mine:
+                raise UserError(
+                    f"the checkpoint is for another {key} ({meta.get(key)}) than this run's ({mine}); "
+                    "use it with the config.yaml of the run that wrote it"
+                )
+        self.template = Template(**checkpoint[TEMPLATE]) if TEMPLATE in checkpoint else None
+        self._check_template()
+        if self._trainer is not None and self.trainer.training:
+            set_random_state(checkpoint["rng"])
+            between_batches(checkpoint["loops"])
+            self._waiting = checkpoint.get(GRADIENTS, {})
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: str | Path, **kwargs: object) -> Self:  # type: ignore[override]
+        """A trained method with the settings that it was trained with, from a checkpoint's file.
+
+        Args:
+            checkpoint_path: The file.
+            kwargs: Settings that take the place of those; also ``map_location`` and ``strict``, as Lightning has them.
+
+        Returns:
+            The method, its LM loaded. Its optimiser is not in the checkpoint; it is the default one unless given.
+
+        Raises:
+            UserError: The file is damaged, of another method, or does not say a setting.
+        """
+        check_readable(Path(checkpoint_path))
+        checkpoint = torch.load(checkpoint_path, map_location="cpu", weights_only=True)
+        name = checkpoint[META]["method"] if isinstance(checkpoint.get(META), dict) else None
+        method = next((kind for kind in _with_subclasses(cls) if kind.__name__ == name), None)
+        if method is None:
+            found = "none of lightning-prompts" if name is None else f"one of {name}"
+            raise UserError(f"{checkpoint_path} is no checkpoint of {cls.__name__}, but {found}")
+        settings = from_plain(checkpoint.get(cls.CHECKPOINT_HYPER_PARAMS_KEY, {}), method, kwargs)
+        given: dict[str, Any] = {"map_location": "cpu", **settings, "weights_only": True}
+        return cast("Self", super(Checkpointing, method).load_from_checkpoint(checkpoint_path, **given))
+
+    def _check_template(self) -> None:
+        """Compare the template that the prompt was trained with and that of the run.
+
+        Raises:
+            UserError: Training is to go on, and they differ.
+        """
+        mine, given = self.template, None if self._trainer is None else _template(self.trainer)
+        if mine is None or given is None or mine == given:
+            return
+        values = [(field.name, getattr(mine, field.name), getattr(given, field.name)) for field in fields(Template)]
+        said = " and ".join(
+            f"data.{'template' if name == 'text' else name} {old!r} (now {new!r})"
+            for name, old, new in values
+            if old != new
+        )
+        if self.trainer.training:
+            raise UserError(f"the checkpoint was trained with {said}; to go on training, set it back")
+        log.warning("the prompt was trained with %s; expect worse results with another template", said)
+
+    def on_train_start(self) -> None:
+        """Restore accumulated gradients after resuming between two steps; the Trainer sets them to zero before."""
+        self.template = _template(self.trainer)
+        for name, parameter in self.named_parameters():
+            if name in self._waiting:
+                parameter.grad = self._waiting[name].to(parameter)
+        self._waiting = {}
+
+
+def _with_subclasses(kind: type[Checkpointing]) -> Iterator[type[Checkpointing]]:
+    yield kind
+    for child in kind.__subclasses__():
+        yield from _with_subclasses(child)
+
+
+def _template(trainer: Trainer) -> Template | None:
+    """The template of the data; ``None`` where there are several or none."""
+    data = getattr(trainer, "datamodule", None)
+    return None if getattr(data, "own_templates", False) else getattr(data, "template", None)

@@ -1,0 +1,57 @@
+"""How the processes of a run share the work of a method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import lightning as L  # noqa: N812 - Lightning's own convention
+
+from lightning_prompts.errors import UserError
+from lightning_prompts.lm import FrozenLM
+from lightning_prompts.processes import Replica
+from lightning_prompts.randomness import run_seed
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Distributed(L.LightningModule):
+    """Splits work over the data-parallel processes of a run."""
+
+    lm: FrozenLM
+
+    @property
+    def replica(self) -> Replica:
+        """Which share of a step's examples is this process's."""
+        places = None if self._trainer is None else self.trainer.distributed_sampler_kwargs
+        if places is None or places["num_replicas"] == 1:
+            return Replica()
+        mesh = getattr(self.trainer.strategy, "device_mesh", None)
+        group = None if mesh is None else mesh["data_parallel"].get_group()
+        return Replica(places["rank"], places["num_replicas"], group, self.lm.barrier)
+
+    def map_across_ranks(
+        self, items: Sequence[Item], work: Callable[[Sequence[Item]], Sequence[Result]]
+    ) -> list[Result]:
+        """Split work without gradients over the processes; see `Replica.map_across_ranks`."""
+        return self.replica.map_across_ranks(items, work)
+
+    def _prepare_replicas(self) -> None:
+        """Keep frozen weights out of DDP, which need not be synchronised.
+
+        Raises:
+            UserError: They were not given the same seed.
+        """
+        replica = self.replica
+        if replica.count == 1:
+            return
+        if len(set(replica.all_gather([run_seed()]))) > 1:
+            raise UserError(
+                "the processes have different seeds; call lightning.seed_everything(0) ahead of the Trainer"
+            )
+        # The same everywhere without being sent: what never changes, and what all processes work out alike.
+        frozen = [name for name, value in self.named_parameters(remove_duplicate=False) if not value.requires_grad]
+        self._ddp_params_and_buffers_to_ignore = [
+            *frozen, *(name for name, _ in self.named_buffers(remove_duplicate=False))
+        ]  # fmt: skip
