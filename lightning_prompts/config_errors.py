@@ -65,6 +65,14 @@ UNION = re.compile(r"(?:Parser key \"([\w.]+)\": )?Does not validate against any
 GIVEN_CLASS = re.compile(r"Given value: Namespace\(class_path='(?:\w+\.)*(\w+)'")
 PROBLEM = re.compile(r"Problem with given class_path '(?:\w+\.)*(\w+)': ")
 OTHER_TYPES = ("Not a valid subclass", "Expected a")  # how the parser says that a value is not of a type
+# Settings by the names that they had, for configs of older runs.
+RENAMED = {
+    "crossing": "estimator",
+    "relaxation": "estimator",
+    "confidence": "init_logit",
+    "pool": "buffer",
+    "swaps": "n_replace",
+}
 ELSEWHERE = {"lr_scheduler": "model.scheduler"}  # what other LightningCLIs call a setting
 SUBCOMMAND = re.compile(r"invalid choice: '(.+?)' \(choose from (.+)\)")
 REQUIRED = re.compile(r"the following arguments are required: (.+)|Key \"(.+?)\" is required")
@@ -105,6 +113,8 @@ def one_line(message: str, classes: Iterable[type], path_prefixes: tuple[str, ..
         if parts[0] in ELSEWHERE:
             return f"unknown setting {parts[0]!r}; did you mean {ELSEWHERE[parts[0]]}?"
         wrong = next((part for part in parts if part not in known), parts[-1])
+        if RENAMED.get(wrong) in known:
+            return f"unknown setting {'.'.join(parts)!r}; it is called {RENAMED[wrong]} now"
         if wrong == parts[-1] and (own := _setting_names_of(parts[:-1], classes)):
             known = own
         elif len(parts) == 1 and (places := _places(wrong, classes)):  # a setting of something, in the place of that

@@ -34,6 +34,10 @@ from lightning_prompts.errors import UserError, nearest
             "Option 'lr_scheduler.gamma' is not accepted",
             "unknown setting 'lr_scheduler'; did you mean model.scheduler?",
         ),
+        (
+            "Option 'model.init_args.crossing' is not accepted",
+            "unknown setting 'model.crossing'; it is called estimator now",
+        ),
         ("Unrecognized arguments: --max_steps 3", "unknown setting 'max_steps'; did you mean trainer.max_steps?"),
     ],
 )
