@@ -1,18 +1,18 @@
 """Callbacks see a method's public interface only, and write into the run folder."""
 
-from callbacks.budget import Budget
-from callbacks.gradient_scaling import GradientScaling
-from callbacks.last_checkpoint import LastCheckpoint
-from callbacks.non_finite_guard import NonFiniteGuard
-from callbacks.prompt_path import PromptPath
-from callbacks.prompt_readout import PromptReadout
-from callbacks.prompt_table import PromptTable
-from callbacks.result_files import ResultFiles
-from callbacks.sample_generations import SampleGenerations
-from callbacks.stop_on_signal import StopOnSignal
-from callbacks.text_metrics import TextMetrics
-from callbacks.throughput import Throughput
-from callbacks.validate_at_end import ValidateAtEnd
+from lightning_prompts.callbacks.budget import Budget
+from lightning_prompts.callbacks.gradient_scaling import GradientScaling
+from lightning_prompts.callbacks.last_checkpoint import LastCheckpoint
+from lightning_prompts.callbacks.non_finite_guard import NonFiniteGuard
+from lightning_prompts.callbacks.prompt_path import PromptPath
+from lightning_prompts.callbacks.prompt_readout import PromptReadout
+from lightning_prompts.callbacks.prompt_table import PromptTable
+from lightning_prompts.callbacks.result_files import ResultFiles
+from lightning_prompts.callbacks.sample_generations import SampleGenerations
+from lightning_prompts.callbacks.stop_on_signal import StopOnSignal
+from lightning_prompts.callbacks.text_metrics import TextMetrics
+from lightning_prompts.callbacks.throughput import Throughput
+from lightning_prompts.callbacks.validate_at_end import ValidateAtEnd
 
 __all__ = [
     "Budget",

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 import lightning as L  # noqa: N812 - Lightning's own convention
 import torch
 
-from callbacks.files import logs_now, write_json
+from lightning_prompts.callbacks.files import logs_now, write_json
 from lightning_prompts.errors import UserError, check_finite
 from lightning_prompts.lm import Usage
 from lightning_prompts.types import Batch

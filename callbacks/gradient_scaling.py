@@ -11,7 +11,7 @@ import lightning as L  # noqa: N812 - Lightning's own convention
 import torch
 from lightning.pytorch.plugins.precision import MixedPrecision
 
-from callbacks.files import logs_now
+from lightning_prompts.callbacks.files import logs_now
 from lightning_prompts.errors import UserError, check_finite
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from callbacks.files import logs_now
+from lightning_prompts.callbacks.files import logs_now
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm.finite import first_not_finite
 

@@ -12,7 +12,7 @@ import lightning as L  # noqa: N812 - Lightning's own convention
 import torch
 from torch import Tensor
 
-from callbacks.files import RowLog
+from lightning_prompts.callbacks.files import RowLog
 from lightning_prompts.errors import UserError
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
-from callbacks.files import RowLog, log_table
+from lightning_prompts.callbacks.files import RowLog, log_table
 from lightning_prompts.files import write_atomic
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import lightning as L  # noqa: N812 - Lightning's own convention
 
-from callbacks.files import RowLog
+from lightning_prompts.callbacks.files import RowLog
 from lightning_prompts.types import Batch
 
 if TYPE_CHECKING:

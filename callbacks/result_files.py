@@ -8,8 +8,8 @@ from typing import Any
 import lightning as L  # noqa: N812 - Lightning's own convention
 from lightning.pytorch.trainer.states import TrainerFn
 
-from callbacks.files import write_json, write_jsonl
-from callbacks.non_finite_guard import NonFiniteGuard
+from lightning_prompts.callbacks.files import write_json, write_jsonl
+from lightning_prompts.callbacks.non_finite_guard import NonFiniteGuard
 from lightning_prompts.types import Batch
 
 

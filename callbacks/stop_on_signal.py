@@ -13,7 +13,7 @@ import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from callbacks.last_checkpoint import LastCheckpoint
+from lightning_prompts.callbacks.last_checkpoint import LastCheckpoint
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import lightning as L  # noqa: N812 - Lightning's own convention
 
-from callbacks.files import logs_now
+from lightning_prompts.callbacks.files import logs_now
 from lightning_prompts.types import Batch
 
 if TYPE_CHECKING:

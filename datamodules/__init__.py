@@ -1,22 +1,22 @@
 """One file per dataset; text only."""
 
-from datamodules.addition import Addition
-from datamodules.antonyms import Antonyms
-from datamodules.base import TextDataModule
-from datamodules.big_bench_hard import BigBenchHard
-from datamodules.classification import Classification
-from datamodules.competition_math import Math
-from datamodules.gsm8k import GSM8K
-from datamodules.hyperbaton import Hyperbaton
-from datamodules.last_letters import LastLetters
-from datamodules.letter_reversal import LetterReversal
-from datamodules.mixture import Mixture
-from datamodules.modular_product import ModularProduct
-from datamodules.navigate import Navigate
-from datamodules.openmathinstruct2 import OpenMathInstruct2
-from datamodules.question_answer import QuestionAnswer
-from datamodules.symbolic_sum import SymbolicSum
-from datamodules.word_pairs import WordPairs
+from lightning_prompts.datamodules.addition import Addition
+from lightning_prompts.datamodules.antonyms import Antonyms
+from lightning_prompts.datamodules.base import TextDataModule
+from lightning_prompts.datamodules.big_bench_hard import BigBenchHard
+from lightning_prompts.datamodules.classification import Classification
+from lightning_prompts.datamodules.competition_math import Math
+from lightning_prompts.datamodules.gsm8k import GSM8K
+from lightning_prompts.datamodules.hyperbaton import Hyperbaton
+from lightning_prompts.datamodules.last_letters import LastLetters
+from lightning_prompts.datamodules.letter_reversal import LetterReversal
+from lightning_prompts.datamodules.mixture import Mixture
+from lightning_prompts.datamodules.modular_product import ModularProduct
+from lightning_prompts.datamodules.navigate import Navigate
+from lightning_prompts.datamodules.openmathinstruct2 import OpenMathInstruct2
+from lightning_prompts.datamodules.question_answer import QuestionAnswer
+from lightning_prompts.datamodules.symbolic_sum import SymbolicSum
+from lightning_prompts.datamodules.word_pairs import WordPairs
 
 __all__ = [
     "GSM8K",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from typing import Literal
 
-from datamodules.base import SourceRow, Split, TextDataModule, disjoint_components
-from datamodules.wordnet import antonym_table
+from lightning_prompts.datamodules.base import SourceRow, Split, TextDataModule, disjoint_components
+from lightning_prompts.datamodules.wordnet import antonym_table
 from lightning_prompts.errors import UserError
 
 

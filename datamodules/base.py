@@ -13,8 +13,8 @@ import lightning as L  # noqa: N812 - Lightning's own convention
 import torch
 from torch.utils.data import DataLoader
 
-from datamodules.checks import check_answers
-from datamodules.order import BalancedSampler, EpochSampler, InOrder, ResumableLoader
+from lightning_prompts.datamodules.checks import check_answers
+from lightning_prompts.datamodules.order import BalancedSampler, EpochSampler, InOrder, ResumableLoader
 from lightning_prompts.errors import UserError
 from lightning_prompts.template import Template
 from lightning_prompts.types import Batch, Example

@@ -9,11 +9,11 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from datamodules.base import SourceRow, Split
-from datamodules.hub import HubSource
-from datamodules.labelled import FORWARD, LabelledTask, RawRow
-from datamodules.options import Choices, letter_choices, parse_options
-from datamodules.tables import check_fields, read_header
+from lightning_prompts.datamodules.base import SourceRow, Split
+from lightning_prompts.datamodules.hub import HubSource
+from lightning_prompts.datamodules.labelled import FORWARD, LabelledTask, RawRow
+from lightning_prompts.datamodules.options import Choices, letter_choices, parse_options
+from lightning_prompts.datamodules.tables import check_fields, read_header
 from lightning_prompts.errors import UserError
 
 log = logging.getLogger(__name__)

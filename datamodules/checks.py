@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from reprlib import repr as short
 
-from datamodules.tables import MISSING
 from lightning_prompts.answers import is_correct
+from lightning_prompts.datamodules.tables import MISSING
 from lightning_prompts.errors import UserError
 from lightning_prompts.template import cut
 from lightning_prompts.types import Example

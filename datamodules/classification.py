@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from datamodules.base import SourceRow, Split
-from datamodules.hub import HubSource
-from datamodules.labelled import FORWARD, LabelledTask, RawRow
-from datamodules.labels import Labels
-from datamodules.tables import check_fields
+from lightning_prompts.datamodules.base import SourceRow, Split
+from lightning_prompts.datamodules.hub import HubSource
+from lightning_prompts.datamodules.labelled import FORWARD, LabelledTask, RawRow
+from lightning_prompts.datamodules.labels import Labels
+from lightning_prompts.datamodules.tables import check_fields
 from lightning_prompts.errors import UserError, nearest
 from lightning_prompts.types import Example
 

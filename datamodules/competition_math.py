@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from datamodules.hub import HubSource
-from datamodules.problems import WorkedProblems
 from lightning_prompts.answers import boxed
+from lightning_prompts.datamodules.hub import HubSource
+from lightning_prompts.datamodules.problems import WorkedProblems
 
 
 class Math(WorkedProblems):

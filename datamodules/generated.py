@@ -7,7 +7,7 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
-from datamodules.base import SourceRow, Split, TextDataModule
+from lightning_prompts.datamodules.base import SourceRow, Split, TextDataModule
 from lightning_prompts.errors import UserError
 
 # Questions of one kind, all as likely: a choice for each of their parts (numbers of two digits: "123456789" and then

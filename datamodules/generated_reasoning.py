@@ -6,9 +6,9 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Hashable
 
-from datamodules.base import SourceRow, Split, TextDataModule
-from datamodules.big_bench_hard import BigBenchHard
-from datamodules.options import Choices, parse_options
+from lightning_prompts.datamodules.base import SourceRow, Split, TextDataModule
+from lightning_prompts.datamodules.big_bench_hard import BigBenchHard
+from lightning_prompts.datamodules.options import Choices, parse_options
 from lightning_prompts.errors import UserError
 
 _TRIES = 10_000  # for a question that has not been drawn before

@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from datamodules.hub import HubSource
-from datamodules.problems import WorkedProblems
+from lightning_prompts.datamodules.hub import HubSource
+from lightning_prompts.datamodules.problems import WorkedProblems
 
 _CALCULATOR = re.compile(r"<<[^<>]*>>")
 

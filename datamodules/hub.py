@@ -9,7 +9,7 @@ from typing import Any
 
 from huggingface_hub import HfApi
 
-from datamodules.base import Split
+from lightning_prompts.datamodules.base import Split
 from lightning_prompts.errors import UserError
 
 

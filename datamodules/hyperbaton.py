@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import random
 
-from datamodules.generated_reasoning import GeneratedReasoning
-from datamodules.labelled import FORWARD
-from datamodules.options import Choices
+from lightning_prompts.datamodules.generated_reasoning import GeneratedReasoning
+from lightning_prompts.datamodules.labelled import FORWARD
+from lightning_prompts.datamodules.options import Choices
 
 # In the order in which they stand ahead of a noun. Gold and silver are materials, as BIG-bench has them.
 ADJECTIVES = {

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datamodules.base import SourceRow, Split, TextDataModule
-from datamodules.hub import HubSource, hub_rows
-from datamodules.splitting import apart, draw, draw_balanced, hold_out
-from datamodules.tables import read_table
+from lightning_prompts.datamodules.base import SourceRow, Split, TextDataModule
+from lightning_prompts.datamodules.hub import HubSource, hub_rows
+from lightning_prompts.datamodules.splitting import apart, draw, draw_balanced, hold_out
+from lightning_prompts.datamodules.tables import read_table
 from lightning_prompts.errors import UserError
 
 # Prompt, input and cue, each a paragraph of its own (Sordoni et al. 2023); the newline teaches where an answer ends.

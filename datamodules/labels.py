@@ -8,8 +8,8 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from datamodules.base import SourceRow
-from datamodules.tables import MISSING
+from lightning_prompts.datamodules.base import SourceRow
+from lightning_prompts.datamodules.tables import MISSING
 from lightning_prompts.errors import UserError, nearest
 
 MOST_FOUND = 200  # different answers that can be taken for classes without asking

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from datamodules.base import SourceRow, Split
-from datamodules.generated import GeneratedTask, Kind, check_range
-from datamodules.wordnet import words
+from lightning_prompts.datamodules.base import SourceRow, Split
+from lightning_prompts.datamodules.generated import GeneratedTask, Kind, check_range
+from lightning_prompts.datamodules.wordnet import words
 
 
 class LastLetters(GeneratedTask):

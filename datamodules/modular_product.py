@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from datamodules.base import SourceRow, Split
-from datamodules.generated import GeneratedTask, Kind, check_values
+from lightning_prompts.datamodules.base import SourceRow, Split
+from lightning_prompts.datamodules.generated import GeneratedTask, Kind, check_values
 from lightning_prompts.errors import UserError
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from datamodules.generated_reasoning import GeneratedReasoning
-from datamodules.labelled import FORWARD
-from datamodules.options import Choices
+from lightning_prompts.datamodules.generated_reasoning import GeneratedReasoning
+from lightning_prompts.datamodules.labelled import FORWARD
+from lightning_prompts.datamodules.options import Choices
 
 _START = "If you follow these instructions, do you return to the starting point?"
 # How many instructions, about as often as in BIG-bench.

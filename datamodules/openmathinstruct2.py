@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from datamodules.hub import HubSource
-from datamodules.problems import WorkedProblems
+from lightning_prompts.datamodules.hub import HubSource
+from lightning_prompts.datamodules.problems import WorkedProblems
 
 
 class OpenMathInstruct2(WorkedProblems):

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from datamodules.base import SourceRow, Split, TextDataModule
-from datamodules.hub import HubSource, hub_rows
-from datamodules.splitting import hold_out
-from datamodules.tables import check_fields, read_table
+from lightning_prompts.datamodules.base import SourceRow, Split, TextDataModule
+from lightning_prompts.datamodules.hub import HubSource, hub_rows
+from lightning_prompts.datamodules.splitting import hold_out
+from lightning_prompts.datamodules.tables import check_fields, read_table
 from lightning_prompts.errors import UserError
 
 

@@ -7,10 +7,10 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
-from datamodules.base import SourceRow, Split, TextDataModule
-from datamodules.labels import Labels
-from datamodules.splitting import log_dropped
-from datamodules.tables import blank, check_fields, read_table
+from lightning_prompts.datamodules.base import SourceRow, Split, TextDataModule
+from lightning_prompts.datamodules.labels import Labels
+from lightning_prompts.datamodules.splitting import log_dropped
+from lightning_prompts.datamodules.tables import blank, check_fields, read_table
 from lightning_prompts.errors import UserError, nearest
 
 

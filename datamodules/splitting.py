@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TypeVar
 
-from datamodules.base import SourceRow, Split
+from lightning_prompts.datamodules.base import SourceRow, Split
 from lightning_prompts.errors import UserError
 
 log = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ import random
 from importlib.resources import files
 from typing import Literal
 
-from datamodules.base import SourceRow, Split, TextDataModule
+from lightning_prompts.datamodules.base import SourceRow, Split, TextDataModule
 from lightning_prompts.errors import UserError
 
 
@@ -55,7 +55,7 @@ class WordPairs(TextDataModule):
 
     def load_rows(self) -> dict[Split, list[SourceRow]]:
         """Shuffle and cut; no question occurs twice."""
-        text = (files("datamodules") / "data" / "word_pairs.tsv").read_text(encoding="ascii")
+        text = (files("lightning_prompts.datamodules") / "data" / "word_pairs.tsv").read_text(encoding="ascii")
         table = csv.DictReader(text.splitlines(), delimiter="\t")
         rows = [
             SourceRow({"question": row["question"], "answer": row["answer"]}, f"word_pairs.tsv {row['question']}")

@@ -8,7 +8,7 @@ from importlib.resources import files
 
 def antonym_table() -> list[dict[str, str]]:
     """The table's rows: ``word``, ``antonym``, ``part`` of speech, and ``count`` of the rarer word in tagged texts."""
-    text = (files("datamodules") / "data" / "antonyms.tsv").read_text(encoding="ascii")
+    text = (files("lightning_prompts.datamodules") / "data" / "antonyms.tsv").read_text(encoding="ascii")
     return list(csv.DictReader(text.splitlines(), delimiter="\t"))
 
 

@@ -28,9 +28,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
 
-import callbacks
-import datamodules
-from lightning_prompts import methods
+from lightning_prompts import callbacks, datamodules, methods
 from lightning_prompts.accelerators import check_accelerator
 from lightning_prompts.checkpoints import AtomicCheckpointIO, check_readable, does_not_fit
 from lightning_prompts.commands import fail
@@ -79,13 +77,13 @@ CALLBACK_DEFAULTS: list[dict[str, Any]] = [
             "save_on_train_epoch_end": False,
         },
     },
-    {"class_path": "callbacks.GradientScaling"},
-    {"class_path": "callbacks.NonFiniteGuard"},
-    {"class_path": "callbacks.PromptReadout"},
-    {"class_path": "callbacks.PromptPath"},
-    {"class_path": "callbacks.PromptTable"},
-    {"class_path": "callbacks.SampleGenerations"},
-    {"class_path": "callbacks.Throughput"},
+    {"class_path": "lightning_prompts.callbacks.GradientScaling"},
+    {"class_path": "lightning_prompts.callbacks.NonFiniteGuard"},
+    {"class_path": "lightning_prompts.callbacks.PromptReadout"},
+    {"class_path": "lightning_prompts.callbacks.PromptPath"},
+    {"class_path": "lightning_prompts.callbacks.PromptTable"},
+    {"class_path": "lightning_prompts.callbacks.SampleGenerations"},
+    {"class_path": "lightning_prompts.callbacks.Throughput"},
 ]
 ALWAYS = (callbacks.ResultFiles, callbacks.ValidateAtEnd, callbacks.StopOnSignal)  # whatever a config says
 

@@ -22,7 +22,8 @@ from lightning_prompts.files import cache_root, write_atomic
 
 Options = dict[str, list[str]]  # options and their choices; none where they are free
 SHELLS = ("bash", "zsh")
-PACKAGES = ("lightning_prompts", "datamodules", "callbacks")
+# In a checkout the last two are links, which `rglob` does not follow.
+PACKAGES = ("lightning_prompts", "lightning_prompts/datamodules", "lightning_prompts/callbacks")
 
 
 def parser() -> CommandParser:

@@ -73,6 +73,7 @@ RENAMED = {
     "pool": "buffer",
     "swaps": "n_replace",
 }
+MOVED = ("callbacks.", "datamodules.")  # packages that were not inside of lightning_prompts
 ELSEWHERE = {"lr_scheduler": "model.scheduler"}  # what other LightningCLIs call a setting
 SUBCOMMAND = re.compile(r"invalid choice: '(.+?)' \(choose from (.+)\)")
 REQUIRED = re.compile(r"the following arguments are required: (.+)|Key \"(.+?)\" is required")
@@ -95,6 +96,8 @@ def one_line(message: str, classes: Iterable[type], path_prefixes: tuple[str, ..
         return f"several classes are called {match[1]}; write the full path of one: {match[2]}"
     if match := UNKNOWN_CLASS.search(text):
         key, name = match.groups()
+        if name.startswith(MOVED):
+            return f"{key + ': ' if key else ''}unknown class {name!r}; it is lightning_prompts.{name} now"
         return f"{key + ': ' if key else ''}unknown class {name!r}; {nearest(name, _class_names(classes, key))}"
     if match := NOT_A_CHOICE.search(text):
         key, choices, value = match.groups()

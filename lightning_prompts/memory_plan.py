@@ -45,9 +45,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from datamodules import TextDataModule
 from lightning_prompts.accelerators import device_type
 from lightning_prompts.commands import CommandParser, size
+from lightning_prompts.datamodules import TextDataModule
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm import LMShape, MemoryEstimate
 from lightning_prompts.lm.attention import EXPLICIT_LIMIT, EXPLICIT_LIMIT_NO_GRAD, long_prefix

@@ -13,8 +13,7 @@ from typing import Any, Literal, Union
 
 from lightning.pytorch.cli import LightningArgumentParser
 
-import datamodules
-from lightning_prompts import methods
+from lightning_prompts import datamodules, methods
 from lightning_prompts.cli import CONFIGURABLE, PromptCLI
 from lightning_prompts.commands import COMMANDS
 from lightning_prompts.config_errors import subclasses

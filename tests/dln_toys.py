@@ -12,8 +12,8 @@ from conftest import TINY
 from lightning.pytorch.callbacks import ModelCheckpoint
 from test_label_scores import plain_classes, plain_sum
 
-from callbacks import PromptTable, ResultFiles, ValidateAtEnd
-from datamodules.base import SourceRow, TextDataModule
+from lightning_prompts.callbacks import PromptTable, ResultFiles, ValidateAtEnd
+from lightning_prompts.datamodules.base import SourceRow, TextDataModule
 from lightning_prompts.dln.cache import TextCache
 from lightning_prompts.dln.layer import LanguageLayer, PlacedLayer
 from lightning_prompts.dln.messages import ThompsonSampling

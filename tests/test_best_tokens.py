@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from odd_tokenizers import save_model
 from test_methods import data, trainer
 
-from callbacks import PromptReadout
+from lightning_prompts.callbacks import PromptReadout
 from lightning_prompts.estimators.reinforce import TopK
 from lightning_prompts.lm import FrozenLM, LMConfig
 from lightning_prompts.methods import HardPromptSearch, PromptMethod, ReinforceRefiner, RelaxedPromptTuning

@@ -20,8 +20,8 @@ from dln_toys import Toy, network
 from test_methods import data
 from torch import nn
 
-from callbacks import Budget, ValidateAtEnd
-from callbacks.budget import forget_peak, peak_memory
+from lightning_prompts.callbacks import Budget, ValidateAtEnd
+from lightning_prompts.callbacks.budget import forget_peak, peak_memory
 from lightning_prompts.dln.proposals import InducedInstructions, Paraphrases
 from lightning_prompts.errors import UserError
 from lightning_prompts.estimators.baselines import SelfCritical
@@ -214,7 +214,7 @@ def test_memory_where_there_is_no_proc(monkeypatch: pytest.MonkeyPatch) -> None:
         def write_text(self, *args: Any, **kwargs: Any) -> int:
             raise FileNotFoundError(self)
 
-    monkeypatch.setattr("callbacks.budget.Path", Nowhere)
+    monkeypatch.setattr("lightning_prompts.callbacks.budget.Path", Nowhere)
     forget_peak(device)
     assert peak_memory(device) >= 0.9 * usual
     monkeypatch.setitem(sys.modules, "resource", None)

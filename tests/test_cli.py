@@ -147,7 +147,7 @@ class Checkpoint(ModelCheckpoint):
         ({"class_path": "test_cli.Checkpoint", "init_args": {"monitor": "val/nll"}}, ("val/exact_match", "max")),
         ([{"class_path": "test_cli.Checkpoint", "init_args": {"monitor": "val/other", "mode": "min"}}],
          ("val/other", "min")),
-        ([{"class_path": "callbacks.Throughput"}], None),
+        ([{"class_path": "lightning_prompts.callbacks.Throughput"}], None),
     ],
 )  # fmt: skip
 def test_the_best_is_that_of_the_method_s_metric(
@@ -243,13 +243,34 @@ def test_a_run_without_a_validation_says_that_there_is_no_best(
     assert none in capsys.readouterr().err
     assert commands.run(["export", str(folder), "--format", "npy", "--checkpoint", "last", "--examples", "1"]) == 0
     assert code(*said.split("lightning-prompts ")[1].split()) == 0
-    own = ["--trainer.callbacks", "callbacks.Throughput", "--overwrite", "true"]
+    own = ["--trainer.callbacks", "lightning_prompts.callbacks.Throughput", "--overwrite", "true"]
     assert code(*FIT, *SMALL, *where, *own) == 0
     assert "no best.ckpt: trainer.callbacks has none that keeps it" in capsys.readouterr().out
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["last.ckpt"]
     assert code(*FIT, *SMALL, *where, "--trainer.enable_checkpointing", "false", "--overwrite", "true") == 0
     assert capsys.readouterr().out.endswith("nothing is saved, as trainer.enable_checkpointing is false\n")
     assert not list((folder / "checkpoints").iterdir())
+
+
+def test_own_folders_may_be_called_callbacks_and_datamodules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, text in {
+        "callbacks": "import lightning as L\n\n\nclass Mine(L.Callback):\n    pass\n",
+        "datamodules": "from lightning_prompts.datamodules import Antonyms\n\n\nclass Few(Antonyms):\n    pass\n",
+    }.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text(text)
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    mine = ["--data", "datamodules.Few", *SMALL[2:], "--trainer.callbacks+=callbacks.Mine"]
+    try:
+        assert code(*FIT, *mine, "--trainer.default_root_dir", str(tmp_path / "run")) == 0
+    finally:
+        for name in ("callbacks", "datamodules"):
+            sys.modules.pop(name, None)
+    config = (tmp_path / "run" / "config.yaml").read_text()
+    assert "class_path: callbacks.Mine" in config
+    assert "class_path: datamodules.Few" in config
+    assert "class_path: lightning_prompts.callbacks.Throughput" in config
 
 
 def test_a_text_is_kept_without_a_validation(tmp_path: Path) -> None:

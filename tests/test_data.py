@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from datamodules import Antonyms, QuestionAnswer
-from datamodules.base import disjoint_components
-from datamodules.order import EpochSampler, ResumableLoader
-from datamodules.question_answer import read_table
-from datamodules.wordnet import antonym_table
+from lightning_prompts.datamodules import Antonyms, QuestionAnswer
+from lightning_prompts.datamodules.base import disjoint_components
+from lightning_prompts.datamodules.order import EpochSampler, ResumableLoader
+from lightning_prompts.datamodules.question_answer import read_table
+from lightning_prompts.datamodules.wordnet import antonym_table
 from lightning_prompts.errors import UserError
 from lightning_prompts.types import Batch
 

@@ -16,8 +16,8 @@ from conftest import SHAPES, TINY
 from processes import result, together
 from torch.distributed.device_mesh import init_device_mesh
 
-from callbacks import Budget, ResultFiles, SampleGenerations, TextMetrics, Throughput, ValidateAtEnd
-from datamodules import Antonyms, Hyperbaton, Mixture, QuestionAnswer
+from lightning_prompts.callbacks import Budget, ResultFiles, SampleGenerations, TextMetrics, Throughput, ValidateAtEnd
+from lightning_prompts.datamodules import Antonyms, Hyperbaton, Mixture, QuestionAnswer
 from lightning_prompts.dln.layer import LanguageLayer
 from lightning_prompts.dln.posterior import Posterior
 from lightning_prompts.dln.proposals import (

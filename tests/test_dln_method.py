@@ -15,7 +15,7 @@ from conftest import TINY
 from dln_toys import YES_NO, Given, Toy, examples, generator, network, slot, stepper_of, trainer
 from test_label_scores import plain_classes
 
-from datamodules.base import SourceRow
+from lightning_prompts.datamodules.base import SourceRow
 from lightning_prompts.dln.information import mutual_information
 from lightning_prompts.dln.layer import LanguageLayer
 from lightning_prompts.dln.memory import PromptMemory

@@ -15,8 +15,9 @@ SHOWN = {
     "lightning_prompts.objectives.rewards", "lightning_prompts.estimators.reinforce",
     "lightning_prompts.estimators.temperature", "lightning_prompts.estimators.relaxations",
     "lightning_prompts.dln.information", "lightning_prompts.studies.tables", "lightning_prompts.studies.spaces",
-    "datamodules.base", "datamodules.addition", "datamodules.question_answer", "datamodules.options",
-    "datamodules.splitting", "datamodules.generated",
+    "lightning_prompts.datamodules.base", "lightning_prompts.datamodules.addition",
+    "lightning_prompts.datamodules.question_answer", "lightning_prompts.datamodules.options",
+    "lightning_prompts.datamodules.splitting", "lightning_prompts.datamodules.generated",
 }  # fmt: skip
 
 

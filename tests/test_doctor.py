@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from datamodules import TextDataModule
 from lightning_prompts import commands, doctor
+from lightning_prompts.datamodules import TextDataModule
 from lightning_prompts.lm import embedded
 
 

@@ -16,7 +16,7 @@ import torch
 from conftest import TINY
 from transformers import AutoModelForCausalLM
 
-import callbacks
+from lightning_prompts import callbacks
 from lightning_prompts.cli import run
 from lightning_prompts.lm import FrozenLM, LMConfig
 

@@ -16,8 +16,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from test_methods import data, resumable, trainer
 from transformers import DynamicCache
 
-from callbacks import Budget, PromptReadout, ValidateAtEnd
-from datamodules import Addition, Antonyms
+from lightning_prompts.callbacks import Budget, PromptReadout, ValidateAtEnd
+from lightning_prompts.datamodules import Addition, Antonyms
 from lightning_prompts.errors import UserError
 from lightning_prompts.estimators.relaxations import GumbelSoftmax, Projected, Softmax, StraightThrough
 from lightning_prompts.estimators.temperature import Temperature

@@ -16,8 +16,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ReduceLROnPlateau
 from test_methods import trainer
 
-from callbacks import LastCheckpoint
-from datamodules import Antonyms
+from lightning_prompts.callbacks import LastCheckpoint
+from lightning_prompts.datamodules import Antonyms
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm import LMConfig
 from lightning_prompts.methods import PromptMethod, RelaxedPromptTuning, SoftPromptTuning
@@ -192,7 +192,7 @@ def test_a_plateau_steps_with_the_validations(tmp_path: Path) -> None:
 
 def test_a_run_saves_by_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = itertools.count(0, 60)
-    monkeypatch.setattr("callbacks.last_checkpoint.time.monotonic", lambda: float(next(ticks)))
+    monkeypatch.setattr("lightning_prompts.callbacks.last_checkpoint.time.monotonic", lambda: float(next(ticks)))
     saves = Saves()  # each step asks for the time once, and so does each checkpoint
     fit(tmp_path, {"limit_val_batches": 0, "max_steps": 9}, callbacks=[LastCheckpoint(minutes=3), saves])
     assert saves.steps == [3, 6, 9]

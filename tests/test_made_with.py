@@ -13,7 +13,7 @@ import torch
 from conftest import TINY
 from test_methods import trainer
 
-from datamodules import Antonyms
+from lightning_prompts.datamodules import Antonyms
 from lightning_prompts.errors import UserError
 from lightning_prompts.estimators.temperature import Temperature
 from lightning_prompts.lm import LMConfig

@@ -13,9 +13,9 @@ from conftest import TINY
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ReduceLROnPlateau
 
-from callbacks import PromptReadout, SampleGenerations, Throughput, ValidateAtEnd
-from datamodules import Antonyms, QuestionAnswer
+from lightning_prompts.callbacks import PromptReadout, SampleGenerations, Throughput, ValidateAtEnd
 from lightning_prompts.cli import PromptCLI
+from lightning_prompts.datamodules import Antonyms, QuestionAnswer
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm import LMConfig
 from lightning_prompts.methods import FixedPrompt, SoftPromptTuning

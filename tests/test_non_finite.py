@@ -15,7 +15,7 @@ from test_families import MAKE
 from test_methods import data, trainer
 from torch import Tensor
 
-from callbacks import NonFiniteGuard, ResultFiles
+from lightning_prompts.callbacks import NonFiniteGuard, ResultFiles
 from lightning_prompts.cli import run
 from lightning_prompts.errors import UserError
 from lightning_prompts.estimators.reinforce import TopK
@@ -170,8 +170,8 @@ def test_the_command_line_has_it(tmp_path: Path) -> None:
                 "--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu",
                 "--trainer.default_root_dir", str(tmp_path / "run")]) == 0  # fmt: skip
     config = (tmp_path / "run" / "config.yaml").read_text()
-    assert "callbacks.NonFiniteGuard" in config
-    assert "callbacks.GradientScaling" in config
+    assert "lightning_prompts.callbacks.NonFiniteGuard" in config
+    assert "lightning_prompts.callbacks.GradientScaling" in config
 
 
 @pytest.mark.parametrize("settings", [{"patience": 0}, {"max_restores": -1}, {"snapshot_every": 0}])

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from datamodules import GSM8K, BigBenchHard, Classification, QuestionAnswer
-from datamodules.base import TextDataModule
-from datamodules.tables import read_table
+from lightning_prompts.datamodules import GSM8K, BigBenchHard, Classification, QuestionAnswer
+from lightning_prompts.datamodules.base import TextDataModule
+from lightning_prompts.datamodules.tables import read_table
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm import FrozenLM
 

@@ -11,8 +11,8 @@ import pytest
 import yaml
 from conftest import TINY
 
-from datamodules import Classification, QuestionAnswer
 from lightning_prompts.cli import run
+from lightning_prompts.datamodules import Classification, QuestionAnswer
 from lightning_prompts.errors import UserError
 
 TINY_RUN = ["--model.lm.name", TINY, "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false",

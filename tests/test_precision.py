@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from test_methods import data, trainer
 from torch import Tensor
 
-from callbacks import GradientScaling, NonFiniteGuard
+from lightning_prompts.callbacks import GradientScaling, NonFiniteGuard
 from lightning_prompts.errors import UserError
 from lightning_prompts.estimators.relaxations import GumbelSoftmax
 from lightning_prompts.lm import LMConfig

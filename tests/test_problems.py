@@ -11,9 +11,18 @@ import pytest
 from conftest import TINY
 from test_methods import trainer
 
-from datamodules import GSM8K, Addition, Antonyms, Math, Mixture, OpenMathInstruct2, TextDataModule, WordPairs
-from datamodules import hub as hub_module
 from lightning_prompts.cli import run
+from lightning_prompts.datamodules import (
+    GSM8K,
+    Addition,
+    Antonyms,
+    Math,
+    Mixture,
+    OpenMathInstruct2,
+    TextDataModule,
+    WordPairs,
+)
+from lightning_prompts.datamodules import hub as hub_module
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm import LMConfig
 from lightning_prompts.methods import FixedPrompt

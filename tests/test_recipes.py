@@ -124,7 +124,8 @@ def test_files_of_one_s_own_are_type_checked(folder: Path) -> None:
             if block.file:
                 Path(block.file).write_text(block.text)
     (folder / "use.py").write_text(
-        "import torch\nfrom callbacks import TextMetrics\nfrom datamodules import Addition\n"
+        "import torch\nfrom lightning_prompts.callbacks import TextMetrics\n"
+        "from lightning_prompts.datamodules import Addition\n"
         "from lightning_prompts.lm import FrozenLM, LMConfig\nfrom lightning_prompts.methods import SoftPromptTuning\n"
         "from my_reward import Closeness\n\n"
         "lm = FrozenLM.load(LMConfig())\n"
@@ -149,7 +150,7 @@ def test_the_three_recipes(tmp_path: Path) -> None:
     """In a copy of the project: files, imports, YAMLs, tests and commands, and the rows in the README's tables."""
     copy = tmp_path / "copy"
     for name in ("lightning_prompts", "datamodules", "callbacks", "experiments", "tests"):
-        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / name, copy / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("README.md", "CONTRIBUTING.md", "pyproject.toml", "setup.cfg"):
         shutil.copy(ROOT / name, copy / name)
     env = {**os.environ, "PYTHONPATH": str(copy)}

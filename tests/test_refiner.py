@@ -14,7 +14,7 @@ from conftest import TINY
 from test_methods import data, trainer
 from torch import Tensor
 
-from datamodules import Antonyms, QuestionAnswer
+from lightning_prompts.datamodules import Antonyms, QuestionAnswer
 from lightning_prompts.errors import UserError
 from lightning_prompts.estimators.relaxations import (
     Argmax,

@@ -20,8 +20,8 @@ from dln_toys import FORWARD, PROPOSALS, YES_NO, Toy, examples, network, reader_
 from test_cli import code
 from test_label_scores import alike
 
-from callbacks import Budget
 from lightning_prompts import commands
+from lightning_prompts.callbacks import Budget
 from lightning_prompts.cli import run
 from lightning_prompts.dln.cache import TextCache
 from lightning_prompts.dln.layer import LanguageLayer

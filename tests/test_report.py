@@ -59,8 +59,8 @@ def write_run(folder: Path, method: str, seed: int, rows: list[dict[str, Any]] |
     (folder / "logs" / "version_0").mkdir(parents=True)
     place = {"trainer": {"max_steps": 20, "default_root_dir": str(folder)}, "seed_everything": seed}
     model = {"class_path": f"some.where.{method.title()}", "init_args": {"length": len(method), "lm": {"name": "tiny"}}}
-    member = {"class_path": "datamodules.Antonyms", "init_args": {"seed": 0, "batch_size": 8}}
-    data = {"class_path": "datamodules.Mixture", "init_args": {"seed": seed, "members": [member]}}
+    member = {"class_path": "lightning_prompts.datamodules.Antonyms", "init_args": {"seed": 0, "batch_size": 8}}
+    data = {"class_path": "lightning_prompts.datamodules.Mixture", "init_args": {"seed": seed, "members": [member]}}
     (folder / "config.yaml").write_text(yaml.safe_dump({**place, "model": model, "data": data}))
     metrics = {"test/nll": plain.fmean(row["nll"] for row in rows), "test/examples": len(rows),
                "test/exact_match": plain.fmean(row["correct"] for row in rows), "test/far/nll": 5.25 + seed,
@@ -517,7 +517,7 @@ def test_unequal_terms_are_told_ahead_of_the_numbers(study: Path) -> None:
     assert "on equal terms" in page.markdown
 
 
-DATA = {"class_path": "datamodules.QuestionAnswer"}
+DATA = {"class_path": "lightning_prompts.datamodules.QuestionAnswer"}
 LAYERS = {"class_path": "methods.DeepLanguageNetwork"}
 
 

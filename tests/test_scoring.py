@@ -11,7 +11,7 @@ from conftest import SHAPES
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from datamodules import Antonyms
+from lightning_prompts.datamodules import Antonyms
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm import FrozenLM, LMConfig, attention
 from lightning_prompts.lm.plain import score_plain

@@ -329,7 +329,7 @@ def test_a_sweep_is_interrupted_goes_on_and_makes_its_table(methods: Path) -> No
     """2 methods x 2 settings x 2 seeds, and one setting that cannot run."""
     path, runs = methods / "sweep.yaml", methods / "runs"
     (methods / "noted.py").write_text(
-        "import os, pathlib\nfrom datamodules import Antonyms\nclass Noted(Antonyms):\n"
+        "import os, pathlib\nfrom lightning_prompts.datamodules import Antonyms\nclass Noted(Antonyms):\n"
         "    def setup(self, stage):\n        super().setup(stage)\n"
         f"        with open({str(methods / 'processes')!r}, 'a') as file:\n"
         "            print(os.getpid(), self.trainer.default_root_dir, file=file)\n"

@@ -9,9 +9,9 @@ from collections.abc import Callable
 
 import pytest
 
-from datamodules import Addition, LastLetters, LetterReversal, ModularProduct, SymbolicSum
-from datamodules.generated import Deck, GeneratedTask
-from datamodules.wordnet import words
+from lightning_prompts.datamodules import Addition, LastLetters, LetterReversal, ModularProduct, SymbolicSum
+from lightning_prompts.datamodules.generated import Deck, GeneratedTask
+from lightning_prompts.datamodules.wordnet import words
 from lightning_prompts.errors import UserError
 from lightning_prompts.template import cut, final_result
 from lightning_prompts.types import Example

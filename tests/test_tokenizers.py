@@ -15,7 +15,7 @@ from test_methods import data, trainer
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 
-from datamodules import QuestionAnswer
+from lightning_prompts.datamodules import QuestionAnswer
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm import FrozenLM, LMConfig
 from lightning_prompts.lm.encoding import Encoder

@@ -12,8 +12,8 @@ import yaml
 from conftest import TINY
 from test_project import CONFIGS, ROOT
 
-from datamodules.classification import TASKS
 from lightning_prompts.cli import run
+from lightning_prompts.datamodules.classification import TASKS
 
 SMALL = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--model.max_new_tokens", "2",
          "--model.lm.name", f"{TINY},max_position_embeddings=2048", "--model.lm.dtype", "float32",

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from datamodules import GSM8K
+from lightning_prompts.datamodules import GSM8K
 from lightning_prompts.lm import FrozenLM, LMConfig, StateStore
 from lightning_prompts.methods import RefinerTuning
 from lightning_prompts.prompts.initializers import FromText

@@ -24,7 +24,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from datamodules import Antonyms
+from lightning_prompts.datamodules import Antonyms
 from lightning_prompts.lm import LMConfig
 from lightning_prompts.lm.config import Dtype
 from lightning_prompts.memory_plan import batches_of, make_plan

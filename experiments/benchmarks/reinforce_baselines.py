@@ -23,7 +23,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from datamodules import Addition, Antonyms, Mixture, TextDataModule, WordPairs
+from lightning_prompts.datamodules import Addition, Antonyms, Mixture, TextDataModule, WordPairs
 from lightning_prompts.estimators.baselines import (
     Baseline,
     LeaveOneOut,

@@ -8,11 +8,11 @@ import lightning as L  # noqa: N812 - Lightning's own convention
 import torch
 from torch import Tensor
 
-from datamodules import Antonyms
 from gpu_check_parts.base import SHAPES, attempt, compared, load, normal
 from gpu_check_parts.methods import small_data, trainer
 from gpu_check_parts.packed import INFILL, PAIRS, examples
 from gpu_check_parts.rows import Row, Settings
+from lightning_prompts.datamodules import Antonyms
 from lightning_prompts.lm import FrozenLM, LMConfig, Sampling, label_scores
 from lightning_prompts.methods import SoftPromptTuning
 from lightning_prompts.search.scoring import CandidateScorer

@@ -16,13 +16,13 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
-import callbacks
-from datamodules import Antonyms
-from datamodules.base import SourceRow, TextDataModule
 from gpu_check_parts.base import methods_lm
 from gpu_check_parts.rows import Row, Settings
+from lightning_prompts import callbacks
 from lightning_prompts import methods as m
 from lightning_prompts.checkpoints import AtomicCheckpointIO
+from lightning_prompts.datamodules import Antonyms
+from lightning_prompts.datamodules.base import SourceRow, TextDataModule
 from lightning_prompts.dln.layer import LanguageLayer
 from lightning_prompts.dln.posterior import Posterior
 from lightning_prompts.dln.proposals import InducedInstructions, LanguageModelProposals, Paraphrases, RuleRewrites

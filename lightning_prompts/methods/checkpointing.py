@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -37,13 +38,17 @@ class Checkpointing(L.LightningModule):
 
     lm: FrozenLM
     lm_config: LMConfig
-    prompt_length: int
 
     def __init__(self) -> None:
         """Nothing is restored yet."""
         super().__init__()
         self.template: Template | None = None
         self._waiting: dict[str, Tensor] = {}  # restored gradients, by the parameter's name
+
+    @property
+    @abstractmethod
+    def prompt_length(self) -> int:
+        """``P``."""
 
     def checkpoint_meta(self) -> dict[str, str | int]:
         """What a checkpoint must agree on with the run that loads it."""

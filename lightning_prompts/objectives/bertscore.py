@@ -120,7 +120,7 @@ class BertScoreLoss(Objective):
         """
         scorer = self._scorer(lm)
         layer = max(1, scorer.layers // 3) if self.layer is None else self.layer
-        lead = scorer.encoder.tokens(self.bos_ids)
+        lead = scorer.encoder.tokens(self.lead)
         vectors = padded(answers)[0]
         slots = [lead + [-1 - a for a in range(len(part))] for part in answers]
         candidate = scorer.hidden_states(slots, vectors, layer)

@@ -10,11 +10,11 @@ from typing import Any
 import lightning as L  # noqa: N812 - Lightning's own convention
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-import callbacks
 from accelerator.pretend_device import NAME, STRATEGY
-from datamodules.base import SourceRow, TextDataModule
+from lightning_prompts import callbacks
 from lightning_prompts.checkpoints import AtomicCheckpointIO
 from lightning_prompts.cli import ALWAYS, CALLBACK_DEFAULTS, TRAINER_DEFAULTS
+from lightning_prompts.datamodules.base import SourceRow, TextDataModule
 from lightning_prompts.dln.layer import LanguageLayer
 from lightning_prompts.dln.posterior import Posterior
 from lightning_prompts.dln.proposals import InducedInstructions, LanguageModelProposals, Paraphrases, RuleRewrites

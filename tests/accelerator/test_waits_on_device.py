@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from accelerator.methods_table import TRAINED, trainer
 from accelerator.pretend_device import NAME, waits
-from callbacks import NonFiniteGuard
+from lightning_prompts.callbacks import NonFiniteGuard
 
 GRADIENT = ("soft", "prefix, mlp", "relaxed, gumbel", "refiner, mlp, gumbel", "refiner, bertscore", "lora")
 

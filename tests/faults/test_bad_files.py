@@ -147,7 +147,7 @@ def test_a_config_brings_no_code(
     attacks = {
         "tag": config + '\nx: !!python/object/apply:os.system ["touch code_was_run"]\n',
         "class": config.replace("lightning_prompts.methods.SoftPromptTuning", "os.system"),
-        "callback": config.replace("callbacks.PromptReadout", "subprocess.Popen"),
+        "callback": config.replace("lightning_prompts.callbacks.PromptReadout", "subprocess.Popen"),
         "code": config.replace(
             "gradient_checkpointing: false", "gradient_checkpointing: false\n      trust_remote_code: true"
         ),

@@ -11,7 +11,7 @@ import torch
 from harness import Run
 from test_killed import METHODS, command, last
 
-from callbacks import NonFiniteGuard
+from lightning_prompts.callbacks import NonFiniteGuard
 
 # Counted from 0; each in a step of its own, also with two batches a step.
 BATCHES = {"loss": {4, 9}, "gradient": {3, 12}, "weights": {7}}

@@ -23,8 +23,7 @@ from conftest import TINY as SHORT
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-import datamodules
-from lightning_prompts import methods
+from lightning_prompts import datamodules, methods
 from lightning_prompts.cli import CONFIGURABLE, run
 from lightning_prompts.config_errors import abstract
 from lightning_prompts.lm import LMConfig

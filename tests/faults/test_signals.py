@@ -14,8 +14,8 @@ from checkpoint_state import same
 from conftest import TINY
 from test_methods import trainer
 
-from callbacks import GradientScaling, LastCheckpoint, NonFiniteGuard, StopOnSignal
-from datamodules import Antonyms
+from lightning_prompts.callbacks import GradientScaling, LastCheckpoint, NonFiniteGuard, StopOnSignal
+from lightning_prompts.datamodules import Antonyms
 from lightning_prompts.lm import LMConfig
 from lightning_prompts.methods import SoftPromptTuning
 
