@@ -190,8 +190,8 @@ def fitting(name: str, count: int, folder: Path) -> dict[str, Any]:
 LONG = LMConfig(f"{TINY},max_position_embeddings=900")
 SEARCHES: dict[str, Make] = {
     "search": lambda: HardPromptSearch(
-        4, FromText(" one two"), candidates=13, top_k=20, buffer=2, n_replace=2, filter=False, fluency=0.1, racing=Racing(2),
-        lm=LM, max_new_tokens=2,
+        4, FromText(" one two"), candidates=13, top_k=20, buffer=2, n_replace=2, filter=False, fluency=0.1,
+        racing=Racing(2), lm=LM, max_new_tokens=2,
     ),
     "network": lambda: DeepLanguageNetwork(
         [LanguageLayer("Think.", max_new_tokens=4), LanguageLayer("Say.")],
