@@ -16,11 +16,10 @@ import torch
 from conftest import TINY
 from transformers import AutoModelForCausalLM
 
-from lightning_prompts import callbacks
 from lightning_prompts.cli import run
 from lightning_prompts.lm import FrozenLM, LMConfig
 
-EXPERIMENTS = Path(callbacks.__file__).parent.parent / "experiments"
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 
 
 def script(name: str) -> ModuleType:
