@@ -300,7 +300,7 @@ def _digest_of(text: str) -> str:
 @functools.cache
 def _code() -> str:
     """The sources that decide what a probe finds."""
-    names = ("probe", "architectures", "attention", "packed", "generation", "encoding", "key_values")
+    names = ("probe", "architectures", "attention", "packed", "generation", "plan", "key_values")
     return _digest_of("".join(Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8") for name in names))
 
 
