@@ -8,8 +8,20 @@ import sys
 from lightning_prompts import __version__, commands
 
 
+def spare_cores() -> None:
+    """Let threads sleep while they wait for each other, where other programs want the cores as well.
+
+    Waiting threads spin by default, which makes a step several times as slow on a busy machine; on an idle one, waking
+    them takes longer. OpenMP reads the variable when torch is imported.
+    """
+    busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0  # not on Windows
+    if busy >= (os.cpu_count() or 1) / 2:
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
 def main() -> None:
     """Run the command line and exit."""
+    spare_cores()
     if "_ARGCOMPLETE" in os.environ:  # the shell asks what could follow
         from lightning_prompts.completion import complete
 

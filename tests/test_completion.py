@@ -12,6 +12,7 @@ import pytest
 from test_project import ROOT
 
 from lightning_prompts import commands, completion
+from lightning_prompts.__main__ import spare_cores
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +49,20 @@ def imports_of(words: list[str], folder: Path) -> subprocess.CompletedProcess[st
         env={**os.environ, "PYTHONPATH": str(ROOT)}, cwd=folder, capture_output=True, text=True, timeout=60,
         check=False,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(("load", "set_by_user", "policy"), [
+    (0.1, None, None), (1e6, None, "PASSIVE"), (1e6, "ACTIVE", "ACTIVE"),
+])  # fmt: skip
+def test_threads_do_not_spin_on_a_busy_machine(
+    load: float, set_by_user: str | None, policy: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, load, load))
+    monkeypatch.setenv("OMP_WAIT_POLICY", set_by_user or "")
+    if set_by_user is None:
+        monkeypatch.delenv("OMP_WAIT_POLICY")
+    spare_cores()
+    assert os.environ.get("OMP_WAIT_POLICY") == policy
 
 
 def test_subcommands_at_once(tmp_path: Path) -> None:
