@@ -9,6 +9,7 @@ from conftest import SHAPES
 
 from lightning_prompts.lm import FrozenLM, generation
 from lightning_prompts.lm.sampling import Sampling
+from lightning_prompts.lm.usage import Usage
 from lightning_prompts.template import Template
 from lightning_prompts.types import Example
 
@@ -45,6 +46,26 @@ def test_greedy_equals_the_teacher_forced_argmax(
         expected = teacher_forced(lm, rows[b].context, prompt[b] if per_row else prompt, 8)
         cut = next((i for i, token in enumerate(expected) if token in ends), 8)
         assert tokens == expected[:cut]
+
+
+@pytest.mark.parametrize("stops", [None, "i", "[a-m]", "."])
+@pytest.mark.parametrize("limit", [1, 2, 7])
+@pytest.mark.parametrize("drawn", [False, True])
+def test_reading_tokens_a_pass_late_changes_nothing(
+    stops: str | None, limit: int, drawn: bool, tiny: FrozenLM, antonyms: list[Example],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    rows, prompt = tiny.encode(antonyms, 4), make_prompt(tiny, 4)
+    found = []
+    for late in (False, True):
+        monkeypatch.setattr(generation, "reads_late", lambda device, late=late: late)
+        sampling = Sampling(1.0, range(len(rows))) if drawn else None
+        before = tiny.usage + Usage()
+        patterns = None if stops is None else [stops] * len(rows)
+        found.append((tiny.generate_tokens(rows, prompt, limit, patterns, sampling), tiny.usage - before))
+    (now, used), (later, used_late) = found
+    assert later == now
+    assert used_late == used
 
 
 def test_the_real_model_generates_its_argmax_whatever_the_batch(real: FrozenLM, antonyms: list[Example]) -> None:

@@ -15,6 +15,7 @@ from lightning_prompts.datamodules import Antonyms
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm import FrozenLM, LMConfig, attention
 from lightning_prompts.lm.plain import score_plain
+from lightning_prompts.lm.plan import Plan
 from lightning_prompts.objectives import Likelihood
 from lightning_prompts.template import Template
 from lightning_prompts.types import Example
@@ -227,3 +228,17 @@ def test_the_end_of_answers_is_scored_apart(tiny: FrozenLM) -> None:
 def test_a_chat_answer_ends_with_the_turn(real: FrozenLM) -> None:
     example = Template("{prompt} {question}? {answer}", chat=True).render({"question": "hot", "answer": "cold"})
     assert real.encoder.row(example, 1, with_end=True).end == [real.tokenizer.eos_token_id]
+
+
+def test_a_plan_runs_each_token_once() -> None:
+    contexts = [[7, 8, 9], [7, 8, 5]]
+    one_feed = Plan.of(contexts, [[[1, 2], [1, 3]], [[4]]], [], shared_prompt=True)
+    assert one_feed.levels == [[[7, 8]], [[9, 1], [5]]], "what is fed ends its row"
+    assert one_feed.predicted_by.tolist() == [0, 1, 0, 1, 2]
+    assert one_feed.tokens.tolist() == [1, 2, 1, 3, 4]
+    assert one_feed.owners.tolist() == [0, 0, 1, 1, 2]
+    two_feeds = Plan.of(contexts, [[[1, 2], [3, 4, 6], [3]], [[4]]], [], shared_prompt=True)
+    assert two_feeds.levels == [[[7, 8]], [[9], [5]], [[3, 4], [1], [], []]]
+    assert [(level, places.tolist()) for level, places in two_feeds.heads] == [(1, [0, 1]), (2, [0, 1, 2])]
+    assert two_feeds.predicted_by.tolist() == [0, 4, 0, 2, 3, 0, 1]
+    assert (two_feeds.logits, two_feeds.continuations, two_feeds.tokens_to_run) == (5, 4, 7)

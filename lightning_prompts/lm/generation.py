@@ -7,6 +7,8 @@ import re
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 
+import torch
+
 from lightning_prompts.lm.attention import KVCache, Layout
 from lightning_prompts.lm.encoding import Row
 from lightning_prompts.lm.key_values import Prompt, same_for_all
@@ -14,6 +16,8 @@ from lightning_prompts.lm.memory import out_of_memory
 from lightning_prompts.lm.packed import PackedLM
 from lightning_prompts.lm.plan import build_prefix_tree
 from lightning_prompts.lm.sampling import Sampling
+from lightning_prompts.lm.transfer import Download
+from lightning_prompts.lm.usage import Usage
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +84,11 @@ def generate_tokens(
     return generated
 
 
+def reads_late(device: torch.device) -> bool:
+    """Whether tokens are read while the next pass runs: on GPUs, which would wait for the host otherwise."""
+    return device.type == "cuda"
+
+
 def _generate(
     lm: PackedLM, rows: Sequence[Row], prompt: Prompt, ending: Ending, sampling: Sampling | None
 ) -> list[list[int]]:
@@ -94,20 +103,27 @@ def _generate(
     lengths = [len(own) for own in levels[-1]]
     cache = KVCache(max(lengths) + steps)
     embeddings, layout = lm.pack(levels, prompt, cache)
+    late = reads_late(lm.device)
+    unread: list[Download] = []
     for step in range(steps):
+        before = lm.usage + Usage()
         logits = lm.logits(embeddings, layout, layout.last)
         chosen = logits.argmax(-1) if sampling is None else sampling.choose(logits, step)
         # A row at its limit is still run; it overwrites its own last place, so it never grows beyond its cache. The
         # next pass is planned while the device still computes this one.
         columns = [length + min(step, limit - 1) for length, limit in zip(lengths, ending.limits, strict=True)]
         layout = Layout([[1] * len(rows)], lm.device, cache=cache, columns=columns, attention=lm.attention)
-        for b, token in enumerate(chosen.tolist()):
-            if done[b] or token in ending.tokens:
-                done[b] = True
-                continue
-            generated[b].append(token)
-            done[b] = ending.reached(b, generated[b])
+        unread.append(Download(chosen))
+        while len(unread) > (late and step + 1 < steps) and not all(done):
+            for b, token in enumerate(unread.pop(0).tolist()):
+                if done[b] or token in ending.tokens:
+                    done[b] = True
+                    continue
+                generated[b].append(token)
+                done[b] = ending.reached(b, generated[b])
         if all(done):
+            if unread:
+                lm.usage = before  # all rows had ended ahead of the last pass, which is not counted
             break
         embeddings = lm.embed(chosen)
     lm.usage.calls += len(rows)

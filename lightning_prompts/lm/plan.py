@@ -17,7 +17,7 @@ from lightning_prompts.lm.transfer import to_device_together
 Tokens = Sequence[int]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Plan:
     """One forward pass over contexts and the continuations to score after them.
 

@@ -1,4 +1,4 @@
-"""Numbers of the host on the device of the LM, copied without waiting for it."""
+"""Copies between the host and the device of the LM that do not wait for it."""
 
 from __future__ import annotations
 
@@ -28,6 +28,30 @@ def to_device_together(parts: Sequence[NDArray[np.int64]], device: torch.device)
     if device.type == "cpu":
         return [torch.from_numpy(part) for part in parts]
     return views(to_device(np.concatenate([part.ravel() for part in parts]), device), parts)
+
+
+class Download:
+    """A tensor of integers on its way to the host, which waits for it only when it reads it.
+
+    Args:
+        tensor: On any device.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        """Start the copy."""
+        self._host = tensor
+        self._done: torch.cuda.Event | None = None
+        if tensor.device.type == "cuda":
+            self._host = torch.empty_like(tensor, device="cpu", pin_memory=True)
+            self._host.copy_(tensor, non_blocking=True)
+            self._done = torch.cuda.Event()
+            self._done.record()
+
+    def tolist(self) -> list[int]:
+        """The numbers."""
+        if self._done is not None:
+            self._done.synchronize()
+        return self._host.tolist()
 
 
 def views(flat: Tensor, parts: Sequence[NDArray[np.int64]]) -> list[Tensor]:
