@@ -37,3 +37,6 @@ __all__ = [
     "TextDataModule",
     "WordPairs",
 ]
+
+if not __name__.startswith("lightning_prompts."):  # in a checkout; its classes would be there twice
+    raise ImportError(f"import lightning_prompts.{__name__}")

@@ -14,7 +14,10 @@ def spare_cores() -> None:
     Waiting threads spin by default, which makes a step several times as slow on a busy machine; on an idle one, waking
     them takes longer. OpenMP reads the variable when torch is imported.
     """
-    busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0  # not on Windows
+    try:
+        busy = os.getloadavg()[0]
+    except (AttributeError, OSError):  # as on Windows
+        return
     if busy >= (os.cpu_count() or 1) / 2:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 

@@ -73,7 +73,8 @@ RENAMED = {
     "pool": "buffer",
     "swaps": "n_replace",
 }
-MOVED = ("callbacks.", "datamodules.")  # packages that were not inside of lightning_prompts
+# Classes by the paths that they had.
+MOVED = re.compile(r"class_path '((?:callbacks|datamodules|lightning_prompts\.crossings)\.[\w.]+)'")
 ELSEWHERE = {"lr_scheduler": "model.scheduler"}  # what other LightningCLIs call a setting
 SUBCOMMAND = re.compile(r"invalid choice: '(.+?)' \(choose from (.+)\)")
 REQUIRED = re.compile(r"the following arguments are required: (.+)|Key \"(.+?)\" is required")
@@ -94,10 +95,10 @@ def one_line(message: str, classes: Iterable[type], path_prefixes: tuple[str, ..
     classes = list(classes)
     if match := AMBIGUOUS.search(text):
         return f"several classes are called {match[1]}; write the full path of one: {match[2]}"
+    if match := MOVED.search(text):
+        return f"unknown class {match[1]!r}; it is {_moved(match[1])} now"
     if match := UNKNOWN_CLASS.search(text):
         key, name = match.groups()
-        if name.startswith(MOVED):
-            return f"{key + ': ' if key else ''}unknown class {name!r}; it is lightning_prompts.{name} now"
         return f"{key + ': ' if key else ''}unknown class {name!r}; {nearest(name, _class_names(classes, key))}"
     if match := NOT_A_CHOICE.search(text):
         key, choices, value = match.groups()
@@ -116,7 +117,7 @@ def one_line(message: str, classes: Iterable[type], path_prefixes: tuple[str, ..
         if parts[0] in ELSEWHERE:
             return f"unknown setting {parts[0]!r}; did you mean {ELSEWHERE[parts[0]]}?"
         wrong = next((part for part in parts if part not in known), parts[-1])
-        if RENAMED.get(wrong) in known:
+        if RENAMED.get(wrong) in (_setting_names_of(parts[:-1], classes) or known):
             return f"unknown setting {'.'.join(parts)!r}; it is called {RENAMED[wrong]} now"
         if wrong == parts[-1] and (own := _setting_names_of(parts[:-1], classes)):
             known = own
@@ -219,6 +220,16 @@ def user_error(error: BaseException | None) -> UserError | None:
         seen.add(id(current))
         pending += [current.__context__, current.__cause__]
     return None
+
+
+def _moved(path: str) -> str:
+    """Where a class is that was at another path.
+
+    >>> _moved("datamodules.Antonyms"), _moved("lightning_prompts.crossings.relaxation.Softmax")
+    ('lightning_prompts.datamodules.Antonyms', 'lightning_prompts.estimators.relaxations.Softmax')
+    """
+    inside = path if path.startswith("lightning_prompts.") else f"lightning_prompts.{path}"
+    return inside.replace(".crossings.relaxation.", ".estimators.relaxations.").replace(".crossings.", ".estimators.")
 
 
 def _kinds(kinds: str) -> str:

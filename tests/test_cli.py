@@ -362,6 +362,15 @@ STOPPING = ["--trainer.callbacks", "EarlyStopping", "--trainer.callbacks.monitor
         (["fit", "--model", "SoftPromptTuning"], "no --data given"),
         (["fit", "--model", "SoftPromptTunin", *SMALL], "did you mean SoftPromptTuning"),
         ([*MODEL, "--data", "Antonym"], "did you mean Antonyms"),
+        ([*MODEL, "--data", "datamodules.Antonyms"], "it is lightning_prompts.datamodules.Antonyms now"),
+        (
+            [*MODEL, *SMALL, "--trainer.callbacks+=callbacks.Throughput"],
+            "it is lightning_prompts.callbacks.Throughput now",
+        ),
+        (
+            [*MODEL, *SMALL, "--model.init", "lightning_prompts.crossings.reinforce.TopK"],
+            "it is lightning_prompts.estimators.reinforce.TopK now",
+        ),
         ([*MODEL, "--model.init", "VocabNorm", *SMALL], "did you mean VocabNormal"),
         ([*MODEL, "--model.optimizer", "AdamX", *SMALL], "did you mean Adamax, Adam"),
         ([*MODEL, *SMALL, "--model.lenght", "3"], "unknown setting 'lenght'; did you mean length"),

@@ -27,10 +27,6 @@ from lightning_prompts.errors import UserError, nearest
             "model.init_args.reward: unknown class 'Rouge'; known: AnswerLikelihood, BertScore, ExactMatch",
         ),
         (
-            'Parser key "data": ... Expected a dot import path string: datamodules.Antonyms',
-            "data: unknown class 'datamodules.Antonyms'; it is lightning_prompts.datamodules.Antonyms now",
-        ),
-        (
             "Option 'predict' is not accepted",
             "unknown setting 'predict'; did you mean data.predict?",
         ),

@@ -119,7 +119,7 @@ def test_a_reloaded_checkpoint_scores_the_same(name: str, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("name", [name for name in MAKE if name not in ("scratch", "prefix, mlp")])
 def test_an_interrupted_run_ends_where_the_whole_one_does(name: str, tmp_path: Path) -> None:
-    """Bit for bit, noise, pool and best prompt included."""
+    """Bit for bit, noise, buffer and best prompt included."""
     runs = []
     for folder, resume in (("whole", None), ("rest", tmp_path / "whole" / "checkpoints" / "step=3.ckpt")):
         L.seed_everything(3)

@@ -14,9 +14,9 @@ import torch
 from conftest import TINY
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-import datamodules.hub as hub_module
 from lightning_prompts.cli import run
 from lightning_prompts.datamodules import BigBenchHard, Classification, Hyperbaton, Navigate, TextDataModule
+from lightning_prompts.datamodules import hub as hub_module
 from lightning_prompts.datamodules.options import parse_options, strip_options
 from lightning_prompts.datamodules.order import BalancedSampler
 from lightning_prompts.errors import UserError

@@ -129,7 +129,7 @@ OBJECTIVES = [Likelihood(), BertScoreLoss(layer=2), WeightedSum([Likelihood(), B
     ],
     ids=["soft-mlp", "soft-transformer", "straight-through", "gumbel", "softmax"],
 )
-def test_every_crossing_trains_every_part_and_comes_back(
+def test_every_estimator_trains_every_part_and_comes_back(
     estimator: GradientEstimator, head: Head, network: RefinerNetwork, objective: Any, tmp_path: Path
 ) -> None:
     L.seed_everything(0)

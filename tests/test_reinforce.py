@@ -201,7 +201,7 @@ def test_the_support_of_a_checkpoint_counts_and_not_that_of_this_run(tmp_path: P
     model = ReinforceRefiner(start="Here are two", **settings)
     fit.fit(model, datamodule=data())
     fit.save_checkpoint(tmp_path / "x.ckpt")
-    other = ReinforceRefiner(start="Zebra estimator", **settings)
+    other = ReinforceRefiner(start="Zebra crossing", **settings)
     other.configure_model()
     assert not torch.equal(other.support_ids, model.support_ids)
     trainer(tmp_path).test(other, datamodule=data(), ckpt_path=tmp_path / "x.ckpt", verbose=False, weights_only=True)

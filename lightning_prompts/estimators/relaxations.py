@@ -44,7 +44,7 @@ class GradientEstimator(ABC):  # noqa: B024 - what estimators share is their rol
 
 @dataclass(frozen=True)
 class Soft(GradientEstimator):
-    """Nothing to cross: the vectors that the LM reads are what is put out."""
+    """Plain backpropagation: the vectors that the LM reads are what is put out."""
 
 
 class Relaxation(GradientEstimator):

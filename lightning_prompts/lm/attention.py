@@ -162,7 +162,7 @@ class Layout:
 
     last: Tensor
     row_columns: Tensor
-    memory_index: Tensor
+    cache_index: Tensor
     positions: Tensor
 
     def __init__(
@@ -240,7 +240,7 @@ class Layout:
         """Keep the device's copies of the host's numbers, all of them in one block of memory."""
         self.numbers, sent = numbers, views(numbers, self._host)
         # ``last`` is the packed index of each row's last token.
-        packed_positions, self.last, self.row_columns, self.memory_index = sent[:4]
+        packed_positions, self.last, self.row_columns, self.cache_index = sent[:4]
         self.positions = packed_positions[None]  # [1, M]
         own = 4
         for level in self.new:
@@ -285,7 +285,7 @@ class Layout:
     def shape(self) -> tuple[object, ...]:
         """Equal for two layouts that run the same operations on tensors of the same shapes.
 
-        Memories are not told apart.
+        Caches are not told apart.
         """
         levels = tuple((level.size, level.width, level.tokens, level.even) for level in (*self.above, *self.passing))
         capacity = None if self.cache is None else self.cache.capacity
@@ -358,8 +358,8 @@ class Layout:
         if layer not in self.cache.rows:
             self.cache.rows[layer] = (key.new_zeros(shape), value.new_zeros((*shape[:2], value.shape[-1])))
         keys, values = self.cache.rows[layer]
-        keys.index_copy_(0, self.memory_index, key)
-        values.index_copy_(0, self.memory_index, value)
+        keys.index_copy_(0, self.cache_index, key)
+        values.index_copy_(0, self.cache_index, value)
         return keys.unflatten(0, (level.size, -1)), values.unflatten(0, (level.size, -1))
 
 

@@ -79,6 +79,7 @@ class Plan:
         for several, fed, begin, start in zip(continuations, feeds, first.tolist(), starts.tolist(), strict=False):
             at = list(itertools.accumulate(map(len, fed), initial=start))
             for ids in several:
+                assert ids, "a continuation has a token at least"
                 rest = list(ids[:-1])
                 mine = next((one for one, feed in zip(at, fed, strict=False) if feed[: len(rest)] == rest), start)
                 predicted_by += [begin, *range(mine, mine + len(rest))]
@@ -127,6 +128,9 @@ def side_by_side(feeds: Sequence[list[list[int]]]) -> list[list[int]]:
 
 def distinct_feeds(continuations: Sequence[Tokens]) -> list[list[int]]:
     """The tokens to run to predict continuations: all but the last of each, without what another one begins with."""
+    if len(continuations) == 1:  # an answer may be long, and a set of all its beginnings large
+        feed = list(continuations[0][:-1])
+        return [feed] if feed else []
     kept: list[list[int]] = []
     begun: set[tuple[int, ...]] = set()
     for ids in sorted(continuations, key=len, reverse=True):

@@ -115,7 +115,7 @@ class Shards:
 
 
 def shard(model: PreTrainedModel, mesh: DeviceMesh, name: str) -> None:
-    """MapAcrossRanks the weights of a frozen model over a mesh.
+    """Spread the weights of a frozen model over a mesh.
 
     Args:
         model: Loaded, whole, in every process.

@@ -1,6 +1,6 @@
 """Automatic Prompt Engineer (Zhou et al. 2023, arXiv 2211.01910): propose instructions, keep the best.
 
-Prompt: text. Gradient: proposals by an LM. Objective: accuracy on validation.
+Prompt: text. Estimator: proposals by an LM. Objective: accuracy on validation.
 """
 
 from __future__ import annotations

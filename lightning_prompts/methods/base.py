@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -26,8 +25,6 @@ from lightning_prompts.methods.checkpointing import Checkpointing
 from lightning_prompts.methods.evaluation import Evaluation
 from lightning_prompts.methods.training import Training
 from lightning_prompts.types import Example
-
-log = logging.getLogger(__name__)
 
 
 class PromptMethod(Training, Checkpointing, Evaluation):
@@ -148,7 +145,7 @@ class PromptMethod(Training, Checkpointing, Evaluation):
         del shape, batch_size
         return MemoryEstimate()
 
-    # --- loading ------------------------------------------------------------------------------------
+    # --- loading ----------------------------------------------------------------------------------------------------
 
     def configure_model(self) -> None:
         """Load the LM and build the prompt, once."""

@@ -1,6 +1,6 @@
 """Zero-shot chain of thought (Kojima et al. 2022): let the LM think aloud, then ask for the answer.
 
-Prompt: text. Gradient: none. Objective: none.
+Prompt: text. Estimator: none. Objective: none.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Deep Language Networks (Sordoni et al. 2023, arXiv 2306.12509): prompts of LM calls, one above the other, learned.
 
-Prompt: text, one for each layer. Gradient: proposals by an LM. Objective: answer likelihood, as a variational bound.
+Prompt: text, one for each layer. Estimator: proposals by an LM. Objective: answer likelihood, as a variational bound.
 """
 
 from __future__ import annotations

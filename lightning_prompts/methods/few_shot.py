@@ -1,6 +1,6 @@
 """Few-shot prompting (Brown et al. 2020): solved examples in front of the question, nothing trained.
 
-Prompt: text. Gradient: none. Objective: none.
+Prompt: text. Estimator: none. Objective: none.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A text prompt, nothing trained: the baseline of every comparison, on the same code path.
 
-Prompt: text. Gradient: none. Objective: none.
+Prompt: text. Estimator: none. Objective: none.
 """
 
 from __future__ import annotations

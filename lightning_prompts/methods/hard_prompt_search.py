@@ -1,6 +1,6 @@
 """Search over token prompts by gradient (AutoPrompt, Shin et al. 2020; GCG, Zou et al. 2023).
 
-Prompt: token ids ``[P]``. Gradient: token gradients plus search. Objective: answer likelihood.
+Prompt: token ids ``[P]``. Estimator: token gradients plus search. Objective: answer likelihood.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """LoRA (Hu et al. 2022) through PEFT: the baseline that changes the weights, with as few numbers.
 
-Prompt: a fixed text. Gradient: backpropagation. Objective: answer likelihood.
+Prompt: a fixed text. Estimator: backpropagation. Objective: answer likelihood.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Prefix tuning (Li & Liang 2021; "LLM Studies (Part 3)").
 
-Prompt: keys and values of each layer ``[L, 2, P, Hkv, Dh]``. Gradient: backpropagation. Objective: answer likelihood.
+Prompt: keys and values of each layer ``[L, 2, P, Hkv, Dh]``. Estimator: backpropagation. Objective: answer likelihood.
 """
 
 from __future__ import annotations

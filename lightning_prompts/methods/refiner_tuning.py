@@ -1,6 +1,6 @@
 """The prompt-refinement pipeline: instruction and question -> hidden states -> Refiner -> prompt -> answer.
 
-Prompt: soft embeddings ``[B, P, D]`` or a distribution over the vocabulary ``[B, P, V]``, one per question. Gradient:
+Prompt: soft embeddings ``[B, P, D]`` or a distribution over the vocabulary ``[B, P, V]``, one per question. Estimator:
 backpropagation, straight-through, Gumbel-Softmax, or the arg-max as a control. Objective: answer likelihood,
 BERTScore, or a weighted sum.
 """

@@ -1,6 +1,6 @@
 """A prompt of tokens learned by REINFORCE (Williams 1992; RLPrompt, Deng et al. 2022), for the task or a question.
 
-Prompt: a distribution over ``S`` tokens ``[B, P, S]``. Gradient: score function with a baseline. Objective: expected
+Prompt: a distribution over ``S`` tokens ``[B, P, S]``. Estimator: score function with a baseline. Objective: expected
 reward.
 """
 

@@ -1,6 +1,6 @@
 """Relaxed token prompts: softmax with annealed temperature, Gumbel-Softmax, straight-through, PEZ (Wen et al. 2023).
 
-Prompt: a distribution over the vocabulary ``[P, V]``, or vectors near tokens (PEZ). Gradient: the relaxation.
+Prompt: a distribution over the vocabulary ``[P, V]``, or vectors near tokens (PEZ). Estimator: the relaxation.
 Objective: answer likelihood.
 """
 

@@ -1,6 +1,6 @@
 """A small transformer trained from scratch on the task alone: what can be learned without a language model.
 
-Prompt: none. Gradient: backpropagation. Objective: answer likelihood.
+Prompt: none. Estimator: backpropagation. Objective: answer likelihood.
 """
 
 from __future__ import annotations

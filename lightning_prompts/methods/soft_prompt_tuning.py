@@ -1,6 +1,6 @@
 """Prompt tuning (Lester et al. 2021); as an infill, "Can we backpropagate a prompt?".
 
-Prompt: soft embeddings ``[P, D]``. Gradient: backpropagation. Objective: answer likelihood.
+Prompt: soft embeddings ``[P, D]``. Estimator: backpropagation. Objective: answer likelihood.
 """
 
 from __future__ import annotations
