@@ -129,8 +129,8 @@ def side_by_side(feeds: Sequence[list[list[int]]]) -> list[list[int]]:
 def distinct_feeds(continuations: Sequence[Tokens]) -> list[list[int]]:
     """The tokens to run to predict continuations: all but the last of each, without what another one begins with."""
     if len(continuations) == 1:  # an answer may be long, and a set of all its beginnings large
-        feed = list(continuations[0][:-1])
-        return [feed] if feed else []
+        only = list(continuations[0][:-1])
+        return [only] if only else []
     kept: list[list[int]] = []
     begun: set[tuple[int, ...]] = set()
     for ids in sorted(continuations, key=len, reverse=True):
