@@ -248,7 +248,7 @@ class FrozenLM(PackedLM):
             Sums over tokens, in nats, float32: of the first context's continuations, then of the second's, ...
         """
         plan = Plan.of(contexts, continuations, groups, same_for_all(prompt))
-        return plan.sums(plan.log_probs(self.plan_logits(plan, prompt)))
+        return plan.log_probs(self.plan_logits(plan, prompt))
 
     def hidden_states(self, rows: Sequence[list[int]], prompt: Prompt, layer: int = -1) -> list[Tensor]:
         """The LM's hidden states at every token of some texts, differentiable in the prompt.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,23 +22,25 @@ Tokens = Sequence[int]
 class Plan:
     """One forward pass over contexts and the continuations to score after them.
 
+    What a training step does not need, which tokens are scored, is worked out when it is asked for.
+
     Attributes:
         levels: See `build_prefix_tree`; ``-1 - p`` stands for position ``p`` of the prompt.
         rows: Index of the level that has one segment for each context.
         heads: Where logits are needed: a level, and places among its tokens; ``N`` places in all.
-        predicted_by: For each token to score, the index ``[n]`` of the logits that predict it.
-        tokens: The tokens to score, ``[n]``, of one continuation after another.
-        owners: The continuation that each of them is part of, ``[n]``.
-        continuations: How many there are.
+        texts: Token ids of the continuations of each context.
+        feeds: Of each context, the tokens to run behind it; see `distinct_feeds`.
+        first: Index of the logits behind each context, ``[contexts]``.
+        starts: Index of the logits behind the first token of its feeds, ``[contexts]``.
     """
 
     levels: list[list[list[int]]]
     rows: int
     heads: list[tuple[int, NDArray[np.int64]]]
-    predicted_by: NDArray[np.int64]
-    tokens: NDArray[np.int64]
-    owners: NDArray[np.int64]
-    continuations: int
+    texts: Sequence[Sequence[Tokens]]
+    feeds: list[list[list[int]]]
+    first: NDArray[np.int64]
+    starts: NDArray[np.int64]
 
     @classmethod
     def of(
@@ -56,37 +59,24 @@ class Plan:
                 the one before. What a group shares runs once.
             shared_prompt: See `shared_prefix`.
         """
+        assert all(map(len, itertools.chain.from_iterable(continuations))), "a continuation has a token at least"
         feeds = [distinct_feeds(several) for several in continuations]
         counts = np.array([sum(map(len, fed)) for fed in feeds])
+        before = counts.cumsum() - counts  # fed tokens of the contexts ahead
+        ahead = np.arange(len(contexts))
         single = max(map(len, feeds)) <= 1  # then a continuation is the end of its row
-        whole = [[*context, *itertools.chain(*fed)] for context, fed in zip(contexts, feeds, strict=True)]
-        levels = build_prefix_tree(contexts, whole if single else contexts, [len(contexts), *groups], shared_prompt)
+        run = contexts
+        if single:
+            run = [context + fed[0] if fed else context for context, fed in zip(contexts, feeds, strict=True)]
+        levels = build_prefix_tree(contexts, run, [len(contexts), *groups], shared_prompt)
         rows = len(levels) - 1
         ends = np.array([len(segment) for segment in levels[rows]]).cumsum()
         if single:
-            first = np.concatenate([[0], (1 + counts).cumsum()])  # index of the logits behind each context
-            starts = first[:-1] + 1  # ... and behind the first token of its continuation
-            behind = [np.arange(end - 1 - count, end) for end, count in zip(ends, counts, strict=True)]
-            heads = [(rows, np.concatenate(behind))]
-        else:
-            levels.append(side_by_side(feeds))
-            first = np.arange(len(contexts))
-            starts = len(contexts) + np.concatenate([[0], counts.cumsum()])
-            heads = [(rows, ends - 1), (rows + 1, np.arange(counts.sum()))]
-        predicted_by: list[int] = []
-        tokens: list[int] = []
-        lengths: list[int] = []
-        for several, fed, begin, start in zip(continuations, feeds, first.tolist(), starts.tolist(), strict=False):
-            at = list(itertools.accumulate(map(len, fed), initial=start))
-            for ids in several:
-                assert ids, "a continuation has a token at least"
-                rest = list(ids[:-1])
-                mine = next((one for one, feed in zip(at, fed, strict=False) if feed[: len(rest)] == rest), start)
-                predicted_by += [begin, *range(mine, mine + len(rest))]
-                tokens += ids
-                lengths.append(len(ids))
-        owners = np.arange(len(lengths)).repeat(lengths)
-        return cls(levels, rows, heads, np.array(predicted_by), np.array(tokens), owners, len(lengths))
+            first = ahead + before
+            places = np.arange(len(contexts) + counts.sum()) + (ends - 1 - counts - first).repeat(1 + counts)
+            return cls(levels, rows, [(rows, places)], continuations, feeds, first, first + 1)
+        heads = [(rows, ends - 1), (rows + 1, np.arange(counts.sum()))]
+        return cls([*levels, side_by_side(feeds)], rows, heads, continuations, feeds, ahead, len(contexts) + before)
 
     @classmethod
     def of_answers(cls, rows: Sequence[Row], groups: Sequence[int], shared_prompt: bool) -> Plan:
@@ -109,14 +99,46 @@ class Plan:
         """``N``, at how many places there are logits."""
         return sum(len(places) for _, places in self.heads)
 
-    def log_probs(self, logits: Tensor) -> Tensor:
-        """Log-probabilities ``[n]`` of the tokens, in nats, from logits ``[N, V]`` in float32."""
-        places, tokens = to_device_together([self.predicted_by, self.tokens], logits.device)
-        return torch.log_softmax(logits, -1)[places, tokens]
+    @property
+    def continuations(self) -> int:
+        """How many there are."""
+        return sum(map(len, self.texts))
 
-    def sums(self, values: Tensor) -> Tensor:
-        """Sum values ``[n]`` of the tokens over each continuation, ``[continuations]``."""
-        (owners,) = to_device_together([self.owners], values.device)
+    @functools.cached_property
+    def _targets(self) -> list[NDArray[np.int64]]:
+        predicted_by: list[int] = []
+        lengths: list[int] = []
+        for several, fed, begin, start in zip(
+            self.texts, self.feeds, self.first.tolist(), self.starts.tolist(), strict=True
+        ):
+            at = list(itertools.accumulate(map(len, fed), initial=start))
+            for ids in several:
+                rest = list(ids[:-1])
+                mine = next((one for one, feed in zip(at, fed, strict=False) if feed[: len(rest)] == rest), start)
+                predicted_by += [begin, *range(mine, mine + len(rest))]
+                lengths.append(len(ids))
+        tokens = [token for several in self.texts for ids in several for token in ids]
+        return [np.array(predicted_by), np.array(tokens), np.arange(len(lengths)).repeat(lengths)]
+
+    @property
+    def predicted_by(self) -> NDArray[np.int64]:
+        """For each token to score, the index ``[n]`` of the logits that predict it."""
+        return self._targets[0]
+
+    @property
+    def tokens(self) -> NDArray[np.int64]:
+        """The tokens to score, ``[n]``, of one continuation after another."""
+        return self._targets[1]
+
+    @property
+    def owners(self) -> NDArray[np.int64]:
+        """The continuation that each of them is part of, ``[n]``."""
+        return self._targets[2]
+
+    def log_probs(self, logits: Tensor) -> Tensor:
+        """Log-probabilities ``[continuations]`` in nats, from logits ``[N, V]`` in float32."""
+        places, tokens, owners = to_device_together(self._targets, logits.device)
+        values = torch.log_softmax(logits, -1)[places, tokens]
         return values.new_zeros(self.continuations).index_add(0, owners, values)
 
 
