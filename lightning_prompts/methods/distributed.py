@@ -38,10 +38,10 @@ class Distributed(L.LightningModule):
         return self.replica.map_across_ranks(items, work)
 
     def _prepare_replicas(self) -> None:
-        """Keep frozen weights out of DDP, which need not be synchronised.
+        """Check that all processes have one seed, and keep DDP from synchronising frozen weights and buffers.
 
         Raises:
-            UserError: They were not given the same seed.
+            UserError: The processes have different seeds.
         """
         replica = self.replica
         if replica.count == 1:
