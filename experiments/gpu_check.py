@@ -119,6 +119,7 @@ class Result:
 def machine(settings: Settings) -> dict[str, Any]:
     """What was checked on what."""
     import torch
+
     from gpu_check_parts.base import methods_lm
 
     found: dict[str, Any] = {
@@ -175,6 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(given: argparse.Namespace, scratch: Path, begin: float) -> int:
     import torch
+
     from gpu_check_parts.rows import Settings
     from gpu_check_parts.work import jobs_of, run_here, run_in_workers
 

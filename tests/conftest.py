@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -17,21 +12,8 @@ import torch
 from lightning_prompts.lm import FrozenLM, LMConfig, answer_cache, probe, state_store
 from lightning_prompts.template import Template
 from lightning_prompts.types import Example
-
-SMALL = "hidden_size=32,intermediate_size=48,num_hidden_layers=3,num_attention_heads=4,num_key_value_heads=2"
-SHAPES = {
-    "llama": f"random:llama,{SMALL},max_position_embeddings=256",
-    "gpt2": "random:gpt2,n_embd=32,n_layer=3,n_head=4,n_positions=256",
-    "qwen2": f"random:qwen2,{SMALL},max_position_embeddings=256",
-    "qwen3": f"random:qwen3,{SMALL},head_dim=8,max_position_embeddings=256",
-    # A window of 6 is shorter than prompt and text, so what lies outside of it matters.
-    "gemma3": f"random:gemma3_text,{SMALL},head_dim=8,sliding_window=6,sliding_window_pattern=2,"
-    "max_position_embeddings=256",
-    "gemma2": f"random:gemma2,{SMALL},head_dim=8,sliding_window=6,attn_logit_softcapping=0.05,"
-    "max_position_embeddings=256",
-    "mistral": f"random:mistral,{SMALL},sliding_window=6,max_position_embeddings=256",
-}
-TINY = SHAPES["llama"]
+from support.models import SHAPES
+from support.server import ServerProcess
 
 # Tests run side by side, so each process gets one thread: on a busy machine, threads that wait for each other take
 # several times as long as one.
@@ -94,48 +76,6 @@ def pairs_file(tmp_path: Path) -> Path:
     path = tmp_path / "pairs.jsonl"
     path.write_text("".join(f'{{"question": "q{n} is?", "answer": "{n % 7}"}}\n' for n in range(40)))
     return path
-
-
-class ServerProcess:
-    """`openai_server.py`, running: the tiny model as ``tiny`` and the embedded one under its own name."""
-
-    def __init__(self, *args: str) -> None:
-        models = [f"tiny={TINY},max_position_embeddings=2048", "smollm2-135m-instruct=smollm2-135m-instruct"]
-        script = Path(__file__).parent / "openai_server.py"
-        self.process = subprocess.Popen(
-            [sys.executable, str(script), *args, *models], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        assert self.process.stdout is not None
-        self.port = int(self.process.stdout.readline())
-        self.url = f"http://127.0.0.1:{self.port}/v1"
-
-    def _control(self, body: dict[str, Any] | None) -> dict[str, Any]:
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(f"http://127.0.0.1:{self.port}/control", data)
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            result: dict[str, Any] = json.load(answer)
-        return result
-
-    def set(self, **wanted: object) -> None:
-        """Order faults and abilities; see the server."""
-        self._control(wanted)
-
-    @property
-    def requests(self) -> list[dict[str, Any]]:
-        """What was asked since the test began; with ``usage`` where it was answered."""
-        requests: list[dict[str, Any]] = self._control(None)["requests"]
-        return requests
-
-    @property
-    def most_at_once(self) -> int:
-        """Requests under way at the same time, at most."""
-        return int(self._control(None)["most_at_once"])
-
-    def close(self) -> None:
-        """End the process."""
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait(timeout=60)
 
 
 @pytest.fixture(scope="session")

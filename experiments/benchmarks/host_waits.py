@@ -2,7 +2,7 @@
 
     python experiments/benchmarks/host_waits.py [METHOD ...] [--lines] [--steps 4]
 
-Trains each method of `tests/accelerator/methods_table.py` on the pretend device, with all default callbacks and without
+Trains each method of `tests/support/cases.py` on the pretend device, with all default callbacks and without
 logging, on a model of two layers and four examples a step. While the host waits for a GPU it queues no work for it. The
 first step is left out. The kinds of waits:
 
@@ -31,8 +31,9 @@ from rich.console import Console
 from rich.progress import track
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
-from accelerator.methods_table import MODEL, TRAINED, Case, trainer
-from accelerator.pretend_device import NAME, installed, waits
+from support.cases import MODEL, TRAINED, Case
+from support.pretend_device import NAME, installed, waits
+from support.runs import trainer
 
 KINDS = ("item", "size", "download", "upload")
 TWO_LAYERS = MODEL.replace("num_hidden_layers=1", "num_hidden_layers=2")

@@ -137,10 +137,10 @@ def peak_gib(device: str) -> float:
 
 def pretend_device() -> Any:
     """The module of the pretend device, which belongs to the tests, installed for good in this process."""
-    folder = str(ROOT / "tests" / "accelerator")
+    folder = str(ROOT / "tests")
     if folder not in sys.path:
         sys.path.append(folder)
-    import pretend_device as module  # type: ignore[import-not-found]
+    from support import pretend_device as module  # type: ignore[import-not-found]
 
     if not _installed:
         _installed.append(module.installed())

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from accelerator.pretend_device import installed, register
-from accelerator.runs import Fit, Run, train
 from lightning_prompts.objectives import bertscore, rewards
+from support.pretend_device import installed, register
+from support.runs import Fit, Run, train
 
 register()  # while tests are collected, ahead of other tests' backward passes
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import SHAPES
 from torch import Tensor
 
-from accelerator.methods_table import TRAINED
-from accelerator.pretend_device import NAME
+from support.cases import TRAINED
+from support.models import SHAPES
+from support.pretend_device import NAME
 
 
 @pytest.mark.parametrize("shape", SHAPES)

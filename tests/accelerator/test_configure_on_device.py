@@ -10,13 +10,13 @@ import lightning as L  # noqa: N812
 import pytest
 import torch
 
-from accelerator.methods_table import TRAINED, trainer
-from accelerator.pretend_device import NAME
-from accelerator.runs import ALL
 from lightning_prompts.lm import FrozenLM
 from lightning_prompts.methods import RefinerTuning
 from lightning_prompts.objectives import bertscore, rewards
 from lightning_prompts.objectives.rewards import BertScore
+from support.cases import TRAINED
+from support.pretend_device import NAME
+from support.runs import ALL, trainer
 
 
 class ConfiguredError(Exception):

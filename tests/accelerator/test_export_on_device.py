@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from accelerator.methods_table import MODEL, TRAINED, trainer
-from accelerator.pretend_device import NAME, STRATEGY
-from accelerator.runs import ALL, STEPS, Fit
 from lightning_prompts import commands
 from lightning_prompts.cli import run
 from lightning_prompts.errors import UserError
 from lightning_prompts.export import command
 from lightning_prompts.export.run import Run
+from support.cases import MODEL, TRAINED
+from support.pretend_device import NAME, STRATEGY
+from support.runs import ALL, STEPS, Fit, trainer
 
 FORMATS = {
     "soft": "peft",

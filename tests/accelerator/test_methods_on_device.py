@@ -11,9 +11,9 @@ import lightning as L  # noqa: N812
 import pytest
 import torch
 
-from accelerator.methods_table import TRAINED, trainer
-from accelerator.pretend_device import NAME
-from accelerator.runs import ALL, STEPS, Fit, assert_alike, evaluate, files, train
+from support.cases import TRAINED
+from support.pretend_device import NAME
+from support.runs import ALL, STEPS, Fit, assert_alike, evaluate, files, train, trainer
 
 
 @pytest.mark.parametrize("name", TRAINED)

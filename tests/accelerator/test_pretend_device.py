@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from accelerator.pretend_device import NAME, STRATEGY, waits
+from support.pretend_device import NAME, STRATEGY, waits
 
 
 @pytest.fixture(autouse=True)

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from accelerator.methods_table import TRAINED, trainer
-from accelerator.pretend_device import NAME, waits
 from lightning_prompts.callbacks import NonFiniteGuard
+from support.cases import TRAINED
+from support.pretend_device import NAME, waits
+from support.runs import trainer
 
 GRADIENT = ("soft", "prefix, mlp", "relaxed, gumbel", "refiner, mlp, gumbel", "refiner, bertscore", "lora")
 

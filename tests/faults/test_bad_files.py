@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY
 
 from lightning_prompts.cli import run
+from support.models import TINY
 
 SMALL = [
     "--data", "Antonyms", "--data.max_train_examples", "16", "--trainer.max_steps", "2", "--trainer.accelerator", "cpu",

@@ -12,13 +12,12 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from checkpoint_state import same
-from conftest import TINY
-from harness import Fault, Run, dies_in, environment
 from safetensors import safe_open
-from test_killed import command, last, result, resume
 
 from lightning_prompts.checkpoints import check_readable
+from support.checkpoint_state import same
+from support.faults import Fault, Run, command, dies_in, environment, last, result, resume
+from support.models import TINY
 
 
 def small_files(limit: int) -> Fault:

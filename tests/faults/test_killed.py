@@ -9,52 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoint_state import same, state_of
-from conftest import TINY
-from harness import Run, dies_in
 
 from lightning_prompts.checkpoints import check_readable
 from lightning_prompts.methods import PromptMethod
-
-COMMON = [
-    "fit", "--model.lm.name", TINY, "--model.max_new_tokens", "1", "--data", "Antonyms", "--data.batch_size", "8",
-    "--data.max_train_examples", "50", "--trainer.max_steps", "24", "--trainer.max_epochs", "-1",
-    "--trainer.limit_val_batches", "2", "--trainer.val_check_interval", "2", "--trainer.accelerator", "cpu",
-    "--trainer.enable_progress_bar", "false", "--data.eval_batch_size", "4",
-]  # fmt: skip
-METHODS = {
-    "soft prompt": ["--model", "SoftPromptTuning", "--model.length", "3"],
-    "gumbel, two batches a step": [
-        "--model", "RelaxedPromptTuning", "--model.length", "3", "--model.estimator", "GumbelSoftmax",
-        "--trainer.accumulate_grad_batches", "2", "--trainer.max_steps", "12",
-    ],
-    "hard search": ["--model", "HardPromptSearch", "--model.length", "3", "--model.candidates", "8"],
-    "reinforce, moving average": [
-        "--model", "ReinforceRefiner", "--model.length", "2", "--model.samples", "2", "--model.refiner", "MLPRefiner",
-        "--model.refiner.hidden", "8", "--model.baseline", "MovingAverage", "--model.support", "TopK",
-        "--model.support.count", "20",
-    ],
-}  # fmt: skip
-
-
-def command(method: str, folder: Path) -> list[str]:
-    return [COMMON[0], *METHODS[method][:2], *COMMON[1:], *METHODS[method][2:],
-            "--trainer.default_root_dir", str(folder)]  # fmt: skip
-
-
-def last(folder: Path) -> Path:
-    return folder / "checkpoints" / "last.ckpt"
-
-
-def result(folder: Path) -> dict[str, Any]:
-    """All that decides how a run goes on, and what it has found."""
-    return state_of(last(folder))
-
-
-def resume(method: str, folder: Path, log: Path) -> Run:
-    """Go on from the last checkpoint; begin anew where there is none yet."""
-    words = ["--ckpt_path", "last"] if last(folder).exists() else ["--overwrite", "true"]
-    return Run([*command(method, folder), *words], log)
+from support.checkpoint_state import same
+from support.faults import COMMON, METHODS, Run, command, dies_in, last, result, resume
 
 
 def written(run: Run, folder: Path, times: int) -> None:

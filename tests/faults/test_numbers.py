@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from harness import Run
-from test_killed import METHODS, command, last
 
 from lightning_prompts.callbacks import NonFiniteGuard
+from support.faults import METHODS, Run, command, last
 
 # Counted from 0; each in a step of its own, also with two batches a step.
 BATCHES = {"loss": {4, 9}, "gradient": {3, 12}, "weights": {7}}

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY
+
+from support.models import TINY
 
 WORDS = [
     "fit", "--model", "SoftPromptTuning", "--model.lm.name", TINY, "--model.length", "3", "--data", "Antonyms",

@@ -19,7 +19,6 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import TINY as SHORT
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
@@ -27,6 +26,7 @@ from lightning_prompts import datamodules, methods
 from lightning_prompts.cli import CONFIGURABLE, run
 from lightning_prompts.config_errors import abstract
 from lightning_prompts.lm import LMConfig
+from support.models import TINY as SHORT
 
 TINY = SHORT.replace("max_position_embeddings=256", "max_position_embeddings=1024")
 # Sizes stay where a machine of this size can follow; what is too large for it is no question of manners.

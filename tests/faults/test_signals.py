@@ -10,14 +10,14 @@ from typing import Any
 import lightning as L  # noqa: N812
 import pytest
 import torch
-from checkpoint_state import same
-from conftest import TINY
-from test_methods import trainer
 
 from lightning_prompts.callbacks import GradientScaling, LastCheckpoint, NonFiniteGuard, StopOnSignal
 from lightning_prompts.datamodules import Antonyms
 from lightning_prompts.lm import LMConfig
 from lightning_prompts.methods import SoftPromptTuning
+from support.checkpoint_state import same
+from support.models import TINY
+from support.training import trainer
 
 STEPS = 12  # of batches of 4, 16 examples: epochs of 4 batches
 

@@ -1,1 +1,0 @@
-"""Tests on a device that is not the CPU, for machines that have no other."""

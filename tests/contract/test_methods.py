@@ -1,0 +1,248 @@
+"""Every method trains, changes its prompt alone, and comes back from a checkpoint as it was."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import lightning as L  # noqa: N812
+import pytest
+import torch
+from lightning.pytorch.cli import ReduceLROnPlateau
+
+from lightning_prompts.callbacks import ValidateAtEnd
+from lightning_prompts.cli import PromptCLI
+from lightning_prompts.datamodules import Antonyms, QuestionAnswer
+from lightning_prompts.errors import UserError
+from lightning_prompts.lm import LMConfig
+from lightning_prompts.methods import FixedPrompt, SoftPromptTuning
+from lightning_prompts.objectives import Likelihood
+from lightning_prompts.prompts.initializers import FromText
+from lightning_prompts.prompts.soft import ResidualMLP
+from support.models import TINY
+from support.training import data, resumable, trainer
+
+LM = LMConfig(TINY)
+
+
+def method(**settings: Any) -> SoftPromptTuning:
+    return SoftPromptTuning(**{"length": 3, "lm": LM, "max_new_tokens": 2, **settings})
+
+
+@pytest.mark.parametrize(
+    ("settings", "trained"),
+    [
+        ({}, {"prompt.embeddings"}),
+        (
+            {"reparametrization": ResidualMLP(8), "objective": Likelihood("tokens")},
+            {f"prompt.{name}" for name in (
+                "embeddings", "network.up.weight", "network.up.bias",
+                "network.down.weight", "network.down.bias",
+            )},
+        ),
+    ],
+    ids=["plain", "reparametrised"],
+)  # fmt: skip
+def test_only_the_prompt_changes_and_is_saved(settings: dict[str, Any], trained: set[str], tmp_path: Path) -> None:
+    L.seed_everything(1)
+    model = method(**settings)
+    model.configure_model()
+    before = {name: value.clone() for name, value in torch.nn.Module.state_dict(model.lm).items()}
+    start = {name: parameter.clone() for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert set(start) == trained
+    fit = trainer(tmp_path)
+    fit.fit(model, datamodule=data())
+    assert fit.global_step == 2
+    for name, value in torch.nn.Module.state_dict(model.lm).items():
+        assert torch.equal(value, before[name]), name
+    moved = {name for name, parameter in model.named_parameters() if name in start and
+             not torch.equal(parameter, start[name])}  # fmt: skip
+    # The second layer of the network starts at zero, so its first step is all that the first layer waits for.
+    assert moved == trained
+    path = tmp_path / "x.ckpt"
+    fit.save_checkpoint(path)
+    checkpoint = torch.load(path, weights_only=True)
+    assert set(checkpoint["state_dict"]) == {"prompt.initial", *trained}
+    assert path.stat().st_size < 1_000_000
+
+
+def test_a_reloaded_checkpoint_scores_the_same(tmp_path: Path) -> None:
+    model = method()
+    fit = trainer(tmp_path)
+    fit.fit(model, datamodule=data())
+    fit.save_checkpoint(tmp_path / "x.ckpt")
+    expected = trainer(tmp_path).test(model, datamodule=data(), verbose=False)[0]
+    again = trainer(tmp_path).test(method(), datamodule=data(), ckpt_path=tmp_path / "x.ckpt", verbose=False)[0]
+    assert again["test/nll"] == pytest.approx(expected["test/nll"], abs=1e-6)
+    assert again["test/exact_match"] == expected["test/exact_match"]
+    untrained = trainer(tmp_path).test(method(), datamodule=data(), verbose=False)[0]
+    assert untrained["test/nll"] != pytest.approx(expected["test/nll"], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        ({"length": 5}, r"another length \(3\) than this run's \(5\)"),
+        ({"lm": LMConfig(TINY + ",rope_theta=500.0")}, "another model"),
+        ({"lm": LMConfig(TINY, revision="x")}, "another revision"),
+        ({"reparametrization": ResidualMLP(4)}, "another reparametrization"),
+        ({"fixed": True}, r"another method \(SoftPromptTuning\) than this run's \(FixedPrompt\)"),
+    ],
+)
+def test_another_run_s_checkpoint_is_refused(other: dict[str, Any], words: str, tmp_path: Path) -> None:
+    fit = trainer(tmp_path)
+    fit.fit(method(), datamodule=data())
+    fit.save_checkpoint(tmp_path / "x.ckpt")
+    model = FixedPrompt("x", lm=LM) if "fixed" in other else method(**other)
+    with pytest.raises(UserError, match=words):
+        trainer(tmp_path).test(model, datamodule=data(), ckpt_path=tmp_path / "x.ckpt", verbose=False)
+
+
+def test_a_changed_learning_rate_changes_the_result(tmp_path: Path) -> None:
+    prompts = []
+    for rate in (1e-3, 1e-1):
+        L.seed_everything(1)
+        model = method(optimizer=lambda p, rate=rate: torch.optim.AdamW(p, lr=rate))
+        trainer(tmp_path).fit(model, datamodule=data())
+        prompts.append((model.current_prompt() - model.initial_prompt()).norm().item())
+    assert prompts[1] > 10 * prompts[0]
+
+
+def test_the_scheduler_steps_with_the_batches(tmp_path: Path) -> None:
+    model = method(
+        optimizer=lambda p: torch.optim.SGD(p, lr=1.0),
+        scheduler=lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.5),
+    )
+    fit = trainer(tmp_path)
+    fit.fit(model, datamodule=data())
+    assert fit.optimizers[0].param_groups[0]["lr"] == 0.25
+
+
+def test_a_scheduler_that_waits_for_a_metric(tmp_path: Path) -> None:
+    model = method(
+        scheduler=lambda optimizer: ReduceLROnPlateau(optimizer, "val/nll", factor=0.5, patience=0, threshold=9)
+    )
+    fit = trainer(tmp_path, max_steps=-1, max_epochs=3)
+    fit.fit(model, datamodule=data())
+    assert fit.optimizers[0].param_groups[0]["lr"] == 0.0025  # no NLL is good enough for that threshold
+
+
+def test_trainables_stay_float32(tmp_path: Path) -> None:
+    for dtype in ("bfloat16", "float16"):
+        model = method(lm=LMConfig(TINY, dtype=dtype))  # type: ignore[arg-type]
+        trainer(tmp_path).fit(model, datamodule=data())
+        assert model.lm.embedding_matrix().dtype == getattr(torch, dtype)
+        assert model.current_prompt().dtype == torch.float32
+        assert torch.isfinite(model.current_prompt()).all()
+    mixed = method()
+    trainer(tmp_path, precision="bf16-mixed").fit(mixed, datamodule=data())
+    assert mixed.current_prompt().dtype == torch.float32
+    assert torch.isfinite(mixed.current_prompt()).all()
+    with pytest.raises(UserError, match=r"set model.lm.dtype"):
+        trainer(tmp_path, precision="bf16-true").fit(method(), datamodule=data())
+
+
+def test_fixed_prompt_is_the_text_on_the_same_path(tmp_path: Path) -> None:
+    text = trainer(tmp_path).test(FixedPrompt("two", lm=LM, max_new_tokens=2), datamodule=data(), verbose=False)[0]
+    soft = trainer(tmp_path).test(method(init=FromText("two")), datamodule=data(), verbose=False)[0]
+    assert text["test/nll"] == pytest.approx(soft["test/nll"], abs=1e-6)
+    with pytest.raises(UserError, match="trains nothing"):
+        trainer(tmp_path).fit(FixedPrompt("two", lm=LM), datamodule=data())
+
+
+def test_python_built_equals_cli_built(tmp_path: Path) -> None:
+    L.seed_everything(0)
+    model = method(optimizer=lambda p: torch.optim.SGD(p, lr=0.5))
+    trainer(tmp_path, gradient_clip_val=1.0).fit(model, datamodule=data())
+    cli = PromptCLI(
+        ["fit", "--model", "SoftPromptTuning", "--model.length", "3", "--model.lm.name", TINY,
+         "--model.max_new_tokens", "2", "--model.optimizer", "torch.optim.SGD", "--model.optimizer.lr", "0.5",
+         "--data", "Antonyms", "--data.batch_size", "4", "--data.max_train_examples", "20",
+         "--data.val_fraction", "0.01", "--data.test_fraction", "0.01", "--trainer.max_steps", "2",
+         "--trainer.accelerator", "cpu", "--trainer.default_root_dir", str(tmp_path / "cli"),
+         "--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
+    )  # fmt: skip
+    assert torch.equal(cli.model.current_prompt(), model.current_prompt())
+
+
+@pytest.mark.parametrize("step", [1, 3, 5, 7])
+def test_resuming_anywhere_ends_in_the_same_prompt(step: int, tmp_path: Path) -> None:
+    """Epochs have five steps here, so one of the checkpoints is at an epoch's end and three are inside one."""
+    L.seed_everything(1)
+    whole = method()
+    resumable(tmp_path / "whole").fit(whole, datamodule=data())
+    L.seed_everything(1)
+    rest = method()
+    last = resumable(tmp_path / "rest")
+    checkpoint = tmp_path / "whole" / "checkpoints" / f"step={step}.ckpt"
+    last.fit(rest, datamodule=data(), ckpt_path=checkpoint, weights_only=True)
+    assert last.global_step == 10
+    assert torch.equal(rest.current_prompt(), whole.current_prompt())
+
+
+def test_the_learning_rate_falls_to_zero_over_the_run(tmp_path: Path) -> None:
+    rates = []
+
+    class Watch(L.Callback):
+        def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    trainer(tmp_path, max_steps=4, callbacks=[Watch()]).fit(method(), datamodule=data())
+    assert rates == pytest.approx([0.02, 0.015, 0.01, 0.005])
+
+
+def test_the_last_step_is_validated(tmp_path: Path) -> None:
+    fit = trainer(tmp_path, max_steps=3, callbacks=[ValidateAtEnd()])  # an epoch has five steps
+    fit.fit(method(), datamodule=data())
+    assert fit.global_step == 3
+    assert "val/nll" in fit.callback_metrics
+
+
+def test_callbacks_tell_what_happened(tmp_path: Path) -> None:
+    model = method(length=2)
+    fit = resumable(tmp_path)
+    fit.fit(model, datamodule=data())
+    readout = [json.loads(line) for line in (tmp_path / "prompt.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in readout] == [5, 10]
+    ids, cosine = model.lm.nearest_tokens(model.current_prompt())
+    assert readout[-1]["tokens"] == [model.lm.text([token]) for token in ids.tolist()]
+    assert readout[-1]["cosine"] == pytest.approx(cosine.tolist(), abs=1e-4)
+    distance = (model.current_prompt() - model.initial_prompt()).norm(dim=-1).mean()
+    assert readout[-1]["distance"] == pytest.approx(float(distance), abs=1e-3)
+    examples = fit.datamodule.examples("val")[:5]  # type: ignore[attr-defined]
+    as_words = model.lm.score(examples, model.lm.embed(ids)).nll.mean()
+    assert readout[-1]["nll_as_words"] == pytest.approx(float(as_words), abs=1e-3)
+    samples = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in samples] == [5, 5, 10, 10]
+    assert fit.callback_metrics["throughput/examples_per_second"] > 0
+
+
+def test_the_metrics_are_means_over_examples(tmp_path: Path) -> None:
+    """With an uneven last batch, and against the rows themselves."""
+    model = method()
+    data_ = Antonyms(eval_batch_size=7, val_fraction=0.01, test_fraction=0.01)
+    rows: list[dict[str, Any]] = []
+
+    class Keep(L.Callback):
+        def on_test_batch_end(self, *args: Any, **kwargs: Any) -> None:
+            rows.extend(args[2]["rows"])
+
+    result = trainer(tmp_path, callbacks=[Keep()]).test(model, datamodule=data_, verbose=False)[0]
+    assert len(rows) % 7
+    assert result["test/examples"] == len(rows) == len(data_.examples("test"))
+    assert result["test/nll"] == pytest.approx(sum(row["nll"] for row in rows) / len(rows), rel=1e-5)
+    assert result["test/exact_match"] == sum(row["correct"] for row in rows) / len(rows)
+
+
+def test_a_row_too_long_is_told_before_training(tmp_path: Path) -> None:
+    path = tmp_path / "long.jsonl"
+    rows = [{"question": f"{n} " + "x" * (10 if n != 7 else 300), "answer": "y"} for n in range(12)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(UserError, match=r"long.jsonl row 8: prompt \(3\), text and answer are"):
+        trainer(tmp_path).fit(method(), datamodule=QuestionAnswer(str(path), val_size=1, test_size=1, seed=1))
+    short = tmp_path / "short.jsonl"
+    short.write_text("\n".join(json.dumps({"question": f"a{n}", "answer": f"b{n}"}) for n in range(12)))
+    for settings in ({"test": str(path)}, {"predict": str(path), "test_size": 1}):
+        with pytest.raises(UserError, match=r"long.jsonl row 8: prompt \(3\), text and answer are"):
+            trainer(tmp_path).fit(method(), datamodule=QuestionAnswer(str(short), val_size=1, **settings))

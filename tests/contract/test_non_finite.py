@@ -1,0 +1,179 @@
+"""Faults put into single steps: what is trained stays finite, training goes on, and counts are exact."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L  # noqa: N812
+import pytest
+import torch
+from torch import Tensor
+
+from lightning_prompts.callbacks import NonFiniteGuard, ResultFiles
+from lightning_prompts.cli import run
+from lightning_prompts.errors import UserError
+from lightning_prompts.estimators.reinforce import TopK
+from lightning_prompts.estimators.relaxations import GumbelSoftmax
+from lightning_prompts.lm import LMConfig
+from lightning_prompts.methods import PromptMethod, RefinerTuning, ReinforceRefiner, SoftPromptTuning
+from lightning_prompts.refiners.networks import MLPRefiner
+from support.models import TINY
+from support.training import MAKE, data, trainer
+
+LM = LMConfig(TINY)
+METHODS: dict[str, Callable[[], PromptMethod]] = {
+    **MAKE,
+    "soft": lambda: SoftPromptTuning(3, lm=LM, max_new_tokens=1),
+    "refiner": lambda: RefinerTuning(3, MLPRefiner(8), lm=LM, max_new_tokens=1),
+    "refiner, gumbel": lambda: RefinerTuning(3, MLPRefiner(8), estimator=GumbelSoftmax(), lm=LM, max_new_tokens=1),
+    "reinforce": lambda: ReinforceRefiner(2, 3, MLPRefiner(8), support=TopK(20), lm=LM, max_new_tokens=1),
+}
+
+
+class Fault(L.Callback):
+    """Breaks the loss, a gradient or a weight at chosen steps; ahead of the guard, which stands after it."""
+
+    def __init__(self, kind: str, value: float, steps: set[int]) -> None:
+        self.kind, self.value, self.steps = kind, value, steps
+        self.seen: list[bool] = []
+
+    def due(self, trainer: L.Trainer) -> bool:
+        return trainer.fit_loop.total_batch_idx in self.steps
+
+    def on_before_backward(self, trainer: L.Trainer, pl_module: Any, loss: Tensor) -> None:
+        if self.kind == "loss" and self.due(trainer):
+            loss.mul_(self.value)
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: Any, optimizer: Any) -> None:
+        if self.kind == "gradient" and self.due(trainer):
+            value = next(value for value in pl_module.trainable_parameters() if value.grad is not None)
+            value.grad.view(-1)[0] = self.value
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *args: Any) -> None:
+        if self.kind == "weights" and self.due(trainer):
+            with torch.no_grad():
+                pl_module.trainable_parameters()[0].view(-1)[0] = self.value
+
+
+class Finite(L.Callback):
+    """Stands behind the guard: by now everything is finite."""
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *args: Any) -> None:
+        for value in pl_module.trainable_parameters():
+            assert torch.isfinite(value).all()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")], ids=["nan", "inf"])
+@pytest.mark.parametrize("kind", ["loss", "gradient", "weights"])
+@pytest.mark.parametrize("name", METHODS)
+def test_faults_do_not_reach_the_prompt(name: str, kind: str, value: float, tmp_path: Path) -> None:
+    L.seed_everything(0)
+    model, guard = METHODS[name](), NonFiniteGuard(max_restores=9)
+    steps = {2, 3, 6}
+    fit = trainer(tmp_path, max_steps=9, max_epochs=-1, limit_val_batches=0,
+                  callbacks=[Fault(kind, value, steps), guard, Finite()])  # fmt: skip
+    fit.fit(model, datamodule=data())
+    assert fit.global_step == 9
+    assert all(torch.isfinite(part).all() for part in model.trainable_parameters())
+    if kind == "weights":
+        assert (guard.skipped, guard.restores) == (0, 3)
+    else:
+        assert (guard.skipped, guard.restores) == (3, 0)
+    assert fit.callback_metrics["train/non_finite_steps"] == guard.skipped
+    assert fit.callback_metrics["train/restores"] == guard.restores
+
+
+def test_a_skipped_step_leaves_optimiser_and_schedule_as_they_were(tmp_path: Path) -> None:
+    L.seed_everything(0)
+    model, seen = METHODS["soft"](), []
+
+    class Watch(L.Callback):
+        def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *args: Any) -> None:
+            state = next(iter(trainer.optimizers[0].state.values()))
+            seen.append((int(state["step"]), state["exp_avg"].clone(), trainer.optimizers[0].param_groups[0]["lr"],
+                         pl_module.current_prompt().detach().clone()))  # fmt: skip
+
+    callbacks = [Fault("gradient", float("nan"), {1}), NonFiniteGuard(), Watch()]
+    trainer(tmp_path, max_steps=3, limit_val_batches=0, callbacks=callbacks).fit(model, datamodule=data())
+    (step0, average0, rate0, prompt0), (step1, average1, rate1, prompt1), (step2, _, rate2, prompt2) = seen
+    assert (step0, step1, step2) == (1, 1, 2)
+    assert torch.equal(average0, average1)
+    assert rate0 == rate1 > rate2
+    assert torch.equal(prompt0, prompt1)
+    assert not torch.equal(prompt1, prompt2)
+
+
+def test_after_some_in_a_row_the_last_good_state_is_back_at_half_the_rate(tmp_path: Path) -> None:
+    L.seed_everything(0)
+    model, prompts, rates = METHODS["soft"](), [], []
+
+    class Watch(L.Callback):
+        def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *args: Any) -> None:
+            prompts.append(pl_module.current_prompt().detach().clone())
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    guard = NonFiniteGuard(patience=2, snapshot_every=2)
+    callbacks = [Fault("loss", float("nan"), {3, 4}), guard, Watch()]
+    trainer(tmp_path, max_steps=7, max_epochs=-1, limit_val_batches=0, callbacks=callbacks).fit(
+        model, datamodule=data()
+    )
+    assert (guard.skipped, guard.restores) == (2, 1)
+    assert torch.equal(prompts[4], prompts[1]), "kept after the second good step"
+    assert not torch.equal(prompts[3], prompts[1])
+    assert rates[4] == pytest.approx(rates[3] / 2)
+    assert rates[5] < rates[4]
+
+
+def test_it_gives_up_and_names_the_module(tmp_path: Path) -> None:
+    L.seed_everything(0)
+    model = METHODS["soft"]()
+    model.configure_model()
+    model.lm.model.model.layers[1].mlp.register_forward_hook(lambda module, inputs, output: output * torch.inf)
+    guard = NonFiniteGuard(patience=1, max_restores=2)
+    fit = trainer(tmp_path, max_steps=20, max_epochs=-1, limit_val_batches=0, callbacks=[guard])
+    with pytest.raises(UserError, match=r"after 2 restores .* is lm\.model\.model\.layers\.1\.mlp\. Lower the"):
+        fit.fit(model, datamodule=data())
+    assert all(torch.isfinite(value).all() for value in model.trainable_parameters())
+
+
+def test_counts_are_in_the_checkpoint_and_in_the_metrics(tmp_path: Path) -> None:
+    L.seed_everything(0)
+    model = METHODS["soft"]()
+    fit = trainer(tmp_path, max_steps=4, limit_val_batches=0,
+                  callbacks=[Fault("loss", float("nan"), {1, 2}), NonFiniteGuard()])  # fmt: skip
+    fit.fit(model, datamodule=data())
+    fit.save_checkpoint(tmp_path / "x.ckpt")
+    test = trainer(tmp_path, callbacks=[NonFiniteGuard(), ResultFiles()])
+    test.test(METHODS["soft"](), datamodule=data(), ckpt_path=tmp_path / "x.ckpt", verbose=False, weights_only=True)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["train/non_finite_steps"] == 2
+    assert metrics["train/restores"] == 0
+
+
+def test_a_run_without_faults_is_what_it_was_without_the_guard(tmp_path: Path) -> None:
+    prompts = []
+    for callbacks in ([], [NonFiniteGuard(snapshot_every=1)]):
+        L.seed_everything(0)
+        model = METHODS["soft"]()
+        trainer(tmp_path, max_steps=4, limit_val_batches=0, callbacks=callbacks).fit(model, datamodule=data())
+        prompts.append(model.current_prompt())
+    assert torch.equal(*prompts)
+
+
+def test_the_command_line_has_it(tmp_path: Path) -> None:
+    assert run(["fit", "--model", "SoftPromptTuning", "--data", "Antonyms", "--model.lm.name", TINY,
+                "--data.max_train_examples", "8", "--trainer.max_steps", "1", "--trainer.limit_val_batches", "1",
+                "--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu",
+                "--trainer.default_root_dir", str(tmp_path / "run")]) == 0  # fmt: skip
+    config = (tmp_path / "run" / "config.yaml").read_text()
+    assert "lightning_prompts.callbacks.NonFiniteGuard" in config
+    assert "lightning_prompts.callbacks.GradientScaling" in config
+
+
+@pytest.mark.parametrize("settings", [{"patience": 0}, {"max_restores": -1}, {"snapshot_every": 0}])
+def test_bad_settings(settings: dict[str, int]) -> None:
+    with pytest.raises(UserError, match="must be at least"):
+        NonFiniteGuard(**settings)

@@ -1,0 +1,67 @@
+"""Every YAML under experiments/ trains two steps, saves, reloads and tests, on a tiny model."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from lightning_prompts.cli import run
+from lightning_prompts.datamodules.classification import TASKS
+from support.models import TINY
+from support.project import CONFIGS, ROOT
+
+SMALL = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--model.max_new_tokens", "2",
+         "--model.lm.name", f"{TINY},max_position_embeddings=2048", "--model.lm.dtype", "float32",
+         "--trainer.limit_test_batches", "1", "--trainer.limit_val_batches", "1", "--trainer.devices", "1",
+         "--trainer.num_nodes", "1", "--trainer.strategy", "auto"]  # fmt: skip
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_yaml_trains_saves_reloads_and_tests(
+    config: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    parts = yaml.safe_load(config.read_text())
+    settings = parts.get("data", {}).get("init_args", {})
+    words = ["-c", str(config), *SMALL, "--trainer.default_root_dir", str(tmp_path / "run")]
+    if "model" not in parts:
+        words += ["--model", "SoftPromptTuning"]
+    if "data" not in parts:
+        words += ["--data", "Antonyms"]
+    if "train" in settings:  # a user's own file
+        rows = [{settings["question"]: f"w{n}", settings["answer"]: f"v{n}"} for n in range(400)]
+        (tmp_path / "own.json").write_text(json.dumps(rows))
+        words += ["--data.train", str(tmp_path / "own.json")]
+    if parts.get("data", {}).get("class_path") == "GSM8K":  # from the hub
+        rows = [{"question": f"How much is {n} and {n}?", "answer": f"Twice {n}.\n#### {2 * n}"} for n in range(300)]
+        (tmp_path / "own.json").write_text(json.dumps(rows))
+        words += ["--data.train", str(tmp_path / "own.json"), "--data.test", str(tmp_path / "own.json")]
+    if parts.get("data", {}).get("class_path") == "Classification":
+        rows = [{"sentence": f"Sentence {n}.", "label": n % len(TASKS[settings["task"]].classes)} for n in range(600)]
+        (tmp_path / "own.json").write_text(json.dumps(rows))
+        words += ["--data.train", str(tmp_path / "own.json")]
+    if parts.get("model", {}).get("class_path") == "ReinforceRefiner":  # the tiny model has 256 tokens in all
+        words += ["--model.support", "TopK", "--model.support.count", "20"]
+    if parts.get("model", {}).get("class_path") in ("DeepLanguageNetwork", "Ape"):
+        words += ["--data.batch_size", "4"]
+    server = None
+    if (parts.get("model", {}).get("init_args", {}).get("proposer") or {}).get("server"):
+        server = request.getfixturevalue("server")  # on this machine, with the same tiny model
+        words += ["--model.proposer.name", "tiny", "--model.proposer.server.base_url", server.url]
+    if parts.get("model", {}).get("class_path") in ("FixedPrompt", "FewShot", "ChainOfThought"):
+        assert run(["test", *words, "--verbose", "false"]) == 0
+    else:
+        assert run(["fit", *words, "--trainer.max_steps", "2"]) == 0
+        checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
+        assert torch.load(checkpoint, weights_only=True)["global_step"] == 2
+        assert (
+            run(["test", "-c", str(tmp_path / "run" / "config.yaml"), "--ckpt_path", "last", "--verbose", "false"]) == 0
+        )
+    assert server is None or server.requests, "the server was asked"
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert 0 < metrics["test/nll"] < 20
+    assert all(math.isfinite(value) for value in metrics.values()), "a member that no batch has is left out"

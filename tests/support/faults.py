@@ -1,0 +1,181 @@
+"""The command line as processes of their own that can be killed.
+
+They are forked from a server that has everything imported, so each starts in a moment and not in seconds.
+"""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lightning_prompts.cli import run
+from support.checkpoint_state import state_of
+from support.models import TINY
+
+context = multiprocessing.get_context("forkserver")
+context.set_forkserver_preload(["lightning_prompts.cli", "transformers.models.llama.modeling_llama", "numpy"])
+
+Fault = Callable[[], None]  # done in the process, ahead of the command
+PATIENCE = 120  # seconds until a process counts as hanging
+
+
+class Run:
+    """A command in a process of its own.
+
+    Args:
+        arguments: The command line's words.
+        log: Where its output goes.
+        fault: What goes wrong in it.
+    """
+
+    def __init__(self, arguments: Sequence[str], log: Path, fault: Fault | None = None) -> None:
+        self.log = log
+        self.process = context.Process(target=_main, args=(list(arguments), str(log), fault))
+        self.process.start()
+
+    def wait(self, seconds: float = PATIENCE) -> int:
+        """The exit code; negative for a signal."""
+        self.process.join(seconds)
+        if self.process.exitcode is None:
+            self.process.kill()
+            self.process.join()
+            raise AssertionError(f"still running after {seconds} s: {self.output}")
+        return self.process.exitcode
+
+    def send(self, number: int, when: Callable[[], bool] = lambda: True) -> None:
+        """Send a signal as soon as something holds."""
+        deadline = time.monotonic() + PATIENCE
+        while not when():
+            assert time.monotonic() < deadline, f"nothing to interrupt: {self.output}"
+            assert self.process.is_alive(), f"ended before it could be interrupted: {self.output}"
+            time.sleep(0.005)
+        assert self.process.pid is not None
+        os.kill(self.process.pid, number)
+
+    @property
+    def output(self) -> str:
+        """What it has said so far."""
+        return self.log.read_text(encoding="utf-8") if self.log.exists() else ""
+
+    @property
+    def errors(self) -> list[str]:
+        """Its error lines."""
+        return [line for line in self.output.splitlines() if line.startswith("error:")]
+
+
+def _main(arguments: list[str], log: str, fault: Fault | None) -> None:
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(file, stream)
+    # The streams of the server may be anything.
+    sys.stdout, sys.stderr = (os.fdopen(os.dup(stream), "w", buffering=1) for stream in (1, 2))
+    sys.argv = ["lightning-prompts", *arguments]
+    torch.set_num_threads(1)
+    if fault is not None:
+        fault()
+    sys.exit(run(arguments))
+
+
+# --- faults -----------------------------------------------------------------------------------------------------------
+
+
+def _wrapped(name: str, around: Callable[[Callable[..., Any], int], Callable[..., Any]]) -> None:
+    module, _, attribute = name.rpartition(".")
+    owner = importlib.import_module(module)
+    original = getattr(owner, attribute)
+    calls = 0
+
+    def replacement(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return around(original, calls)(*args, **kwargs)
+
+    setattr(owner, attribute, replacement)
+
+
+def _dies(call: int, original: Callable[..., Any], number: int) -> Callable[..., Any]:
+    if number == call:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return original
+
+
+def _raises(call: int, error: Exception, original: Callable[..., Any], number: int) -> Callable[..., Any]:
+    if number < call:
+        return original
+
+    def failing(*args: Any, **kwargs: Any) -> Any:
+        raise error
+
+    return failing
+
+
+def dies_in(name: str, call: int) -> Fault:
+    """The process is killed as it enters a function (its full name) for the ``call``-th time."""
+    return partial(_wrapped, name, partial(_dies, call))
+
+
+def environment(name: str, value: str) -> Fault:
+    """An environment variable."""
+    return partial(_set_variable, name, value)
+
+
+def _set_variable(name: str, value: str) -> None:
+    os.environ[name] = value
+
+
+def fails_in(name: str, call: int, error: Exception) -> Fault:
+    """A function raises from its ``call``-th time on."""
+    return partial(_wrapped, name, partial(_raises, call, error))
+
+
+COMMON = [
+    "fit", "--model.lm.name", TINY, "--model.max_new_tokens", "1", "--data", "Antonyms", "--data.batch_size", "8",
+    "--data.max_train_examples", "50", "--trainer.max_steps", "24", "--trainer.max_epochs", "-1",
+    "--trainer.limit_val_batches", "2", "--trainer.val_check_interval", "2", "--trainer.accelerator", "cpu",
+    "--trainer.enable_progress_bar", "false", "--data.eval_batch_size", "4",
+]  # fmt: skip
+
+
+METHODS = {
+    "soft prompt": ["--model", "SoftPromptTuning", "--model.length", "3"],
+    "gumbel, two batches a step": [
+        "--model", "RelaxedPromptTuning", "--model.length", "3", "--model.estimator", "GumbelSoftmax",
+        "--trainer.accumulate_grad_batches", "2", "--trainer.max_steps", "12",
+    ],
+    "hard search": ["--model", "HardPromptSearch", "--model.length", "3", "--model.candidates", "8"],
+    "reinforce, moving average": [
+        "--model", "ReinforceRefiner", "--model.length", "2", "--model.samples", "2", "--model.refiner", "MLPRefiner",
+        "--model.refiner.hidden", "8", "--model.baseline", "MovingAverage", "--model.support", "TopK",
+        "--model.support.count", "20",
+    ],
+}  # fmt: skip
+
+
+def command(method: str, folder: Path) -> list[str]:
+    return [COMMON[0], *METHODS[method][:2], *COMMON[1:], *METHODS[method][2:],
+            "--trainer.default_root_dir", str(folder)]  # fmt: skip
+
+
+def last(folder: Path) -> Path:
+    return folder / "checkpoints" / "last.ckpt"
+
+
+def result(folder: Path) -> dict[str, Any]:
+    """All that decides how a run goes on, and what it has found."""
+    return state_of(last(folder))
+
+
+def resume(method: str, folder: Path, log: Path) -> Run:
+    """Go on from the last checkpoint; begin anew where there is none yet."""
+    words = ["--ckpt_path", "last"] if last(folder).exists() else ["--overwrite", "true"]
+    return Run([*command(method, folder), *words], log)

@@ -1,0 +1,253 @@
+"""The scripts under experiments/ do what RESULTS.md says they do."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from lightning_prompts.cli import run
+from lightning_prompts.lm import FrozenLM, LMConfig
+from support.models import TINY
+from support.project import ROOT
+
+EXPERIMENTS = ROOT / "experiments"
+
+
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(Path(name).stem, EXPERIMENTS / name)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+SCRIPTS = sorted(path.relative_to(EXPERIMENTS).as_posix() for path in EXPERIMENTS.rglob("*.py"))
+ELSEWHERE = "benchmarks/nanogcg_score.py"  # runs in an environment of its own
+
+
+@pytest.mark.parametrize("name", [name for name in SCRIPTS if name != ELSEWHERE])
+def test_every_script_finds_what_it_imports(name: str) -> None:
+    script(name)
+
+
+def test_the_benchmark_compares_the_same_thing(real: FrozenLM) -> None:
+    """PEFT is an independent implementation, so this is also a test of the loss and its gradient."""
+    benchmark = script("benchmarks/prompt_tuning.py")
+    row = benchmark.compare(real, 4, "antonyms", 1, torch.float32)
+    assert row["first_loss_ours"] == pytest.approx(row["first_loss_peft"], abs=1e-4)
+    assert row["gradient_difference"] < 1e-4
+    assert row["ratio"] > 0
+    assert row["peak_share_ours"] > 0
+
+
+def test_a_study_runs_every_seed_once_and_says_the_spread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = script("study.py")
+    config = tmp_path / "tiny.yaml"
+    config.write_text(
+        f"model:\n  class_path: SoftPromptTuning\n  init_args:\n    length: 2\n    max_new_tokens: 2\n"
+        f'    lm: {{name: "{TINY}"}}\n'
+        "data:\n  class_path: Antonyms\n"
+        "  init_args: {max_train_examples: 64, val_fraction: 0.01, test_fraction: 0.01}\n"
+        "trainer: {max_steps: 2, accelerator: cpu, enable_progress_bar: false}\n"
+    )
+    arguments = ["study.py", "--folder", str(tmp_path / "runs"), "--seeds", "0", "1", "--untrained", str(config)]
+    monkeypatch.setattr(sys, "argv", arguments)
+    study.main()
+    table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| tiny")]
+    assert [line.split("|")[1].strip() for line in table] == ["tiny-untrained", "tiny"]
+    assert all("±" in line for line in table)
+    stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("metrics.json")}
+    assert len(stamps) == 4
+    study.main()
+    assert stamps == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("metrics.json")}, "done is done"
+
+
+def test_a_study_of_tasks_puts_methods_side_by_side(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = script("study.py")
+    lm = f'max_new_tokens: 2, lm: {{name: "{TINY}"}}'
+    (tmp_path / "few.yaml").write_text(f"model:\n  class_path: FewShot\n  init_args: {{shots: 2, {lm}}}\n")
+    (tmp_path / "soft.yaml").write_text(
+        f"model:\n  class_path: SoftPromptTuning\n  init_args: {{length: 2, {lm}}}\n"
+        "trainer: {max_steps: 2, accelerator: cpu, enable_progress_bar: false}\n"
+    )
+    sizes = "train_size: 40, val_size: 4, test_size: 4"
+    (tmp_path / "sums.yaml").write_text(
+        f"data: {{class_path: Addition, init_args: {{max_digits: 2, ood_digits: [3, 4], {sizes}}}}}\n"
+    )
+    (tmp_path / "words.yaml").write_text("data: {class_path: Antonyms, init_args: {test_fraction: 0.01}}\n")
+    paths = {name: str(tmp_path / f"{name}.yaml") for name in ("sums", "words", "few", "soft")}
+    words = ["study.py", "--folder", str(tmp_path / "runs"), "--seeds", "0", "1",
+             "--tasks", paths["sums"], paths["words"], "--", paths["few"], paths["soft"]]  # fmt: skip
+    monkeypatch.setattr(sys, "argv", words)
+    study.main()
+    lines = capsys.readouterr().out.splitlines()
+    rows = [line for line in lines if line.startswith("| sums / soft")]
+    assert [row.split("|")[1].strip() for row in rows] == [
+        "sums / soft", "sums / soft / 3_digits", "sums / soft / 4_digits",
+    ]  # fmt: skip
+    assert float(rows[0].split("|")[6].split("±")[0]) > 0, "the tokens that training took"
+    table = lines[lines.index("| exact_match | sums | words |") :]
+    assert [row.split("|")[1].strip() for row in table[2:4]] == ["few", "soft"]
+    assert all("→" in row.split("|")[2] and "→" not in row.split("|")[3] for row in table[2:4])
+
+
+def test_the_candidate_benchmark_compares_the_same_thing(real: FrozenLM) -> None:
+    """A Hugging Face forward pass is an independent implementation, so this is also a test of the grid's scores."""
+    benchmark = script("benchmarks/hard_search.py")
+    model = AutoModelForCausalLM.from_pretrained(benchmark.embedded_folder(benchmark.NAME), dtype=torch.float32).eval()
+    rows = benchmark.ten_tokens(real, 5, "train")[:4]
+    assert all(len(row.context) + len(row.answer) == 15 for row in rows)
+    candidates = benchmark.swaps(real, benchmark.initial(real, 5), rows, torch.Generator().manual_seed(0))[:3]
+    scores = benchmark.CandidateScorer(real).score(rows, candidates)
+    for c, filled in enumerate(benchmark.fill(rows, candidates.tolist())):
+        assert torch.allclose(scores.nll[c], benchmark.hugging_face(model, filled), atol=1e-4)
+
+
+def test_the_antonym_table_is_made_from_wordnet_s_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    licence = "  1 This software and database is being provided to you\n"
+    # offset, file, part of speech, words (count in hexadecimal, each with a number), pointers, gloss
+    (tmp_path / "data.adj").write_text(
+        licence
+        + "00000010 00 a 02 hot 0 warm(p) 0 002 ! 00000020 a 0101 & 00000030 a 0000 | high in heat\n"
+        + "00000020 00 a 01 cold 0 001 ! 00000010 a 0101 | low in heat\n"
+        + "00000030 00 a 02 red_hot 0 Hot 0 001 ! 00000020 a 0101 | not a single lower-case word\n"
+    )
+    for name in ("adv", "noun", "verb"):
+        (tmp_path / f"data.{name}").write_text(licence)
+    (tmp_path / "cntlist.rev").write_text("hot%3:00:01:: 1 5\nhot%3:00:02:: 2 2\ncold%3:00:01:: 1 4\n")
+    table = tmp_path / "table.tsv"
+    monkeypatch.setattr(sys, "argv", ["make_table.py", str(tmp_path), str(table)])
+    script("antonyms/make_table.py").main()
+    assert table.read_text() == "word\tantonym\tpart\tcount\ncold\thot\tadj\t4\n"
+    assert "1 pairs, 1 of them" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("order", ["prompt first", "example first"])
+@pytest.mark.parametrize("ways", [1, 2])
+def test_the_scoring_benchmark_compares_the_same_numbers(order: str, ways: int) -> None:
+    benchmark = script("benchmarks/dln_scoring.py")
+    lm = FrozenLM.load(LMConfig(f"{TINY},max_position_embeddings=2048"))
+    arguments = argparse.Namespace(prompts=3, examples=3, repeats=1, ways=ways, memory_mb=256.0)
+    row = benchmark.compare(lm, lm.model, order, 6, arguments)
+    assert row["difference"] < 1e-4
+    assert row["ratio"] > 0
+
+
+def test_a_network_s_run_is_analysed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "tiny.yaml"
+    config.write_text(
+        "model:\n  class_path: DeepLanguageNetwork\n  init_args:\n"
+        "    layers: [{prompt: Think., max_new_tokens: 4}, {prompt: Say.}]\n"
+        "    proposals: [{class_path: LanguageModelProposals, init_args: {count: 2, max_new_tokens: 4, shown: 1}}]\n"
+        "    posterior: {samples: 2}\n"
+        f'    lm: {{name: "{TINY},max_position_embeddings=2048"}}\n'
+        "data:\n  class_path: Hyperbaton\n  init_args: {train_size: 8, val_size: 6, test_size: 6, batch_size: 4}\n"
+        "trainer: {max_steps: 2, val_check_interval: 1, check_val_every_n_epoch: null, accelerator: cpu, "
+        f"enable_progress_bar: false, max_epochs: -1, default_root_dir: {tmp_path / 'run'}}}\n"
+    )
+    assert run(["fit", "-c", str(config)]) == 0
+    saved = torch.load(tmp_path / "run" / "checkpoints" / "best.ckpt", weights_only=True)
+    assert any("'val/exact_match'" in key for key in saved["callbacks"]), "the best is the one of the best accuracy"
+    analysis = script("dln/analysis.py")
+    monkeypatch.setattr(sys, "argv", ["analysis.py", str(tmp_path / "run"), "--examples", "3", "--draws", "2"])
+    analysis.main()
+    printed = capsys.readouterr().out
+    for heading in ("Prompts over time", "Proposals", "Messages", "Hidden texts", "What they carry"):
+        assert f"{heading}\n\n|" in printed
+    assert "| 0 | LanguageModelProposals | " in printed
+    assert printed.count("Which sentence has the correct adjective order") == 3
+    assert "| initial | " in printed
+    monkeypatch.setattr(sys, "argv", ["analysis.py", *[str(tmp_path / "run")] * 2])
+    analysis.main()
+    both = capsys.readouterr().out
+    assert both.startswith("Best prompts\n\n|")
+    tried = [int(line.split("|")[3]) for text in (printed, both) for line in text.splitlines()
+             if line.startswith("| 0 | LanguageModelProposals | ")]  # fmt: skip
+    assert tried[1] == 2 * tried[0] > 0, "of all runs together"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["nowhere"], "nowhere is no folder"),
+        (["."], r"prompts\.jsonl does not exist"),
+        ([".", "--draws", "0"], "--draws must be at least 1, got 0"),
+        ([".", "--examples", "-1"], "--examples must be at least 1, got -1"),
+        ([".", "--measured", "0"], "--measured must be at least 1, got 0"),
+    ],
+)
+def test_what_is_no_run_to_analyse(
+    words: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    analysis = script("dln/analysis.py")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["analysis.py", *words])
+    with pytest.raises(SystemExit) as caught:
+        analysis.main()
+    assert caught.value.code == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert re.search(f"error: .*{told}", last)
+
+
+def test_paired_comparison(tmp_path: Path) -> None:
+    """A difference that every question shows is found, where the spread over questions hides it; none is not found."""
+    paired = script("paired.py")
+    generator = np.random.default_rng(0)
+    hard = generator.normal(3, 2, size=60)
+    for name, shift in (("first", 0.0), ("better", -0.1), ("same", 0.0)):
+        values = hard + shift + generator.normal(0, 0.05, size=60)
+        for seed in range(2):
+            folder = tmp_path / name / f"seed-{seed}"
+            folder.mkdir(parents=True)
+            lines = [json.dumps({"question": f"q{n}", "answer": "a", "nll": value, "correct": bool(value < 3)})
+                     for n, value in enumerate(values[seed::2])]  # fmt: skip
+            (folder / "predictions.jsonl").write_text("\n".join(lines))
+    lines = paired.table([tmp_path / name for name in ("first", "better", "same")], "nll")
+    better, same = (line.split("|") for line in lines[3:5])
+    assert float(better[3].split()[0]) == pytest.approx(-0.1, abs=0.03)
+    assert float(better[4]) < 0.001
+    assert float(same[4]) > 0.05
+    with pytest.raises(SystemExit, match="run experiments/study"):
+        paired.table([tmp_path], "nll")
+
+
+def test_prompts_move_between_quantised_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each form is trained on once, and scored on all; runs that are there are kept."""
+    transfer = script("quantization_transfer.py")
+    blocks = TINY.replace("hidden_size=32,intermediate_size=48", "hidden_size=64,intermediate_size=128")
+    words = ["x", "--folder", str(tmp_path), "--seeds", "0", "--", str(EXPERIMENTS / "antonyms" / "soft_prompt.yaml")]
+    options = [f"--model.lm.name={blocks}", "--trainer.max_steps=1", "--trainer.limit_val_batches=2",
+               "--trainer.limit_test_batches=1", "--trainer.accelerator=cpu",
+               "--trainer.enable_progress_bar=false"]  # fmt: skip
+    monkeypatch.setattr(sys, "argv", [words[0], *options, *words[1:]])
+    transfer.main()
+    lines = capsys.readouterr().out.splitlines()
+    table = [line for line in lines if line.startswith("| ")]
+    assert [line.split(" | ")[0] for line in table] == ["| trained on", "| bfloat16", "| int8", "| nf4"]
+    assert all(line.count("/") == 3 for line in table[1:])
+    made = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("metrics.json")}
+    assert len(made) == 9
+    transfer.main()
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("metrics.json")} == made

@@ -1,0 +1,225 @@
+"""Maths problems in each dataset's own fields, rows made here; word pairs; mixtures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import lightning as L  # noqa: N812
+import pytest
+
+from lightning_prompts.cli import run
+from lightning_prompts.datamodules import (
+    GSM8K,
+    Addition,
+    Antonyms,
+    Math,
+    Mixture,
+    OpenMathInstruct2,
+    TextDataModule,
+    WordPairs,
+)
+from lightning_prompts.datamodules import hub as hub_module
+from lightning_prompts.errors import UserError
+from lightning_prompts.lm import LMConfig
+from lightning_prompts.methods import FixedPrompt
+from support.models import TINY
+from support.training import trainer
+
+GSM_ROWS = [
+    {
+        "question": f"Ann has {n} pens and buys {n + 1000} more. How many has she?",
+        "answer": f"She has {n}+{n + 1000} = <<{n}+{n + 1000}={2 * n + 1000}>>{2 * n + 1000:,}.\n#### {2 * n + 1000:,}",
+    }
+    for n in range(40)
+]
+MATH_ROWS = [
+    {
+        "problem": f"What is ${n}/7$?",
+        "solution": rf"It is $\boxed{{\frac{{{n}}}{{7}}}}$.",
+        "level": f"Level {n % 5 + 1}",
+        "type": "Algebra" if n % 2 else "Geometry",
+    }
+    for n in range(40)
+]
+OPEN_ROWS = [
+    {
+        "problem": f"Double {n}.",
+        "generated_solution": rf"Two times {n} is \[ \boxed{{{2 * n}}} \]",
+        "expected_answer": str(2 * n),
+        "problem_source": "augmented_math" if n % 4 else "gsm8k",
+    }
+    for n in range(60)
+]
+
+
+def write(folder: Path, rows: list[dict[str, Any]], name: str = "rows.jsonl") -> str:
+    (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(folder / name)
+
+
+def test_gsm8k(tmp_path: Path) -> None:
+    file = write(tmp_path, GSM_ROWS)
+    data = GSM8K(train=file, test=file, val_size=5, test_size=7)
+    assert [len(data.examples(split)) for split in ("train", "val", "test")] == [35, 5, 7]
+    example = data.examples("test")[3]
+    assert example.after == ": Ann has 3 pens and buys 1003 more. How many has she?\nAnswer:"
+    assert example.answer == " 1006"
+    assert example.end == "\n\n"
+    assert example.numeric
+    train = {row.question for row in data.examples("train")}
+    assert train.isdisjoint(row.question for row in data.examples("val"))
+    steps = GSM8K(train=file, test=file, val_size=5, answer="solution").examples("test")[3]
+    assert steps.answer == " She has 3+1003 = 1,006.\n#### 1,006"
+    assert steps.reference == "1006"
+    kept = GSM8K(train=file, test=file, val_size=5, answer="solution", calculator=True).examples("test")[3]
+    assert "<<3+1003=1006>>1,006" in str(kept.answer)
+
+
+def test_math(tmp_path: Path) -> None:
+    file = write(tmp_path, MATH_ROWS)
+    data = Math(train=file, val_size=2, test_size=3, subjects=["algebra"], max_level=3)
+    rows = [row for split in ("train", "val", "test") for row in data.examples(split)]
+    assert {row.fields["type"] for row in rows} == {"Algebra"}
+    assert {row.fields["level"] for row in rows} == {"Level 1", "Level 2", "Level 3"}
+    assert len(rows) == sum(row["type"] == "Algebra" and int(row["level"][-1]) <= 3 for row in MATH_ROWS)
+    assert all(row.reference == rf"\frac{{{row.fields['problem'][9:-4]}}}{{7}}" for row in rows)
+
+
+def test_openmathinstruct2(tmp_path: Path) -> None:
+    file = write(tmp_path, OPEN_ROWS, "openmath.test")  # an ending that says nothing
+    data = OpenMathInstruct2(train=file, problem_sources=["gsm8k"], val_size=3, max_train_examples=4)
+    assert [len(data.examples(split)) for split in ("train", "val", "test")] == [4, 3, 3]
+    rows = [row for split in ("train", "val", "test") for row in data.examples(split)]
+    assert {row.fields["problem_source"] for row in rows} == {"gsm8k"}
+    worked = OpenMathInstruct2(train=file, val_size=3, answer="solution", max_characters=49).examples("train")[0]
+    assert r"\boxed" in str(worked.answer)
+    assert len(worked.question) + len(str(worked.answer)) <= 50
+
+
+@pytest.mark.parametrize(
+    ("kind", "row", "message"),
+    [
+        (GSM8K, {"question": "q", "answer": "no mark"}, "row 1 has no final answer"),
+        (GSM8K, {"question": "", "answer": "#### 1"}, "row 1: field 'question' is empty"),
+        (GSM8K, {"query": "q", "answer": "#### 1"}, "row 1 has no field 'question'"),
+        (Math, {"problem": "p", "solution": "no box"}, "row 1 has no final answer"),
+        (GSM8K, {"question": "q", "answer": ["#### 1"]}, "row 1: field 'answer' is a list, not a text"),
+        (OpenMathInstruct2, {"problem": "p", "generated_solution": "s", "expected_answer": " "}, "_answer' is empty"),
+    ],
+)  # fmt: skip
+def test_rows_that_are_no_problems(kind: Any, row: dict[str, str], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        kind(train=write(tmp_path, [row])).examples("train")
+
+
+def test_filters_and_sizes_that_leave_nothing(tmp_path: Path) -> None:
+    file = write(tmp_path, OPEN_ROWS)
+    with pytest.raises(UserError, match="none of its train rows passes the filters"):
+        OpenMathInstruct2(train=file, problem_sources=["nowhere"]).examples("train")
+    with pytest.raises(UserError, match="leave nothing to train on"):
+        OpenMathInstruct2(train=file, val_size=30).examples("train")
+
+
+@pytest.mark.parametrize("kind", [GSM8K, Math, OpenMathInstruct2])
+def test_without_a_network_one_line_names_the_option(
+    kind: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import datasets
+
+    def unreachable(*args: object, **kwargs: object) -> None:
+        raise ConnectionError("no\nroute")
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    monkeypatch.setattr(hub_module.HfApi, "dataset_info", unreachable)
+    with pytest.raises(UserError, match=r"give local files: --data\.train FILE"):
+        kind().examples("train")
+    assert run(["test", "--model", "FixedPrompt", "--data", kind.__name__, "--model.lm.name", TINY,
+                "--trainer.default_root_dir", str(tmp_path / "run")]) == 1  # fmt: skip
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_the_hub_is_streamed_and_filtered(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    seen = []
+
+    def rows(*args: object, **kwargs: object) -> Any:
+        assert kwargs["streaming"] is True
+        seen.append((args, kwargs["split"]))
+        return (seen.append(row["problem"]) or row for row in OPEN_ROWS)  # type: ignore[func-returns-value]
+
+    monkeypatch.setattr(datasets, "load_dataset", rows)
+    monkeypatch.setattr(hub_module.HfApi, "dataset_info", lambda *args, **kwargs: None)
+    data = OpenMathInstruct2(problem_sources=["gsm8k"], max_train_examples=3, val_size=2)
+    assert len(data.examples("train")) == 3
+    assert seen[0] == (("nvidia/OpenMathInstruct-2", None), "train_1M")
+    assert len(seen) - 1 == 25, "no row is read beyond the seventh that is wanted (every fourth)"
+    assert hub_module.hub_rows("x", None, "train", "data.train", limit=2) == OPEN_ROWS[:2]
+
+
+@pytest.mark.parametrize("task", ["capital", "past_tense", "plural"])
+def test_word_pairs(task: Any) -> None:
+    data = WordPairs(task=task)
+    splits = [data.examples(split) for split in ("train", "val", "test")]
+    questions = [row.question for part in splits for row in part]
+    assert len(questions) == len(set(questions)) > 150
+    assert all(row.answer and row.answer.isascii() for part in splits for row in part)
+    assert WordPairs(task=task, seed=1).examples("test")[0] != splits[2][0]
+    wanted = {"capital": ("France", "Paris"), "past_tense": ("go", "went"), "plural": ("child", "children")}[task]
+    assert wanted in {(row.question, row.reference) for part in splits for row in part}
+
+
+def members() -> dict[str, TextDataModule]:
+    return {
+        "plural": WordPairs(task="plural", max_train_examples=20),
+        "sum": Addition(max_digits=2, ood_digits=[3], train_size=30, val_size=4, test_size=5),
+        "antonym": Antonyms(parts=["adj"], max_train_examples=10, val_fraction=0.01, test_fraction=0.01),
+    }
+
+
+def test_a_mixture_has_its_members_examples_in_one_template() -> None:
+    mixed = Mixture(members(), template="{prompt}! {question} = {answer}\n")
+    assert len(mixed.examples("train")) == 60
+    assert {row.member for row in mixed.examples("test")} == {"plural", "sum", "antonym"}
+    assert all(row.after == f"! {row.question} =" for row in mixed.examples("train"))
+    assert mixed.splits("test") == ["test", "test/sum/3_digits"]
+    own = Mixture(members(), template=None)
+    assert len({row.before + row.after[:3] for row in own.examples("train") if row.member != "sum"}) > 1
+    assert len(Mixture(members(), max_train_examples=7).examples("train")) == 7
+
+
+def test_a_mixture_depends_on_its_own_seed() -> None:
+    first, second = Mixture(members(), seed=0), Mixture(members(), seed=1)
+    assert first.examples("test") != second.examples("test")
+
+
+def test_a_mixtures_metrics_are_told_for_each_member(tmp_path: Path) -> None:
+    L.seed_everything(0)
+    mixed = Mixture(members(), eval_batch_size=16)
+    method = FixedPrompt("x", LMConfig(TINY), max_new_tokens=1)
+    parts = trainer(tmp_path).test(method, datamodule=mixed, verbose=False)
+    results = {key: value for part in parts for key, value in part.items()}
+    counts = {name: results[f"test/{name}/examples"] for name in ("plural", "sum", "antonym")}
+    assert sum(counts.values()) == results["test/examples"] == len(mixed.examples("test"))
+    mean = sum(results[f"test/{name}/nll"] * count for name, count in counts.items()) / results["test/examples"]
+    assert results["test/nll"] == pytest.approx(mean, abs=1e-4)
+    alone = members()["sum"]
+    alone.template = mixed.template
+    found = trainer(tmp_path).test(FixedPrompt("x", LMConfig(TINY), max_new_tokens=1), datamodule=alone, verbose=False)
+    assert found[0]["test/nll"] == pytest.approx(results["test/sum/nll"], abs=1e-4)
+
+
+def test_bad_mixtures() -> None:
+    for build, message in (
+        (lambda: Mixture({}), "is empty"),
+        (lambda: Mixture({"a/b": WordPairs()}), "cannot be a member's name"),
+        (lambda: Mixture({"nll": WordPairs()}), "cannot be a member's name"),
+        (lambda: Mixture({"a": Mixture(members())}), "is a mixture itself"),
+        (lambda: Mixture(members(), template=""), "has no {prompt}"),
+        (lambda: Mixture({"mine": GSM8K(train="no.jsonl")}).examples("train"), "data.members.mine: no.jsonl does not"),
+        (lambda: WordPairs(val_fraction=float("nan")), "must be above 0"),
+    ):
+        with pytest.raises(UserError, match=message):
+            build()

@@ -1,0 +1,768 @@
+"""The report: its numbers against other ways to compute them, its page against what a browser would do with it."""
+
+from __future__ import annotations
+
+import base64
+import html
+import itertools
+import json
+import math
+import os
+import re
+import shutil
+import statistics as plain
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from lightning_prompts import commands
+from lightning_prompts.cli import run
+from lightning_prompts.report.blocks import Text
+from lightning_prompts.report.charts import Curve, Look, curves
+from lightning_prompts.report.configs import flat
+from lightning_prompts.report.labels import spread
+from lightning_prompts.report.methods import Method, Task, group
+from lightning_prompts.report.pairs import compare, values
+from lightning_prompts.report.runs import Prediction, Run, find
+from lightning_prompts.report.statistics import bootstrap, holm, over_seeds, permutation, t_quantile
+from lightning_prompts.report.terms import terms
+from support.models import TINY
+
+SHIFTS = {"soft": 0.0, "static": 1.5, "search": 0.6}  # what a method's NLL is above the question's own
+FILES = ("config.yaml", "metrics.json", "predictions.jsonl", "logs/version_0/metrics.csv", "budget.json",
+         "samples.jsonl", "prompt.jsonl", "environment.json")  # fmt: skip
+
+
+def rows_of(method: str, seed: int, count: int = 30) -> list[dict[str, Any]]:
+    generator = np.random.default_rng([seed, len(method), int(10 * SHIFTS[method])])
+    hard = np.random.default_rng(7 + seed).gamma(2, 1, size=count)
+    found = []
+    for index in range(count):
+        nll = float(hard[index] + SHIFTS[method] + generator.normal(0, 0.3))
+        correct = nll < 2.5
+        # The first five questions come with every seed, the others with one.
+        name = f"q{index if index < 5 else 100 * seed + index}"
+        found.append({"split": "test", "question": name, "answer": f"a{index}",
+                      "generated": f"a{index}" if correct else "no", "nll": nll, "correct": correct})  # fmt: skip
+    return found
+
+
+def write_run(folder: Path, method: str, seed: int, rows: list[dict[str, Any]] | None = None) -> Path:
+    """A run folder as training and testing leave it."""
+    rows = rows_of(method, seed) if rows is None else rows
+    (folder / "logs" / "version_0").mkdir(parents=True)
+    place = {"trainer": {"max_steps": 20, "default_root_dir": str(folder)}, "seed_everything": seed}
+    model = {"class_path": f"some.where.{method.title()}", "init_args": {"length": len(method), "lm": {"name": "tiny"}}}
+    member = {"class_path": "lightning_prompts.datamodules.Antonyms", "init_args": {"seed": 0, "batch_size": 8}}
+    data = {"class_path": "lightning_prompts.datamodules.Mixture", "init_args": {"seed": seed, "members": [member]}}
+    (folder / "config.yaml").write_text(yaml.safe_dump({**place, "model": model, "data": data}))
+    metrics = {"test/nll": plain.fmean(row["nll"] for row in rows), "test/examples": len(rows),
+               "test/exact_match": plain.fmean(row["correct"] for row in rows), "test/far/nll": 5.25 + seed,
+               "test/far/exact_match": 0.125, "test/far/examples": 4, "test/bertscore": 0.5}  # fmt: skip
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    write_rows(folder / "predictions.jsonl", rows)
+    lines = ["budget/tokens,epoch,step,train/nll,val/exact_match,val/nll"]
+    for step in range(1, 21):
+        lines.append(f"{100.0 * step},0,{step - 1},{5 / step + seed},,")
+        if step % 10 == 0:
+            lines.append(f",0,{step - 1},,{step / 40},{3 + SHIFTS[method] - step / 20}")
+    (folder / "logs" / "version_0" / "metrics.csv").write_text("\n".join(lines) + "\n")
+    (folder / "budget.json").write_text(
+        json.dumps({"tokens": 2000 + seed, "seconds": 12.5, "calls_remote": 3, "steps": 20, "memory_gb": 1.5})
+    )
+    samples = [{"step": step, "question": "what?", "answer": "this", "generated": f"at {step}"} for step in (10, 20)]
+    write_rows(folder / "samples.jsonl", samples)
+    near = {"tokens": [" so", "ft"], "cosine": [0.5, 0.25], "nll_as_words": 7.5}
+    readout = [{"step": step, **near, "distance": step / 10} for step in (10, 20)]
+    write_rows(folder / "prompt.jsonl", readout)
+    (folder / "environment.json").write_text(json.dumps({"device": "cpu", "torch": "2.0", "dtype": "float32"}))
+    return folder
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    """Three methods, two seeds each, as study.py lays them out."""
+    for method, seed in itertools.product(SHIFTS, range(2)):
+        write_run(tmp_path / "runs" / method / f"seed-{seed}", method, seed)
+    return tmp_path / "runs"
+
+
+def report(*words: Path | str) -> int:
+    try:
+        return commands.run(["report", *map(str, words)])
+    except SystemExit as stop:
+        return int(stop.code or 0)
+
+
+class Page:
+    """A report, read back: as XML, which is stricter than a browser, and as Markdown."""
+
+    def __init__(self, path: Path) -> None:
+        self.html, self.markdown = path.read_text(encoding="utf-8"), path.with_suffix(".md").read_text(encoding="utf-8")
+        self.root = ElementTree.fromstring(self.html.removeprefix("<!DOCTYPE html>\n"))
+        self.text = "\n".join("".join(node.itertext()) for node in self.root.iter() if node.tag in ("p", "figcaption"))
+        self.headings = ["".join(node.itertext()) for node in self.root.iter() if re.fullmatch("h[1-6]", str(node.tag))]
+        self.tables = [[["".join(cell.itertext()) for cell in row] for row in table.iter("tr")]
+                       for table in self.root.iter("table")]  # fmt: skip
+        self.in_markdown = _tables(self.markdown)
+
+    def table(self, *header: str) -> list[list[str]]:
+        return next(table for table in self.tables if table[0][: len(header)] == list(header))
+
+
+def _tables(text: str) -> list[list[list[str]]]:
+    found: list[list[list[str]]] = [[]]
+    for line in text.split("\n"):
+        if line.startswith("| "):
+            cells = re.split(r"(?<!\\)\|", line[1:-1])
+            clean = [re.sub(r"\\(.)", r"\1", cell.strip().replace("<br>", "\n")) for cell in cells]
+            found[-1].append([html.unescape(cell) for cell in clean])
+        elif not line.startswith("|-") and found[-1]:
+            found.append([])
+    return [table for table in found if table]
+
+
+# --- statistics -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("freedom", "textbook"),
+    [(1, 12.706), (2, 4.303), (3, 3.182), (4, 2.776), (5, 2.571), (9, 2.262), (10, 2.228), (30, 2.042), (100, 1.984)],
+)
+def test_student_s_t_is_the_textbook_s(freedom: int, textbook: float) -> None:
+    assert t_quantile(freedom) == pytest.approx(textbook, abs=6e-4)
+
+
+def test_the_interval_over_seeds_is_the_textbook_s() -> None:
+    low, high = over_seeds([2.0, 4.0, 9.0]) or (0, 0)
+    reach = 4.302653 * math.sqrt(13) / math.sqrt(3)
+    assert (low, high) == pytest.approx((5 - reach, 5 + reach), abs=1e-4)
+    assert over_seeds([2.0]) is None
+
+
+def enumerated(differences: np.ndarray, groups: list[int]) -> float:
+    """All swaps, one after the other."""
+    extreme = 0
+    names = sorted(set(groups))
+    for signs in itertools.product((-1, 1), repeat=len(names)):
+        total = sum(signs[names.index(name)] * value for name, value in zip(groups, differences, strict=True))
+        extreme += abs(total) >= abs(differences.sum()) - 1e-12
+    return extreme / 2 ** len(names)
+
+
+def test_permutation_counts_all_swaps_of_few_and_draws_them_of_many() -> None:
+    generator = np.random.default_rng(0)
+    few = generator.normal(0.4, 1, size=9)
+    assert permutation(few, generator) == pytest.approx(enumerated(few, list(range(9))), abs=1e-12)
+    assert permutation(np.append(few, np.zeros(50)), generator) == pytest.approx(enumerated(few, list(range(9))))
+    many = generator.normal(0.35, 1, size=16)
+    exact = enumerated(many, list(range(16)))
+    assert 0.02 < exact < 0.9
+    assert permutation(many, np.random.default_rng(1)) == pytest.approx(exact, abs=0.015)
+    groups = [0, 0, 1, 2, 2, 2, 3, 4, 4, 5, 6, 7, 7, 8, 9, 9]
+    together = permutation(many, generator, np.array(groups))
+    assert together == pytest.approx(enumerated(many, groups), abs=1e-12)
+    assert permutation(np.zeros(5), generator) == 1.0
+
+
+def test_the_bootstrap_is_near_the_normal_interval_and_draws_questions_whole() -> None:
+    data = np.random.default_rng(0).normal(3, 2, size=400)
+    low, high = bootstrap(data, np.random.default_rng(1)) or (0, 0)
+    reach = 1.96 * data.std(ddof=1) / 20
+    assert (low, high) == pytest.approx((data.mean() - reach, data.mean() + reach), abs=0.02)
+    # The same question with four seeds is one piece of evidence, and not four.
+    ends = bootstrap(np.tile(data, 4), np.random.default_rng(1), np.tile(np.arange(400), 4))
+    assert ends == pytest.approx((low, high), abs=1e-9)
+    assert bootstrap(data[:3], np.random.default_rng(1), np.zeros(3, dtype=np.int64)) is None, "of a single question"
+
+
+def test_holm_s_example() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.6, 0.7]) == [1.0, 1.0]
+
+
+def test_rows_are_matched_by_seed_set_question_and_answer() -> None:
+    def row(split: str, question: str, answer: str, nll: float | None) -> Prediction:
+        return Prediction(split, question, answer, "", nll, None)
+
+    mine = {
+        "0": [row("test", "q", "a", 1.0), row("test", "q", "a", 3.0), row("test", "q", "b", 5.0),
+              row("far", "q", "a", 7.0), row("test", "x", "a", None)],
+        "1": [row("test", "q", "a", 9.0)],
+    }  # fmt: skip
+    other = {
+        "0": [row("test", "q", "b", 4.5), row("test", "q", "a", 0.5), row("test", "q", "a", 1.5),
+              row("test", "q", "a", 2.5), row("test", "x", "a", 1.0)],
+        "2": [row("test", "q", "a", 0.0)],
+    }  # fmt: skip
+    found = compare(values(mine, "nll"), values(other, "nll"))
+    assert found is not None
+    assert found.count == 3, "both of a pair that is there twice, and what is there once; no other seed, set or answer"
+    assert found.difference == pytest.approx((0.5 + 0.5 + 1.5) / 3)
+    assert compare(values({"3": mine["0"]}, "nll"), values(other, "nll")) is None
+
+
+def test_names_in_a_margin_keep_their_distance_and_their_order() -> None:
+    generator = np.random.default_rng(0)
+    for count in (1, 2, 5, 9, 40):
+        wanted = generator.uniform(0, 100, size=count) ** 2 / 100
+        found = np.array(spread(list(wanted), 11, 0, 100))
+        order = np.argsort(wanted)
+        gaps = np.diff(found[order])
+        assert (gaps >= min(11, 100 / max(1, count - 1)) - 1e-9).all()
+        assert found.min() >= -1e-9
+        assert found.max() <= 100 + 1e-9
+    assert spread([10, 50, 90], 11, 0, 100) == [10, 50, 90], "nothing moves that need not"
+
+
+# --- the page ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_numbers_of_the_page(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert report(study, "--baseline", study / "static") == 0
+    assert str(study / "report.html") in capsys.readouterr().out
+    page = Page(study / "report.html")
+    assert "6 runs of 3 methods on 1 task" in page.text
+    summary = page.table("method", "seeds")
+    assert [row[0] for row in summary[1:]] == ["search", "soft", "static"]
+    for name, _, nll, over, _, match, *_, count in summary[1:]:
+        by_seed = [rows_of(name, seed) for seed in range(2)]
+        means = [plain.fmean(row["nll"] for row in rows) for rows in by_seed]
+        assert nll == f"{plain.fmean(means):.3f} ± {plain.stdev(means):.3f}"
+        reach = 12.7062 * plain.stdev(means) / math.sqrt(2)
+        assert [float(end) for end in over.strip("[]").split(",")] == pytest.approx(
+            [plain.fmean(means) - reach, plain.fmean(means) + reach], abs=2e-3
+        )
+        shares = [100 * plain.fmean(row["correct"] for row in rows) for rows in by_seed]
+        assert match == f"{plain.fmean(shares):.1f} ± {plain.stdev(shares):.1f}%"
+        assert count == "30"
+    pairs = page.table("method", "against")
+    assert [tuple(row[:2]) for row in pairs[1:]] == [("search", "static"), ("soft", "static"), ("soft", "search")]
+    for mine, other, count, nll, ends, p_value, adjusted, points, *_ in pairs[1:]:
+        both = [list(zip(rows_of(mine, seed), rows_of(other, seed), strict=True)) for seed in range(2)]
+        differences = [first["nll"] - second["nll"] for rows in both for first, second in rows]
+        assert (count, nll) == ("60", f"{plain.fmean(differences):+.3f}")
+        low, high = (float(end) for end in ends.strip("[]").split(","))
+        assert low < plain.fmean(differences) < high
+        assert high - low == pytest.approx(4 * plain.stdev(differences) / math.sqrt(60), rel=0.35)
+        assert float(p_value) < 0.001
+        assert float(p_value) <= float(adjusted) <= 3 * float(p_value) + 1e-4
+        change = [100 * (first["correct"] - second["correct"]) for rows in both for first, second in rows]
+        assert points == f"{plain.fmean(change):+.1f}"
+    assert page.table("method", "far: NLL")[1][1] == "5.750 ± 0.707"
+    assert page.table("method", "bertscore")[1][1] == "0.500 ± 0.000"
+    assert page.table("method", "tokens")[0][1:] == ["tokens", "seconds", "calls remote", "steps", "memory, GB"]
+    assert page.table("method", "tokens")[1][1:] == ["2,000 (2,000–2,001)", "12.5", "3", "20", "1.5"]
+    assert page.table("method", "seed", "prompt")[1] == [
+        "search", "0", "' so' (0.50), 'ft' (0.25)", "20", "7.500", "2.600", "50.0%", "2.000",
+    ]  # fmt: skip
+    differing = {row[0]: row[1:] for row in page.table("setting")[1:]}
+    assert differing == {"model": ["Search", "Soft", "Static"], "model.length": ["6", "4", "6"]}
+    assert ["dtype", "float32"] in page.table("", "all")
+    assert page.table("question", "reference", "step 10")[1] == ["what?", "this", "at 10", "at 20"]
+
+
+def test_markdown_has_the_same_tables_and_pictures(study: Path) -> None:
+    assert report(study, "--out", study.parent / "a b" / "page.html") == 0
+    page = Page(study.parent / "a b" / "page.html")
+    assert page.tables
+    stripped = [[[cell.strip() for cell in row] for row in table] for table in page.tables]
+    assert page.in_markdown == stripped
+    linked = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", page.markdown)
+    assert len(linked) == len(page.html.split("<svg ")) - 1 > 8
+    for path in linked:
+        text = (study.parent / "a b" / path).read_text(encoding="utf-8")
+        ElementTree.fromstring(text)
+        assert "prefers-color-scheme: dark" in text
+        assert not re.search(r'(?:href|src)="(?!#)', text)
+
+
+def test_the_page_needs_nothing_but_itself(study: Path) -> None:
+    assert report(study) == 0
+    text = Page(study / "report.html").html
+    assert not re.findall(r'(?:src|href|action|data|poster)\s*=\s*"(?!#)[^"]*"', text)
+    assert not re.search(r"<(script|link|iframe|object|embed|img|base)\b|@import|url\((?!#)|javascript:|\bon\w+=", text)
+    names = re.findall(r'\bid="([^"]+)"', text)
+    assert len(names) == len(set(names)), "each picture's names are its own"
+    used = set(re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', text))
+    assert used
+    assert {first or second for first, second in used} <= set(names)
+
+
+def test_colours_follow_the_reader(study: Path) -> None:
+    assert report(study) == 0
+    text = Page(study / "report.html").html
+    pictures = re.findall(r"<svg .*?</svg>", text, flags=re.DOTALL)
+    assert len(pictures) > 8
+    for picture in pictures:
+        assert re.match(r'<svg role="img" aria-label="[^"]+"', picture)
+        # Black and white would vanish in one of the two; matplotlib's defaults are among them.
+        assert set(re.findall(r"#[0-9a-fA-F]{6}\b", picture)) == set()
+        assert "var(--text)" in picture
+    defined = set(re.findall(r"(--[\w-]+):", text))
+    assert set(re.findall(r"var\((--[\w-]+)\)", text)) <= defined
+
+
+def test_texts_of_models_and_data_are_only_texts(tmp_path: Path) -> None:
+    evil = "<script>alert('x')</script>|*b* `c` [d](http://e.org) ![f](http://g.org/h.png) &amp; \\| $x$\n# no\x00\x1b"
+    for method in ("soft", "static"):
+        rows = [{**row, "question": f"{evil}{index}", "generated": evil, "prompt": evil}
+                for index, row in enumerate(rows_of(method, 0))]  # fmt: skip
+        folder = write_run(tmp_path / "runs" / f"<b>{method}</b>|$y$" / "seed-0", method, 0, rows)
+        write_rows(
+            folder / "samples.jsonl", [{"step": n, "question": evil, "answer": evil, "generated": evil} for n in (1, 2)]
+        )
+        (folder / "prompt.txt").write_text(evil.replace("\x00", ""))
+        (folder / "environment.json").write_text(json.dumps({evil: evil}))
+    assert report(tmp_path / "runs") == 0
+    page = Page(tmp_path / "runs" / "report.html")
+    assert not re.search(r"<script|<b>|http://e.org\"", page.html)
+    assert not re.search(r"<script|<b>|(?<!\\)!?\[[df](?<!\\)\]\(", page.markdown)
+    shown = evil.replace("\x00", "�").replace("\x1b", "�")
+    assert page.table("question", "reference")[1][0] == f"{shown}0"
+    assert all(len({len(row) for row in table}) == 1 for table in page.in_markdown), "no cell begins another one"
+    assert "<b>soft</b>|$y$" in [row[0] for row in page.table("method", "seeds")]
+
+
+def test_the_prompt_shown_is_that_of_the_best_checkpoint(study: Path) -> None:
+    """As the run itself chose it: here by the largest NLL, which is that of the first validation."""
+    path = study / "soft" / "seed-0" / "config.yaml"
+    config = yaml.safe_load(path.read_text())
+    kept = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint"}
+    for monitor, mode, step, place in (("val/nll", "max", "10", "2.500"), ("val/exact_match", "max", "20", "2.000")):
+        settings = {"init_args": {"monitor": monitor, "mode": mode}}
+        config["trainer"]["callbacks"] = [kept | {"init_args": {"filename": "last"}}, kept | settings]
+        path.write_text(yaml.safe_dump(config))
+        assert report(path.parent) == 0
+        page = Page(path.parent / "report.html")
+        assert page.headings[0] == "soft", "seed-0 is no name for a page"
+        row = page.table("method", "seed", "prompt")[1]
+        assert (row[3], row[5]) == (step, place)
+
+
+def test_a_line_that_ends_early_does_not_seem_to_go_on() -> None:
+    """What leads from its end to its name, in the margin, is neither a line nor dashed as a method's own."""
+    ends = np.array([10.0, 20.0]), np.array([10.0, 60.0])
+    values = np.array([2.0, 1.0])
+    drawn = [Curve(f"m{place}", Look(place), x, values, values, values) for place, x in enumerate(ends)]
+    picture = curves("NLL", drawn, "tokens", percent=False)
+    leaders = [style for style in re.findall(r'style="([^"]*)"', picture) if "stroke-opacity: 0.6" in style]
+    assert len(leaders) == 2
+    assert all("stroke-dasharray: 0.8,2;" in style for style in leaders)
+
+
+def test_what_was_not_trained_is_the_baseline(study: Path) -> None:
+    assert report(study) == 0
+    assert "Baseline: search" in Page(study / "report.html").text, "the first, where all were trained"
+    for seed in (study / "static").iterdir():
+        (seed / "budget.json").unlink()
+        shutil.rmtree(seed / "logs")
+    assert report(study) == 0
+    assert "Baseline: static" in Page(study / "report.html").text
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_file_costs_its_part_and_a_line(name: str, study: Path) -> None:
+    assert report(study) == 0
+    whole = Page(study / "report.html")
+    (study / "soft" / "seed-1" / name).unlink()
+    if name == "metrics.json":  # which the predictions could stand in for
+        (study / "soft" / "seed-1" / "predictions.jsonl").unlink()
+    assert report(study) == 0
+    page = Page(study / "report.html")
+    if name == "prompt.jsonl":
+        assert len(page.table("method", "seed", "prompt")) == len(whole.table("method", "seed", "prompt")) - 1
+    short = "metrics.csv" if name.startswith("logs") else name
+    assert any(re.search(rf"Without .*{short}.*: soft", line) for line in page.text.split("\n")), name
+    assert len(page.table("method", "seeds")) == 4
+    for method in SHIFTS:
+        for seed in range(2):
+            (study / method / f"seed-{seed}" / name).unlink(missing_ok=True)
+    assert report(study) == 0
+    assert not set(Page(study / "report.html").headings) - set(whole.headings)
+
+
+def test_a_run_with_nothing_but_predictions(study: Path) -> None:
+    for path in study.rglob("*"):
+        if path.is_file() and path.name != "predictions.jsonl":
+            path.unlink()
+    for folder in study.glob("*/*/logs"):
+        shutil.rmtree(folder)
+    assert report(study) == 0
+    page = Page(study / "report.html")
+    mean = plain.fmean(plain.fmean(row["nll"] for row in rows_of("soft", seed)) for seed in range(2))
+    assert next(row for row in page.table("method", "seeds") if row[0] == "soft")[2].startswith(f"{mean:.3f} ±")
+    assert page.headings[1:] == ["Summary", "Differences, question by question", "Answers side by side",
+                                 "Differences of the configs", "Environment", "How the numbers were made"]  # fmt: skip
+
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n" for old, new in itertools.pairwise("abcdefgh")
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("predictions.jsonl", b'{"question": "q", "answer": "a"}\n{"question": "q', "line 2 is not valid JSON"),
+        ("predictions.jsonl", b'{"question": "q", "answer": "a", "nll": "much"}', "nll must be a number, got 'much'"),
+        ("predictions.jsonl", b'{"answer": "a", "nll": 1}', "a row has no question"),
+        ("predictions.jsonl", b"\0\0\0", "not a text file"),
+        ("predictions.jsonl", b'{"question": "\xff"}', "not UTF-8"),
+        ("metrics.json", b"[1, 2]", "must hold names and values, got list"),
+        ("metrics.json", b'{"test/nll": {}}', "test/nll must be a number"),
+        ("metrics.json", b"[" * 100_000, "not valid JSON"),
+        ("config.yaml", b"model: [", r"line \d is not valid YAML"),
+        ("config.yaml", BOMB.encode(), "no config of a run"),
+        ("config.yaml", b"a: " + b"[" * 20_000, "nested too deeply|not valid YAML"),
+        ("logs/version_0/metrics.csv", b"step,val/nll\n1,2.5\n2,oops\n", "line 3 is not a row of numbers"),
+        ("logs/version_0/metrics.csv", b"step,val/nll\nnan,2.5\n", "line 2 is not a row of numbers"),
+        ("budget.json", b'{"tokens": "all"}', "tokens must be a number, got 'all'"),
+        ("prompt_path.jsonl", b'{"step": 1, "size": 4, "vectors": "!"}', "not what PromptPath writes"),
+    ],
+)  # fmt: skip
+def test_a_broken_file_is_one_line(
+    name: str, content: bytes, told: str, study: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = study / "soft" / "seed-1" / name
+    path.write_bytes(content)
+    assert report(study) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert str(path) in error
+    assert re.search(told, error)
+    assert not (study / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (["{study}/nowhere"], 1, "is no folder"),
+        (["{study}/empty"], 1, "holds no run"),
+        (["{study}", "--baseline", "{study}/empty"], 1, "none of the runs; give one of .*soft"),
+        (["{study}", "--baseline", "{study}"], 1, "several methods are there"),
+        (["{study}", "--out", "{study}/page.txt"], 1, "must end in .html"),
+        (["{study}", "--out", "{study}/soft/seed-0/config.yaml/page.html"], 1, "cannot be written"),
+        ([], 2, "RUN"),
+        (["{study}", "--base", "x"], 2, "--base"),
+    ],
+)
+def test_wrong_words_are_one_line(
+    words: list[str], code: int, told: str, study: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (study / "empty").mkdir()
+    assert report(*(word.format(study=study) for word in words)) == code
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert re.search(told, error)
+
+
+def test_names_and_texts_that_no_file_can_hold(tmp_path: Path) -> None:
+    """Halves of characters, which JSON and file names may have."""
+    half = "\ud83d"
+    for name in ("soft", "static"):
+        rows = [{**row, "question": f"{row['question']} {half}"} for row in rows_of(name, 0)]
+        folder = write_run(tmp_path / "made" / name, name, 0)
+        (folder / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (folder / "environment.json").write_text(json.dumps({half: half}))
+        (folder / "prompts.jsonl").write_text(json.dumps({"accuracy": 0.5, "prompts": [half], "step": f"<b>{half}"}))
+        os.renames(folder, os.fsencode(tmp_path / "runs" / name) + b"\xff")
+    assert report(tmp_path / "runs") == 0
+    page = Page(tmp_path / "runs" / "report.html")
+    assert "soft�" in page.html
+    assert page.in_markdown == page.tables
+    assert "<b>" not in page.markdown
+
+
+def test_a_mean_that_is_not_finite_has_no_interval(study: Path) -> None:
+    path = study / "soft" / "seed-0" / "metrics.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "test/nll": math.nan}))
+    assert report(study) == 0
+    row = next(row for row in Page(study / "report.html").table("method", "seeds", "NLL") if row[0] == "soft")
+    assert row[2:5] == ["nan", "–", "–"]
+    assert "–" not in row[5:]
+
+
+def test_rows_in_common_are_counted_for_each_figure(study: Path) -> None:
+    """A server without log-probabilities leaves no NLL, and answers all the same."""
+    for path in study.glob("static/*/predictions.jsonl"):
+        rows = [{**json.loads(line), "nll": None} for line in path.read_text().splitlines()]
+        write_rows(path, rows)
+    assert report(study) == 0
+    table = Page(study / "report.html").table("method", "against")
+    assert {row[2] for row in table[1:]} == {"60", "0 (NLL), 60 (exact match)"}
+
+
+def test_unequal_terms_are_told_ahead_of_the_numbers(study: Path) -> None:
+    assert report(study) == 0
+    assert "on equal terms" not in Page(study / "report.html").text
+    for path in study.glob("soft/*/config.yaml"):
+        path.write_text(path.read_text().replace("name: tiny", "name: larger"))
+    assert report(study) == 0
+    page = Page(study / "report.html")
+    assert "were not compared on equal terms. model.lm.name is " in page.text
+    assert "larger for soft" in page.text
+    assert page.html.index("on equal terms") < page.html.index("<table")
+    assert "on equal terms" in page.markdown
+
+
+DATA = {"class_path": "lightning_prompts.datamodules.QuestionAnswer"}
+LAYERS = {"class_path": "methods.DeepLanguageNetwork"}
+
+
+@pytest.mark.parametrize(
+    ("mine", "other", "told"),
+    [
+        ({"model": {"lm": {"name": "a", "revision": None}}}, {"model": {"lm": {"name": "a"}}}, ""),
+        ({"model": {"lm": {"name": "a"}}}, {"model": {"lm": {"name": "b"}}},
+         "model.lm.name is a for mine; b for other."),
+        ({"model": {"lm": {"quantization": "none"}}}, {"model": {"lm": {"quantization": None}}}, ""),
+        ({"model": {"lm": {"quantization": "int8"}}}, {}, "model.lm.quantization is int8 for mine; not set for other."),
+        ({"model": {"lm": {"dtype": "float16"}, "proposer": {"name": "a"}, "length": 4}}, {}, ""),
+        (
+            {"model": {"lm": {"server": {"parameters": {"temperature": 0}}}}},
+            {"model": {"lm": {"server": {"parameters": None}}}},
+            "model.lm.server.parameters.temperature is 0 for mine; not set for other.",
+        ),
+        (
+            {"model": {**LAYERS, "init_args": {"layers": [{"lm": None}, {"lm": {"name": "b"}}]}}},
+            {"model": {**LAYERS, "init_args": {"layers": [{"lm": None}, {"lm": None}]}}},
+            "model.layers.item#2.lm.name is b for mine; not set for other.",
+        ),
+        ({"data": {"batch_size": 4, "balanced": True, "test": "x", "seed": 1}}, {"data": {"batch_size": 8}}, ""),
+        ({"data": {"max_train_examples": 100}}, {"data": {"max_train_examples": None}},
+         "data.max_train_examples is 100 for mine; not set for other."),
+        ({"data": {"train": "my.jsonl"}}, {"data": {"train": str(Path("my.jsonl").absolute())}}, ""),
+        ({"data": {"train": "/a/my.jsonl"}}, {"data": {"train": "/b/my.jsonl"}},
+         "data.train is /a/my.jsonl for mine; /b/my.jsonl for other."),
+        ({"data": {"stop": "\n"}}, {"data": {"stop": r"\n"}}, ""),
+        ({"data": {"template": "a\n"}}, {"data": {"template": r"a\n"}},
+         r"data.template is a\n for mine; a\\n for other."),
+        (
+            {"data": {"system": "y" * 70 + "a"}}, {"data": {"system": "y" * 70 + "b"}},
+            f"data.system is {'y' * 59}… for mine; {'y' * 59}… for other (these begin alike).",
+        ),
+        (
+            {"data": {**DATA, "init_args": {"val_size": 4}}},
+            {"data": {"class_path": "my.Own", "init_args": {"val_size": 5}}},
+            "data is QuestionAnswer for mine; Own for other.",
+        ),
+        (
+            {"data": {"members": {"a": {**DATA, "init_args": {"template": "x", "val_size": 4}}}}},
+            {"data": {"members": {"a": {**DATA, "init_args": {"template": "y", "val_size": 5}}}}},
+            "data.members.a.val_size is 4 for mine; 5 for other.",
+        ),
+    ],
+)  # fmt: skip
+def test_terms(mine: dict[str, Any], other: dict[str, Any], told: str) -> None:
+    methods = tuple(
+        Method(name, (SimpleNamespace(settings=flat(config, "x")),))  # type: ignore[arg-type]
+        for name, config in (("mine", mine), ("other", other))
+    )
+    blocks = terms(Task("task", methods, methods[0]))
+    said = [block.text.partition("equal terms. ")[2] for block in blocks if isinstance(block, Text)]
+    assert said == ([told] if told else [])
+
+
+# --- which runs belong together ---------------------------------------------------------------------------------------
+
+
+def test_runs_that_differ_in_the_seed_alone_are_one_method(tmp_path: Path) -> None:
+    for name, method, seed in (("a", "soft", 0), ("b", "soft", 1), ("c", "search", 0), ("again", "soft", 0)):
+        write_run(tmp_path / name, method, seed)
+    untrained = write_run(tmp_path / "untrained", "soft", 0)  # the same config, and nothing trained
+    for path in ("logs/version_0/metrics.csv", "budget.json"):
+        (untrained / path).unlink()
+    (untrained / "logs" / "version_0").rmdir()
+    (untrained / "logs").rmdir()
+    runs = [Run(tmp_path / name) for name in ("a", "b", "c", "again", "untrained")]
+    (task,) = group(runs, tmp_path / "c")
+    assert {method.name: [run.folder.name for run in method.runs] for method in task.methods} == {
+        "a, b": ["a", "b"], "c": ["c"], "again": ["again"], "untrained": ["untrained"],
+    }  # fmt: skip
+    assert task.baseline.name == "c"
+
+
+def test_a_run_that_is_named_twice_is_one_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = (write_run(tmp_path / "runs" / name, name, 0) for name in ("soft", "static"))
+    (tmp_path / "runs" / "link").symlink_to(first)
+    monkeypatch.chdir(tmp_path)
+    assert report("runs/static", "runs/soft", first, "runs/../runs/soft", "runs/link", second, "--out", "x.html") == 0
+    rows = Page(tmp_path / "x.html").table("method", "seeds")
+    assert [row[0] for row in rows[1:]] == ["static", "soft"]
+
+
+def test_tasks_are_told_apart_by_their_questions(tmp_path: Path) -> None:
+    for place, method, seed in itertools.product(("sums", "words"), ("soft", "static"), range(2)):
+        rows = [{**row, "question": f"{place} {row['question']}"} for row in rows_of(method, seed)]
+        write_run(tmp_path / place / method / f"seed-{seed}", method, seed, rows)
+    tasks = group(find(tmp_path), tmp_path / "words" / "static")
+    assert [(task.name, [method.name for method in task.methods]) for task in tasks] == [
+        ("sums", ["soft", "static"]), ("words", ["soft", "static"]),
+    ]  # fmt: skip
+    assert [task.baseline.name for task in tasks] == ["static", "static"]
+    assert report(tmp_path) == 0
+    assert [heading for heading in Page(tmp_path / "report.html").headings if heading in ("sums", "words")][:2] == [
+        "sums",
+        "words",
+    ]
+
+
+def test_one_seed_each_and_no_word_of_it(tmp_path: Path) -> None:
+    """Folders of before a config was written for tests: paired by their questions all the same."""
+    for method in ("soft", "static"):
+        write_run(tmp_path / method, method, 0)
+        if method == "static":
+            (tmp_path / method / "config.yaml").unlink()
+    assert report(tmp_path) == 0
+    page = Page(tmp_path / "report.html")
+    assert page.table("method", "against")[1][:3] == ["static", "soft", "30"]
+    assert "over seeds" not in " ".join(page.table("method", "seeds")[0])
+    assert "among the 30 questions that all have answered" in page.text.lower()
+
+
+def test_runs_of_different_seeds_are_paired_by_their_questions(tmp_path: Path) -> None:
+    """Any two runs can be held against each other; of several seeds the mean of each question counts."""
+    rows = {(method, seed): [{**row, "question": f"q{index}"} for index, row in enumerate(rows_of(method, seed))]
+            for method, seed in (("soft", 3), ("static", 0), ("static", 1))}  # fmt: skip
+    for (method, seed), own in rows.items():
+        write_run(tmp_path / method / f"seed-{seed}", method, seed, own)
+    for given in (["soft/seed-3", "static/seed-1"], ["soft", "static"]):
+        places = [tmp_path / place for place in given]
+        assert report(*places, "--baseline", places[0], "--out", tmp_path / "page.html") == 0
+        page = Page(tmp_path / "page.html")
+        ((mine, other, count, nll, _, p_value, *_),) = page.table("method", "against")[1:]
+        assert (mine[:6], other[:4], count) == ("static", "soft", "30")
+        seeds = (1,) if "seed-1" in given[1] else (0, 1)
+        means = [plain.fmean(rows["static", seed][n]["nll"] for seed in seeds) for n in range(30)]
+        differences = [mean - row["nll"] for mean, row in zip(means, rows["soft", 3], strict=True)]
+        assert nll == f"{plain.fmean(differences):+.3f}"
+        assert float(p_value) < 0.01
+        assert "among the 30 questions that all have answered." in page.text
+
+
+def test_a_resumed_run_s_curve_is_one_line(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "soft", "soft", 0)
+    (folder / "logs" / "version_1").mkdir()
+    (folder / "logs" / "version_1" / "metrics.csv").write_text("step,val/nll\n14,1.5\n29,1.25\n")
+    assert Run(folder).curves["val/nll"] == {10: 2.5, 15: 1.5, 30: 1.25}
+
+
+@pytest.mark.parametrize("count", [1, 12, 13])
+def test_one_method_or_many(count: int, tmp_path: Path) -> None:
+    for index in range(count):
+        rows = [{**row, "nll": row["nll"] + index} for row in rows_of("soft", 0)]
+        folder = write_run(tmp_path / f"m{index:02}", "soft", 0, rows)
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        config["model"]["init_args"]["length"] = index
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    assert report(tmp_path) == 0
+    page = Page(tmp_path / "report.html")
+    assert len(page.table("method", "seeds")) == count + 1
+    if count > 1:
+        pairs = count - 1 if count > 12 else count * (count - 1) // 2
+        assert len(page.table("method", "against")) == pairs + 1
+        assert ("against the baseline alone" in page.text) == (count > 12)
+        assert max(len(table[0]) for table in page.tables) <= 11
+        assert "have colours" in page.text
+
+
+# --- from runs as the command line makes them -------------------------------------------------------------------------
+
+COMMON = ["--model.lm.name", TINY, "--model.max_new_tokens", "2", "--trainer.accelerator", "cpu",
+          "--trainer.enable_progress_bar", "false", "--data", "Antonyms", "--data.max_train_examples", "32",
+          "--data.val_fraction", "0.01", "--data.test_fraction", "0.01"]  # fmt: skip
+
+
+def test_runs_of_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = tmp_path / "runs"
+    fit = ["--trainer.max_steps", "2", "--trainer.val_check_interval", "1"]
+    for seed in ("0", "1"):
+        seeds = ["--seed_everything", seed, "--data.seed", seed]
+        for name, model in (("soft", ["SoftPromptTuning", "--model.length", "3"]),
+                            ("search", ["HardPromptSearch", "--model.length", "2"])):  # fmt: skip
+            root = ["--trainer.default_root_dir", str(runs / name / f"seed-{seed}")]
+            assert run(["fit", "--model", *model, *COMMON, *seeds, *fit, *root]) == 0
+            assert run(["test", "-c", f"{root[1]}/config.yaml", "--ckpt_path", "best", "--verbose", "false"]) == 0
+        root = ["--trainer.default_root_dir", str(runs / "static" / f"seed-{seed}")]
+        assert run(["test", "--model", "FixedPrompt", "--model.text", " x", *COMMON, *seeds, *root]) == 0
+    capsys.readouterr()
+    assert report(runs, "--baseline", runs / "static") == 0
+    page = Page(runs / "report.html")
+    summary = page.table("method", "seeds")
+    assert [row[:2] for row in summary[1:]] == [["search", "2"], ["soft", "2"], ["static", "2"]]
+    for row in summary[1:]:
+        found = [
+            json.loads((runs / row[0] / f"seed-{seed}" / "metrics.json").read_text())["test/nll"] for seed in (0, 1)
+        ]
+        assert row[2] == f"{plain.fmean(found):.3f} ± {plain.stdev(found):.3f}"
+    assert {row[0]: row[1:] for row in page.table("setting")[1:]}["model"] == [
+        "HardPromptSearch", "SoftPromptTuning", "FixedPrompt",
+    ]  # fmt: skip
+    environment = {row[0]: row[1] for row in page.table("", "all")[1:]}
+    assert environment["dtype"] == "float32"
+    assert environment["device"] == "cpu"
+    assert environment["torch"] == torch.__version__.partition("+")[0] or environment["torch"] == torch.__version__
+    assert "Without" not in page.text
+    assert len([name for name in re.findall(r"files/([\w-]+)\.svg", page.markdown) if "path" in name]) == 2
+
+
+def test_a_tested_prompt_has_a_record_and_a_trained_one_keeps_its_own(tmp_path: Path) -> None:
+    words = ["--model", "SoftPromptTuning", "--model.length", "2", *COMMON, "--trainer.max_steps", "1"]
+    root = ["--trainer.default_root_dir", str(tmp_path / "untrained")]
+    assert run(["test", *words, *root, "--verbose", "false"]) == 0
+    record = tmp_path / "untrained" / "config.yaml"
+    again = ["--trainer.default_root_dir", str(tmp_path / "trained")]
+    assert run(["fit", "-c", str(record), *again]) == 0, "it can be trained as it stands"
+    before = (tmp_path / "trained" / "config.yaml").read_bytes()
+    first, second = (yaml.safe_load(path.read_text()) for path in (record, tmp_path / "trained" / "config.yaml"))
+    assert first["model"] == second["model"]
+    assert first["data"] == second["data"]
+    assert (
+        run(["test", "-c", str(tmp_path / "trained" / "config.yaml"), "--ckpt_path", "last", "--verbose", "false"]) == 0
+    )
+    assert (tmp_path / "trained" / "config.yaml").read_bytes() == before
+    own = tmp_path / "own" / "config.yaml"
+    own.parent.mkdir()
+    own.write_bytes(record.read_bytes())
+    before = own.read_bytes()
+    assert run(["test", "-c", str(own), "--trainer.default_root_dir", str(own.parent), "--verbose", "false"]) == 0
+    assert own.read_bytes() == before, "a config that no run has written is the user's"
+
+
+def test_the_path_is_that_of_the_prompt(tmp_path: Path) -> None:
+    """What is kept are the vectors, projected: those of the checkpoint, and distances are about what they were."""
+    words = ["--model", "SoftPromptTuning", "--model.length", "8", *COMMON, "--trainer.max_steps", "2",
+             "--trainer.val_check_interval", "1"]  # fmt: skip
+    assert run(["fit", *words, "--trainer.default_root_dir", str(tmp_path)]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "prompt_path.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [0, 1, 2]
+    assert rows[-1]["places"] == [0, 1, 3, 4, 6, 7]
+    assert ["vocabulary" in row for row in rows] == [True, False, False]
+    state = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    (prompt,) = (value for value in state.values() if value.shape == (8, 32) and value.requires_grad is False
+                 and not torch.equal(value, state.get("prompt.initial")))  # fmt: skip
+    projection = torch.randn(32, 32, generator=torch.Generator().manual_seed(0)) / 32**0.5
+    kept = np.frombuffer(base64.b64decode(rows[-1]["vectors"]), "<f2").reshape(6, 32).astype(np.float32)
+    assert torch.allclose(torch.from_numpy(kept), prompt[rows[-1]["places"]] @ projection, atol=2e-3, rtol=2e-3)
+    assert (tmp_path / "prompt_path.jsonl").stat().st_size < 12_000
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    assert not any("PromptPath" in name for name in torch.load(last, weights_only=True)["callbacks"]), "it stays small"
+    more = ["fit", "-c", str(tmp_path / "config.yaml"), "--ckpt_path", "last", "--trainer.max_steps", "3"]
+    assert run(more) == 0
+    again = [json.loads(line) for line in (tmp_path / "prompt_path.jsonl").read_text().splitlines()]
+    assert again[:3] == rows
+    assert [row["step"] for row in again[3:]] == [3]

@@ -1,0 +1,293 @@
+"""Rewards judge as a careful reader would, and BERTScore as its authors' package does."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel
+
+from lightning_prompts.answers import boxed, final_answer, number, same_answer, token_f1
+from lightning_prompts.errors import UserError
+from lightning_prompts.estimators.relaxations import StraightThrough
+from lightning_prompts.lm import FrozenLM, LMConfig
+from lightning_prompts.lm.embedded import embedded_folder
+from lightning_prompts.objectives import BertScoreLoss
+from lightning_prompts.objectives.bertscore import greedy_matching
+from lightning_prompts.objectives.rewards import (
+    AnswerLikelihood,
+    BertScore,
+    ExactMatch,
+    Mixture,
+    NumericMatch,
+    TokenF1,
+    _bert_scorer,
+    needs_likelihood,
+)
+from lightning_prompts.types import Example
+from support.odd_tokenizers import byte_level
+
+SAME = [
+    ("The answer is $1,234.50.", "1234.5"),
+    (r"so \boxed{\frac{1}{2}}", "0.5"),
+    (r"\boxed{\dfrac{3}{4}}", "3/4"),
+    ("1/2", r"\frac12"),
+    ("#### 72", "72"),
+    ("48/2 = 24\n48 + 24 = 72\n#### 72", "72"),
+    ("so x = 72 dollars", "72"),
+    ("12 apples and 3 pears", "3"),
+    ("The final answer is: 18 miles", "18"),
+    (r"\boxed{-5}", "-5"),
+    ("It lost -$5", "-5"),
+    ("−5", "-5"),
+    ("18.0", "18"),
+    ("1e3", "1000"),
+    ("10,000", "10000"),
+    ("10{,}000", "10000"),
+    (r"50\%", "50"),
+    ("50%", "50"),
+    ("5 cm^2", "5"),
+    ("5cm", "5"),
+    ("y = 3", "3"),
+    ("(3,4)", "(3, 4)"),
+    ("x^2+1", "x^2 + 1"),
+    (r"2\sqrt{3}", r"2\sqrt{ 3 }"),
+    (r"\boxed{\text{Monday}}", "Monday"),
+    (r"\boxed{90^\circ}", "90"),
+    (".5", "0.5"),
+    (r"3 \frac{1}{2}", "7/2"),
+]
+DIFFERENT = [
+    ("-5", "5"),
+    ("(3,4)", "(4, 3)"),
+    ("abc", "72"),
+    ("", "3"),
+    (r"\sqrt{3}", "3"),
+    ("3", r"\sqrt{3}"),
+    ("2x", "2"),
+    (r"3 \frac{1}{2}", "1/2"),
+    ("72 73", "72"),
+    ("1/0", "1"),
+    (r"\boxed{", "1"),
+    ("0.333", "1/3"),
+    ("1234", "1,23"),
+]
+
+
+@pytest.mark.parametrize(("text", "reference"), SAME)
+def test_the_same_answer(text: str, reference: str) -> None:
+    assert same_answer(text, reference)
+
+
+@pytest.mark.parametrize(("text", "reference"), DIFFERENT)
+def test_not_the_same_answer(text: str, reference: str) -> None:
+    assert not same_answer(text, reference)
+
+
+FORMS = ["{}", "{:,}", "the answer is {}", "#### {:,}", r"\boxed{{{}}}", "{}.0"]
+
+
+@given(st.integers(-(10**9), 10**9), st.sampled_from(FORMS))
+def test_an_integer_is_itself_however_it_is_written(value: int, form: str) -> None:
+    assert number(final_answer(form.format(value))) == value
+    assert same_answer(form.format(value), str(value))
+
+
+@given(st.text(max_size=40), st.text(max_size=40))
+def test_no_text_breaks_the_comparison(text: str, reference: str) -> None:
+    same_answer(text, reference)
+    assert 0 <= token_f1(text, reference) <= 1
+
+
+def test_boxes_may_have_braces_in_them() -> None:
+    assert boxed(r"\boxed{1} and \boxed{\frac{a}{b} + {c}} end") == r"\frac{a}{b} + {c}"
+    assert boxed("none") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "reference", "value"),
+    [
+        ("the cat sat", "a cat sat down", 0.8),
+        ("", "", 1.0),
+        ("x", "", 0.0),
+        ("The dog!", "dog", 1.0),
+        ("a b", "c d", 0.0),
+    ],
+)
+def test_token_f1(text: str, reference: str, value: float) -> None:
+    assert token_f1(text, reference) == pytest.approx(value)
+
+
+def test_rewards_are_functions_of_texts() -> None:
+    texts, references = ["cold ", "#### 5", "hot"], ["cold", "5", "cold"]
+    assert ExactMatch()(texts, references, []) == [1, 0, 0]
+    assert NumericMatch()(texts, references, []) == [1, 1, 0]
+    assert TokenF1()(texts, references, []) == [1, 1, 0]
+    assert AnswerLikelihood()([], references, [0.1, 0.2, 0.3]) == [0.1, 0.2, 0.3]
+    mixed = Mixture([ExactMatch(), AnswerLikelihood()], [1, 3])
+    assert mixed(texts, references, [0.4, 0.4, 0.4]) == pytest.approx([0.55, 0.3, 0.3])
+    assert mixed.needs_text
+    assert needs_likelihood(mixed)
+    assert not Mixture([AnswerLikelihood()], [2]).needs_text
+    assert not needs_likelihood(Mixture([ExactMatch()], [2]))
+
+
+@pytest.mark.parametrize("weights", [[1.0], [1.0, -1.0], [0.0, 0.0]])
+def test_bad_mixtures(weights: list[float]) -> None:
+    with pytest.raises(UserError, match="weights"):
+        Mixture([ExactMatch(), TokenF1()], weights)
+
+
+# --- BERTScore -------------------------------------------------------------------------------------------------------
+
+TEXTS = ["a cat sat", "the answer is 42", "yes"]
+REFERENCES = ["the cat sat down", "42 it is", "no"]
+
+
+def test_bertscore_of_texts_is_the_packages() -> None:
+    import bert_score
+
+    found = BertScore()([*TEXTS, " ", "x"], [*REFERENCES, "x", ""], [])
+    from lightning_prompts.objectives.rewards import embedded_scorer
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        wanted = bert_score.score(TEXTS, REFERENCES, model_type=str(embedded_scorer()), num_layers=6)[2]
+    assert found[:3] == pytest.approx(wanted.tolist(), abs=1e-5)
+    assert found[3:] == [0.0, 0.0], "empty texts have nothing to compare"
+
+
+def test_bertscore_models_that_are_not_to_be_had() -> None:
+    with pytest.raises(UserError, match="layer of the BERTScore model 'all-minilm-l6-v2' must be from 1 to 6, got 7"):
+        BertScore(layer=7)(["a"], ["b"], [])
+    with pytest.raises(UserError, match="BERTScore model folder '/no/such/folder' does not exist"):
+        BertScore(model="/no/such/folder")(["a"], ["b"], [])
+
+
+def embedded(lm: FrozenLM, texts: list[str]) -> list[Tensor]:
+    return [lm.embedding_matrix()[lm.encoder.tokens(text)] for text in texts]
+
+
+def test_bertscore_of_certain_distributions_is_the_packages() -> None:
+    """The texts' own embeddings through the LM's last layer, and the package on the same model."""
+    import bert_score
+
+    lm = FrozenLM.load(LMConfig(dtype="float32"))
+    found = BertScoreLoss(layer=-1, lead="").f1(lm, embedded(lm, TEXTS), [lm.encoder.tokens(x) for x in REFERENCES])
+    scorer = bert_score.BERTScorer(model_type=str(embedded_folder("smollm2-135m-instruct")), num_layers=30)
+    scorer._tokenizer.model_max_length = 512
+    from bert_score.utils import get_bert_embedding, greedy_cos_idf, pad_sequence
+
+    def packages(texts: list[str]) -> tuple[Tensor, Tensor, Tensor]:
+        parts = [get_bert_embedding([text], scorer._model, scorer._tokenizer, scorer._idf_dict or _Ones(), device="cpu")
+                 for text in texts]  # fmt: skip
+        vectors = pad_sequence([part[0][0] for part in parts], batch_first=True, padding_value=2.0)
+        counts = torch.tensor([len(part[0][0]) for part in parts])
+        mask = torch.arange(vectors.shape[1]) < counts[:, None]
+        return vectors, mask, mask.float()
+
+    wanted = greedy_cos_idf(*packages(REFERENCES), *packages(TEXTS))[2]
+    # The package calls a text of two tokens empty, as if both were special ones, and gives it 0.
+    kept = torch.tensor([len(lm.encoder.tokens(text)) != 2 for text in TEXTS])
+    kept &= torch.tensor([len(lm.encoder.tokens(text)) != 2 for text in REFERENCES])
+    assert kept.sum() >= 2
+    assert torch.allclose(found[kept], wanted[kept], atol=1e-4)
+
+
+class _Ones(dict):  # type: ignore[type-arg]
+    def __missing__(self, key: int) -> float:
+        return 1.0
+
+
+def test_greedy_matching_by_hand() -> None:
+    candidate = torch.tensor([[[1.0, 0.0], [0.0, 2.0], [9.0, 9.0]]])
+    reference = torch.tensor([[[3.0, 0.0], [1.0, 1.0]]])
+    root = 0.5**0.5
+    precision, recall, f1 = greedy_matching(
+        candidate, torch.tensor([[True, True, False]]), reference, torch.tensor([[True, True]])
+    )
+    assert precision.item() == pytest.approx((1 + root) / 2)
+    assert recall.item() == pytest.approx((1 + root) / 2)
+    assert f1.item() == pytest.approx((1 + root) / 2)
+
+
+def test_the_losss_gradient_is_the_finite_difference(tiny: FrozenLM) -> None:
+    loss = BertScoreLoss(layer=2)
+    logits = torch.randn(3, tiny.vocabulary, generator=torch.Generator().manual_seed(0))
+    references = [tiny.encoder.tokens("cold")]
+
+    def value(at: Tensor) -> Tensor:
+        return loss.f1(tiny, [at.softmax(-1) @ tiny.embedding_matrix()], references)[0]
+
+    leaf = logits.clone().requires_grad_(True)
+    value(leaf).backward()
+    direction = torch.randn(3, tiny.vocabulary, generator=torch.Generator().manual_seed(1))
+    step = 1e-3  # the maximum has kinks
+    difference = (value(logits + step * direction) - value(logits - step * direction)).item() / (2 * step)
+    assert (leaf.grad * direction).sum().item() == pytest.approx(difference, rel=0.02, abs=1e-6)
+
+
+def test_a_padded_batch_scores_as_each_alone(tiny: FrozenLM) -> None:
+    loss = BertScoreLoss(layer=1)
+    expected = [torch.randn(n, tiny.vocabulary).softmax(-1) @ tiny.embedding_matrix() for n in (1, 4, 2)]
+    references = [tiny.encoder.tokens(text) for text in ("ab", "c", "defg")]
+    together = loss.f1(tiny, expected, references)
+    for b in range(3):
+        assert torch.allclose(loss.f1(tiny, expected[b : b + 1], references[b : b + 1])[0], together[b], atol=1e-5)
+
+
+def test_a_straight_through_answer_is_the_greedy_one(tiny: FrozenLM) -> None:
+    """Its loss is that of the greedy tokens, its gradient that of a softmax at the temperature."""
+    example = Example("", " the question:", "cold")
+    row = tiny.encoder.row(example, 0)
+    size = len(row.answer) + len(row.end)
+    logits = torch.randn(size, tiny.vocabulary, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    greedy = tiny.embedding_matrix()[logits[: len(row.answer)].argmax(-1)]
+    wanted = 1 - BertScoreLoss(layer=2).f1(tiny, [greedy], [row.answer]).item()
+    gradients = []
+    for temperature in (0.5, 1.0):
+        objective = BertScoreLoss(layer=2, estimator=StraightThrough(), temperature=temperature)
+        loss = objective.loss(tiny, [row], logits, None)  # type: ignore[arg-type] - it has no use for the scores
+        assert loss.item() == pytest.approx(wanted, abs=1e-6)
+        gradients += torch.autograd.grad(loss, logits)
+        # The chain rule by hand: the loss's slope at the greedy embeddings, through the softmax.
+        at = greedy.detach().clone().requires_grad_(True)
+        slope = torch.autograd.grad(1 - objective.f1(tiny, [at], [row.answer]).mean(), at)[0]
+        probs = (logits[: len(row.answer)].detach() / temperature).softmax(-1)
+        toward = slope @ tiny.embedding_matrix().T
+        by_hand = probs * (toward - (probs * toward).sum(-1, keepdim=True)) / temperature
+        assert torch.allclose(gradients[-1][: len(row.answer)], by_hand, atol=1e-6)
+        assert not gradients[-1].isnan().any()
+    assert not torch.allclose(gradients[0], gradients[1])
+    with pytest.raises(UserError, match=r"objective\.temperature must be a finite number above 0, got 0"):
+        BertScoreLoss(temperature=0)
+
+
+def test_zero_vectors_give_no_nan() -> None:
+    zero = torch.zeros(1, 2, 3, requires_grad=True)
+    mask = torch.ones(1, 2, dtype=torch.bool)
+    f1 = greedy_matching(zero, mask, torch.zeros(1, 2, 3), mask)[2]
+    f1.sum().backward()
+    assert torch.isfinite(f1).all()
+    assert torch.isfinite(zero.grad).all()
+
+
+@pytest.mark.parametrize(("roberta", "positions"), [(True, 64), (False, 66)])
+def test_a_scorer_reads_as_many_tokens_as_it_has_positions(roberta: bool, positions: int, tmp_path: Path) -> None:
+    """RoBERTa's kind has two positions that no token takes; its tokenizer says no length here."""
+    tokenizer = byte_level()
+    tokenizer.add_special_tokens({"cls_token": "<s>", "sep_token": "</s>", "pad_token": "</s>"})
+    tokenizer.save_pretrained(tmp_path)
+    kind, config = (RobertaModel, RobertaConfig) if roberta else (BertModel, BertConfig)
+    model = kind(config(vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+                        intermediate_size=16, max_position_embeddings=66, pad_token_id=1))  # fmt: skip
+    model.save_pretrained(tmp_path)
+    reward = BertScore(str(tmp_path))
+    text = " ".join("xyz" for _ in range(100))
+    assert reward([text], [text], []) == [pytest.approx(1.0, abs=1e-5)]
+    assert _bert_scorer(str(tmp_path), None)._tokenizer.model_max_length == positions

@@ -1,0 +1,398 @@
+"""Sweeps: what a file asks for, runs on a real local Ray, and tables against a calculation of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lightning_prompts import commands
+from lightning_prompts.errors import UserError
+from lightning_prompts.studies import sweep
+from lightning_prompts.studies.plan import SweepPlan, read_plan
+from lightning_prompts.studies.runs import Run, trains
+from lightning_prompts.studies.tables import check_metric, long_table, ranked, side_by_side
+from support.models import TINY
+from support.project import ROOT
+
+DATA = "data: {class_path: Antonyms, init_args: {max_train_examples: 64, val_fraction: 0.01, test_fraction: 0.01}}\n"
+
+
+@pytest.fixture
+def methods(tmp_path: Path) -> Path:
+    """Two methods that run in a second."""
+    lm = f'max_new_tokens: 2, lm: {{name: "{TINY}"}}'
+    (tmp_path / "soft.yaml").write_text(
+        f"model: {{class_path: SoftPromptTuning, init_args: {{length: 2, {lm}}}}}\n{DATA}trainer: {{max_steps: 2}}\n"
+    )
+    (tmp_path / "few.yaml").write_text(f"model: {{class_path: FewShot, init_args: {{shots: 1, {lm}}}}}\n{DATA}")
+    return tmp_path
+
+
+def plan(folder: Path, text: str) -> SweepPlan:
+    path = folder / "sweep.yaml"
+    path.write_text(text.replace("DIR", str(folder)) + f"\nfolder: {folder / 'runs'}\n")
+    return read_plan(path)
+
+
+def options(run: Run) -> dict[str, str]:
+    return dict(word.removeprefix("--").split("=", 1) for word in run.options)
+
+
+def test_methods_tasks_settings_and_seeds_are_combined(methods: Path) -> None:
+    (methods / "sums.yaml").write_text("data: {class_path: Addition}\n")
+    (methods / "words.yaml").write_text("data: {class_path: Antonyms}\n")
+    made = plan(
+        methods,
+        "methods: [DIR/few.yaml, {config: DIR/soft.yaml, settings: {model.length: [1, 2], model.init: Zeros}}]\n"
+        "tasks: [DIR/sums.yaml, DIR/w*.yaml]\nseeds: [5, 7]\nsettings: {data.batch_size: [8]}\n"
+        "options: {trainer.max_steps: 3, data.chat: true}\nmetric: test/nll",
+    )
+    names = ["few-batch_size=8", "soft-batch_size=8,length=1", "soft-batch_size=8,length=2"]
+    assert set(made.runs) == {(task, name) for task in ("sums", "words") for name in names}
+    assert {Path(run.folder).relative_to(methods / "runs") for group in made.runs.values() for run in group} == {
+        Path(task, name, f"seed-{seed}") for task in ("sums", "words") for name in names for seed in (5, 7)
+    }
+    run = made.runs["words", "soft-batch_size=8,length=2"][1]
+    assert run.seed == 7
+    assert [Path(config).name for config in run.configs] == ["soft.yaml", "words.yaml"]
+    assert options(run) == {
+        "trainer.max_steps": "3", "data.chat": "true", "data.batch_size": "8", "model.length": "2",
+        "model.init": "Zeros", "trainer.enable_progress_bar": "false",
+    }  # fmt: skip
+    assert not run.validated
+    assert "model.init" not in options(made.runs["sums", "few-batch_size=8"][0])
+
+
+def test_draws_lie_in_their_spaces_and_stay_when_more_are_wanted(methods: Path) -> None:
+    text = (
+        "methods: [{config: DIR/soft.yaml, settings: {model.length: [1, 2], model.a: {loguniform: [1e-4, 1e-1]}, "
+        "model.b: {uniform: [2, 3]}, model.c: {randint: [5, 9]}, model.d: {choice: [x, y]}}}]\nseeds: 0\nsamples: "
+    )
+    few, many = plan(methods, text + "2"), plan(methods, text + "40")
+    assert set(few.runs) < set(many.runs)
+    assert len(few.runs) == 4
+    assert len(many.runs) == 80
+    drawn = [options(group[0]) for group in many.runs.values()]
+    for key, inside in (
+        ("a", lambda value: 1e-4 <= float(value) <= 1e-1), ("b", lambda value: 2 <= float(value) <= 3),
+        ("c", lambda value: int(value) in range(5, 9)), ("d", lambda value: value in "xy"),
+    ):  # fmt: skip
+        values = {each[f"model.{key}"] for each in drawn}
+        assert all(map(inside, values))
+        assert len(values) == {"a": 40, "b": 40, "c": 4, "d": 2}[key]
+    logs = [float(each["model.a"]) < 10**-2.5 for each in drawn]
+    assert 0.25 < statistics.mean(logs) < 0.75, "half of them, as on a logarithmic scale"
+
+
+def test_names_differ_wherever_settings_do(methods: Path) -> None:
+    settings = {
+        "model.init": [{"class_path": "FromText", "init_args": {"text": text}} for text in ("a", "b")] + ["a/b", "a b"],
+        "model.text": ["x" * 100, "x" * 99 + "y"],
+    }
+    made = plan(methods, f"methods: [{{config: DIR/soft.yaml, settings: {json.dumps(settings)}}}]\nseeds: [0]")
+    assert len(made.runs) == 8
+    for _, name in made.runs:
+        assert len(name) < 110
+        assert "/" not in name
+    listed = plan(methods, "methods: DIR/soft.yaml\nsettings: [{model.length: 1}, {model.length: 2, data.seed: 3}]")
+    assert [name for _, name in listed.runs] == ["soft-length=1", "soft-length=2,seed=3"]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("methods: [DIR/soft.yaml]\nseedz: [0]", "unknown key 'seedz'; did you mean seeds"),
+        ("seeds: [0]", "methods is missing"),
+        ("methods: []", "methods must be a list of files, got 'an empty list'"),
+        ("methods: [DIR/nowhere.yaml]", "nowhere.yaml does not exist"),
+        ("methods: [DIR/*.nothing]", "*.nothing does not exist"),
+        ("methods: [DIR/soft.yaml]\ntasks: [DIR/no.yaml]", "tasks: DIR/no.yaml does not exist"),
+        ("methods: [DIR/task.yaml]", "task.yaml names no method"),
+        ("methods: [DIR/broken.yaml]", "broken.yaml line 3 is not valid YAML"),
+        ("methods: [{file: DIR/soft.yaml}]", "expected a file or {config: FILE"),
+        ("methods: [{config: DIR/soft.yaml, setings: {}}]", "unknown key 'setings'; did you mean settings?"),
+        ("methods: [DIR/soft.yaml, DIR/soft.yaml]", "several are called 'soft'"),
+        ("methods: [{config: DIR/soft.yaml, name: a/b}]", "name 'a/b' must be one word"),
+        ("methods: [DIR/soft.yaml]\nsettings: {model.length: []}", "model.length is an empty list"),
+        ("methods: [DIR/soft.yaml]\nsettings: []", "settings is an empty list"),
+        ("methods: [DIR/soft.yaml]\nsettings: 3", "settings must be a mapping"),
+        ("methods: [DIR/soft.yaml]\nsettings: {x: {uniform: [0, 1]}}", "x is drawn; say how many times with samples"),
+        ("methods: [DIR/soft.yaml]\nsamples: 2\nsettings: {x: {uniform: [1, 0]}}", "uniform needs LOW below HIGH"),
+        ("methods: [DIR/soft.yaml]\nsamples: 2\nsettings: {x: {loguniform: [0, 1]}}", "and above 0"),
+        ("methods: [DIR/soft.yaml]\nsamples: 2\nsettings: {x: {uniform: [1]}}", "uniform needs [LOW, HIGH]"),
+        ("methods: [DIR/soft.yaml]\nsamples: 2\nsettings: {x: {uniform: [a, b]}}", "'a' is not a number"),
+        ("methods: [DIR/soft.yaml]\nsettings: {x: {unifrom: [0, 1]}}", "'unifrom'; did you mean uniform?"),
+        ("methods: [DIR/soft.yaml]\nseeds: [a]", "seeds must be a list of whole numbers, got 'a'"),
+        ("methods: [DIR/soft.yaml]\nseeds: [1, 1]", "names a seed twice"),
+        ("methods: [DIR/soft.yaml]\nmode: best", "mode: 'best' is not one of min, max"),
+        ("methods: [DIR/soft.yaml]\nsamples: 0", "samples must be a whole number of at least 1, got 0"),
+        ("methods: [DIR/soft.yaml]\ncpus: .nan", "cpus must be a finite number"),
+        ("methods: [DIR/soft.yaml]\ntime_limit: soon", "time_limit must be a number, got 'soon'"),
+        ("methods: [DIR/soft.yaml]\noptions: [a]", "options must be a mapping"),
+        ("[]", "must be a mapping with the key methods"),
+        ("methods: [DIR/soft.yaml]\ntasks: [DIR/task.yaml, DIR/again/task.yaml]", "would both be called task/soft;"),
+        (
+            "methods: [DIR/soft.yaml]\nsettings: {model.init: [{class_path: Zeros}, {class_path: a.Zeros}]}",
+            "init=Zeros",
+        ),
+        ("methods: [DIR/soft.yaml]\nsettings: {seed_everything: [0, 1]}", "seed_everything is the sweep's own to set"),
+        ("methods: [DIR/soft.yaml]\noptions: {trainer.default_root_dir: x}", "trainer.default_root_dir is the sweep's"),
+        ("methods: [DIR/soft.yaml]\nseeds: [-1]", "seeds: -1 must be at least 0"),
+        ("methods: [DIR/soft.yaml]\nsamples: 2\nsettings: {x: {uniform: [0, .inf]}}", "inf is not finite"),
+        ("methods: [DIR/soft.yaml]\nsamples: 2\nsettings: {x: {randint: [1, 1.5]}}", "randint needs LOW below HIGH"),
+        ("methods: [DIR/soft.yaml]\nsettings: {x: [2020-01-01]}", "x: [datetime.date(2020, 1, 1)] is no value"),
+        ("methods: [DIR/soft.yaml]\noptions: {x: 2020-01-01}", "options: x: datetime.date(2020, 1, 1) is no value"),
+        ("methods: [DIR/soft.yaml]\nfolder: DIR/soft.yaml", "soft.yaml is a file; give another folder"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_told_in_one_line(
+    text: str, told: str, methods: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (methods / "task.yaml").write_text(DATA)
+    (methods / "again").mkdir()
+    (methods / "again" / "task.yaml").write_text(DATA)
+    (methods / "broken.yaml").write_text("model:\n  a: [\n")
+    path = methods / "sweep.yaml"
+    path.write_text(text.replace("DIR", str(methods)))
+    assert commands.run(["sweep", "-c", str(path)]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert told.replace("DIR", str(methods)) in err
+    assert not (methods / "runs").exists()
+
+
+def test_somebody_s_own_methods_are_fitted_where_they_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from lightning_prompts.methods import Ape, FewShot\n\n\n"
+        "class Fixed(FewShot):\n    pass\n\n\nclass Trained(Ape):\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    for name, expected in (
+        ("FewShot", False),
+        ("lightning_prompts.methods.FewShot", False),
+        ("Ape", True),
+        ("mine.Fixed", False),
+        ("mine.Trained", True),
+        ("mine.Nothing", True),
+        ("not.there", True),
+    ):
+        (tmp_path / "config.yaml").write_text(f"model: {{class_path: {name}}}\n")
+        assert trains(tmp_path / "config.yaml") == expected, name
+
+
+def test_no_ray_and_no_file(methods: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert commands.run(["sweep", "-c", str(methods / "no.yaml")]) == 1
+    assert capsys.readouterr().err == f"error: {methods / 'no.yaml'} does not exist\n"
+    program = (
+        "import sys\n"
+        "class Missing:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == sys.argv[1]: raise ModuleNotFoundError('No module', name=name)\n"
+        "sys.meta_path.insert(0, Missing())\n"
+        "from lightning_prompts import commands\n"
+        "sys.exit(commands.run(['sweep', '-c', sys.argv[2]]))\n"
+    )
+    for package in ("ray", "pandas"):  # the second is one that Ray itself does without, and its Tune does not
+        done = subprocess.run(
+            [sys.executable, "-c", program, package, str(methods / "soft.yaml")], capture_output=True, text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False,
+        )  # fmt: skip
+        assert (done.returncode, done.stderr) == (
+            1, f"error: sweep needs Ray Tune: {package} is not installed; install it with: {sweep.INSTALL}\n",
+        )  # fmt: skip
+
+
+def test_every_sweep_of_the_project_is_planned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(ROOT)
+    readme = (ROOT / "README.md").read_text().partition("```yaml\nmethods:")[2].partition("```")[0]
+    (tmp_path / "readme.yaml").write_text(f"methods:{readme}")
+    paths = [*(ROOT / "experiments" / "sweep").glob("*.yaml"), tmp_path / "readme.yaml"]
+    assert len(paths) > 1
+    for path in paths:
+        made = read_plan(path, str(tmp_path / "runs"))
+        assert len(made.runs) > 2
+
+
+def test_the_table_is_sorted_and_tells_of_failures() -> None:
+    rest = {"test/exact_match": [0.5], "test/examples": [9.0], "seconds": [1.0], "budget/tokens": [2.0]}
+    found = {
+        ("b", "x"): {"test/nll": [1.0], "val/nll": [3.0], **rest},
+        ("b", "y"): {"test/nll": [2.0], "val/nll": [2.0], **rest},
+        ("a", "x"): {"test/nll": [9.0], "val/nll": [float("nan")], **rest},
+        ("a", "z"): {"test/nll": [8.0], **rest},
+        ("a", "y"): {"test/nll": [7.0], "val/nll": [1.0], **rest},
+    }
+    ordered = list(ranked(found, "val/nll", "min"))
+    assert ordered == [("b", "y"), ("b", "x"), ("a", "y"), ("a", "x"), ("a", "z")]
+    assert list(ranked(found, "test/nll", "max"))[:2] == [("b", "y"), ("b", "x")]
+    with pytest.raises(UserError, match="no run has the metric 'val/nl'; did you mean val/nll"):
+        check_metric(found, "val/nl")
+    assert set(ranked(found, "val/nl", "min")) == set(found), "the table does without"
+    lines = long_table(found, {("a", "y"): ["seed 1: a | b"]}, "val/nll")
+    assert lines[0].endswith("| training tokens | val/nll |")
+    assert lines[2] == "| b / x | 1.000 | 0.500 | 9 | 1 | 2 | 3.000 |"
+    assert lines[-1] == "| a / y | seed 1: a \\| b |  |  |  |  |  |"
+    assert {line.replace("\\|", "").count("|") for line in lines} == {8}
+
+
+def test_runs_without_nll_stay_in_the_tables() -> None:
+    """Free text behind a server that tells no log-probabilities."""
+    rest = {"seconds": [1.0], "budget/tokens": [2.0]}
+    silent = {"test/exact_match": [0.5], "test/examples": [9.0], "test/far/exact_match": [0.25],
+              "test/far/examples": [3.0], **rest}  # fmt: skip
+    spoken = {"test/nll": [1.0], "val/nll": [2.0], "test/exact_match": [0.75], "test/examples": [9.0], **rest}
+    found = {("a", "x"): silent, ("a", "y"): spoken, ("b", "x"): silent}
+    ordered = ranked(found, "val/nll", "min")
+    assert list(ordered) == [("a", "y"), ("a", "x"), ("b", "x")]
+    assert long_table(ordered, metric="val/nll")[2:] == [
+        "| a / y | 1.000 | 0.750 | 9 | 1 | 2 | 2.000 |",
+        "| a / x | - | 0.500 | 9 | 1 | 2 | - |",
+        "| a / x / far | - | 0.250 | 3 | 1 | 2 |  |",
+        "| b / x | - | 0.500 | 9 | 1 | 2 | - |",
+        "| b / x / far | - | 0.250 | 3 | 1 | 2 |  |",
+    ]
+    assert side_by_side(found, "nll", ())[2:] == ["| x | - | - |", "| y | 1.00 | - |"]
+    assert side_by_side(found, "exact_match", ())[2:] == ["| x | 0.50 → 0.25 | 0.50 → 0.25 |", "| y | 0.75 | - |"]
+
+
+def test_the_table_is_written_before_a_missing_metric_is_told(
+    methods: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The default metric is one that some runs do not have."""
+    text = "methods: [DIR/few.yaml]\nseeds: [0]"
+    (run,) = plan(methods, text).runs["", "few"]
+
+    def execute(words: list[str]) -> None:
+        metrics, name = {"exact_match": 0.5}, "test" if words[0] == "test" else "val"
+        measured = {f"{name}/{key}": value for key, value in {**metrics, "examples": 9}.items()}
+        file = "metrics" if name == "test" else "validation"
+        (Path(run.folder) / f"{file}.json").write_text(json.dumps(measured))
+
+    run.measure(execute)
+    assert commands.run(["sweep", "-c", str(methods / "sweep.yaml")]) == 1
+    told = capsys.readouterr()
+    assert "error: no run has the metric 'val/nll'; did you mean" in told.err
+    assert "| few | - | 0.500 | 9 | 0 | 0 | - |" in told.out
+    assert (methods / "runs" / "table.md").read_text() == told.out
+
+
+def test_a_folder_of_other_runs_is_not_mistaken_for_this_sweep_s(methods: Path) -> None:
+    """Whether options or a config have changed since."""
+    text = "methods: [DIR/few.yaml]\nseeds: [0]\noptions: {data.batch_size: 8}"
+    (run,) = plan(methods, text).runs["", "few"]
+
+    def execute(words: list[str]) -> None:
+        (Path(run.folder) / f"{'metrics' if words[0] == 'test' else 'validation'}.json").write_text("{}")
+
+    run.measure(execute)
+    plan(methods, text)
+    with pytest.raises(UserError, match="seed-0 holds a run that was made with other options"):
+        plan(methods, text.replace("8", "9"))
+    (methods / "few.yaml").write_text((methods / "few.yaml").read_text().replace("shots: 1", "shots: 2"))
+    with pytest.raises(UserError, match="another text of its configs"):
+        plan(methods, text)
+
+
+def independent(folder: Path) -> tuple[float, float, list[float]]:
+    """Mean and deviation of the NLL, and exact matches, from the single answers."""
+    runs = [[json.loads(line) for line in (seed / "predictions.jsonl").read_text().splitlines()]
+            for seed in sorted(folder.glob("seed-*"))]  # fmt: skip
+    nll = [sum(row["nll"] for row in rows) / len(rows) for rows in runs]
+    mean = sum(nll) / len(nll)
+    deviation = (sum((value - mean) ** 2 for value in nll) / (len(nll) - 1)) ** 0.5
+    return mean, deviation, [sum(row["correct"] for row in rows) / len(rows) for rows in runs]
+
+
+@pytest.mark.timeout(1500)  # Ray starts twice, and each run imports everything: minutes, on a machine that is busy
+@pytest.mark.parametrize("name", ["run.json", "metrics.json", "validation.json", "budget.json"])
+def test_a_damaged_file_of_a_run_is_named(name: str, methods: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = plan(methods, "methods: DIR/soft.yaml\nseeds: 0")
+    folder = Path(made.runs["", "soft"][0].folder)
+    folder.mkdir(parents=True)
+    for each in ("metrics.json", "validation.json"):
+        (folder / each).write_text("{}")
+    (folder / name).write_text('{"test/nll": 1')
+    assert commands.run(["sweep", "-c", str(methods / "sweep.yaml"), "--table"]) == 1
+    assert f"error: {folder / name} is not valid JSON" in capsys.readouterr().err
+
+
+def test_a_sweep_is_interrupted_goes_on_and_makes_its_table(methods: Path) -> None:
+    """2 methods x 2 settings x 2 seeds, and one setting that cannot run."""
+    path, runs = methods / "sweep.yaml", methods / "runs"
+    (methods / "noted.py").write_text(
+        "import os, pathlib\nfrom lightning_prompts.datamodules import Antonyms\nclass Noted(Antonyms):\n"
+        "    def setup(self, stage):\n        super().setup(stage)\n"
+        f"        with open({str(methods / 'processes')!r}, 'a') as file:\n"
+        "            print(os.getpid(), self.trainer.default_root_dir, file=file)\n"
+    )
+    for file in methods.glob("*.yaml"):
+        file.write_text(file.read_text().replace("Antonyms", "noted.Noted"))
+    path.write_text(
+        f"folder: {runs}\nseeds: [0, 1]\nat_once: 1\nmethods:\n"
+        f"  - {{config: {methods}/few.yaml, settings: {{model.shots: [1, 2]}}}}\n"
+        f"  - {{config: {methods}/soft.yaml, settings: {{model.length: [1, 3, -1]}}}}\n"
+    )
+    command = [sys.executable, "-m", "lightning_prompts", "sweep", "-c", str(path)]
+    settings = {"env": {**os.environ, "PYTHONPATH": f"{ROOT}:{methods}"}, "cwd": methods, "text": True}
+    first = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **settings)  # type: ignore[call-overload]
+    done: dict[Path, int] = {}
+    end = time.monotonic() + 300
+    while not done and time.monotonic() < end and first.poll() is None:
+        done = {file: file.stat().st_mtime_ns for file in runs.rglob("metrics.json")}
+        time.sleep(0.05)
+    first.send_signal(signal.SIGINT)
+    out, err = first.communicate(timeout=120)
+    assert first.returncode == 130, err
+    assert done, (out, err)
+    left = [file for file in runs.rglob("metrics.json") if file not in done]
+    assert len(done) + len(left) < 8
+    assert "of 10 runs are not done" in err
+    assert "Traceback" not in err
+    assert out.startswith("| config |")
+
+    second = subprocess.run(command, capture_output=True, timeout=1000, check=False, **settings)  # type: ignore[call-overload]
+    assert second.returncode == 1, second.stderr
+    assert {file: file.stat().st_mtime_ns for file in done} == done, "done is done"
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in second.stdout.splitlines()]
+    assert lines[0][-1] == "val/nll"
+    good = lines[2:6]
+    names = {"few-shots=1", "few-shots=2", "soft-length=1", "soft-length=3"}
+    assert {row[0] for row in good} == names
+    assert [float(row[-1].split()[0]) for row in good] == sorted(float(row[-1].split()[0]) for row in good)
+    for row in good:
+        mean, deviation, matches = independent(runs / row[0])
+        assert [float(part) for part in row[1].split(" ± ")] == pytest.approx([mean, deviation], abs=1e-3)
+        assert float(row[2].split()[0]) == pytest.approx(sum(matches) / 2, abs=1e-3)
+    assert [row[:2] for row in lines[6:]] == [
+        ["soft-length=-1", f"seed {seed}: length must be at least 1, got -1"] for seed in (0, 1)
+    ]
+    assert (runs / "table.md").read_text() == second.stdout
+    noise = [line for line in second.stderr.splitlines() if line.strip()]
+    assert len(noise) < 12, second.stderr
+    assert not list(runs.glob(".ray*"))
+    ran = {tuple(line.split()) for line in (methods / "processes").read_text().splitlines()}
+    assert len({folder for _, folder in ran}) == 8
+    assert len({process for process, _ in ran}) == len(ran), "a process of its own for each run"
+
+    again = subprocess.run([*command, "--table"], capture_output=True, timeout=120, check=False, **settings)  # type: ignore[call-overload]
+    assert [line for line in again.stdout.splitlines() if "seed" not in line] == second.stdout.splitlines()[:6]
+
+
+def test_a_cluster_that_is_not_there(methods: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = methods / "sweep.yaml"
+    path.write_text(f"methods: [{methods}/few.yaml]\nseeds: [0]\nfolder: {methods / 'runs'}\n")
+    assert commands.run(["sweep", "-c", str(path), "--address", "127.0.0.1:9"]) == 1
+    errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "no Ray cluster at 127.0.0.1:9" in errors[0]
+    assert commands.run(["sweep", "-c", str(path), "--address", "ray://127.0.0.1:9"]) == 1
+    assert "must be HOST:PORT" in capfd.readouterr().err
