@@ -17,7 +17,6 @@ from lightning_prompts.datamodules import Antonyms, QuestionAnswer
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm import LMConfig
 from lightning_prompts.methods import FixedPrompt, SoftPromptTuning
-from lightning_prompts.objectives import Likelihood
 from lightning_prompts.prompts.initializers import FromText
 from lightning_prompts.prompts.soft import ResidualMLP
 from support.models import TINY
@@ -28,56 +27,6 @@ LM = LMConfig(TINY)
 
 def method(**settings: Any) -> SoftPromptTuning:
     return SoftPromptTuning(**{"length": 3, "lm": LM, "max_new_tokens": 2, **settings})
-
-
-@pytest.mark.parametrize(
-    ("settings", "trained"),
-    [
-        ({}, {"prompt.embeddings"}),
-        (
-            {"reparametrization": ResidualMLP(8), "objective": Likelihood("tokens")},
-            {f"prompt.{name}" for name in (
-                "embeddings", "network.up.weight", "network.up.bias",
-                "network.down.weight", "network.down.bias",
-            )},
-        ),
-    ],
-    ids=["plain", "reparametrised"],
-)  # fmt: skip
-def test_only_the_prompt_changes_and_is_saved(settings: dict[str, Any], trained: set[str], tmp_path: Path) -> None:
-    L.seed_everything(1)
-    model = method(**settings)
-    model.configure_model()
-    before = {name: value.clone() for name, value in torch.nn.Module.state_dict(model.lm).items()}
-    start = {name: parameter.clone() for name, parameter in model.named_parameters() if parameter.requires_grad}
-    assert set(start) == trained
-    fit = trainer(tmp_path)
-    fit.fit(model, datamodule=data())
-    assert fit.global_step == 2
-    for name, value in torch.nn.Module.state_dict(model.lm).items():
-        assert torch.equal(value, before[name]), name
-    moved = {name for name, parameter in model.named_parameters() if name in start and
-             not torch.equal(parameter, start[name])}  # fmt: skip
-    # The second layer of the network starts at zero, so its first step is all that the first layer waits for.
-    assert moved == trained
-    path = tmp_path / "x.ckpt"
-    fit.save_checkpoint(path)
-    checkpoint = torch.load(path, weights_only=True)
-    assert set(checkpoint["state_dict"]) == {"prompt.initial", *trained}
-    assert path.stat().st_size < 1_000_000
-
-
-def test_a_reloaded_checkpoint_scores_the_same(tmp_path: Path) -> None:
-    model = method()
-    fit = trainer(tmp_path)
-    fit.fit(model, datamodule=data())
-    fit.save_checkpoint(tmp_path / "x.ckpt")
-    expected = trainer(tmp_path).test(model, datamodule=data(), verbose=False)[0]
-    again = trainer(tmp_path).test(method(), datamodule=data(), ckpt_path=tmp_path / "x.ckpt", verbose=False)[0]
-    assert again["test/nll"] == pytest.approx(expected["test/nll"], abs=1e-6)
-    assert again["test/exact_match"] == expected["test/exact_match"]
-    untrained = trainer(tmp_path).test(method(), datamodule=data(), verbose=False)[0]
-    assert untrained["test/nll"] != pytest.approx(expected["test/nll"], abs=1e-4)
 
 
 @pytest.mark.parametrize(
