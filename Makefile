@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: setup demo test lint format clean help
+.PHONY: setup demo test lint coverage format clean help
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -26,10 +26,14 @@ demo: .venv/.installed ## train, test and compare a 4-token soft prompt on anton
 test: .venv/.installed ## run all tests, those on the real model included
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-lint: .venv/.installed ## check style and types
+lint: .venv/.installed ## check style, types, imports and the recipes of CONTRIBUTING.md
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	PYTHONPATH=tests $(BIN)/python tests/recipes.py
+
+coverage: .venv/.installed ## run the tests and list the lines that they do not run
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --cov=lightning_prompts --cov-report=term-missing:skip-covered
 
 format: .venv/.installed ## put the style right where that can be done automatically
 	$(BIN)/ruff check --fix .
