@@ -14,7 +14,7 @@ from lightning_prompts import commands
 from lightning_prompts.cli import run
 from lightning_prompts.errors import UserError
 from lightning_prompts.export import command
-from lightning_prompts.export.run import Run
+from lightning_prompts.export.run import RestoredRun
 
 FORMATS = {
     "soft": "peft",
@@ -32,7 +32,7 @@ def export(name: str, made: str, fitted: Fit, folder: Path, monkeypatch: pytest.
     """Export a run of the table, which has no config to rebuild it from."""
     checkpoint = fitted(name, NAME).checkpoint(STEPS) if name in TRAINED else None
     again = trainer("cpu", folder / "run", limit_test_batches=0)
-    rebuilt = Run(folder / "run", {}, checkpoint, again, ALL[name].make(), ALL[name].data())
+    rebuilt = RestoredRun(folder / "run", checkpoint, again, ALL[name].make(), ALL[name].data())
     monkeypatch.setattr(command, "open_run", lambda *args: rebuilt)
     base = [] if made == "text" else ["--base", str(folder / "base")]
     assert command.main([str(folder / "run"), "--format", made, "--out", str(folder / "out"), *base]) == 0
