@@ -17,6 +17,7 @@ import torch
 from lightning_prompts.callbacks.files import logs_now, write_json
 from lightning_prompts.errors import UserError, check_finite
 from lightning_prompts.lm import Usage
+from lightning_prompts.runs.names import BUDGET
 from lightning_prompts.types import Batch
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ class Budget(L.Callback):
         """Write the counts."""
         self._count(trainer, pl_module)
         if trainer.is_global_zero:
-            write_json(Path(trainer.default_root_dir) / "budget.json", self.used)
+            write_json(Path(trainer.default_root_dir) / BUDGET, self.used)
 
     def state_dict(self) -> dict[str, Any]:
         """The counts, so that a resumed run goes on with them."""

@@ -10,6 +10,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from lightning_prompts.errors import UserError, check_finite
+from lightning_prompts.runs.names import CHECKPOINTS, LAST
 from lightning_prompts.types import Batch
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class LastCheckpoint(Checkpoint):
     @staticmethod
     def path(trainer: Trainer) -> Path:
         """Where the checkpoint is."""
-        return Path(trainer.default_root_dir).absolute() / "checkpoints" / "last.ckpt"
+        return Path(trainer.default_root_dir).absolute() / CHECKPOINTS / LAST
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count from here."""

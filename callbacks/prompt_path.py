@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lightning_prompts.callbacks.files import RowLog
 from lightning_prompts.errors import UserError
+from lightning_prompts.runs.names import PROMPT_PATH
 
 if TYPE_CHECKING:
     from lightning_prompts.methods import PromptMethod
@@ -36,7 +37,7 @@ class PromptPath(RowLog):
 
     def __init__(self, places: int = 6, size: int = 32, vocabulary: int = 64) -> None:
         """Start without rows."""
-        super().__init__("prompt_path.jsonl")
+        super().__init__(PROMPT_PATH)
         for name, value in (("places", places), ("size", size), ("vocabulary", vocabulary)):
             if value < 1:
                 raise UserError(f"PromptPath: {name} must be at least 1, got {value}")

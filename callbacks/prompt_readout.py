@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lightning_prompts.callbacks.files import RowLog, log_table
 from lightning_prompts.files import write_atomic
+from lightning_prompts.runs.names import PROMPT_TEXT, READOUT
 
 if TYPE_CHECKING:
     from lightning_prompts.methods import PromptMethod
@@ -32,7 +33,7 @@ class PromptReadout(RowLog):
 
     def __init__(self, examples: int = 100) -> None:
         """Start without rows."""
-        super().__init__("prompt.jsonl")
+        super().__init__(READOUT)
         self.examples = examples
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: PromptMethod) -> None:  # type: ignore[override]
@@ -64,7 +65,7 @@ class PromptReadout(RowLog):
     def _write(self, trainer: L.Trainer, pl_module: PromptMethod, worse: bool) -> None:
         text = pl_module.prompt_text()  # of all processes together
         if text is not None and trainer.is_global_zero and not worse:
-            write_atomic(Path(trainer.default_root_dir) / "prompt.txt", text)
+            write_atomic(Path(trainer.default_root_dir) / PROMPT_TEXT, text)
         words = " ".join(self.rows[-1].get("tokens", [])) if text is None and self.rows else text
         log_table(trainer, "prompt", [{"prompt": words}] if words else [], ["prompt"])
 

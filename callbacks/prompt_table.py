@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import lightning as L  # noqa: N812 - Lightning's own convention
 
 from lightning_prompts.callbacks.files import RowLog
+from lightning_prompts.runs.names import CANDIDATES
 from lightning_prompts.types import Batch
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ class PromptTable(RowLog):
 
     def __init__(self) -> None:
         """Start without rows."""
-        super().__init__("prompts.jsonl")
+        super().__init__(CANDIDATES)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: PromptMethod, outputs: Any, batch: Batch, batch_idx: int,  # type: ignore[override]

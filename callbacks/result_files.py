@@ -10,6 +10,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from lightning_prompts.callbacks.files import write_json, write_jsonl
 from lightning_prompts.callbacks.non_finite_guard import NonFiniteGuard
+from lightning_prompts.runs.names import GENERATIONS, METRICS, PREDICTIONS, VALIDATION
 from lightning_prompts.types import Batch
 
 
@@ -50,7 +51,7 @@ class ResultFiles(L.Callback):
         """Write the metrics, where validating is all that the run does."""
         if trainer.state.fn == TrainerFn.VALIDATING and trainer.is_global_zero:
             metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-            write_json(Path(trainer.default_root_dir) / "validation.json", metrics)
+            write_json(Path(trainer.default_root_dir) / VALIDATION, metrics)
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the metrics and the rows they were computed from."""
@@ -65,13 +66,13 @@ class ResultFiles(L.Callback):
                 metrics.update(callback.counts())
         folder = Path(trainer.default_root_dir)
         if trainer.is_global_zero:
-            write_jsonl(folder / "predictions.jsonl", rows)
-            write_json(folder / "metrics.json", metrics)
+            write_jsonl(folder / PREDICTIONS, rows)
+            write_json(folder / METRICS, metrics)
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the generations."""
         if trainer.is_global_zero:
-            write_jsonl(Path(trainer.default_root_dir) / "generations.jsonl", self.rows)
+            write_jsonl(Path(trainer.default_root_dir) / GENERATIONS, self.rows)
 
 
 def _predicted(rows: list[dict[str, Any]]) -> dict[str, int]:

@@ -7,6 +7,7 @@ from typing import Any
 import lightning as L  # noqa: N812 - Lightning's own convention
 
 from lightning_prompts.callbacks.files import RowLog, log_table
+from lightning_prompts.runs.names import SAMPLES
 from lightning_prompts.types import Batch
 
 
@@ -21,7 +22,7 @@ class SampleGenerations(RowLog):
 
     def __init__(self, count: int = 5) -> None:
         """Start without rows."""
-        super().__init__("samples.jsonl")
+        super().__init__(SAMPLES)
         self.count = count
 
     def on_validation_batch_end(

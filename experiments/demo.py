@@ -2,18 +2,16 @@
 
     python experiments/demo.py [--folder runs/demo]
 
-It does nothing that the command line does not do; the commands it runs are printed.
+It runs commands of the command line, and prints them.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -21,17 +19,19 @@ from rich.table import Table
 
 from lightning_prompts import commands
 from lightning_prompts.accelerators import accelerator_here, train_two_steps
-from lightning_prompts.cli import run
+from lightning_prompts.cli import run as run_command
 from lightning_prompts.errors import in_one_line
+from lightning_prompts.runs.names import BEST, CHECKPOINTS, CONFIG
+from lightning_prompts.runs.reader import Run
 
 HERE = Path(__file__).parent
 console = Console()
 
 
 def command(*words: str) -> None:
-    """Run one command of the command line, and stop the demo if it fails."""
+    """Run one command, and stop the demo if it fails."""
     console.print(f"\n[bold]$ lightning-prompts {shlex.join(words)}[/bold]", highlight=False, soft_wrap=True)
-    if code := run(words):
+    if code := run_command(words):
         sys.exit(code)
 
 
@@ -42,21 +42,11 @@ def accelerator_works() -> bool:
         return True
     try:
         train_two_steps(kind)
-    except Exception as error:  # noqa: BLE001 - the demo goes on where it can
+    except Exception as error:  # noqa: BLE001 - the demo continues on the CPU
         console.print(f"Training on {kind} fails ({in_one_line(error)}), so the CPU is used.", soft_wrap=True)
         return False
     console.print(f"Training works on {kind}, which is used.")
     return True
-
-
-def metrics(folder: Path) -> dict[str, float]:
-    """What ``test`` has written."""
-    return dict(json.loads((folder / "metrics.json").read_text(encoding="utf-8")))
-
-
-def rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSON Lines file."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def main() -> None:
@@ -65,7 +55,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/demo"), help="run folder, replaced")
     folder = parser.parse_args().folder
     study = HERE / "antonyms"
-    config, root = str(folder / "config.yaml"), "--trainer.default_root_dir"
+    config, root = str(folder / CONFIG), "--trainer.default_root_dir"
     device = [] if accelerator_works() else ["--trainer.accelerator", "cpu"]
 
     start = time.monotonic()
@@ -73,32 +63,32 @@ def main() -> None:
     seconds = time.monotonic() - start
     command("test", "-c", str(study / "static.yaml"), root, str(folder / "static"), "--verbose", "false", *device)
     command("test", "-c", config, root, str(folder / "untrained"), "--verbose", "false")
-    command("test", "-c", config, "--ckpt_path", str(folder / "checkpoints" / "best.ckpt"), "--verbose", "false")
+    command("test", "-c", config, "--ckpt_path", str(folder / CHECKPOINTS / BEST), "--verbose", "false")
 
-    table = Table(title=f"\nAntonyms, {metrics(folder)['test/examples']:,} test questions, no word seen in training")
+    run, static = Run(folder), Run(folder / "static")
+    questions = int(run.metrics["test/examples"])
+    table = Table(title=f"\nAntonyms, {questions:,} test questions, no word seen in training")
     for name in ("prompt", "NLL (nats per answer token)", "exact match"):
         table.add_column(name, justify="left" if name == "prompt" else "right")
-    for name, place in (
-        ("static text ' antonyms'", folder / "static"),
-        ("untrained soft prompt", folder / "untrained"),
-        ("trained soft prompt", folder),
+    for name, measured in (
+        ("static text ' antonyms'", static),
+        ("untrained soft prompt", Run(folder / "untrained")),
+        ("trained soft prompt", run),
     ):
-        result = metrics(place)
+        result = measured.metrics
         table.add_row(name, f"{result['test/nll']:.2f}", f"{result['test/exact_match']:.1%}")
     console.print(table)
 
     samples = Table(title="\nFive of them: what the frozen model writes after 'Here are two... QUESTION and'")
     for name in ("question", "answer", "static", "trained"):
         samples.add_column(name)
-    static, trained = rows(folder / "static" / "predictions.jsonl"), rows(folder / "predictions.jsonl")
-    for index in range(0, len(trained), max(1, len(trained) // 5)):
-        if len(samples.rows) < 5:
-            row = trained[index]
-            samples.add_row(row["question"], row["answer"], static[index]["generated"], row["generated"])
+    pairs = list(zip(run.predictions or [], static.predictions or [], strict=True))
+    for trained, before in pairs[:: max(1, len(pairs) // 5)][:5]:
+        samples.add_row(trained.question, trained.answer, before.generated, trained.generated)
     console.print(samples)
 
-    best = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)["global_step"]
-    readout = next(row for row in rows(folder / "prompt.jsonl") if row["step"] == best)
+    best = torch.load(folder / CHECKPOINTS / BEST, weights_only=True)["global_step"]
+    readout = next(row for row in run.readout if row["step"] == best)
     nearest = ", ".join(
         f"{token!r} ({cosine:.2f})" for token, cosine in zip(readout["tokens"], readout["cosine"], strict=True)
     )

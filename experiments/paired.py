@@ -2,10 +2,10 @@ r"""Compare methods question by question: means with 95% intervals, and a paired
 
     python experiments/paired.py runs/refiner/mixture/{soft_prompt,mlp,transformer}
 
-Each folder holds runs of several seeds (`seed-K`), as `study.py` makes them; the questions of all seeds are pooled, and
-those that came with several seeds are drawn and swapped together. The first folder is what the others are compared
-with. Intervals are bootstrapped over questions, 10,000 times; p is two-sided, from 10,000 random swaps of the two
-methods within questions. `lightning-prompts report` has the same for all pairs.
+Each folder holds runs of several seeds (`seed-K`), as `lightning-prompts sweep` stores them; the questions of all seeds
+are pooled, and those that came with several seeds are drawn and swapped together. The first folder is what the others
+are compared with. Intervals are bootstrapped over questions, 10,000 times; p is two-sided, from 10,000 random swaps of
+the two methods within questions. `lightning-prompts report` has the same for all pairs.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import numpy as np
 
 from lightning_prompts.report.numbers import interval
 from lightning_prompts.report.pairs import Key, compare, questions, values
-from lightning_prompts.report.runs import Run
 from lightning_prompts.report.statistics import bootstrap
+from lightning_prompts.runs.reader import Run
 
 
 def rows(folder: Path, what: str) -> dict[Key, float]:
@@ -27,7 +27,7 @@ def rows(folder: Path, what: str) -> dict[Key, float]:
     runs = [Run(path.parent) for path in sorted(folder.glob("seed-*/predictions.jsonl"))]
     found = values({run.folder.name: run.predictions or [] for run in runs}, what)
     if not found:
-        raise SystemExit(f"error: {folder} has no seed-*/predictions.jsonl; run experiments/study.py first")
+        raise SystemExit(f"error: {folder} has no seed-*/predictions.jsonl; run lightning-prompts sweep first")
     return found
 
 

@@ -2,21 +2,22 @@ r"""Does a prompt that was trained on a quantised model work on the model itself
 
     python experiments/quantization_transfer.py --folder runs/quantization experiments/antonyms/soft_prompt.yaml
 
-Trains a config on the LM in bfloat16, int8 and nf4, tests each prompt on each of them, and prints a table: mean and
-spread over seeds. Runs that have their metrics are kept. Other options are handed on to every run.
+Trains a config on the LM in bfloat16, int8 and nf4, tests each prompt on each of them, and prints a table of means and
+standard deviations over seeds. Finished runs are kept. Other options go to every run.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import sys
 from pathlib import Path
 
-from study import execute
+from lightning_prompts.cli import run
+from lightning_prompts.runs.names import BUDGET, CHECKPOINTS, CONFIG, LAST, METRICS
+from lightning_prompts.runs.reader import Run
+from lightning_prompts.runs.tables import cell
 
-from lightning_prompts.studies.tables import cell
-
-# What the weights are; activations are bfloat16 in all of them.
+# The weights; activations are bfloat16 in all forms.
 FORMS: dict[str, list[str]] = {
     "bfloat16": ["--model.lm.dtype", "bfloat16", "--model.lm.quantization", "none"],
     "int8": ["--model.lm.dtype", "bfloat16", "--model.lm.quantization", "int8"],
@@ -24,22 +25,27 @@ FORMS: dict[str, list[str]] = {
 }
 
 
+def command(*words: str) -> None:
+    """Run one command, and stop if it fails."""
+    if code := run(words):
+        sys.exit(code)
+
+
 def trained(config: Path, form: str, seed: int, folder: Path, options: list[str]) -> Path:
     """The checkpoint of a prompt that was trained on a form of the model."""
-    checkpoint = folder / "checkpoints" / "last.ckpt"
-    if not (folder / "budget.json").is_file():  # written when training is over
-        execute(["fit", "-c", str(config), "--seed_everything", str(seed), "--data.seed", str(seed), *FORMS[form],
-                 *options, "--trainer.default_root_dir", str(folder), "--overwrite", "true"])  # fmt: skip
-    return checkpoint
+    if not (folder / BUDGET).is_file():  # written at the end of the training
+        seeds = ["--seed_everything", str(seed), "--data.seed", str(seed)]
+        place = ["--trainer.default_root_dir", str(folder), "--overwrite", "true"]
+        command("fit", "-c", str(config), *seeds, *FORMS[form], *options, *place)
+    return folder / CHECKPOINTS / LAST
 
 
-def tested(run: Path, checkpoint: Path, form: str, folder: Path) -> dict[str, float]:
+def tested(training: Path, checkpoint: Path, form: str, folder: Path) -> dict[str, float]:
     """The metrics of a prompt on a form of the model."""
-    done = folder / "metrics.json"
-    if not done.is_file():
-        execute(["test", "-c", str(run / "config.yaml"), *FORMS[form], "--ckpt_path", str(checkpoint),
-                 "--trainer.default_root_dir", str(folder), "--verbose", "false"])  # fmt: skip
-    return dict(json.loads(done.read_text(encoding="utf-8")))
+    if not (folder / METRICS).is_file():
+        place = ["--trainer.default_root_dir", str(folder), "--verbose", "false"]
+        command("test", "-c", str(training / CONFIG), *FORMS[form], "--ckpt_path", str(checkpoint), *place)
+    return Run(folder).metrics
 
 
 def main() -> None:
@@ -56,9 +62,9 @@ def main() -> None:
         for other in FORMS:
             found = []
             for seed in arguments.seeds:
-                run = arguments.folder / form / f"seed-{seed}"
-                checkpoint = trained(arguments.config, form, seed, run, options)
-                found.append(tested(run, checkpoint, other, run / other))
+                training = arguments.folder / form / f"seed-{seed}"
+                checkpoint = trained(arguments.config, form, seed, training, options)
+                found.append(tested(training, checkpoint, other, training / other))
             nll, exact = ([metrics[f"test/{name}"] for metrics in found] for name in ("nll", "exact_match"))
             cells.append(f"{cell(nll, 3)} / {cell(exact, 3)}")
         print(f"| {form} | " + " | ".join(cells) + " |", flush=True)

@@ -50,7 +50,7 @@ from lightning_prompts.processes import process_lost
 from lightning_prompts.prompts.initializers import Initializer
 from lightning_prompts.refiners.heads import Head
 from lightning_prompts.refiners.networks import RefinerNetwork
-from lightning_prompts.run_folder import RunFolder, check_writable
+from lightning_prompts.runs.record import RunFolder, check_writable
 from lightning_prompts.terminal import quiet, results_table, use_rich_progress_bar
 
 log = logging.getLogger(__name__)
@@ -315,33 +315,57 @@ class PlannedRun(PromptCLI):
 
 
 def run(args: Sequence[str] | None = None) -> int:
-    """Run the command line.
+    """Run the command line, and print errors in one line.
 
     Args:
         args: The arguments, ``sys.argv``'s by default.
 
     Returns:
-        The exit code: 0, or 1 after an error, which was told in one line. Errors in the arguments exit with 2.
+        The exit code: 0, or 1 after an error. Errors in the arguments exit with 2.
     """
-    quiet()
     try:
-        check_yaml(sys.argv[1:] if args is None else args)
-        PromptCLI(args)
+        execute(args)
     except UserError as error:
         return fail(str(error))
     except KeyboardInterrupt:
         return 130
     except SIGTERMException as error:
         return int(error.code or 128 + signal.SIGTERM)
-    except SystemExit as error:
-        if isinstance(error.__context__, KeyboardInterrupt):  # which Lightning turns into 1
-            return 130
-        raise
     except Exception as error:  # noqa: BLE001 - a person reads this; the traceback is one variable away
-        if wrapped := told(error):
-            return fail(str(wrapped))
         return fail(f"{type(error).__name__}: {error}", unexpected=True)
     return 0
+
+
+def execute(args: Sequence[str] | None = None) -> PromptCLI:
+    """Run the command line, and raise errors.
+
+    Args:
+        args: The arguments, ``sys.argv``'s by default.
+
+    Returns:
+        The command line, with its method, datamodule and trainer.
+
+    Raises:
+        UserError: A known error, in one line.
+        KeyboardInterrupt: Ctrl-C outside of training.
+        SIGTERMException: Ctrl-C or SIGTERM during training, with the exit code 130 or 143.
+        SystemExit: An argument is wrong; the parser printed why.
+    """
+    quiet()
+    try:
+        check_yaml(sys.argv[1:] if args is None else args)
+        return PromptCLI(args)
+    except SIGTERMException:
+        raise
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):  # Lightning turns Ctrl-C into exit code 1
+            raise KeyboardInterrupt from error
+        raise
+    except Exception as error:
+        known = None if isinstance(error, UserError) else told(error)
+        if known is None:
+            raise
+        raise known from error
 
 
 def told(error: Exception) -> UserError | None:

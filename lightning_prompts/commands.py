@@ -46,7 +46,7 @@ TRAINER = {
 COMMANDS: dict[str, Command] = {
     "report": Command("lightning_prompts.report.command", "compare runs on one page, as HTML and as Markdown"),
     "export": Command("lightning_prompts.export.command", "write a run's prompt for PEFT, vLLM and others, checked"),
-    "sweep": Command("lightning_prompts.studies.sweep", "seeds x methods x settings on Ray Tune, and a table"),
+    "sweep": Command("lightning_prompts.runs.sweep_command", "methods x tasks x settings x seeds, and tables"),
     "plan": Command(
         "lightning_prompts.memory_plan", "say how much memory a run would need, before it loads anything", takes="fit"
     ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
@@ -182,8 +183,9 @@ def _checked(differences: list[float]) -> str:
 
 def _config(export: Export) -> str:
     """The essentials of the config."""
-    config, trainer = export.run.config, export.run.config.get("trainer") or {}
-    kept = {name: config[name] for name in ("seed_everything", "model", "data") if name in config}
+    config = export.run.config or {}
+    trainer = config.get("trainer") or {}
+    kept: dict[str, Any] = {name: config[name] for name in ("seed_everything", "model", "data") if name in config}
     kept["trainer"] = {name: trainer[name] for name in ("max_steps", "max_epochs", "precision") if name in trainer}
     told = ""
     if export.base.public:

@@ -15,7 +15,7 @@ from torch.nn import functional
 from lightning_prompts.errors import UserError
 from lightning_prompts.export.base import BaseModel
 from lightning_prompts.export.contents import Content, Kind, Updates
-from lightning_prompts.export.run import Run
+from lightning_prompts.export.run import RestoredRun
 from lightning_prompts.lm import prompt_length, slot_length
 from lightning_prompts.types import Example
 
@@ -55,7 +55,7 @@ class Export:
         about: What ``prompt.json`` says.
     """
 
-    run: Run
+    run: RestoredRun
     kind: Kind
     content: Content
     base: BaseModel

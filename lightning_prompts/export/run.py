@@ -1,24 +1,24 @@
-"""A finished run, put together again from its folder the way ``test`` does it."""
+"""Restores a finished run from its folder, in the same way as ``test``."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning as L  # noqa: N812 - Lightning's own convention
 import torch
-import yaml
 from jsonargparse import Namespace
 
 from lightning_prompts.cli import PromptCLI, told
 from lightning_prompts.errors import UserError
 from lightning_prompts.methods import FixedPrompt, PromptMethod
+from lightning_prompts.runs.names import CHECKPOINTS, CONFIG
+from lightning_prompts.runs.reader import Run
 from lightning_prompts.terminal import quiet
 from lightning_prompts.types import Example
 
-# Nothing is measured, written or put on another device; and in full precision, whatever the run's was.
+# Measure and write nothing, and compute on the CPU in full precision.
 SETTINGS = {
     "trainer.accelerator": "cpu",
     "trainer.strategy": "auto",
@@ -35,10 +35,10 @@ LM_SETTINGS = {"dtype": "float32", "quantization": None, "gradient_checkpointing
 
 
 class _Rebuild(PromptCLI):
-    """Parses and builds what ``test`` would, and stops there."""
+    """Parses and builds what ``test`` would run, and runs nothing."""
 
     def before_instantiate_classes(self) -> None:
-        """The run folder is only read."""
+        """Skip the checks of a folder that is only read, and set the LMs to full precision."""
         config = self.config[self.config.subcommand]
         self.folder = Path(config.trainer.default_root_dir)
         self._check_checkpoint(config)
@@ -49,7 +49,7 @@ class _Rebuild(PromptCLI):
         for lm in filter(None, lms):
             for name, value in LM_SETTINGS.items():
                 lm[name] = value
-        if settings.get("proposer"):  # not asked any more, so it is not loaded either
+        if settings.get("proposer"):  # it is not used after training, so do not load it
             settings.proposer = lms[-1] or settings.lm
 
     def _run_subcommand(self, subcommand: str) -> None:
@@ -57,20 +57,16 @@ class _Rebuild(PromptCLI):
 
 
 @dataclass(frozen=True)
-class Run:
-    """A finished run.
+class RestoredRun(Run):
+    """A finished run with its method and data.
 
     Attributes:
-        folder: The run folder.
-        config: Its ``config.yaml``.
-        checkpoint: The checkpoint's file; ``None`` for a method that trains nothing.
-        trainer: What puts the checkpoint back.
+        checkpoint: The checkpoint's file; ``None`` for a method without training.
+        trainer: Loads the checkpoint.
         method: The method; `restore` gives it its LM and its prompt.
         data: The datamodule.
     """
 
-    folder: Path
-    config: Mapping[str, Any]
     checkpoint: Path | None
     trainer: L.Trainer
     method: PromptMethod
@@ -82,21 +78,22 @@ class Run:
         return type(self.method).__name__
 
     def restore(self) -> None:
-        """Load the LM in float32 on the CPU, build the prompt, and put the checkpoint back, strictly.
+        """Load the LM in float32 on the CPU, build the prompt, and load the checkpoint strictly.
 
         Raises:
-            UserError: The checkpoint, the data or the model is not to be had, or they do not fit together.
+            UserError: The checkpoint, the data or the model is missing, or they do not fit together.
         """
         try:
-            self.trainer.test(self.method, datamodule=self.data, ckpt_path=self.checkpoint, weights_only=True,
-                              verbose=False)  # fmt: skip
+            self.trainer.test(
+                self.method, datamodule=self.data, ckpt_path=self.checkpoint, weights_only=True, verbose=False
+            )
         except Exception as error:
             if known := told(error):
                 raise known from error
             raise
 
     def examples(self) -> list[Example]:
-        """The test examples that have answers.
+        """The test examples with answers.
 
         Raises:
             UserError: There are none.
@@ -111,27 +108,27 @@ class Run:
         return found
 
     def step(self) -> int | None:
-        """How many steps the checkpoint had been trained for."""
+        """The number of training steps of the checkpoint."""
         if self.checkpoint is None:
             return None
         return int(torch.load(self.checkpoint, map_location="cpu", weights_only=True).get("global_step", 0))
 
 
-def open_run(folder: Path, checkpoint: str) -> Run:
-    """Read a run folder; nothing large is loaded yet.
+def open_run(folder: Path, checkpoint: str) -> RestoredRun:
+    """Read a run folder without loading an LM.
 
     Args:
-        folder: With ``config.yaml``, and ``checkpoints/`` unless the method trains nothing.
+        folder: The run folder; it has ``checkpoints/`` unless the method trains nothing.
         checkpoint: ``best`` or ``last``.
 
     Raises:
-        UserError: It is no run folder, or has no such checkpoint.
+        UserError: The folder is no run folder, or has no such checkpoint.
     """
-    config = folder / "config.yaml"
+    config = folder / CONFIG
     if not config.is_file():
         raise UserError(f"{folder} is no run folder: it has no config.yaml; give the folder that fit or test wrote")
     quiet(looked_into=True)
-    path = folder / "checkpoints" / f"{checkpoint}.ckpt"
+    path = folder / CHECKPOINTS / f"{checkpoint}.ckpt"
     untrained = not path.parent.is_dir()
     words = ["test", "-c", str(config), "--trainer.default_root_dir", str(folder)]
     words += [word for name, value in SETTINGS.items() for word in (f"--{name}", value)]
@@ -144,5 +141,4 @@ def open_run(folder: Path, checkpoint: str) -> Run:
     assert isinstance(built.model, PromptMethod)
     if untrained and not isinstance(built.model, FixedPrompt):
         raise UserError(f"{folder} has no checkpoints/{checkpoint}.ckpt; train the prompt first, with fit")
-    settings = yaml.safe_load(config.read_text(encoding="utf-8"))
-    return Run(folder, settings, None if untrained else path, built.trainer, built.model, built.datamodule)
+    return RestoredRun(folder, None if untrained else path, built.trainer, built.model, built.datamodule)

@@ -81,6 +81,18 @@ class FrozenLM(PackedLM):
         model, own = load_model(config, device)
         return cls(model, tokenizer or own, config.name, config.attention, config.graphs, config.compile)
 
+    def renewed(self, config: LMConfig) -> FrozenLM:
+        """The same weights and tokenizer in a `FrozenLM` that was never used; this one has no model afterwards.
+
+        Args:
+            config: What this LM was loaded with.
+        """
+        self.unfuse()
+        self._head_hook.remove()
+        model = self.model
+        del self.model
+        return FrozenLM(model, self.tokenizer, config.name, config.attention, config.graphs, config.compile)
+
     @property
     def tokens_forwarded(self) -> int:
         """Prompt, text and answer tokens run through the model, by this process."""

@@ -65,7 +65,7 @@ class PackedLM(nn.Module):
         head = model.get_output_embeddings()
         if head is None:
             raise UserError(f"model {name!r} has no language-model head")
-        head.register_forward_pre_hook(self._keep_head_rows)
+        self._head_hook = head.register_forward_pre_hook(self._keep_head_rows)
         self.register_load_state_dict_post_hook(_nothing_missing)  # type: ignore[no-untyped-call]
         self.train(False)
 

@@ -21,6 +21,7 @@ from lightning_prompts.lm import (
     slot_length,
 )
 from lightning_prompts.lm.precision import for_device
+from lightning_prompts.lm.reuse import load_or_reuse
 from lightning_prompts.methods.checkpointing import Checkpointing
 from lightning_prompts.methods.evaluation import Evaluation
 from lightning_prompts.methods.training import Training
@@ -190,7 +191,7 @@ class PromptMethod(Training, Checkpointing, Evaluation):
         """
         mesh = None if self._trainer is None else getattr(self.trainer.strategy, "device_mesh", None)
         if mesh is None:
-            return FrozenLM.load(config, device=device)
+            return FrozenLM.load(config, device=device) if self.trains_lm else load_or_reuse(config, device)
         # The whole LM may be larger than a device, so that it is cut up ahead of it.
         lm = FrozenLM.load(for_device(config, device), device="cpu")
         lm.spread_over(mesh)

@@ -8,7 +8,7 @@ from lightning_prompts.report.blocks import Block, Table, Text
 from lightning_prompts.report.common import COLUMNS, lacking, parts
 from lightning_prompts.report.methods import Task
 from lightning_prompts.report.numbers import NONE
-from lightning_prompts.report.runs import Prediction
+from lightning_prompts.runs.reader import Prediction
 
 SAMPLES = 8  # questions
 

@@ -17,7 +17,7 @@ from lightning_prompts.report import html, markdown
 from lightning_prompts.report.blocks import Pictures
 from lightning_prompts.report.methods import group
 from lightning_prompts.report.page import page
-from lightning_prompts.report.runs import Run, find, method_folder
+from lightning_prompts.runs.reader import Run, find, method_folder
 
 
 def parser() -> CommandParser:

@@ -8,8 +8,8 @@ from typing import TypeVar
 from lightning_prompts.report.blocks import Block, Text
 from lightning_prompts.report.charts import Look
 from lightning_prompts.report.methods import MAIN, Method, Task
-from lightning_prompts.report.runs import Run
 from lightning_prompts.report.theme import SERIES
+from lightning_prompts.runs.reader import Run
 
 METRICS = (("nll", "NLL", False), ("exact_match", "exact match", True))  # name, title, whether a share
 FIELDS = {"nll": "nll", "exact_match": "correct"}  # of a prediction

@@ -10,9 +10,9 @@ from functools import cached_property
 from pathlib import Path
 
 from lightning_prompts.errors import UserError
-from lightning_prompts.report.configs import without_seeds
 from lightning_prompts.report.pairs import Comparison, compare, mean_over_seeds, values
-from lightning_prompts.report.runs import Prediction, Run
+from lightning_prompts.runs.configs import without_seeds
+from lightning_prompts.runs.reader import Prediction, Run
 
 MAIN = "test"  # the test set in distribution; further ones have names
 

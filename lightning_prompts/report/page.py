@@ -12,11 +12,11 @@ from rich.progress import track
 
 from lightning_prompts.report.blocks import Block, Heading, Table, Text
 from lightning_prompts.report.common import COLUMNS, lacking, parts
-from lightning_prompts.report.configs import Settings, without_seeds
 from lightning_prompts.report.methods import Method, Task
 from lightning_prompts.report.numbers import NONE
 from lightning_prompts.report.sections import section
 from lightning_prompts.report.statistics import DRAWS, EXACT
+from lightning_prompts.runs.configs import Settings, without_seeds
 
 NOTES = (
     "Over seeds: mean ± the 97.5% quantile of Student's t (seeds - 1 degrees of freedom) times the standard error. It "

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lightning_prompts.report.runs import Prediction
 from lightning_prompts.report.statistics import Groups, bootstrap, permutation
+from lightning_prompts.runs.reader import Prediction
 
 Key = tuple[str, str, str, str, int]  # seed, split, question, answer, and which of several that are equal so far
 

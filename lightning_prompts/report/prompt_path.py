@@ -10,8 +10,8 @@ import numpy as np
 
 from lightning_prompts.errors import UserError
 from lightning_prompts.report.charts import Track
-from lightning_prompts.report.runs import Run
 from lightning_prompts.report.statistics import Values
+from lightning_prompts.runs.reader import Run
 
 
 def tracks(run: Run) -> tuple[list[Track], Values, float] | None:

@@ -13,7 +13,7 @@ from lightning_prompts.report.common import lacking
 from lightning_prompts.report.methods import Task
 from lightning_prompts.report.numbers import NONE, spread
 from lightning_prompts.report.prompt_path import tracks
-from lightning_prompts.report.runs import Run
+from lightning_prompts.runs.reader import Run
 
 TOKENS = 16  # shown of a prompt of vectors
 VALIDATED = ("nll", "exact_match")

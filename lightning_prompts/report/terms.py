@@ -8,8 +8,8 @@ import re
 from collections.abc import Sequence
 
 from lightning_prompts.report.blocks import Block, Text
-from lightning_prompts.report.configs import Settings
 from lightning_prompts.report.methods import Task
+from lightning_prompts.runs.configs import Settings
 
 # The LM that answers, and those of a network's layers; who proposes or judges is a method's own affair.
 LM = re.compile(r"model(\.layers\.[^.]+)?\.lm\.(name|revision|quantization|calibrate_labels|server\.parameters\..+)")

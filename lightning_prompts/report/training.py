@@ -13,9 +13,9 @@ from lightning_prompts.report.charts import Curve, Look, Spot, thinned
 from lightning_prompts.report.common import METRICS, lacking
 from lightning_prompts.report.methods import MAIN, Method, Task
 from lightning_prompts.report.numbers import NONE, amount
-from lightning_prompts.report.runs import Run
 from lightning_prompts.report.statistics import Values
 from lightning_prompts.report.theme import SERIES
+from lightning_prompts.runs.reader import Run
 
 HEADINGS = {"memory_gb": "memory, GB"}  # the others are their names in words
 

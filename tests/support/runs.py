@@ -20,7 +20,7 @@ from lightning_prompts import callbacks
 from lightning_prompts.checkpoints import AtomicCheckpointIO
 from lightning_prompts.cli import ALWAYS, CALLBACK_DEFAULTS, TRAINER_DEFAULTS
 from lightning_prompts.export import command
-from lightning_prompts.export.run import Run as ExportRun
+from lightning_prompts.export.run import RestoredRun
 from lightning_prompts.methods import PromptMethod
 from support.cases import CALM_MODEL, MODEL, TRAINED, UNTRAINED
 from support.pretend_device import NAME, STRATEGY
@@ -171,7 +171,7 @@ def export_format(name: str) -> str | None:
 def export(name: str, made: str, checkpoint: Path | None, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Export a case of the table, which has no config to rebuild it from."""
     again = trainer("cpu", folder / "run", limit_test_batches=0)
-    rebuilt = ExportRun(folder / "run", {}, checkpoint, again, ALL[name].make(), ALL[name].data())
+    rebuilt = RestoredRun(folder / "run", checkpoint, again, ALL[name].make(), ALL[name].data())
     monkeypatch.setattr(command, "open_run", lambda *args: rebuilt)
     base = [] if made == "text" else ["--base", str(folder / "base")]
     assert command.main([str(folder / "run"), "--format", made, "--out", str(folder / "out"), *base]) == 0

@@ -15,7 +15,7 @@ SHOWN = {
     "lightning_prompts.answers", "lightning_prompts.errors", "lightning_prompts.template", "lightning_prompts.types",
     "lightning_prompts.objectives.rewards", "lightning_prompts.estimators.reinforce",
     "lightning_prompts.estimators.temperature", "lightning_prompts.estimators.relaxations",
-    "lightning_prompts.dln.information", "lightning_prompts.studies.tables", "lightning_prompts.studies.spaces",
+    "lightning_prompts.dln.information", "lightning_prompts.runs.tables", "lightning_prompts.runs.spaces",
     "lightning_prompts.datamodules.base", "lightning_prompts.datamodules.addition",
     "lightning_prompts.datamodules.question_answer", "lightning_prompts.datamodules.options",
     "lightning_prompts.datamodules.splitting", "lightning_prompts.datamodules.generated",

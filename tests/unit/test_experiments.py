@@ -52,61 +52,6 @@ def test_the_benchmark_compares_the_same_thing(real: FrozenLM) -> None:
     assert row["peak_share_ours"] > 0
 
 
-def test_a_study_runs_every_seed_once_and_says_the_spread(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    study = script("study.py")
-    config = tmp_path / "tiny.yaml"
-    config.write_text(
-        f"model:\n  class_path: SoftPromptTuning\n  init_args:\n    length: 2\n    max_new_tokens: 2\n"
-        f'    lm: {{name: "{TINY}"}}\n'
-        "data:\n  class_path: Antonyms\n"
-        "  init_args: {max_train_examples: 64, val_fraction: 0.01, test_fraction: 0.01}\n"
-        "trainer: {max_steps: 2, accelerator: cpu, enable_progress_bar: false}\n"
-    )
-    arguments = ["study.py", "--folder", str(tmp_path / "runs"), "--seeds", "0", "1", "--untrained", str(config)]
-    monkeypatch.setattr(sys, "argv", arguments)
-    study.main()
-    table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| tiny")]
-    assert [line.split("|")[1].strip() for line in table] == ["tiny-untrained", "tiny"]
-    assert all("±" in line for line in table)
-    stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("metrics.json")}
-    assert len(stamps) == 4
-    study.main()
-    assert stamps == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("metrics.json")}, "done is done"
-
-
-def test_a_study_of_tasks_puts_methods_side_by_side(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    study = script("study.py")
-    lm = f'max_new_tokens: 2, lm: {{name: "{TINY}"}}'
-    (tmp_path / "few.yaml").write_text(f"model:\n  class_path: FewShot\n  init_args: {{shots: 2, {lm}}}\n")
-    (tmp_path / "soft.yaml").write_text(
-        f"model:\n  class_path: SoftPromptTuning\n  init_args: {{length: 2, {lm}}}\n"
-        "trainer: {max_steps: 2, accelerator: cpu, enable_progress_bar: false}\n"
-    )
-    sizes = "train_size: 40, val_size: 4, test_size: 4"
-    (tmp_path / "sums.yaml").write_text(
-        f"data: {{class_path: Addition, init_args: {{max_digits: 2, ood_digits: [3, 4], {sizes}}}}}\n"
-    )
-    (tmp_path / "words.yaml").write_text("data: {class_path: Antonyms, init_args: {test_fraction: 0.01}}\n")
-    paths = {name: str(tmp_path / f"{name}.yaml") for name in ("sums", "words", "few", "soft")}
-    words = ["study.py", "--folder", str(tmp_path / "runs"), "--seeds", "0", "1",
-             "--tasks", paths["sums"], paths["words"], "--", paths["few"], paths["soft"]]  # fmt: skip
-    monkeypatch.setattr(sys, "argv", words)
-    study.main()
-    lines = capsys.readouterr().out.splitlines()
-    rows = [line for line in lines if line.startswith("| sums / soft")]
-    assert [row.split("|")[1].strip() for row in rows] == [
-        "sums / soft", "sums / soft / 3_digits", "sums / soft / 4_digits",
-    ]  # fmt: skip
-    assert float(rows[0].split("|")[6].split("±")[0]) > 0, "the tokens that training took"
-    table = lines[lines.index("| exact_match | sums | words |") :]
-    assert [row.split("|")[1].strip() for row in table[2:4]] == ["few", "soft"]
-    assert all("→" in row.split("|")[2] and "→" not in row.split("|")[3] for row in table[2:4])
-
-
 def test_the_candidate_benchmark_compares_the_same_thing(real: FrozenLM) -> None:
     """A Hugging Face forward pass is an independent implementation, so this is also a test of the grid's scores."""
     benchmark = script("benchmarks/hard_search.py")
@@ -227,7 +172,7 @@ def test_paired_comparison(tmp_path: Path) -> None:
     assert float(better[3].split()[0]) == pytest.approx(-0.1, abs=0.03)
     assert float(better[4]) < 0.001
     assert float(same[4]) > 0.05
-    with pytest.raises(SystemExit, match="run experiments/study"):
+    with pytest.raises(SystemExit, match="run lightning-prompts sweep first"):
         paired.table([tmp_path], "nll")
 
 

@@ -25,13 +25,13 @@ from lightning_prompts import commands
 from lightning_prompts.cli import run
 from lightning_prompts.report.blocks import Text
 from lightning_prompts.report.charts import Curve, Look, curves
-from lightning_prompts.report.configs import flat
 from lightning_prompts.report.labels import spread
 from lightning_prompts.report.methods import Method, Task, group
 from lightning_prompts.report.pairs import compare, values
-from lightning_prompts.report.runs import Prediction, Run, find
 from lightning_prompts.report.statistics import bootstrap, holm, over_seeds, permutation, t_quantile
 from lightning_prompts.report.terms import terms
+from lightning_prompts.runs.configs import flat
+from lightning_prompts.runs.reader import Prediction, Run, find
 from support.models import TINY
 
 SHIFTS = {"soft": 0.0, "static": 1.5, "search": 0.6}  # what a method's NLL is above the question's own
@@ -91,7 +91,7 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
 
 @pytest.fixture
 def study(tmp_path: Path) -> Path:
-    """Three methods, two seeds each, as study.py lays them out."""
+    """Three methods, two seeds each, as sweep stores them."""
     for method, seed in itertools.product(SHIFTS, range(2)):
         write_run(tmp_path / "runs" / method / f"seed-{seed}", method, seed)
     return tmp_path / "runs"

@@ -1,4 +1,4 @@
-"""Tables of a study, as Markdown: mean and spread over seeds."""
+"""Tables that compare runs, as Markdown: means and standard deviations over seeds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lightning_prompts.errors import UserError, nearest
 from lightning_prompts.files import load_yaml
 
 Results = dict[str, list[float]]  # a metric's values by seed
-Key = tuple[str, str]  # a task (empty where configs name their data) and a config
+Key = tuple[str, str]  # a task (empty if the configs name their data) and a method
 
 
 def cell(values: Sequence[float], digits: int) -> str:
@@ -28,12 +28,12 @@ def cell(values: Sequence[float], digits: int) -> str:
 
 
 def _filled(values: Sequence[float] | None, digits: int) -> str:
-    """A cell; a dash for what was not measured, as the NLL of answers behind a server without log-probabilities."""
+    """A cell; a dash without values, as for the NLL of answers from a server without log-probabilities."""
     return cell(values, digits) if values else "-"
 
 
 def by_metric(results: Sequence[Mapping[str, float]]) -> Results:
-    """The results of several seeds, metric by metric, as far as all of them have it.
+    """The results of several seeds by metric, for metrics that all of them have.
 
     >>> by_metric([{"test/nll": 2.0, "seconds": 5.0}, {"test/nll": 1.0}])
     {'test/nll': [2.0, 1.0]}
@@ -43,10 +43,10 @@ def by_metric(results: Sequence[Mapping[str, float]]) -> Results:
 
 
 def check_metric(found: Mapping[Key, Results], metric: str) -> None:
-    """Raise if there are results, and none has the metric.
+    """Check that some run has the metric, if there are results.
 
     Raises:
-        UserError: No run has the metric.
+        UserError: There are results, and none has the metric.
     """
     known = list(dict.fromkeys(name for results in found.values() for name in results))
     if known and metric not in known:
@@ -54,12 +54,12 @@ def check_metric(found: Mapping[Key, Results], metric: str) -> None:
 
 
 def ranked(found: Mapping[Key, Results], metric: str, mode: str) -> dict[Key, Results]:
-    """The best first, task by task, in the tasks' order; last what does not have the metric.
+    """Sort results task by task, the best first and those without the metric last.
 
     Args:
         found: The results.
-        metric: What to compare by; its mean over seeds.
-        mode: ``min`` where less is better, ``max`` where more is.
+        metric: Sort by the mean of this metric over seeds.
+        mode: ``min`` if lower is better, ``max`` if higher is.
 
     >>> ranked({("", "a"): {"test/nll": [2.0]}, ("", "b"): {"test/nll": [0.5, 1.5]}}, "test/nll", "min")
     {('', 'b'): {'test/nll': [0.5, 1.5]}, ('', 'a'): {'test/nll': [2.0]}}
@@ -78,16 +78,16 @@ def ranked(found: Mapping[Key, Results], metric: str, mode: str) -> dict[Key, Re
 def long_table(
     found: Mapping[Key, Results], failures: Mapping[Key, Sequence[str]] | None = None, metric: str | None = None
 ) -> list[str]:
-    """One row for each config (and task) and test set; below them, what went wrong.
+    """One row for each method, task and test set, then the failures.
 
     Args:
         found: The results.
-        failures: What each config's failed runs said, in one line each.
-        metric: One more column, where it is not in the table anyway.
+        failures: The errors of each method's failed runs, one line each.
+        metric: An additional column, unless the table has it anyway.
     """
     more = metric if metric not in (None, "test/nll", "test/exact_match") else None
-    head = ["config", "NLL (nats per answer token)", "exact match", "test questions", "training seconds",
-            "training tokens", *([more] if more else [])]  # fmt: skip
+    head = ["config", "NLL (nats per answer token)", "exact match", "test questions", "training seconds"]
+    head += ["training tokens", *([more] if more else [])]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for (task, name), results in found.items():
         sets = [key for key in results if key.startswith("test") and key.endswith("/examples")]
@@ -116,13 +116,13 @@ def _label(*parts: str) -> str:
 
 
 def mixture_tasks(tasks: Iterable[Path]) -> set[str]:
-    """The names of those task files that mix several tasks, whose further figures are those of their members."""
+    """The names of the task files whose data is a mixture; its further test sets are the datasets in it."""
     data = {task.stem: load_yaml(task).get("data", {}) for task in tasks}
     return {name for name, part in data.items() if isinstance(part, dict) and part.get("class_path") == "Mixture"}
 
 
 def side_by_side(found: Mapping[Key, Results], what: str, mixtures: Iterable[str]) -> list[str]:
-    """Methods down, tasks across: in distribution, then the mean of the out-of-distribution sets.
+    """A table of methods by tasks: in distribution, then the mean of the out-of-distribution sets.
 
     Args:
         found: The results.

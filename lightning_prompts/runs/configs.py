@@ -8,10 +8,10 @@ from typing import Any
 
 from lightning_prompts.errors import UserError
 
-SEEDS = ("seed_everything", "data.seed")  # members of a mixture keep theirs
-PLACES = ("trainer.default_root_dir", "ckpt_path", "overwrite", "config")  # where a run lies, and not what it is
-MOST = 20_000
-DEEPEST = 50
+SEEDS = ("seed_everything", "data.seed")  # datasets of a mixture keep their own seeds
+PLACES = ("trainer.default_root_dir", "ckpt_path", "overwrite", "config")  # where a run is stored, not what it does
+MAX_SETTINGS = 20_000
+MAX_DEPTH = 50
 
 Settings = dict[str, Any]
 
@@ -20,36 +20,36 @@ def flat(config: Mapping[str, Any], where: str) -> Settings:
     """All settings of a config, by their names on the command line (``model.lm.dtype``).
 
     Args:
-        config: As it was read.
-        where: The file, for errors.
+        config: The config.
+        where: The file, for error messages.
 
     Returns:
-        Values that hold no further settings; a class stands as its short name under its own key.
+        Values without further settings inside; a class appears as its short name under its own key.
 
     Raises:
-        UserError: It is too large or too deep to be a config (a few lines of YAML can be made to expand without end).
+        UserError: It is too large or too deep to be a config; a few lines of YAML can expand without end.
     """
     found: Settings = {}
     for name, value in _leaves(config, "", 0, where):
         found[name] = value
-        if len(found) > MOST:
-            raise UserError(f"{where} has more than {MOST:,} settings and is no config of a run")
+        if len(found) > MAX_SETTINGS:
+            raise UserError(f"{where} has more than {MAX_SETTINGS:,} settings and is no config of a run")
     return found
 
 
 def without_seeds(settings: Settings) -> Settings:
-    """What makes two runs the same method: everything but seeds and places."""
+    """Everything but seeds and places: two runs with equal values use the same method."""
     return {name: value for name, value in settings.items() if name not in (*SEEDS, *PLACES)}
 
 
 def seeds(settings: Settings) -> list[str]:
-    """The different seeds that a config names."""
+    """The distinct seeds in a config."""
     found = [settings[name] for name in SEEDS if settings.get(name) is not None]
     return list(dict.fromkeys(map(str, found)))
 
 
 def _leaves(node: Any, name: str, depth: int, where: str) -> Iterator[tuple[str, Any]]:  # noqa: ANN401 - of YAML
-    if depth > DEEPEST:
+    if depth > MAX_DEPTH:
         raise UserError(f"{where} is nested too deeply to be a config")
     if isinstance(node, Mapping) and node:
         if "class_path" in node:

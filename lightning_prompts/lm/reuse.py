@@ -1,0 +1,96 @@
+"""Keeps loaded LMs, so that runs in one process load each LM once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from lightning_prompts.lm.config import LMConfig
+from lightning_prompts.lm.frozen import FrozenLM
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+Key = tuple[LMConfig, torch.device]
+
+
+class KeptLMs:
+    """LMs that earlier runs loaded, by config and device.
+
+    Attributes:
+        lms: Each LM with its state just after loading, see `_state`.
+        used: The LMs that were asked for since the last `drop_unused`.
+    """
+
+    def __init__(self) -> None:
+        """Keep no LM yet."""
+        self.lms: dict[Key, tuple[FrozenLM, object]] = {}
+        self.used: set[Key] = set()
+
+    def get(self, config: LMConfig, device: torch.device) -> FrozenLM:
+        """A `FrozenLM` in the state of a fresh load. The one from the previous call with this config stops working.
+
+        Only the weights and the tokenizer are shared with it; usage counts, CUDA graphs, compiled layers and hooks are
+        not. If somebody changed the model (added adapters or hooks, or made it trainable), it is loaded again.
+        """
+        key = (config, device)
+        self.used.add(key)
+        old, state = self.lms.pop(key, (None, None))
+        if old is None or _state(old.model) != state:
+            del old
+            lm = FrozenLM.load(config, device=device)
+        else:
+            lm = old.renewed(config).to(device)  # a Trainer moves its method to the CPU in the end
+        self.lms[key] = (lm, _state(lm.model))
+        return lm
+
+    def drop_unused(self) -> None:
+        """Free the LMs that nobody asked for since the last call."""
+        self.lms = {key: kept for key, kept in self.lms.items() if key in self.used}
+        self.used = set()
+
+
+_kept: ContextVar[KeptLMs | None] = ContextVar("kept_lms", default=None)
+
+
+@contextmanager
+def keep_lms() -> Iterator[KeptLMs]:
+    """Inside, `load_or_reuse` loads each LM once. Nested blocks share the LMs of the outermost one."""
+    outer = _kept.get()
+    kept = KeptLMs() if outer is None else outer
+    token = _kept.set(kept)
+    try:
+        yield kept
+    finally:
+        _kept.reset(token)
+
+
+def load_or_reuse(config: LMConfig, device: torch.device) -> FrozenLM:
+    """`FrozenLM.load`, or inside of `keep_lms` an LM that was loaded before, with the same results to the digit.
+
+    Quantised models are always loaded: bitsandbytes changes weights when they move between devices.
+
+    Args:
+        config: Which LM.
+        device: Where the run computes.
+
+    Raises:
+        UserError: See `FrozenLM.load`.
+    """
+    kept = _kept.get()
+    if kept is None or config.quantization not in (None, "none"):
+        return FrozenLM.load(config, device=device)
+    return kept.get(config, device)
+
+
+def _state(model: PreTrainedModel) -> object:
+    """What changes if somebody adds modules or hooks to a model, or makes it trainable."""
+    modules: list[Any] = [
+        (name, type(module), *(len(getattr(module, hooks)) for hooks in HOOKS))
+        for name, module in model.named_modules()
+    ]
+    return modules, [(name, parameter.requires_grad, parameter.dtype) for name, parameter in model.named_parameters()]

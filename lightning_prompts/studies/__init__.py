@@ -1,1 +1,0 @@
-"""Many runs side by side: seeds x methods x settings, and the tables that compare them."""
