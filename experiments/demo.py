@@ -19,9 +19,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from lightning_prompts import commands
 from lightning_prompts.accelerators import accelerator_here, train_two_steps
-from lightning_prompts.cli import run
+from lightning_prompts.cli import commands, run
 from lightning_prompts.errors import in_one_line
 
 HERE = Path(__file__).parent

@@ -12,10 +12,11 @@ import torch
 import yaml
 from jsonargparse import Namespace
 
-from lightning_prompts.cli import PromptCLI, told
+from lightning_prompts.cli.errors import to_user_error
+from lightning_prompts.cli.main import PromptCLI
+from lightning_prompts.cli.terminal import quiet
 from lightning_prompts.errors import UserError
 from lightning_prompts.methods import FixedPrompt, PromptMethod
-from lightning_prompts.terminal import quiet
 from lightning_prompts.types import Example
 
 # Nothing is measured, written or put on another device; and in full precision, whatever the run's was.
@@ -91,7 +92,7 @@ class Run:
             self.trainer.test(self.method, datamodule=self.data, ckpt_path=self.checkpoint, weights_only=True,
                               verbose=False)  # fmt: skip
         except Exception as error:
-            if known := told(error):
+            if known := to_user_error(error):
                 raise known from error
             raise
 
@@ -130,7 +131,7 @@ def open_run(folder: Path, checkpoint: str) -> Run:
     config = folder / "config.yaml"
     if not config.is_file():
         raise UserError(f"{folder} is no run folder: it has no config.yaml; give the folder that fit or test wrote")
-    quiet(looked_into=True)
+    quiet(inspected=True)
     path = folder / "checkpoints" / f"{checkpoint}.ckpt"
     untrained = not path.parent.is_dir()
     words = ["test", "-c", str(config), "--trainer.default_root_dir", str(folder)]
@@ -138,7 +139,7 @@ def open_run(folder: Path, checkpoint: str) -> Run:
     try:
         built = _Rebuild(words if untrained else [*words, "--ckpt_path", checkpoint])
     except Exception as error:
-        if known := told(error):
+        if known := to_user_error(error):
             raise known from error
         raise
     assert isinstance(built.model, PromptMethod)

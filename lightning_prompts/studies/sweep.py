@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from lightning_prompts.commands import CommandParser
+from lightning_prompts.cli.commands import CommandParser
 from lightning_prompts.errors import UserError
 from lightning_prompts.files import write_atomic
 from lightning_prompts.studies.plan import SweepPlan, read_plan

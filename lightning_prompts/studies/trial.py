@@ -51,7 +51,8 @@ def attempt(run: Run, place: str) -> str:
         return f"{error.filename}: {error.strerror}; every machine of the cluster must see the same folders"
     with output.open("w", encoding="utf-8") as file, redirect_stdout(file), redirect_stderr(file):
         try:
-            from lightning_prompts import cli  # ahead of the clock that measures training
+            from lightning_prompts import cli
+            from lightning_prompts.cli import main  # noqa: F401 - import Lightning before the clock starts
 
             run.measure(partial(_execute, cli.run))
         except UserError as error:

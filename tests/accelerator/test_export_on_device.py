@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lightning_prompts import commands
-from lightning_prompts.cli import run
+from lightning_prompts.cli import commands, run
 from lightning_prompts.errors import UserError
 from lightning_prompts.export import command
 from lightning_prompts.export.run import Run

@@ -16,15 +16,13 @@ from support.project import CONFIGS, modules
 ALLOWED = {
     "lightning_prompts.types": set(),
     "lightning_prompts.errors": set(),
-    "lightning_prompts.commands": {"errors", "cli"},
     "lightning_prompts.template": {"types", "errors"},
     "lightning_prompts.answers": {"types", "errors", "template"},
     "lightning_prompts.files": {"errors"},
     "lightning_prompts.processes": {"types", "errors"},
     "lightning_prompts.environment": set(),
-    "lightning_prompts.terminal": set(),
     "lightning_prompts.run_folder": {"environment", "errors", "files", "lm", "methods"},
-    "lightning_prompts.report": {"errors", "files", "commands"},
+    "lightning_prompts.report": {"errors", "files", "cli"},
     "lightning_prompts.checkpoints": {"errors", "files"},
     "lightning_prompts.lm": {"types", "errors", "template", "files", "randomness"},
     "lightning_prompts.parallel": {"errors"},
@@ -61,13 +59,9 @@ ALLOWED = {
         "dln",
         "methods",
         "cli",
-        "commands",
-        "terminal",
         "__version__",
     },
-    "lightning_prompts.studies": {"errors", "files", "cli", "commands", "methods"},
-    "lightning_prompts.doctor": {"accelerators", "errors", "files", "commands", "lm", "objectives"},
-    "lightning_prompts.completion": {"__version__", "errors", "files", "commands", "options"},
+    "lightning_prompts.studies": {"errors", "files", "cli", "methods"},
     "lightning_prompts.datamodules": {"types", "errors", "template", "answers", "files"},
     "lightning_prompts.callbacks": {"types", "errors", "methods", "objectives", "files", "lm"},
 }
@@ -77,10 +71,7 @@ FREE = {
     "lightning_prompts",
     "lightning_prompts.accelerators",
     "lightning_prompts.__main__",
-    "lightning_prompts.cli",
-    "lightning_prompts.config_errors",
     "lightning_prompts.memory_plan",
-    "lightning_prompts.options",
 }
 
 
@@ -106,7 +97,7 @@ def test_imports_run_one_way() -> None:
     for name, path in modules():
         home = next((home for home in ALLOWED if name == home or name.startswith(home + ".")), None)
         if home is None:
-            assert name in FREE, f"{name} has no line in ALLOWED"
+            assert name in FREE or name.startswith("lightning_prompts.cli"), f"{name} has no line in ALLOWED"
             continue
         for node in ast.walk(ast.parse(path.read_text())):
             names = []

@@ -1,4 +1,4 @@
-"""Subcommands beside Lightning's: each in a file of its own, imported when it is asked for and not before."""
+"""The subcommands: each is in a module of its own, which is imported when the subcommand is called."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
+from lightning_prompts.cli.checks import check
 from lightning_prompts.errors import DEBUG, UserError, nearest
 
 
 class CommandParser(argparse.ArgumentParser):
-    """The arguments of a subcommand; says what is wrong in one line."""
+    """The arguments of a subcommand; prints an error in one line."""
 
     def error(self, message: str) -> NoReturn:
         """Print one line and exit with code 2."""
@@ -24,12 +25,12 @@ class CommandParser(argparse.ArgumentParser):
 
 @dataclass(frozen=True)
 class Command:
-    """One subcommand.
+    """A subcommand that is not one of Lightning's.
 
     Args:
-        module: The module with its ``main(args) -> int``, which gives the exit code, and its ``parser()``.
+        module: The module with its ``main(args) -> int``, which returns the exit code, and its ``parser()``.
         help: What it does, in one line.
-        takes: The subcommand of Lightning's whose options it takes beside its own, if any.
+        takes: The subcommand of Lightning's whose options it also takes, if any.
     """
 
     module: str
@@ -48,15 +49,15 @@ COMMANDS: dict[str, Command] = {
     "export": Command("lightning_prompts.export.command", "write a run's prompt for PEFT, vLLM and others, checked"),
     "sweep": Command("lightning_prompts.studies.sweep", "seeds x methods x settings on Ray Tune, and a table"),
     "plan": Command(
-        "lightning_prompts.memory_plan", "say how much memory a run would need, before it loads anything", takes="fit"
+        "lightning_prompts.cli.plan", "estimate how much memory a run needs, without loading it", takes="fit"
     ),
-    "doctor": Command("lightning_prompts.doctor", "what this machine has, what is missing, and the command for it"),
-    "completion": Command("lightning_prompts.completion", "tab completion for bash and zsh"),
+    "doctor": Command("lightning_prompts.cli.doctor", "check this machine, and give the command for what is missing"),
+    "completion": Command("lightning_prompts.cli.completion", "print a script for tab completion in bash or zsh"),
 }
 
 
 def usage() -> str:
-    """What ``lightning-prompts --help`` says; it imports nothing, so it is there at once."""
+    """The text of ``lightning-prompts --help``."""
     rows = [*TRAINER.items(), *((name, command.help) for name, command in COMMANDS.items())]
     width = max(len(name) for name, _ in rows)
     listed = "\n".join(f"  {name:<{width}}  {text}" for name, text in rows)
@@ -65,40 +66,58 @@ def usage() -> str:
         "Make a frozen language model better at a task by optimising the prompt, never the weights.\n\n"
         f"subcommands:\n{listed}\n\n"
         "lightning-prompts SUBCOMMAND --help lists its options; fit --model.help CLASS and fit --data.help CLASS list "
-        "those of a method and of a dataset. lightning-prompts --version says which version it is."
+        "those of a method and of a dataset. lightning-prompts --version prints the version."
     )
 
 
-def run(args: Sequence[str]) -> int:
-    """Run one of these subcommands.
+def run(args: Sequence[str] | None = None) -> int:
+    """Run the command line.
 
     Args:
-        args: The subcommand's name and its arguments.
+        args: The subcommand's name and its arguments; those of ``sys.argv`` by default.
 
     Returns:
-        The exit code: 1 after an error, which was told in one line.
+        The exit code: 0, or 1 after an error, which is printed in one line.
+
+    Raises:
+        SystemExit: A parser refused the arguments (code 2), or has printed its help (code 0).
     """
-    name, *rest = args
+    words = sys.argv[1:] if args is None else list(args)
+    name = words[0] if words else ""
     try:
-        return int(importlib.import_module(COMMANDS[name].module).main(rest))
+        if name in COMMANDS:
+            return int(importlib.import_module(COMMANDS[name].module).main(words[1:]))
+        # Options may come before Lightning's subcommands; only Lightning knows which of them take a value.
+        if not name.startswith("-") and (message := unknown(name)):
+            print(f"error: {message}", file=sys.stderr)
+            return 2
+        check(words)
+        from lightning_prompts.cli import main
+
+        return main.main(words)
     except UserError as error:
         return fail(str(error))
     except KeyboardInterrupt:
         return 130
-    except Exception as error:  # noqa: BLE001 - a person reads this; the traceback is one variable away
-        if known := _told(error):
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):  # which Lightning turns into 1
+            return 130
+        raise
+    except Exception as error:  # noqa: BLE001 - the user gets one line; with the debug variable set, the traceback
+        if known := _to_user_error(error):
             return fail(str(known))
         return fail(f"{type(error).__name__}: {error}", unexpected=True)
 
 
 def unknown(name: str) -> str:
-    """What is said of a subcommand that does not exist; empty of one that does.
+    """The error for a missing subcommand or one that does not exist; empty for one that does.
 
     >>> unknown("reprot"), unknown("report")
     ("unknown command 'reprot'; did you mean report?", '')
     """
     known = [*TRAINER, *COMMANDS]
-    return "" if name in known else f"unknown command {name!r}; {nearest(name, known, 1)}"
+    what = f"unknown command {name!r}" if name else "no command given"
+    return "" if name in known else f"{what}; {nearest(name, known, 1)}"
 
 
 def size(count: float) -> str:
@@ -114,17 +133,16 @@ def size(count: float) -> str:
     return f"{count:.2f} GB"
 
 
-def _told(error: Exception) -> UserError | None:
-    """An error of the parser or of torch in words for people, where it is a known one."""
+def _to_user_error(error: Exception) -> UserError | None:
     try:
-        from lightning_prompts.cli import told  # imports everything, so not before something is wrong
-    except ImportError:  # which may be what is wrong
+        from lightning_prompts.cli.errors import to_user_error  # imports Lightning, so only after an error
+    except ImportError:  # which may be the error itself
         return None
-    return told(error)
+    return to_user_error(error)
 
 
 def fail(message: str, unexpected: bool = False) -> int:
-    """Tell an error in one line; with the debug variable set, raise it instead."""
+    """Print an error in one line and return 1; with the debug variable set, raise it."""
     if os.environ.get(DEBUG):
         raise
     line = " ".join(message.split())
