@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
+import importlib.util
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 from lightning_prompts.errors import UserError
@@ -59,9 +62,9 @@ def check(args: Sequence[str]) -> None:
         if option in ("-c", "--config"):
             _check_config(given)
         elif option.startswith("--"):
-            name = option.removeprefix("--").rstrip("+")
-            _check_names([name.partition(".")[0]])
-            _check_files({name.rpartition(".")[2]: given}, Path(option))
+            top, *rest = name = option.removeprefix("--").rstrip("+").split(".")
+            _check_names({top: {rest[0]: None} if rest else None})
+            _check_files({name[-1]: given}, Path(option))
 
 
 def _check_config(given: str) -> None:
@@ -72,15 +75,39 @@ def _check_config(given: str) -> None:
     content = load_yaml(path)
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no settings: it must be names with values, as in `model: ...`")
-    _check_names(map(str, content), f"{path}: ")
+    _check_names(content, f"{path}: ")
     _check_files(content, path)
 
 
-def _check_names(names: Iterable[str], where: str = "") -> None:
-    """Raise if a name is close to one at the top of a config; the parser checks all other names."""
-    for name in set(names) - TOP:
-        if close := difflib.get_close_matches(name, TOP, n=1, cutoff=0.75):
-            raise UserError(f"{where}unknown setting {name!r}; did you mean {close[0]}?")
+def _check_names(content: Mapping[object, object], where: str = "") -> None:
+    """Raise if a name at the top or in ``trainer`` is close to a valid one; the parser checks all other names."""
+    for name in set(map(str, content)) - TOP:
+        place = f"trainer.{name}" if name in trainer_settings() else _closest(name, TOP)
+        if place:
+            raise UserError(f"{where}unknown setting {name!r}; did you mean {place}?")
+    trainer = content.get("trainer")
+    names = set(map(str, trainer)) if isinstance(trainer, dict) else set()
+    for name in names - trainer_settings():
+        if place := _closest(name, trainer_settings()):
+            raise UserError(f"{where}unknown setting 'trainer.{name}'; did you mean trainer.{place}?")
+
+
+def _closest(name: str, known: Iterable[str]) -> str:
+    return next(iter(difflib.get_close_matches(name, known, n=1, cutoff=0.75)), "")
+
+
+@cache
+def trainer_settings() -> frozenset[str]:
+    """The settings of Lightning's Trainer, read from its source; none if the source is not found."""
+    spec = importlib.util.find_spec("lightning")
+    for folder in (spec and spec.submodule_search_locations) or []:
+        path = Path(folder, "pytorch", "trainer", "trainer.py")
+        for node in ast.parse(path.read_text(encoding="utf-8")).body if path.is_file() else []:
+            if isinstance(node, ast.ClassDef) and node.name == "Trainer":
+                functions = [item for item in node.body if isinstance(item, ast.FunctionDef)]
+                init = next(item for item in functions if item.name == "__init__")
+                return frozenset(argument.arg for argument in init.args.kwonlyargs)
+    return frozenset()
 
 
 def _check_files(content: object, where: Path) -> None:

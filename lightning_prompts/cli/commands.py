@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from lightning_prompts.cli.checks import check
+from lightning_prompts.cli.help import asks_for_help, print_help
 from lightning_prompts.errors import DEBUG, UserError, nearest
 
 
@@ -91,10 +92,10 @@ def run(args: Sequence[str] | None = None) -> int:
         if not name.startswith("-") and (message := unknown(name)):
             print(f"error: {message}", file=sys.stderr)
             return 2
+        if name in TRAINER and asks_for_help(words):
+            return print_help(words, _run_trainer)
         check(words)
-        from lightning_prompts.cli import main
-
-        return main.main(words)
+        return _run_trainer(words)
     except UserError as error:
         return fail(str(error))
     except KeyboardInterrupt:
@@ -107,6 +108,12 @@ def run(args: Sequence[str] | None = None) -> int:
         if known := _to_user_error(error):
             return fail(str(known))
         return fail(f"{type(error).__name__}: {error}", unexpected=True)
+
+
+def _run_trainer(words: Sequence[str]) -> int:
+    from lightning_prompts.cli.main import main
+
+    return main(words)
 
 
 def unknown(name: str) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from pathlib import Path
 
 import pytest
+from lightning import Trainer
 
-from lightning_prompts.cli.checks import ROLES, check
+from lightning_prompts.cli.checks import ROLES, check, trainer_settings
 from lightning_prompts.cli.classes import CONFIGURABLE, role, settings_of
 from lightning_prompts.cli.errors import one_line, user_error
 from lightning_prompts.datamodules import Antonyms
@@ -119,6 +121,9 @@ def test_what_is_no_file_in_place_of_settings(tmp_path: Path) -> None:
         (["fit", "--modle", "SoftPromptTuning"], "unknown setting 'modle'; did you mean model?"),
         (["fit", "--trainr.max_steps=3"], "unknown setting 'trainr'; did you mean trainer?"),
         (["fit", "-c", "top.yaml"], "top.yaml: unknown setting 'dta'; did you mean data?"),
+        (["fit", "--max_steps=3"], "unknown setting 'max_steps'; did you mean trainer.max_steps?"),
+        (["fit", "--trainer.max_epoch", "3"], "'trainer.max_epoch'; did you mean trainer.max_epochs?"),
+        (["fit", "-c", "trainer.yaml"], "trainer.yaml: unknown setting 'trainer.precison'; did you mean trainer.pre"),
         (["fit", "-c", "gone"], "gone does not exist"),
     ],
 )
@@ -127,12 +132,18 @@ def test_mistakes_at_the_top_of_the_command_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "top.yaml").write_text("model: {class_path: X}\ndta: Antonyms\n")
+    (tmp_path / "trainer.yaml").write_text("trainer: {max_epochs: 3, precison: 32-true}\n")
     with pytest.raises(UserError, match=re.escape(told)):
         check(words)
 
 
 def test_other_names_are_left_to_the_parser() -> None:
-    check(["test", "--verbose", "false", "--print_config", "--max_steps", "3", "--help", "--trainer.callbacks+=X"])
+    names = ["--verbose", "--print_config", "--lr_scheduler", "--help", "--trainer.callbacks+", "--trainer.unheard_of"]
+    check(["test", *names, "--trainer.callbacks.monitor", "--trainer.strategy.help", "--trainer"])
+
+
+def test_the_settings_of_the_trainer_are_those_of_its_signature() -> None:
+    assert trainer_settings() == set(inspect.signature(Trainer).parameters)
 
 
 def test_each_key_has_a_base_class() -> None:

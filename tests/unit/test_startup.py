@@ -6,12 +6,15 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
 from lightning_prompts.__main__ import spare_cores
+from lightning_prompts.cli import run
+from lightning_prompts.cli.help import asks_for_help, print_help
 from support.project import ROOT
 
 
@@ -60,6 +63,7 @@ SLOW = {"torch", "lightning", "transformers", "jsonargparse", "numpy"}
         (["plan", "--config=nowhere.yaml"], "nowhere.yaml does not exist"),
         (["fit", "-c", "broken.yaml"], "broken.yaml line 2 is not valid YAML"),
         (["test", "--modle", "SoftPromptTuning"], "unknown setting 'modle'; did you mean model?"),
+        (["fit", "--trainer.max_epoch", "3"], "unknown setting 'trainer.max_epoch'; did you mean trainer.max_epochs?"),
     ],
 )
 def test_mistakes_are_found_before_slow_imports(words: list[str], told: str, tmp_path: Path) -> None:
@@ -81,6 +85,54 @@ def test_help_has_no_slow_imports(words: list[str], tmp_path: Path) -> None:
     assert done.returncode == 0, lines
     assert "usage: lightning-prompts" in done.stdout
     assert not packages & SLOW
+
+
+@pytest.mark.parametrize("words", [["fit", "--help"], ["test", "-h"], ["fit", "--model.help", "SoftPromptTuning"]])
+def test_help_of_the_parser_is_made_once(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LIGHTNING_PROMPTS_CACHE", str(tmp_path / "cache"))
+    assert run(words) == 0
+    first = capsys.readouterr().out
+    assert "--trainer.max_steps" in first or "--model.length" in first
+    done, packages, _ = imported(words, tmp_path)
+    assert (done.returncode, done.stdout) == (0, first)
+    assert not packages & SLOW
+
+
+def test_kept_help_is_made_again_after_a_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LIGHTNING_PROMPTS_CACHE", str(tmp_path))
+    made = []
+
+    def make(words: Sequence[str]) -> int:
+        made.append(words)
+        print(f"page {len(made)}")
+        raise SystemExit(0)
+
+    for width in ("80", "80", "99", "99"):
+        monkeypatch.setenv("COLUMNS", width)
+        assert print_help(["fit", "-h"], make) == 0
+    assert capsys.readouterr().out.split("\n") == ["page 1", "page 1", "page 2", "page 2", ""]
+    (tmp_path / "help.json").write_text("[")
+    assert print_help(["fit", "-h"], make) == 0
+    monkeypatch.setattr("lightning_prompts.cli.help.__version__", "0.0.0")
+    assert print_help(["fit", "-h"], make) == 0
+    assert capsys.readouterr().out == "page 3\npage 4\n"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["fit"],
+        ["fit", "-c", "a.yaml", "--help"],
+        ["fit", "--model.help", "mine.Own"],
+        ["fit", "--model.help", "a.yaml"],
+    ],
+)
+def test_other_command_lines_are_not_kept(words: list[str]) -> None:
+    assert not asks_for_help(words)
 
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="the doctor tries a training on an accelerator")
