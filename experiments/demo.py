@@ -17,7 +17,6 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from lightning_prompts import commands
 from lightning_prompts.accelerators import accelerator_here, train_two_steps
 from lightning_prompts.cli import run as run_command
 from lightning_prompts.errors import in_one_line
@@ -101,7 +100,7 @@ def main() -> None:
     console.print(f"Training took {seconds:.0f} s. Everything is in {folder}/", highlight=False, soft_wrap=True)
     words = ["report", str(folder), "--baseline", str(folder / "static")]
     console.print(f"\n[bold]$ lightning-prompts {shlex.join(words)}[/bold]", highlight=False, soft_wrap=True)
-    if code := commands.run(words):
+    if code := run_command(words):
         sys.exit(code)
 
 

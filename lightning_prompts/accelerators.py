@@ -57,10 +57,10 @@ def train_two_steps(accelerator: str) -> float:
     """
     import lightning as L  # noqa: N812 - Lightning's own convention
 
+    from lightning_prompts.cli.terminal import quiet
     from lightning_prompts.datamodules import Antonyms
     from lightning_prompts.lm import LMConfig
     from lightning_prompts.methods import SoftPromptTuning
-    from lightning_prompts.terminal import quiet
 
     quiet()
     start = time.perf_counter()

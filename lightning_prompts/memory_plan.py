@@ -1,4 +1,4 @@
-r"""How much memory a config needs, before anything is loaded: ``lightning-prompts plan -c config.yaml``.
+r"""How much memory a config needs, before anything is loaded; `cli.plan` is the command.
 
 **The LM** is its parameters in their dtype; quantised linear layers count 1 byte (int8) or 0.5625 (nf4) a weight.
 
@@ -36,17 +36,11 @@ callbacks, and what a Refiner's own layers keep, which is little beside the LM's
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
-from lightning_prompts.accelerators import device_type
-from lightning_prompts.commands import CommandParser, size
 from lightning_prompts.datamodules import TextDataModule
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm import LMShape, MemoryEstimate
@@ -58,7 +52,6 @@ from lightning_prompts.lm.plan import Plan
 from lightning_prompts.lm.sharding import heads_plan
 from lightning_prompts.methods import PromptMethod
 from lightning_prompts.methods.text_prompts import TextPromptMethod
-from lightning_prompts.parallel import mesh_sizes
 from lightning_prompts.types import Example
 
 _FLOAT = 4
@@ -358,78 +351,3 @@ def batches_of(data: TextDataModule, split: str) -> list[list[Example]]:
     order = list(data.sampler(examples, torch.initial_seed() % 2**63)) if split == "train" else range(len(examples))
     starts = range(0, min(len(examples), _MOST_BATCHES * size), size)
     return [[examples[index] for index in order[start : start + size]] for start in starts]
-
-
-# --- the command ------------------------------------------------------------------------------------------------------
-
-
-def parser() -> CommandParser:
-    """The arguments that are not those of ``fit``: none but for help."""
-    return CommandParser(
-        "lightning-prompts plan", allow_abbrev=False,
-        description="Memory that a run would need in each process. Takes what fit takes (-c FILE.yaml, --model..., "
-        "--data..., --trainer...); loads no weights.",
-    )  # fmt: skip
-
-
-def main(args: Sequence[str]) -> int:
-    """``plan``: print the plan of a config.
-
-    Args:
-        args: Those of ``fit``.
-
-    Returns:
-        The exit code.
-    """
-    from lightning_prompts.cli import PlannedRun
-
-    _, rest = parser().parse_known_args(list(args))
-    run = PlannedRun(rest)
-    plan = make_plan(
-        run.model,
-        batches_of(run.datamodule, "train"),
-        batches_of(run.datamodule, "val"),
-        _processes(run.trainer_config),
-        device_type(str(run.trainer_config.accelerator)),
-    )
-    Console().print(as_table(plan))
-    return 0
-
-
-def _processes(trainer: Any) -> Processes:  # noqa: ANN401 - a jsonargparse namespace
-    """How the config's trainer would split the work."""
-    nodes = int(trainer.num_nodes)
-    devices = _device_count(trainer.devices)
-    for name, count in (("num_nodes", nodes), ("devices", devices)):
-        if count < 1:
-            raise UserError(f"trainer.{name} must be at least 1, got {getattr(trainer, name)}")
-    strategy = trainer.strategy
-    if str(getattr(strategy, "class_path", "")).endswith("LMParallel"):
-        sizes = strategy.init_args
-        shards, heads = sizes.data_parallel_size, sizes.tensor_parallel_size
-        if "auto" in (shards, heads):  # else the devices may be those of another machine
-            shards, heads = mesh_sizes(shards, heads, nodes, devices)
-        return Processes(int(shards), int(shards), int(heads))
-    return Processes(nodes * devices)
-
-
-def _device_count(devices: Any) -> int:  # noqa: ANN401 - a number, a list of numbers, either as text, or auto
-    """How many devices a trainer would take; all that this machine has for -1 and auto."""
-    if isinstance(devices, str) and re.fullmatch(r"[\d\s,]+", devices):
-        devices = [part for part in devices.split(",") if part.strip()] if "," in devices else int(devices)
-    if isinstance(devices, list | tuple):
-        return len(devices)
-    return devices if isinstance(devices, int) and devices != -1 else torch.cuda.device_count() or 1
-
-
-def as_table(plan: MemoryPlan) -> Table:
-    """For people."""
-    table = Table("in each process", "training", "evaluation", title=plan.title)
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for item in plan.items:
-        shown = [size(item.bytes) if item.when in ("always", phase) else "" for phase in ("training", "evaluation")]
-        table.add_row(item.name, *shown)
-    table.add_section()
-    table.add_row("together", size(plan.total("training")), size(plan.total("evaluation")))
-    return table

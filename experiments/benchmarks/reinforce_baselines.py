@@ -23,6 +23,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from lightning_prompts.cli.terminal import quiet
 from lightning_prompts.datamodules import Addition, Antonyms, Mixture, TextDataModule, WordPairs
 from lightning_prompts.estimators.baselines import (
     Baseline,
@@ -36,7 +37,6 @@ from lightning_prompts.estimators.reinforce import log_probability, sample, surr
 from lightning_prompts.lm import LMConfig
 from lightning_prompts.methods import ReinforceRefiner
 from lightning_prompts.refiners.networks import MLPRefiner, masked_mean
-from lightning_prompts.terminal import quiet
 
 BASELINES = {kind.__name__: kind for kind in (NoBaseline, MovingAverage, SelfCritical, LeaveOneOut, ValueHead)}
 WARM_UP = 10

@@ -154,7 +154,7 @@ _installed: list[Any] = []
 @lru_cache(maxsize=1)
 def prepare(device: str) -> None:
     """Make a process ready: full float32 precision, and the device."""
-    from lightning_prompts.terminal import quiet
+    from lightning_prompts.cli.terminal import quiet
 
     quiet()
     warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint.*")

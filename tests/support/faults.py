@@ -23,7 +23,7 @@ from support.checkpoint_state import state_of
 from support.models import TINY
 
 context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["lightning_prompts.cli", "transformers.models.llama.modeling_llama", "numpy"])
+context.set_forkserver_preload(["lightning_prompts.cli.main", "transformers.models.llama.modeling_llama", "numpy"])
 
 Fault = Callable[[], None]  # done in the process, ahead of the command
 PATIENCE = 120  # seconds until a process counts as hanging

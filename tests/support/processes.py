@@ -15,7 +15,9 @@ from typing import Any
 import torch
 
 context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["lightning_prompts.cli", "transformers.models.llama.modeling_llama", "numpy", "peft"])
+context.set_forkserver_preload(
+    ["lightning_prompts.cli.main", "transformers.models.llama.modeling_llama", "numpy", "peft"]
+)
 
 Job = Callable[[int, Path], Any]  # of how many processes it is one, and where it may write; what comes of it is saved
 PATIENCE = 600  # seconds; a busy machine takes its time

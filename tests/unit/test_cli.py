@@ -18,8 +18,8 @@ import yaml
 from lightning import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lightning_prompts import __version__, commands
-from lightning_prompts.cli import PromptCLI
+from lightning_prompts import __version__
+from lightning_prompts.cli import PromptCLI, commands
 from support.commands import FIT, SMALL, TINY_RUN, code, expect_error
 from support.models import TINY
 
@@ -353,11 +353,11 @@ STOPPING = ["--trainer.callbacks", "EarlyStopping", "--trainer.callbacks.monitor
         ([*MODEL, *SMALL, "--data.bach_size", "3"], "did you mean batch_size"),
         ([*MODEL, *SMALL, "--trainer.max_epoch", "3"], "did you mean max_epochs"),
         ([*MODEL, *SMALL, "--budget.token", "3"], "unknown setting 'budget.token'; did you mean tokens"),
-        ([*MODEL, *SMALL, "--model.length", "abc"], "length: expected a whole number, got 'abc'"),
+        ([*MODEL, *SMALL, "--model.length", "abc"], "length: expected int, got 'abc'"),
         ([*MODEL, *SMALL, "--model.length", "0"], "length must be at least 1"),
         ([*MODEL, *SMALL, "--model.length", "-3"], "length must be at least 1"),
         ([*MODEL, *SMALL, "--model.max_new_tokens", "0"], "max_new_tokens must be at least 1"),
-        ([*MODEL, *SMALL, "--model.lm.dtype", "fp16"], "is not one of float32, bfloat16, float16, auto"),
+        ([*MODEL, *SMALL, "--model.lm.dtype", "fp16"], "lm.dtype: expected float32|bfloat16|float16|auto, got 'fp16'"),
         ([*MODEL, *SMALL, "--model.lm.name", "smollm2"], "did you mean smollm2-135m-instruct"),
         ([*MODEL, *SMALL, "--model.length", "300"], "context window"),
         ([*MODEL, *SMALL, "--data.batch_size", "0"], "data.batch_size must be at least 1"),
@@ -368,9 +368,12 @@ STOPPING = ["--trainer.callbacks", "EarlyStopping", "--trainer.callbacks.monitor
         ([*MODEL, *SMALL, "--trainer.callbacks", "PromptReadot"], "did you mean PromptReadout"),
         (["fit", "-c", "nowhere.yaml"], "does not exist"),
         (["fit", "--model", "FixedPrompt", *TINY_RUN, *SMALL], "trains nothing"),
-        ([*MODEL, *SMALL, "--lr_scheduler", "StepLR"], "unknown setting 'lr_scheduler'; did you mean model.scheduler?"),
+        (
+            [*MODEL, *SMALL, "--lr_scheduler", "StepLR"],
+            "'lr_scheduler'; it is called model.scheduler here",
+        ),
         ([*MODEL, *SMALL, "--optimizer", "SGD"], "unknown setting 'optimizer'; did you mean model.optimizer?"),
-        ([*MODEL, *SMALL, "--trainer.barebones", "true"], "trainer.barebones leaves out what a run is kept by"),
+        ([*MODEL, *SMALL, "--trainer.barebones", "true"], "trainer.barebones turns off logging and checkpoints"),
         ([*MODEL, *SMALL, "--checkpoint.minutes", "0"], "checkpoint.minutes must be a finite number above 0"),
         ([*MODEL, *SMALL, "--checkpoint.minute", "1"], "did you mean minutes"),
         (
@@ -473,7 +476,7 @@ def test_bad_yaml(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config.write_text("model: [\n")
     expect_error(["fit", "-c", str(config)], "c.yaml", capsys)
     config.write_text("modle:\n  class_path: SoftPromptTuning\n")
-    expect_error(["fit", "-c", str(config)], "model", capsys)
+    expect_error(["fit", "-c", str(config)], "c.yaml: unknown setting 'modle'; did you mean model?", capsys)
     config.write_text("model:\n  class_path: SoftPromptTuning\n  init_args:\n    lenght: 3\ndata: Antonyms\n")
     expect_error(["fit", "-c", str(config)], "did you mean length", capsys)
 

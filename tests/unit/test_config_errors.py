@@ -1,14 +1,18 @@
-"""The parser's own messages, as it gives them, and what becomes of them."""
+"""Errors of the parser and of config files, each in one line that names what is wrong and the nearest valid names."""
 
 from __future__ import annotations
 
+import inspect
 import re
 from pathlib import Path
 
 import pytest
+from lightning import Trainer
 
-from lightning_prompts.cli import CONFIGURABLE
-from lightning_prompts.config_errors import check_yaml, one_line, user_error
+from lightning_prompts.cli.checks import ROLES, check, trainer_settings
+from lightning_prompts.cli.classes import CONFIGURABLE, role, settings_of
+from lightning_prompts.cli.errors import one_line, user_error
+from lightning_prompts.datamodules import Antonyms
 from lightning_prompts.errors import UserError, nearest
 
 
@@ -18,7 +22,7 @@ from lightning_prompts.errors import UserError, nearest
         (
             'Parser key "optimizer":\n  - Expected a path but SGD either not accessible or invalid\n  - Multiple '
             "subclasses with name SGD. Give the full class path to avoid ambiguity: torch.optim.SGD, b.optim.SGD.",
-            "several classes are called SGD; write the full path of one: torch.optim.SGD, b.optim.SGD",
+            "optimizer: Multiple subclasses with name SGD. Give the full class path to avoid ambiguity: torch",
         ),
         ("the following arguments are required: fit.data", "no --data given; known: Addition, Antonyms, BigBenchHard"),
         ("something\n   new Namespace(a=1, b=Namespace())", "something new"),
@@ -32,17 +36,27 @@ from lightning_prompts.errors import UserError, nearest
         ),
         (
             "Option 'lr_scheduler.gamma' is not accepted",
-            "unknown setting 'lr_scheduler'; did you mean model.scheduler?",
+            "unknown setting 'lr_scheduler.gamma'; it is called model.scheduler here",
         ),
         (
             "Option 'model.init_args.crossing' is not accepted",
-            "unknown setting 'model.crossing'; it is called estimator now",
+            "unknown setting 'model.crossing'; it is called estimator here",
+        ),
+        (
+            "Parser key \"lm.dtype\":\n  Expected a typing.Literal['float32', 'auto']. Got value: fp16",
+            "lm.dtype: expected float32|auto, got 'fp16'",
+        ),
+        (
+            'Parser key "trainer.max_epochs":\n  Does not validate against any of the Union subtypes\n  Subtypes: '
+            "[<class 'int'>, <class 'NoneType'>]\n  Errors:\n    - Expected a <class 'int'>\n    - Expected a <class "
+            "'NoneType'>\n  Given value type: <class 'str'>\n  Given value: 2.5",
+            "trainer.max_epochs: expected int or null, got '2.5'",
         ),
         ("Unrecognized arguments: --max_steps 3", "unknown setting 'max_steps'; did you mean trainer.max_steps?"),
     ],
 )
 def test_one_line(message: str, line: str) -> None:
-    assert one_line(message, CONFIGURABLE).startswith(line)
+    assert one_line(message).startswith(line)
 
 
 def test_the_user_error_is_found_behind_others() -> None:
@@ -78,13 +92,69 @@ def test_files_in_place_of_settings(text: str, told: str, tmp_path: Path) -> Non
     (tmp_path / "broken.yaml").write_text("class_path: X\ninit_args: [\n")
     (tmp_path / "inner.yaml").write_text("model: {class_path: X, init_args: {init: gone.yaml}}\n")
     with pytest.raises(UserError, match=re.escape(told)):
-        check_yaml(["fit", "-c", str(tmp_path / "top.yaml")])
+        check(["fit", "-c", str(tmp_path / "top.yaml")])
 
 
 def test_what_is_no_file_in_place_of_settings(tmp_path: Path) -> None:
     (tmp_path / "model.yaml").write_text("class_path: X\n")
     (tmp_path / "top.yaml").write_text("model: model.yaml\ndata: {train: rows/my.json, template: a/b}\n")
-    check_yaml(["fit", "-c", str(tmp_path / "top.yaml"), f"--model={tmp_path / 'model.yaml'}", "--data", "Antonyms"])
-    check_yaml(["--model.init", '{"class_path": "FromText", "init_args": {"text": "a/b"}}', "--data.train", "no.json"])
+    check(
+        [
+            "fit",
+            "-c",
+            str(tmp_path / "top.yaml"),
+            "-c",
+            "model: {class_path: X}",
+            f"--model={tmp_path / 'model.yaml'}",
+            "--data",
+            "Antonyms",
+        ]
+    )
+    check(["--model.init", '{"class_path": "FromText", "init_args": {"text": "a/b"}}', "--data.train", "no.json"])
     with pytest.raises(UserError, match=r"--model: model: gone\.yaml does not exist"):
-        check_yaml(["fit", "--model", "gone.yaml"])
+        check(["fit", "--model", "gone.yaml"])
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["fit", "--modle", "SoftPromptTuning"], "unknown setting 'modle'; did you mean model?"),
+        (["fit", "--trainr.max_steps=3"], "unknown setting 'trainr'; did you mean trainer?"),
+        (["fit", "-c", "top.yaml"], "top.yaml: unknown setting 'dta'; did you mean data?"),
+        (["fit", "--max_steps=3"], "unknown setting 'max_steps'; did you mean trainer.max_steps?"),
+        (["fit", "--trainer.max_epoch", "3"], "'trainer.max_epoch'; did you mean trainer.max_epochs?"),
+        (["fit", "-c", "trainer.yaml"], "trainer.yaml: unknown setting 'trainer.precison'; did you mean trainer.pre"),
+        (["fit", "-c", "gone"], "gone does not exist"),
+    ],
+)
+def test_mistakes_at_the_top_of_the_command_line(
+    words: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "top.yaml").write_text("model: {class_path: X}\ndta: Antonyms\n")
+    (tmp_path / "trainer.yaml").write_text("trainer: {max_epochs: 3, precison: 32-true}\n")
+    with pytest.raises(UserError, match=re.escape(told)):
+        check(words)
+
+
+def test_other_names_are_left_to_the_parser() -> None:
+    names = ["--verbose", "--print_config", "--lr_scheduler", "--help", "--trainer.callbacks+", "--trainer.unheard_of"]
+    check(["test", *names, "--trainer.callbacks.monitor", "--trainer.strategy.help", "--trainer"])
+
+
+def test_the_settings_of_the_trainer_are_those_of_its_signature() -> None:
+    assert trainer_settings() == set(inspect.signature(Trainer).parameters)
+
+
+def test_each_key_has_a_base_class() -> None:
+    assert {base for key in ROLES if (base := role(key)) is not None} >= set(CONFIGURABLE)
+    assert all(role(f"model.init_args.{key}") for key in ROLES)
+    assert role("trainer.max_steps") is None
+
+
+def test_forwarded_settings_are_settings() -> None:
+    class Own(Antonyms):
+        def __init__(self, mine: int = 0, **kwargs: object) -> None:
+            super().__init__(**kwargs)  # type: ignore[arg-type]
+
+    assert set(settings_of(Own)) == {"mine", *settings_of(Antonyms)}

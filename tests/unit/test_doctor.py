@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_prompts import commands, doctor
+from lightning_prompts import accelerators
+from lightning_prompts.cli import commands, doctor
 from lightning_prompts.datamodules import TextDataModule
 from lightning_prompts.lm import embedded
 
@@ -117,13 +118,13 @@ def test_a_gpu_that_torch_does_not_use(healthy: Message, monkeypatch: pytest.Mon
 
 def test_training_is_tried_on_the_accelerator_that_is_there(healthy: Message, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not [finding for finding in doctor.examine() if finding.what == "training"], "there is no accelerator here"
-    monkeypatch.setattr(doctor, "accelerator_here", lambda: "cpu")  # the one device of this machine in its place
+    monkeypatch.setattr(accelerators, "accelerator_here", lambda: "cpu")  # the one device of this machine in its place
     assert found("training").state == "ok"
     assert found("training").said.startswith("two steps on cpu work")
 
 
 def test_training_that_fails_is_told_in_one_line(healthy: Message, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "accelerator_here", lambda: "cpu")
+    monkeypatch.setattr(accelerators, "accelerator_here", lambda: "cpu")
     monkeypatch.setattr(TextDataModule, "train_dataloader", _out_of_order)
     finding = found("training")
     assert finding.state == "bad"

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_prompts import commands
+from lightning_prompts.cli import commands
 from lightning_prompts.dln.layer import LanguageLayer
 from lightning_prompts.errors import UserError
 from lightning_prompts.estimators.reinforce import TopK

@@ -16,9 +16,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_prompts import commands
 from lightning_prompts.callbacks import Budget
-from lightning_prompts.cli import run
+from lightning_prompts.cli import commands, run
 from lightning_prompts.dln.cache import TextCache
 from lightning_prompts.dln.layer import LanguageLayer
 from lightning_prompts.dln.posterior import GivenAnswer, Posterior, PriorTemplate

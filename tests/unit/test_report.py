@@ -21,8 +21,7 @@ import pytest
 import torch
 import yaml
 
-from lightning_prompts import commands
-from lightning_prompts.cli import run
+from lightning_prompts.cli import commands, run
 from lightning_prompts.report.blocks import Text
 from lightning_prompts.report.charts import Curve, Look, curves
 from lightning_prompts.report.labels import spread

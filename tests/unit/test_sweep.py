@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from lightning_prompts import commands
+from lightning_prompts.cli import commands
 from lightning_prompts.errors import UserError
 from lightning_prompts.runs import on_ray
 from lightning_prompts.runs.launcher import RunSpec, launch, words
@@ -203,7 +203,7 @@ def test_no_ray_and_no_file(methods: Path, capsys: pytest.CaptureFixture[str]) -
         "    def find_spec(self, name, path=None, target=None):\n"
         "        if name == sys.argv[1]: raise ModuleNotFoundError('No module', name=name)\n"
         "sys.meta_path.insert(0, Missing())\n"
-        "from lightning_prompts import commands\n"
+        "from lightning_prompts.cli import commands\n"
         "sys.exit(commands.run(['sweep', sys.argv[2], '--workers', '2', '--folder', sys.argv[3]]))\n"
     )
     for package in ("ray", "pandas"):  # the second is one that Ray itself does without, and its Tune does not

@@ -1,4 +1,7 @@
-"""``lightning-prompts doctor``: what this machine has, what is missing, and the command that puts it right."""
+"""``lightning-prompts doctor``: check this machine, and give the command for what is missing.
+
+Lightning and transformers are not imported, unless a GPU is there to try a training on: their versions are looked up.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,6 @@ import itertools
 import platform
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,8 +23,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lightning_prompts.accelerators import accelerator_here, device_type, train_two_steps
-from lightning_prompts.commands import CommandParser, size
+from lightning_prompts.cli.commands import CommandParser, size
 from lightning_prompts.errors import UserError, in_one_line
 from lightning_prompts.files import cache_root
 
@@ -34,13 +35,13 @@ MARKS: dict[State, str] = {"ok": "[green]ok[/green]", "optional": "[yellow]-[/ye
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
         what: Its name.
-        state: ``ok``; ``optional``: not there, and only needed for some things; ``bad``: not as it has to be.
+        state: ``ok``; ``optional``: missing, and only some features need it; ``bad``: missing or wrong.
         said: What was found.
-        remedy: The command that puts it right, or what to do; empty where nothing is to be done.
+        remedy: The command that fixes it, or what to do; empty if there is nothing to do.
     """
 
     what: str
@@ -53,19 +54,19 @@ def parser() -> CommandParser:
     """The arguments."""
     return CommandParser(
         prog="lightning-prompts doctor",
-        description="What this machine has, what is missing, and the command that puts it right. The exit code is 1 if "
-        "something is missing that every run needs; extras are not.",
+        description="Check this machine, and give the command for what is missing. The exit code is 1 if something is "
+        "missing that every run needs.",
     )
 
 
 def main(args: Sequence[str]) -> int:
-    """Look at everything and print it.
+    """Run all checks and print the findings.
 
     Args:
-        args: The command line's words.
+        args: The words after ``doctor``.
 
     Returns:
-        0 if all that every run needs is there, else 1.
+        The exit code: 1 if something is missing that every run needs, else 0.
     """
     parser().parse_args(list(args))
     table = Table("", "", "found", "what to do", title="lightning-prompts doctor", title_justify="left")
@@ -74,7 +75,7 @@ def main(args: Sequence[str]) -> int:
         findings.append(finding)
         table.add_row(MARKS[finding.state], *map(escape, (finding.what, finding.said, finding.remedy)))
     console = Console()
-    if not console.is_terminal:  # a log or a bug report: nothing is cut off
+    if not console.is_terminal:  # do not cut anything off in a log or a bug report
         console.width = 200
     console.print(table)
     bad = [finding for finding in findings if finding.state == "bad"]
@@ -88,15 +89,22 @@ def main(args: Sequence[str]) -> int:
 
 
 def examine() -> Iterator[Finding]:
-    """Look at one thing after the other; a look that fails is a finding too."""
-    looks: list[Callable[[], Iterable[Finding]]] = [
-        python, packages, extras, accelerator, training, precision, weights, cache,
-    ]  # fmt: skip
-    for look in looks:
+    """Run one check after the other; a check that fails is a finding, too."""
+    checks: list[Callable[[], Iterable[Finding]]] = [
+        python,
+        packages,
+        extras,
+        accelerator,
+        training,
+        precision,
+        weights,
+        cache,
+    ]
+    for check in checks:
         try:
-            yield from look()
-        except Exception as error:  # noqa: BLE001 - the doctor must not fall ill
-            yield Finding(look.__name__, "bad", in_one_line(error))
+            yield from check()
+        except Exception as error:  # noqa: BLE001 - the other checks must go on
+            yield Finding(check.__name__, "bad", in_one_line(error))
 
 
 def python() -> Iterator[Finding]:
@@ -110,20 +118,20 @@ def python() -> Iterator[Finding]:
 
 
 def packages() -> Iterator[Finding]:
-    """The packages that every run needs: one row if all are well, else those that are not."""
+    """The packages that every run needs: one finding if all are right, else one for each that is not."""
     required = [need for need in _requirements() if _applies(need)]
     wrong = [(need, lacks) for need in required if (lacks := _lacks(need))]
     for need, lacks in wrong:
         without = f" without {', '.join(lacks)}" if lacks != [need.name] else ""
-        yield Finding(need.name, "bad", f"{_version(need.name) or 'not installed'}{without}, needs {_plain(need)}",
-                      f"pip install '{_plain(need)}'")  # fmt: skip
+        found = f"{_version(need.name) or 'not installed'}{without}, needs {_plain(need)}"
+        yield Finding(need.name, "bad", found, f"pip install '{_plain(need)}'")
     if not wrong:
         shown = ", ".join(f"{name} {_version(name)}" for name in ("torch", "lightning", "transformers"))
         yield Finding("packages", "ok", f"all {len(required)} as required ({shown})")
 
 
 def extras() -> Iterator[Finding]:
-    """What only some things need."""
+    """The packages that only some features need."""
     for extra in sorted(_metadata().get_all("Provides-Extra") or []):
         needs = [need for need in _requirements() if not _applies(need) and _applies(need, extra)]
         missing = {need: lacks for need in needs if (lacks := _lacks(need))}
@@ -136,7 +144,7 @@ def extras() -> Iterator[Finding]:
 
 
 def accelerator() -> Iterator[Finding]:
-    """GPUs, and whether torch can use what is there."""
+    """The GPUs, and whether torch can use them."""
     import torch
 
     if torch.cuda.is_available():
@@ -145,29 +153,32 @@ def accelerator() -> Iterator[Finding]:
             name = torch.cuda.get_device_name(index)
             yield Finding(f"GPU {index}", "ok", f"{name}, {size(free)} of {size(total)} free")
     elif shutil.which("nvidia-smi") and _has_gpu():
-        yield Finding("GPU", "bad", f"there is one, but torch {torch.__version__} does not use it",
-                      "pip install --force-reinstall torch  # a build for CUDA: see pytorch.org")  # fmt: skip
+        remedy = "pip install --force-reinstall torch  # a build for CUDA: see pytorch.org"
+        yield Finding("GPU", "bad", f"there is one, but torch {torch.__version__} does not use it", remedy)
     else:
         threads = torch.get_num_threads()
         yield Finding("GPU", "optional", f"none; torch uses {threads} CPU thread{'s' * (threads > 1)}")
 
 
 def training() -> Iterator[Finding]:
-    """Whether a run works on the accelerator, if there is one."""
+    """Whether training works on the accelerator, if there is one."""
+    from lightning_prompts.accelerators import accelerator_here, train_two_steps
+
     kind = accelerator_here()
     if kind is None:
         return
     try:
         seconds = train_two_steps(kind)
-    except Exception as error:  # noqa: BLE001 - whatever it is, this is what a run would meet
+    except Exception as error:  # noqa: BLE001 - a run would fail in the same way
         said = f"two steps on {kind} failed: {in_one_line(error)}"
-        yield Finding("training", "bad", said, "run on the CPU until that is mended: --trainer.accelerator cpu")
+        yield Finding("training", "bad", said, "run on the CPU until this is fixed: --trainer.accelerator cpu")
     else:
         yield Finding("training", "ok", f"two steps on {kind} work ({seconds:.1f} s)")
 
 
 def precision() -> Iterator[Finding]:
-    """What ``--model.lm.dtype auto`` takes on the device that a run takes."""
+    """The dtype that ``--model.lm.dtype auto`` stands for on the device of a run."""
+    from lightning_prompts.accelerators import device_type
     from lightning_prompts.lm.precision import fast_dtype
 
     name = str(fast_dtype(device_type("auto"))).removeprefix("torch.")
@@ -176,10 +187,9 @@ def precision() -> Iterator[Finding]:
 
 
 def weights() -> Iterator[Finding]:
-    """The models that come as packages."""
-    from lightning_prompts.lm import LMConfig
-    from lightning_prompts.lm.embedded import EMBEDDED, converted_folder, find_gguf
-    from lightning_prompts.objectives.rewards import EMBEDDED_SCORER, embedded_scorer
+    """The models that are installed as packages."""
+    from lightning_prompts.lm.config import LMConfig
+    from lightning_prompts.lm.embedded import EMBEDDED, EMBEDDED_SCORER, converted_folder, embedded_scorer, find_gguf
 
     for name, model in EMBEDDED.items():
         try:
@@ -198,8 +208,8 @@ def weights() -> Iterator[Finding]:
 
 
 def cache() -> Iterator[Finding]:
-    """The cache folder, its size, and the room on its disk."""
-    from lightning_prompts.lm import LMConfig
+    """The cache folder: its size, and the free space on its disk."""
+    from lightning_prompts.lm.config import LMConfig
     from lightning_prompts.lm.embedded import converted_folder
 
     folder = cache_root()
@@ -209,15 +219,17 @@ def cache() -> Iterator[Finding]:
     try:
         tempfile.TemporaryFile(dir=existing).close()
     except OSError:
-        yield Finding("cache", "bad", f"{folder} cannot be written",
-                      "export LIGHTNING_PROMPTS_CACHE=FOLDER  # one that you may write to")  # fmt: skip
+        remedy = "export LIGHTNING_PROMPTS_CACHE=FOLDER  # a folder that you can write to"
+        yield Finding("cache", "bad", f"{folder} is not writable", remedy)
         return
     used = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0
     yield Finding("cache", "ok", f"{folder}, {size(used)}; safe to delete")
     free = shutil.disk_usage(existing).free
     needed = 0 if _converted(converted_folder, LMConfig().name) else ROOM
     low = free < needed + ROOM // 6
-    remedy = f"make room, or export LIGHTNING_PROMPTS_CACHE=FOLDER  # one with {size(ROOM)} free" if low else ""
+    remedy = (
+        f"free some space, or export LIGHTNING_PROMPTS_CACHE=FOLDER  # a folder with {size(ROOM)} free" if low else ""
+    )
     yield Finding("disk", "bad" if low else "ok", f"{size(free)} free", remedy)
 
 
@@ -238,10 +250,10 @@ def _has_gpu() -> bool:
 
 
 def _metadata() -> importlib.metadata.PackageMetadata:
-    """What the installed project says of itself.
+    """The metadata of the installed project.
 
     Raises:
-        UserError: It is run without being installed.
+        UserError: The project is not installed.
     """
     try:
         return importlib.metadata.metadata(DISTRIBUTION)
@@ -269,7 +281,7 @@ def _satisfied(need: Requirement, version: str) -> bool:
 
 
 def _lacks(need: Requirement, within: tuple[str, ...] = ()) -> list[str]:
-    """The names of the packages that a requirement lacks: itself, or what its extras ask for; empty if all is there."""
+    """The packages that are missing for a requirement: its own, or those of its extras; empty if none is."""
     if not _satisfied(need, _version(need.name)):
         return [need.name]
     if str(need) in within or not need.extras:
@@ -280,15 +292,11 @@ def _lacks(need: Requirement, within: tuple[str, ...] = ()) -> list[str]:
 
 
 def _plain(need: Requirement) -> str:
-    """A requirement as pip wants it, without the marker."""
+    """A requirement as an argument of pip, without the marker."""
     extras = f"[{','.join(sorted(need.extras))}]" if need.extras else ""
     return f"{need.name}{extras}{need.specifier}"
 
 
 def _command(error: UserError) -> str:
-    """The command that an error about missing weights names."""
+    """The command in an error about missing weights."""
     return str(error).partition("install them with: ")[2]
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -1,4 +1,4 @@
-"""What a person sees in the terminal while a run goes on, and what not."""
+"""The terminal output of a run: the progress bar, the table of results, and which warnings are hidden."""
 
 from __future__ import annotations
 
@@ -19,27 +19,29 @@ def results_table(metrics: Mapping[str, torch.Tensor]) -> Table:
     table = Table("test set", *names)
     for split in dict.fromkeys(key.rpartition("/")[0] for key in metrics if key.startswith("test/")):
         values = [metrics.get(f"{split}/{name}") for name in names]
-        cells = ["" if value is None else f"{value:.0f}" if name == "examples" else f"{value:.4f}"
-                 for name, value in zip(names, values, strict=True)]  # fmt: skip
+        cells = [
+            "" if value is None else f"{value:.0f}" if name == "examples" else f"{value:.4f}"
+            for name, value in zip(names, values, strict=True)
+        ]
         table.add_row(split, *cells)
     return table
 
 
 class _Bar(RichProgressBar):
-    """Without the logger's version number, and without an epoch -2; it reads metrics when a step is logged.
+    """A progress bar without the logger's version number and without an epoch -2.
 
-    A GPU would have to wait whenever one is read.
+    It reads metrics only when a step is logged, as every read makes the GPU wait.
     """
 
     reads_when_logging = True  # `PromptMethod.log` leaves it to this bar
 
     def __init__(self) -> None:
-        """Nothing is shown yet."""
+        """Start without metrics."""
         super().__init__()
         self._shown: dict[str, Any] = {}
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
-        """What stands beside the bar."""
+        """The metrics beside the bar."""
         if not trainer.training or not self._shown or trainer._logger_connector.should_update_logs:
             items: dict[str, Any] = super().get_metrics(trainer, pl_module)
             known = trainer.callback_metrics
@@ -48,12 +50,12 @@ class _Bar(RichProgressBar):
         return self._shown
 
     def _get_train_description(self, current_epoch: int) -> str:
-        """Without the last epoch where there is none: Lightning makes -2 of ``max_epochs: -1``."""
+        """Leave out the number of epochs if there is no limit: Lightning shows -2 for ``max_epochs: -1``."""
         return str(super()._get_train_description(current_epoch)).replace("/-2", "   ")
 
 
 def use_rich_progress_bar(trainer: L.Trainer) -> None:
-    """In place of Lightning's default; not a callback of the config, so that ``enable_progress_bar`` can say no."""
+    """Replace Lightning's default bar. A callback of the config would ignore ``enable_progress_bar: false``."""
     installed: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
     defaults = [callback for callback in installed if type(callback) in (RichProgressBar, TQDMProgressBar)]
     if defaults or not any(isinstance(callback, ProgressBar) for callback in installed):
@@ -61,14 +63,14 @@ def use_rich_progress_bar(trainer: L.Trainer) -> None:
         installed.insert(0, _Bar())
 
 
-# Of a run that is only put together, to look into it: by our own choice on a CPU and without its callbacks.
-_LOOKED_INTO = (".*GPU available but not used.*", ".*callbacks used to create the checkpoint need to be provided.*")
+# Warnings about a run that is only built to be inspected, on the CPU and without callbacks.
+_INSPECTED = (".*GPU available but not used.*", ".*callbacks used to create the checkpoint need to be provided.*")
 
 
-def quiet(looked_into: bool = False) -> None:
-    """Keep the screen for what a user can act on."""
+def quiet(inspected: bool = False) -> None:
+    """Hide warnings that a user cannot act on."""
     for message in (
-        *(_LOOKED_INTO if looked_into else ()),
+        *(_INSPECTED if inspected else ()),
         ".*does not have many workers.*",
         ".*Checkpoint directory .* exists and is not empty.*",
         ".*`LightningCLI`'s args parameter.*",

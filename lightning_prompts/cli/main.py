@@ -1,4 +1,4 @@
-"""The command line: LightningCLI, its defaults for prompt methods, and errors in one line."""
+"""LightningCLI with this project's classes, defaults and run folder."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from pathlib import Path
 from pydoc import locate
 from typing import Any, Union, get_args
 
-# A checkpoint is data: nothing in it is ever run, whoever calls torch.load.
+# Checkpoints are data: torch.load never runs code from one, whoever calls it.
 os.environ.setdefault("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")
-# Lightning 2.6 itself calls what newer parsers deprecate.
+# Lightning 2.6 calls functions of jsonargparse that its newer versions deprecate.
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
 import lightning as L  # noqa: N812 - Lightning's own convention
@@ -30,28 +30,12 @@ from rich.console import Console
 
 from lightning_prompts import callbacks, datamodules, methods
 from lightning_prompts.accelerators import check_accelerator
-from lightning_prompts.checkpoints import AtomicCheckpointIO, check_readable, does_not_fit
-from lightning_prompts.commands import fail
-from lightning_prompts.config_errors import check_yaml, not_made, one_line, user_error
-from lightning_prompts.dln.messages import MessageChoice
-from lightning_prompts.dln.posterior import PosteriorTemplate
-from lightning_prompts.dln.proposals import Proposals
-from lightning_prompts.dln.sharpening import Sharpening
+from lightning_prompts.checkpoints import AtomicCheckpointIO, check_readable
+from lightning_prompts.cli.checks import check
+from lightning_prompts.cli.errors import one_line, to_user_error, user_error
+from lightning_prompts.cli.terminal import quiet, results_table, use_rich_progress_bar
 from lightning_prompts.errors import DEBUG, UserError, check_finite
-from lightning_prompts.estimators.baselines import Baseline
-from lightning_prompts.estimators.reinforce import Shaping, Support
-from lightning_prompts.estimators.relaxations import GradientEstimator
-from lightning_prompts.files import no_room
-from lightning_prompts.lm.memory import out_of_memory
-from lightning_prompts.objectives import Objective
-from lightning_prompts.objectives.rewards import Reward
-from lightning_prompts.parallel import LMParallel
-from lightning_prompts.processes import process_lost
-from lightning_prompts.prompts.initializers import Initializer
-from lightning_prompts.refiners.heads import Head
-from lightning_prompts.refiners.networks import RefinerNetwork
 from lightning_prompts.runs.record import RunFolder, check_writable
-from lightning_prompts.terminal import quiet, results_table, use_rich_progress_bar
 
 log = logging.getLogger(__name__)
 
@@ -61,8 +45,8 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "gradient_clip_val": 1.0,
     "log_every_n_steps": 5,
     "num_sanity_val_steps": 0,
-    "enable_model_summary": False,  # RunFolder says it in a few lines
-    "use_distributed_sampler": False,  # batches are the same, however many processes share them
+    "enable_model_summary": False,  # RunFolder prints a shorter one
+    "use_distributed_sampler": False,  # every process sees the whole batch, and works on its part of it
 }
 
 CALLBACK_DEFAULTS: list[dict[str, Any]] = [
@@ -85,29 +69,21 @@ CALLBACK_DEFAULTS: list[dict[str, Any]] = [
     {"class_path": "lightning_prompts.callbacks.SampleGenerations"},
     {"class_path": "lightning_prompts.callbacks.Throughput"},
 ]
-ALWAYS = (callbacks.ResultFiles, callbacks.ValidateAtEnd, callbacks.StopOnSignal)  # whatever a config says
-
-
-CONFIGURABLE = (
-    methods.PromptMethod, datamodules.TextDataModule, Initializer, GradientEstimator, RefinerNetwork, Head, Objective,
-    Reward, Baseline, Support, Shaping, Proposals, MessageChoice, PosteriorTemplate, Sharpening, L.Callback, LMParallel,
-)  # fmt: skip
+ALWAYS = (callbacks.ResultFiles, callbacks.ValidateAtEnd, callbacks.StopOnSignal)  # every run has these
 
 
 class Parser(LightningArgumentParser):
-    """Says what is wrong in one line, with the nearest valid names."""
+    """LightningArgumentParser that prints errors in one line, with the nearest valid names."""
 
     def error(self, message: str, ex: Exception | None = None) -> Any:  # noqa: ANN401 - it never returns
         """Print one line and exit with code 2."""
         if os.environ.get(DEBUG) and ex is not None:
             raise ex
-        wrapped = user_error(ex)
-        line = str(wrapped) if wrapped else one_line(message, CONFIGURABLE)
-        print(f"error: {line}", file=sys.stderr)
+        print(f"error: {user_error(ex) or one_line(message)}", file=sys.stderr)
         sys.exit(2)
 
     def add_class_arguments(self, theclass: type, *args: object, **kwargs: object) -> list[str]:
-        """As any parser does; the run folder is where a logger writes by default, and no required setting."""
+        """Add the settings of a class; a logger's folder is not required, as it is the run folder by default."""
         added: list[str] = super().add_class_arguments(theclass, *args, **kwargs)
         if isclass(theclass) and issubclass(theclass, Logger) and "save_dir" in added:
             self.set_defaults({"save_dir": ""})
@@ -115,12 +91,12 @@ class Parser(LightningArgumentParser):
         return added
 
 
-def _whole_numbers_first(parser: LightningArgumentParser) -> None:
-    """Read ``1`` as one batch and not as ``1.0``, the whole set, whatever was imported before.
+def _read_integers_first(parser: LightningArgumentParser) -> None:
+    """Read ``1`` as one batch and not as ``1.0``, the whole set.
 
-    ``Optional[Union[int, float]]`` comes from a cache that does not heed the order inside, so that where another
-    package (Ray is one) has named floats first, they come first in Lightning's types as well; and the first type that
-    can read a value has it.
+    The parser takes the first type of a union that can read a value. Python caches unions regardless of the order of
+    their members. So if another package, such as Ray, has used ``Optional[Union[float, int]]`` before, Lightning's
+    annotations ``Optional[Union[int, float]]`` have floats first as well.
     """
     for action in parser._actions:
         kinds = list(get_args(getattr(action, "_typehint", None)))
@@ -133,9 +109,9 @@ def _whole_numbers_first(parser: LightningArgumentParser) -> None:
 class PromptCLI(LightningCLI):
     """LightningCLI with this project's classes, defaults and run folder."""
 
-    def __init__(self, args: Sequence[str] | None = None) -> None:
-        """Parse, build, run."""
-        self.words = sys.argv[1:] if args is None else list(args)
+    def __init__(self, args: Sequence[str]) -> None:
+        """Parse the arguments, build the classes, and run the subcommand."""
+        self.words = list(args)
         self._in_run_folder: list[Namespace] = []  # settings of loggers that write into the run folder
         super().__init__(
             methods.PromptMethod,
@@ -143,24 +119,28 @@ class PromptCLI(LightningCLI):
             subclass_mode_model=True,
             subclass_mode_data=True,
             parser_class=Parser,
-            parser_kwargs={"allow_abbrev": False, **{name: {"allow_abbrev": False} for name in self.subcommands()}},
+            parser_kwargs={
+                "prog": "lightning-prompts",
+                "allow_abbrev": False,
+                **{name: {"allow_abbrev": False} for name in self.subcommands()},
+            },
             seed_everything_default=0,
             auto_configure_optimizers=False,
             save_config_callback=RunFolder,
             trainer_defaults={**TRAINER_DEFAULTS, "callbacks": [always() for always in ALWAYS]},
             load_from_checkpoint_support=False,
-            args=None if args is None else list(args),
+            args=self.words,
         )
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Lightning's, without a way to load checkpoints that run code."""
+        """Lightning's subcommands, without the option to load checkpoints that run code."""
         return {
             name: {*skip, "weights_only", "return_predictions"} for name, skip in LightningCLI.subcommands().items()
         }
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:  # noqa: ANN401
-        """Collect the settings of the subcommand that was called alone; the others' take as long again, each."""
+        """Collect the settings of the called subcommand only, as each takes a while."""
         called = self.words[0] if self.words else ""
         if called in self.subcommands() and called != subcommand:
             self._subcommand_method_arguments[subcommand] = []
@@ -168,8 +148,8 @@ class PromptCLI(LightningCLI):
         return super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """The callbacks that every run has unless its config says otherwise, and the run folder's switch."""
-        _whole_numbers_first(parser)
+        """Add the default callbacks, the budget, the last checkpoint and ``--overwrite``."""
+        _read_integers_first(parser)
         parser.set_defaults({"trainer.callbacks": CALLBACK_DEFAULTS})
         parser.add_lightning_class_args(callbacks.Budget, "budget")
         parser.add_lightning_class_args(callbacks.LastCheckpoint, "checkpoint")
@@ -178,7 +158,7 @@ class PromptCLI(LightningCLI):
         )
 
     def _parse_ckpt_path(self) -> None:
-        """Nothing of a checkpoint goes into the config: ``config.yaml`` is the record of the run."""
+        """Take no settings from a checkpoint: ``config.yaml`` is the record of the run."""
 
     def before_instantiate_classes(self) -> None:
         """Check the run folder and the checkpoint before anything is built."""
@@ -205,7 +185,7 @@ class PromptCLI(LightningCLI):
             )
 
     def _check_checkpoint(self, config: Namespace) -> None:
-        """Resolve ``last`` and ``best`` to files of the run folder, and make sure that the file is whole."""
+        """Resolve ``last`` and ``best`` to files of the run folder, and check that the file is complete."""
         saved = self.folder / "checkpoints"
         if config.ckpt_path in ("last", "best"):
             path = saved / f"{config.ckpt_path}.ckpt"
@@ -223,15 +203,15 @@ class PromptCLI(LightningCLI):
                 )
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:  # noqa: ANN401 - Trainer's own arguments
-        """A trainer whose files all land in the run folder."""
+        """Build a trainer that writes all its files into the run folder."""
         config = self.config[self.config.subcommand].trainer
         for settings in self._in_run_folder:
-            settings.save_dir = ""  # in the record, so that it holds of another folder as well
+            settings.save_dir = ""  # so that the record also fits another run folder
         given = self._get(self.config_init, "trainer").logger
         if self.config.subcommand == "fit" or config.logger in (None, True):
             kwargs["logger"] = False  # see RunFolder
         if config.enable_checkpointing is False:
-            kwargs["enable_checkpointing"] = None  # Lightning refuses to leave out callbacks that are given
+            kwargs["enable_checkpointing"] = None  # Lightning refuses false beside checkpoint callbacks
         trainer = super().instantiate_trainer(**kwargs)
         if config.enable_checkpointing is False:
             installed: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
@@ -263,7 +243,7 @@ class PromptCLI(LightningCLI):
         return kwargs
 
     def after_fit(self) -> None:
-        """Say how to go on; a signal that came too late to stop anything is told by the exit code all the same."""
+        """Print the next command; exit with a signal's code even if the signal came too late to stop training."""
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, callbacks.StopOnSignal) and callback.exit_code:
                 raise SIGTERMException(callback.exit_code)
@@ -275,7 +255,7 @@ class PromptCLI(LightningCLI):
             print("nothing is saved, as trainer.enable_checkpointing is false")
             return
         test = f"test it: lightning-prompts test -c {shlex.quote(str(self.folder / 'config.yaml'))} --ckpt_path"
-        if best in saved:  # and not that of an earlier run
+        if best in saved:  # of this run, not of an earlier one
             print(f"{test} best")
         elif self.trainer.global_step:
             validated = any(name.startswith("val/") for name in self.trainer.callback_metrics)
@@ -283,26 +263,25 @@ class PromptCLI(LightningCLI):
             print(f"no best.ckpt: {why}; the last state is kept, {test} last")
 
     def after_test(self) -> None:
-        """One row for each test set, where Lightning would make one column for each."""
+        """Print one row for each test set; Lightning would print one column for each."""
         if self.config.test.verbose and self.trainer.is_global_zero:
             Console().print(results_table(self.trainer.callback_metrics))
 
 
 class PlannedRun(PromptCLI):
-    """What ``fit`` would run with some arguments, as far as that needs neither weights, devices nor a run folder."""
+    """What ``fit`` would run, built without weights, devices or a run folder."""
 
     def __init__(self, args: Sequence[str]) -> None:
-        """Parse and build."""
-        quiet(looked_into=True)
-        check_yaml(args)
+        """Parse the arguments of ``fit`` and build the classes."""
+        quiet(inspected=True)
         super().__init__(["fit", *args])
 
     def before_instantiate_classes(self) -> None:
-        """Nothing is written, so nothing is checked."""
+        """Check nothing, as nothing is written."""
         self.trainer_config = self.config.fit.trainer.clone()
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:  # noqa: ANN401 - Trainer's own arguments
-        """One that does nothing; the config's may be for another machine."""
+        """Build a trainer that does nothing, as the config may be for another machine."""
         del kwargs
         return L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, barebones=True)
 
@@ -311,36 +290,30 @@ class PlannedRun(PromptCLI):
         self.datamodule.setup("fit")
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Not now."""
+        """Do not run it."""
 
 
-def run(args: Sequence[str] | None = None) -> int:
-    """Run the command line, and print errors in one line.
+def main(args: Sequence[str]) -> int:
+    """Run one of Lightning's subcommands.
 
     Args:
-        args: The arguments, ``sys.argv``'s by default.
+        args: The words of the command line.
 
     Returns:
-        The exit code: 0, or 1 after an error. Errors in the arguments exit with 2.
+        The exit code: 0, or that of a signal which stopped the run. Errors are raised; see `execute`.
     """
     try:
         execute(args)
-    except UserError as error:
-        return fail(str(error))
-    except KeyboardInterrupt:
-        return 130
     except SIGTERMException as error:
         return int(error.code or 128 + signal.SIGTERM)
-    except Exception as error:  # noqa: BLE001 - a person reads this; the traceback is one variable away
-        return fail(f"{type(error).__name__}: {error}", unexpected=True)
     return 0
 
 
-def execute(args: Sequence[str] | None = None) -> PromptCLI:
-    """Run the command line, and raise errors.
+def execute(args: Sequence[str]) -> PromptCLI:
+    """Run one of Lightning's subcommands, and raise errors.
 
     Args:
-        args: The arguments, ``sys.argv``'s by default.
+        args: The words of the command line.
 
     Returns:
         The command line, with its method, datamodule and trainer.
@@ -353,7 +326,7 @@ def execute(args: Sequence[str] | None = None) -> PromptCLI:
     """
     quiet()
     try:
-        check_yaml(sys.argv[1:] if args is None else args)
+        check(args)
         return PromptCLI(args)
     except SIGTERMException:
         raise
@@ -362,30 +335,14 @@ def execute(args: Sequence[str] | None = None) -> PromptCLI:
             raise KeyboardInterrupt from error
         raise
     except Exception as error:
-        known = None if isinstance(error, UserError) else told(error)
+        known = None if isinstance(error, UserError) else to_user_error(error)
         if known is None:
             raise
         raise known from error
 
 
-def told(error: Exception) -> UserError | None:
-    """An error in words for people, where it is a known one."""
-    if isinstance(error, RecursionError):
-        return UserError("a config or data file is nested too deeply, or holds itself")
-    known = user_error(error) or no_room(error) or process_lost(error)
-    if known is None and out_of_memory(error):
-        return UserError(
-            "out of memory; lower data.batch_size and data.eval_batch_size, or set model.lm.dtype: bfloat16 or "
-            "model.lm.gradient_checkpointing: true"
-        )
-    known = known or does_not_fit(error)
-    if known is None and "Does not validate against" in str(error):  # by the parser, while it builds
-        return UserError(not_made(error) or one_line(str(error), CONFIGURABLE))
-    return known
-
-
 def _instead(path: Path) -> str:
-    """What to do without a checkpoint of the run folder."""
+    """What to do if the run folder does not hold a checkpoint."""
     folder, last = path.parent.parent, path.with_name("last.ckpt")
     if path != last and last.exists():
         return "the run has kept no best one, as after training without a validation; take last instead"
@@ -399,26 +356,26 @@ def _class_name(node: Namespace) -> str:
 
 
 def _loggers_without_place(given: object) -> list[Namespace]:
-    """The settings of the loggers that are not told where to write."""
+    """The settings of the loggers that have no ``save_dir``."""
     nodes = given if isinstance(given, list) else [given]
     settings = [node.init_args for node in nodes if isinstance(node, Namespace) and "init_args" in node]
     return [each for each in settings if each.get("save_dir") == ""]
 
 
 def _monitor(config: Namespace) -> None:
-    """The default's metric is that of most methods; where the method is about another, so is the best checkpoint."""
+    """Choose the best checkpoint by the method's own metric, unless the config names another one."""
     method, given = locate(config.model.class_path), config.trainer.callbacks or []
     for node in given if isinstance(given, list) else [given]:
         callback = locate(node.class_path)
         if not (isclass(callback) and issubclass(callback, ModelCheckpoint) and isclass(method)):
-            continue  # a function may make a callback or a method, too
+            continue  # a function can also build a callback or a method
         settings = node.get("init_args", {})
         if settings.get("monitor") == methods.PromptMethod.monitor[0] and "mode" in settings:
             settings.monitor, settings.mode = getattr(method, "monitor", methods.PromptMethod.monitor)
 
 
 def _check_stopping(trainer: L.Trainer, callback: EarlyStopping) -> None:
-    """Raise a `UserError` if early stopping would never look at its metric, or before there is one."""
+    """Raise a `UserError` if early stopping would never read its metric, or would read it before it exists."""
     every_epoch = trainer.val_check_interval == 1.0 and trainer.check_val_every_n_epoch == 1
     given = callback._check_on_train_epoch_end
     validated, at_epoch_end = callback.monitor.startswith("val/"), every_epoch if given is None else given
@@ -432,9 +389,9 @@ def _check_stopping(trainer: L.Trainer, callback: EarlyStopping) -> None:
 
 
 def _check_trainer(config: Namespace) -> None:
-    """What Lightning finds out too late, or in words that help nobody."""
+    """Raise a `UserError` for settings that Lightning reports late or unclearly."""
     if config.barebones:
-        raise UserError("trainer.barebones leaves out what a run is kept by; leave it out")
+        raise UserError("trainer.barebones turns off logging and checkpoints, which a run needs; leave it out")
     if config.accumulate_grad_batches < 1:
         raise UserError(f"trainer.accumulate_grad_batches must be at least 1, got {config.accumulate_grad_batches}")
     for name, above in (("gradient_clip_val", False), ("val_check_interval", True)):
