@@ -264,6 +264,19 @@ def subclasses(base: type) -> Iterator[type]:
         yield from subclasses(child)
 
 
+def settings_of(kind: type) -> dict[str, inspect.Parameter]:
+    """Return the settings of a class: the parameters of its constructor, and those that ``**kwargs`` pass on."""
+    found: dict[str, inspect.Parameter] = {}
+    for owner in inspect.getmro(kind):
+        if "__init__" in vars(owner):
+            own = list(inspect.signature(vars(owner)["__init__"]).parameters.values())[1:]
+            named = {item.name: item for item in own if item.kind not in (item.VAR_POSITIONAL, item.VAR_KEYWORD)}
+            found = {**named, **found}
+            if not any(item.kind is item.VAR_KEYWORD for item in own):
+                break
+    return found
+
+
 def _class_names(bases: list[type], key: str | None) -> list[str]:
     """The names of the classes that a key may hold; of all of them when the key says nothing."""
     parts = [part for part in (key or "").split(".") if part not in ("class_path", "init_args")]
@@ -278,7 +291,7 @@ def _setting_names_of(parents: list[str], bases: list[type]) -> list[str]:
     """Settings of the classes that the innermost key may hold; nothing where that is not known."""
     role = ROLES.get(parents[-1]) if parents else None
     owners = [child for base in bases if base.__name__ == role for child in subclasses(base)]
-    return sorted({name for owner in owners for name in inspect.signature(owner).parameters if name != "self"})
+    return sorted({name for owner in owners for name in settings_of(owner)})
 
 
 def _places(name: str, bases: list[type]) -> list[str]:
@@ -286,10 +299,7 @@ def _places(name: str, bases: list[type]) -> list[str]:
     owners: dict[str, list[type]] = {"model.lm": [LMConfig], "trainer": [L.Trainer]}
     for key in ("model", "data"):
         owners[key] = [child for base in bases if base.__name__ == ROLES[key] for child in subclasses(base)]
-    known = {
-        key: {option for kind in kinds for option in inspect.signature(kind).parameters}
-        for key, kinds in owners.items()
-    }
+    known = {key: {option for kind in kinds for option in settings_of(kind)} for key, kinds in owners.items()}
     return [f"{key}.{name}" for key, options in known.items() if name in options]
 
 
@@ -299,5 +309,5 @@ def _setting_names(bases: list[type]) -> list[str]:
     owners += [L.Trainer, LMConfig, Server, LanguageLayer, Posterior]
     names = set(TOP)
     for owner in owners:
-        names.update(name for name in inspect.signature(owner).parameters if name != "self")
+        names.update(settings_of(owner))
     return sorted(names)

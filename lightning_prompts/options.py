@@ -16,7 +16,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning_prompts import datamodules, methods
 from lightning_prompts.cli import CONFIGURABLE, PromptCLI
 from lightning_prompts.commands import COMMANDS
-from lightning_prompts.config_errors import subclasses
+from lightning_prompts.config_errors import settings_of, subclasses
 
 Options = dict[str, list[str]]
 
@@ -71,8 +71,10 @@ def _of_parser(parser: argparse.ArgumentParser) -> Options:
 
 def _of_class(prefix: str, kind: Any) -> Iterator[tuple[str, list[str]]]:  # noqa: ANN401 - a class or a dataclass
     """The settings of a class, and below them those of its dataclasses."""
-    hints = typing.get_type_hints(kind if dataclasses.is_dataclass(kind) else kind.__init__)
-    for name in inspect.signature(kind).parameters:
+    owners = [vars(base)["__init__"] for base in reversed(inspect.getmro(kind)) if "__init__" in vars(base)]
+    owners = [kind] if dataclasses.is_dataclass(kind) else owners
+    hints = {name: hint for owner in owners for name, hint in typing.get_type_hints(owner).items()}
+    for name in settings_of(kind):
         hint = hints.get(name, str)
         yield f"{prefix}.{name}", _choices(hint)
         inner = next((part for part in _parts(hint) if dataclasses.is_dataclass(part) and not _role(part)), None)

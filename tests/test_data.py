@@ -6,10 +6,9 @@ from pathlib import Path
 import pytest
 
 from lightning_prompts.datamodules import Antonyms, QuestionAnswer
-from lightning_prompts.datamodules.base import disjoint_components
-from lightning_prompts.datamodules.order import EpochSampler, ResumableLoader
-from lightning_prompts.datamodules.question_answer import read_table
-from lightning_prompts.datamodules.wordnet import antonym_table
+from lightning_prompts.datamodules.samplers import EpochSampler, ResumableLoader
+from lightning_prompts.datamodules.sources import read_table, shipped_table
+from lightning_prompts.datamodules.splits import disjoint_components
 from lightning_prompts.errors import UserError
 from lightning_prompts.types import Batch
 
@@ -213,7 +212,7 @@ def test_rare_antonyms_are_another_test_set() -> None:
     assert not words(rare) & words(others)
     for split in ("train", "val", "test"):
         assert data.examples(split) == plain.examples(split), "nothing else changes"
-    counts = {row["word"]: int(row["count"]) for row in antonym_table()}
+    counts = {row["word"]: int(row["count"]) for row in shipped_table("antonyms.tsv")}
     assert all(counts.get(example.question, 0) == 0 for example in rare)
 
 

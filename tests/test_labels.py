@@ -15,10 +15,9 @@ from conftest import TINY
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_prompts.cli import run
-from lightning_prompts.datamodules import BigBenchHard, Classification, Hyperbaton, Navigate, TextDataModule
-from lightning_prompts.datamodules import hub as hub_module
-from lightning_prompts.datamodules.options import parse_options, strip_options
-from lightning_prompts.datamodules.order import BalancedSampler
+from lightning_prompts.datamodules import BigBenchHard, Classification, Hyperbaton, Navigate, TextDataModule, sources
+from lightning_prompts.datamodules.labels import parse_options
+from lightning_prompts.datamodules.samplers import BalancedSampler
 from lightning_prompts.errors import UserError
 from lightning_prompts.types import Batch, Example
 
@@ -97,8 +96,15 @@ def test_ways_to_write_a_class(tmp_path: Path) -> None:
     assert run([*words, "--model.lm.dtype", "float32", "--trainer.default_root_dir", str(folder)]) == 0
     answers = {json.loads(line)["answer"] for line in (folder / "predictions.jsonl").read_text().splitlines()}
     assert answers <= {"description", "entity", "abbreviation", "person", "location", "number"}
-    data = Classification("trec", train=file, sentence="q", label="y", val_size=6, test_size=6,
-                          labels={"expression": ["abbreviation", "expression"], "human": ["person"]})  # fmt: skip
+    data = Classification(
+        "trec",
+        train=file,
+        sentence="q",
+        label="y",
+        val_size=6,
+        test_size=6,
+        labels={"expression": ["abbreviation", "expression"], "human": ["person"]},
+    )
     written = ("description",), ("entity",), ("abbreviation", "expression"), ("person",), ("location",), ("number",)
     for example in everything(data):
         assert example.labels == written
@@ -168,7 +174,7 @@ def test_no_sentence_is_in_two_splits(tmp_path: Path) -> None:
         ),
         (BigBenchHard("navigate"), ("SaylorTwift/bbh", "navigate"), {"input": f"S{YES_NO}", "target": "No"}, "No"),
     ],
-)  # fmt: skip
+)
 def test_rows_of_the_hub(
     data: TextDataModule, asked: tuple[str, str | None], row: dict[str, Any], answer: str, monkeypatch: Any
 ) -> None:
@@ -182,7 +188,7 @@ def test_rows_of_the_hub(
         return [{**row, field: row[field].replace("S", f"{split} {n}")} for n in range(600)]
 
     monkeypatch.setattr(datasets, "load_dataset", rows)
-    monkeypatch.setattr(hub_module.HfApi, "dataset_info", lambda *args, **kwargs: None)
+    monkeypatch.setattr(sources.HfApi, "dataset_info", lambda *args, **kwargs: None)
     found = everything(data)
     assert {example.reference for example in found} == {answer}
     assert all(example.label is not None for example in found)
@@ -194,7 +200,7 @@ def test_rows_of_the_hub_that_are_wrong_are_dropped(monkeypatch: Any, caplog: An
 
     rows = [{"input": f"{n}?\nOptions:\n(A) x\n(B) y", "target": "(C)" if n == 7 else "(A)"} for n in range(250)]
     monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: rows)
-    monkeypatch.setattr(hub_module.HfApi, "dataset_info", lambda *args, **kwargs: None)
+    monkeypatch.setattr(sources.HfApi, "dataset_info", lambda *args, **kwargs: None)
     assert len(everything(BigBenchHard("ruin_names"))) == 249
     assert "1 of 250 train rows dropped: " in caplog.text
     assert "row 8: label '(C)' is unknown; known labels: (A), (B)" in caplog.text
@@ -210,8 +216,9 @@ def test_a_balanced_validation_set(tmp_path: Path) -> None:
     questions = [example.question for examples in splits.values() for example in examples]
     assert len(questions) == len(set(questions)) == 80
     own = write(tmp_path, [{**row, "sentence": f"v {row['sentence']}"} for row in rows], "v.jsonl")
-    whole = Classification("mpqa", train=file, val=own, test=write(tmp_path, sentences(9, 2, "t"), "t.jsonl"),
-                           balanced_val=True)  # fmt: skip
+    whole = Classification(
+        "mpqa", train=file, val=own, test=write(tmp_path, sentences(9, 2, "t"), "t.jsonl"), balanced_val=True
+    )
     assert Counter(example.label for example in whole.examples("val"))[0] == 20, "all of a file of its own"
     same = Classification("mpqa", train=file, balanced_val=True, val_size=17, test_size=10)
     assert [example.question for example in same.examples("val")] == [one.question for one in splits["val"]]
@@ -230,9 +237,23 @@ def test_without_a_network_one_line_names_the_option(
     def unreachable(*args: object, **kwargs: object) -> None:
         raise ConnectionError("no\nroute")
 
-    monkeypatch.setattr(hub_module.HfApi, "dataset_info", unreachable)
-    assert run(["test", "--model", "FixedPrompt", "--data", name, "--model.lm.name", TINY,
-                "--trainer.default_root_dir", str(tmp_path / "run")]) == 1  # fmt: skip
+    monkeypatch.setattr(sources.HfApi, "dataset_info", unreachable)
+    assert (
+        run(
+            [
+                "test",
+                "--model",
+                "FixedPrompt",
+                "--data",
+                name,
+                "--model.lm.name",
+                TINY,
+                "--trainer.default_root_dir",
+                str(tmp_path / "run"),
+            ]
+        )
+        == 1
+    )
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert "give local files: --data.train FILE" in line
 
@@ -254,7 +275,6 @@ def test_without_a_network_one_line_names_the_option(
 def test_options(question: str, text: str, options: tuple[str, ...], labels: tuple[tuple[str, ...], ...]) -> None:
     choices = parse_options(question)
     assert (choices.text, choices.options, choices.labels) == (text, options, labels)
-    assert strip_options(question) == text
     assert parse_options(choices.question) == choices
 
 
@@ -438,7 +458,7 @@ def test_every_question_is_solved_and_none_is_asked_twice(task: Any, seed: int) 
         assert abs(Counter(example.label for example in examples)[0] - size / 2) <= 0.5
         for example in examples:
             assert SOLVERS[task](example.question) == example.reference
-            assert example.fields["stripped"] == strip_options(example.question) != example.question
+            assert example.fields["stripped"] == parse_options(example.question).text != example.question
             options = parse_options(example.question).options
             questions.add((example.fields["stripped"], frozenset(options)))
     assert len(questions) == sum(data.sizes.values())
@@ -565,10 +585,16 @@ def test_a_resumed_run_sees_the_same_balanced_batches(stop: int, tmp_path: Path)
     def fit(steps: int, checkpoint: str | None = None) -> list[list[str]]:
         L.seed_everything(7, verbose=False)
         data, recorder = Hyperbaton(train_size=90, val_size=2, test_size=2, batch_size=10, balanced=True), Recorder()
-        trainer = L.Trainer(max_steps=steps, accelerator="cpu", logger=False, enable_progress_bar=False,
-                            enable_model_summary=False, limit_val_batches=0,
-                            callbacks=[ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1)],
-                            default_root_dir=tmp_path)  # fmt: skip
+        trainer = L.Trainer(
+            max_steps=steps,
+            accelerator="cpu",
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            limit_val_batches=0,
+            callbacks=[ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1)],
+            default_root_dir=tmp_path,
+        )
         trainer.fit(recorder, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         return recorder.steps
 

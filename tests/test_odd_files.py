@@ -12,7 +12,7 @@ import pytest
 
 from lightning_prompts.datamodules import GSM8K, BigBenchHard, Classification, QuestionAnswer
 from lightning_prompts.datamodules.base import TextDataModule
-from lightning_prompts.datamodules.tables import read_table
+from lightning_prompts.datamodules.sources import read_table
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm import FrozenLM
 
@@ -285,7 +285,7 @@ def test_answers_that_can_never_be_right_are_refused(
     kind: Any, answers: list[str], settings: dict[str, Any], tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=r"a\.jsonl row \d+: .*data\.stop .*data\.template") as raised:
-        kind(write(tmp_path, "a.jsonl", worked(answers)), **settings).examples("train")
+        kind(train=write(tmp_path, "a.jsonl", worked(answers)), **settings).examples("train")
     assert "\n" not in str(raised.value)
 
 

@@ -21,8 +21,8 @@ from lightning_prompts.datamodules import (
     OpenMathInstruct2,
     TextDataModule,
     WordPairs,
+    sources,
 )
-from lightning_prompts.datamodules import hub as hub_module
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm import LMConfig
 from lightning_prompts.methods import FixedPrompt
@@ -108,7 +108,7 @@ def test_openmathinstruct2(tmp_path: Path) -> None:
         (GSM8K, {"question": "q", "answer": ["#### 1"]}, "row 1: field 'answer' is a list, not a text"),
         (OpenMathInstruct2, {"problem": "p", "generated_solution": "s", "expected_answer": " "}, "_answer' is empty"),
     ],
-)  # fmt: skip
+)
 def test_rows_that_are_no_problems(kind: Any, row: dict[str, str], message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
         kind(train=write(tmp_path, [row])).examples("train")
@@ -132,11 +132,25 @@ def test_without_a_network_one_line_names_the_option(
         raise ConnectionError("no\nroute")
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
-    monkeypatch.setattr(hub_module.HfApi, "dataset_info", unreachable)
+    monkeypatch.setattr(sources.HfApi, "dataset_info", unreachable)
     with pytest.raises(UserError, match=r"give local files: --data\.train FILE"):
         kind().examples("train")
-    assert run(["test", "--model", "FixedPrompt", "--data", kind.__name__, "--model.lm.name", TINY,
-                "--trainer.default_root_dir", str(tmp_path / "run")]) == 1  # fmt: skip
+    assert (
+        run(
+            [
+                "test",
+                "--model",
+                "FixedPrompt",
+                "--data",
+                kind.__name__,
+                "--model.lm.name",
+                TINY,
+                "--trainer.default_root_dir",
+                str(tmp_path / "run"),
+            ]
+        )
+        == 1
+    )
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
 
 
@@ -151,12 +165,16 @@ def test_the_hub_is_streamed_and_filtered(monkeypatch: pytest.MonkeyPatch) -> No
         return (seen.append(row["problem"]) or row for row in OPEN_ROWS)  # type: ignore[func-returns-value]
 
     monkeypatch.setattr(datasets, "load_dataset", rows)
-    monkeypatch.setattr(hub_module.HfApi, "dataset_info", lambda *args, **kwargs: None)
+    monkeypatch.setattr(sources.HfApi, "dataset_info", lambda *args, **kwargs: None)
     data = OpenMathInstruct2(problem_sources=["gsm8k"], max_train_examples=3, val_size=2)
     assert len(data.examples("train")) == 3
     assert seen[0] == (("nvidia/OpenMathInstruct-2", None), "train_1M")
     assert len(seen) - 1 == 25, "no row is read beyond the seventh that is wanted (every fourth)"
-    assert hub_module.hub_rows("x", None, "train", "data.train", limit=2) == OPEN_ROWS[:2]
+    found = sources.HubSource("x", None, {"train": "train"}).rows("train", limit=2)
+    assert [(row.source, row.fields) for row in found] == [
+        ("x train row 1", OPEN_ROWS[0]),
+        ("x train row 2", OPEN_ROWS[1]),
+    ]
 
 
 @pytest.mark.parametrize("task", ["capital", "past_tense", "plural"])
@@ -214,8 +232,8 @@ def test_a_mixtures_metrics_are_told_for_each_member(tmp_path: Path) -> None:
 def test_bad_mixtures() -> None:
     for build, message in (
         (lambda: Mixture({}), "is empty"),
-        (lambda: Mixture({"a/b": WordPairs()}), "cannot be a member's name"),
-        (lambda: Mixture({"nll": WordPairs()}), "cannot be a member's name"),
+        (lambda: Mixture({"a/b": WordPairs()}), "cannot be the name of a dataset"),
+        (lambda: Mixture({"nll": WordPairs()}), "cannot be the name of a dataset"),
         (lambda: Mixture({"a": Mixture(members())}), "is a mixture itself"),
         (lambda: Mixture(members(), template=""), "has no {prompt}"),
         (lambda: Mixture({"mine": GSM8K(train="no.jsonl")}).examples("train"), "data.members.mine: no.jsonl does not"),

@@ -10,8 +10,9 @@ from collections.abc import Callable
 import pytest
 
 from lightning_prompts.datamodules import Addition, LastLetters, LetterReversal, ModularProduct, SymbolicSum
-from lightning_prompts.datamodules.generated import Deck, GeneratedTask
-from lightning_prompts.datamodules.wordnet import words
+from lightning_prompts.datamodules.generated import GeneratedTask
+from lightning_prompts.datamodules.sources import wordnet_words
+from lightning_prompts.datamodules.splits import Deck
 from lightning_prompts.errors import UserError
 from lightning_prompts.template import cut, final_result
 from lightning_prompts.types import Example
@@ -25,7 +26,7 @@ OUT = {
     LastLetters: ["test/4_words", "test/5_words"],
 }
 TASKS = list(OUT)
-TABLE = set(words())
+TABLE = set(wordnet_words())
 
 
 def splits(data: GeneratedTask) -> list[str]:
@@ -379,11 +380,17 @@ def test_a_deck_deals_every_question_once_in_any_order() -> None:
 @pytest.mark.parametrize(
     ("task", "settings", "message"),
     [
-        (Addition, {"min_digits": 1, "max_digits": 1, "train_size": 61, "val_size": 20, "test_size": 20},
-         r"Addition has only 100 different questions for test, val, train, not data.test_size 20 \+ data.val_size 20 "
-         r"\+ data.train_size 61; lower these"),
-        (Addition, {"min_digits": 2, "ood_digits": [1], "test_size": 101},
-         "only 100 different questions for test/1_digits, not data.test_size 101"),
+        (
+            Addition,
+            {"min_digits": 1, "max_digits": 1, "train_size": 61, "val_size": 20, "test_size": 20},
+            r"Addition has only 100 different questions for test, val, train, not data.test_size 20 \+ "
+            r"data.val_size 20 \+ data.train_size 61; lower these",
+        ),
+        (
+            Addition,
+            {"min_digits": 2, "ood_digits": [1], "test_size": 101},
+            "only 100 different questions for test/1_digits, not data.test_size 101",
+        ),
         (Addition, {"min_digits": 0}, "data.min_digits must be at least 1, got 0"),
         (Addition, {"min_digits": 1, "max_digits": 0}, "data.max_digits must be at least 1, got 0"),
         (Addition, {"min_digits": 4, "max_digits": 3}, "data.min_digits 4 is above data.max_digits 3"),
@@ -417,11 +424,14 @@ def test_a_deck_deals_every_question_once_in_any_order() -> None:
         (LastLetters, {"min_words": 0}, "data.min_words must be at least 1, got 0"),
         (LastLetters, {"max_words": 1}, "data.min_words 2 is above data.max_words 1"),
         (LastLetters, {"ood_words": [2]}, "data.ood_words 2 lies in the training range 2 to 3"),
-        *((task, {f"{split}_size": size}, f"data.{split}_size must be at least 1, got {size}")
-          for task in TASKS for split, size in zip(IN, (0, -1, 0), strict=True)),
+        *(
+            (task, {f"{split}_size": size}, f"data.{split}_size must be at least 1, got {size}")
+            for task in TASKS
+            for split, size in zip(IN, (0, -1, 0), strict=True)
+        ),
         *((task, {"batch_size": 0}, "data.batch_size must be at least 1, got 0") for task in TASKS),
     ],
-)  # fmt: skip
+)
 def test_settings_that_cannot_be(task: type[GeneratedTask], settings: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message) as raised:
         task(**settings).examples("train")
