@@ -82,7 +82,7 @@ def read_rows(path: Path) -> list[RawRow]:
     return [RawRow(f"{path} row {number}", fields, path) for number, fields in enumerate(table, start=1)]
 
 
-def rows_in_python(rows: object, split: str) -> list[RawRow]:
+def rows_in_python(rows: Any, split: str) -> list[RawRow]:
     """Take rows from Python, with the values that a file of the same rows gives.
 
     Args:
@@ -103,7 +103,8 @@ def rows_in_python(rows: object, split: str) -> list[RawRow]:
     elif isinstance(rows, Sequence) and not isinstance(rows, str | bytes):
         table = list(rows)
     else:
-        advice = f"; give one of its splits: {', '.join(map(str, rows))}" if isinstance(rows, Mapping) and rows else ""
+        several = datasets and isinstance(rows, datasets.DatasetDict)
+        advice = f"; give one of its splits: {', '.join(rows)}" if several else ""
         raise UserError(
             f"{split} rows must be a list of dicts, a pandas DataFrame or a datasets.Dataset, got a "
             f"{type(rows).__name__}{advice}"

@@ -109,12 +109,12 @@ def test_openmathinstruct2(tmp_path: Path) -> None:
         (OpenMathInstruct2, {"problem": "p", "generated_solution": "s", "expected_answer": " "}, "_answer' is empty"),
     ],
 )
-def test_rows_that_are_no_problems(kind: Any, row: dict[str, str], message: str, tmp_path: Path) -> None:
+def test_invalid_problem_rows_raise(kind: Any, row: dict[str, str], message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
         kind(train=write(tmp_path, [row])).examples("train")
 
 
-def test_filters_and_sizes_that_leave_nothing(tmp_path: Path) -> None:
+def test_filters_and_sizes_that_leave_no_rows_raise(tmp_path: Path) -> None:
     file = write(tmp_path, OPEN_ROWS)
     with pytest.raises(UserError, match="none of its train rows passes the filters"):
         OpenMathInstruct2(train=file, problem_sources=["nowhere"]).examples("train")
@@ -197,7 +197,7 @@ def members() -> dict[str, TextDataModule]:
     }
 
 
-def test_a_mixture_has_its_members_examples_in_one_template() -> None:
+def test_mixture_renders_all_datasets_with_one_template() -> None:
     mixed = Mixture(members(), template="{prompt}! {question} = {answer}\n")
     assert len(mixed.examples("train")) == 60
     assert {row.member for row in mixed.examples("test")} == {"plural", "sum", "antonym"}
@@ -208,12 +208,12 @@ def test_a_mixture_has_its_members_examples_in_one_template() -> None:
     assert len(Mixture(members(), max_train_examples=7).examples("train")) == 7
 
 
-def test_a_mixture_depends_on_its_own_seed() -> None:
+def test_mixture_seed_replaces_the_seeds_of_its_datasets() -> None:
     first, second = Mixture(members(), seed=0), Mixture(members(), seed=1)
     assert first.examples("test") != second.examples("test")
 
 
-def test_a_mixtures_metrics_are_told_for_each_member(tmp_path: Path) -> None:
+def test_mixture_reports_metrics_for_each_dataset(tmp_path: Path) -> None:
     L.seed_everything(0)
     mixed = Mixture(members(), eval_batch_size=16)
     method = FixedPrompt("x", LMConfig(TINY), max_new_tokens=1)
@@ -229,7 +229,7 @@ def test_a_mixtures_metrics_are_told_for_each_member(tmp_path: Path) -> None:
     assert found[0]["test/nll"] == pytest.approx(results["test/sum/nll"], abs=1e-4)
 
 
-def test_bad_mixtures() -> None:
+def test_invalid_mixtures_raise() -> None:
     for build, message in (
         (lambda: Mixture({}), "is empty"),
         (lambda: Mixture({"a/b": WordPairs()}), "cannot be the name of a dataset"),

@@ -119,7 +119,7 @@ def test_a_bad_row_is_named_by_its_number(row: object, message: str) -> None:
             {"val_rows": "rows.jsonl"},
             "val rows must be a list of dicts, a pandas DataFrame or a datasets.Dataset, got a s",
         ),
-        ({"train_rows": {"question": ["q"]}}, "got a dict"),
+        ({"train_rows": {"question": ["q"]}}, "got a dict$"),
         (
             {"train_rows": datasets.DatasetDict(train=datasets.Dataset.from_list(ROWS))},
             "got a DatasetDict; give one of its splits: train",
