@@ -1,39 +1,30 @@
-"""Addition of whole numbers, with or without the digit steps; tested on longer numbers too."""
+"""Addition of whole numbers, with or without steps; tested on longer numbers, too."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from lightning_prompts.datamodules.base import SourceRow, Split
-from lightning_prompts.datamodules.generated import GeneratedTask, Kind, check_range
+from lightning_prompts.datamodules.generated import GeneratedTask, check_range
+from lightning_prompts.datamodules.splits import Kind
 
 NINE, TEN = "123456789", "0123456789"
 
 
 class Addition(GeneratedTask):
-    r"""``321+654=975``, each number's length drawn by itself; ``test/5_digits`` etc. have two numbers of that length.
+    r"""``321+654=975``; both lengths are drawn independently; ``test/5_digits`` etc. have two numbers of that length.
 
     Args:
-        template: Text with ``{prompt}``, ``{question}`` (or ``{a}`` and ``{b}``), ``{equals}`` and ``{answer}``.
-        stop: Regular expression; a generated answer ends where it first matches.
-        chat: Render through the model's chat template.
-        system: The system turn of a chat.
         steps: Answer with the steps and then the result, ``1405;2507;3609;000=975``: for each digit from the last one
-            up, both digits, the carry that comes in and the result's digit; ``00`` and the last carry. The result alone
-            is compared. Numbers of ``d`` digits take up to ``6 d + 6`` characters: set ``model.max_new_tokens``, to
-            twice as many if ``spaced``.
-        aligned: Write zeros ahead of the question's shorter number, ``012+345``.
+            to the first, both digits, the carry into this digit and the digit of the result; then ``00`` and the last
+            carry. Only the result is compared. Numbers of ``d`` digits take up to ``6 d + 6`` characters: set
+            ``model.max_new_tokens``, to twice as many if ``spaced``.
+        aligned: Pad the shorter number of the question with zeros, ``012+345``.
         min_digits: Digits of the shortest numbers in training.
         max_digits: Digits of the longest numbers in training.
-        ood_digits: Digits of both numbers in further test sets, out of distribution; ``[]`` for none.
-        spaced: Write digits and signs apart, ``3 2 1 + 6 5 4 = 9 7 5``, since tokenizers merge digits into one token.
-        train_size: How many questions to train on, no two alike.
-        val_size: How many questions for validation.
-        test_size: How many questions in each test set.
-        batch_size: Examples per training step.
-        eval_batch_size: Examples per evaluation step.
-        max_train_examples: Keep only so many training examples, drawn by ``seed``.
-        seed: Seed of the questions.
+        ood_digits: Digits of both numbers in the out-of-distribution test sets; ``[]`` for none.
+        template: Text with ``{prompt}``, ``{question}`` (or ``{a}`` and ``{b}``), ``{equals}`` and ``{answer}``.
 
     >>> data = Addition(max_digits=2, ood_digits=[3])
     >>> [len(data.examples(split)) for split in ("train", "val", "test", "test/3_digits")]
@@ -45,44 +36,34 @@ class Addition(GeneratedTask):
 
     def __init__(
         self,
-        template: str = "{prompt} {question}{equals}{answer}$",
-        stop: str = r"\$",
-        chat: bool = False,
-        system: str | None = None,
         steps: bool = False,
         aligned: bool = False,
         min_digits: int = 1,
         max_digits: int = 4,
         ood_digits: list[int] = [5, 6],  # noqa: B006 - never changed
-        spaced: bool = False,
-        train_size: int = 5000,
-        val_size: int = 200,
-        test_size: int = 200,
-        batch_size: int = 32,
-        eval_batch_size: int = 64,
-        max_train_examples: int | None = None,
-        seed: int = 0,
+        template: str = "{prompt} {question}{equals}{answer}$",
+        stop: str = r"\$",
+        **kwargs: Any,
     ) -> None:
         """Check the lengths."""
-        super().__init__(template, stop, chat, system, spaced, train_size, val_size, test_size, batch_size,
-                         eval_batch_size, max_train_examples, seed)  # fmt: skip
+        super().__init__(template=template, stop=stop, **kwargs)
         check_range(("min_digits", "max_digits", "ood_digits"), min_digits, max_digits, ood_digits)
         self.steps = steps
         self.aligned = aligned
         self.digits = range(min_digits, max_digits + 1)
         self.ood_digits = ood_digits
         if steps:
-            self.extract = r"=([^=]*)$"  # what follows the last equals sign
+            self.extract = r"=([^=]*)$"  # the text after the last equals sign
 
     def kinds(self) -> dict[Split, list[Kind]]:
-        """One for each pair of lengths."""
+        """Return a kind for each pair of lengths."""
         return {
             "train": [_sums(first, second) for first in self.digits for second in self.digits],
             **{f"test/{digits}_digits": [_sums(digits, digits)] for digits in self.ood_digits},
         }
 
     def write(self, parts: Sequence[str]) -> SourceRow:
-        """The sum, its steps, and the result that counts."""
+        """Write the sum, perhaps its steps, and the result that is compared."""
         a, b = "".join(parts).split("+")
         result = str(int(a) + int(b))
         answer = f"{column_steps(a, b)}={result}" if self.steps else result
@@ -95,15 +76,15 @@ class Addition(GeneratedTask):
 
 
 def column_steps(a: str, b: str) -> str:
-    """The steps of adding two numbers digit by digit, the last digits first.
+    """Add two numbers digit by digit, the last digits first.
 
     Args:
         a: Digits.
-        b: Digits, as many or not.
+        b: Digits; their number may differ.
 
     Returns:
-        A group for each digit of the longer number (digit of ``a``, digit of ``b``, carry coming in, digit of the
-        result) and a last group of ``00`` and the carry, between semicolons.
+        A group for each digit of the longer number (digit of ``a``, digit of ``b``, carry into this digit, digit of the
+        result) and a last group of ``00`` and the carry, separated by semicolons.
     """
     width = max(len(a), len(b))
     groups, carry = [], 0
@@ -115,10 +96,10 @@ def column_steps(a: str, b: str) -> str:
 
 
 def _sums(first: int, second: int) -> Kind:
-    """All sums of two numbers of so many digits."""
+    """Return the choices for sums of two numbers with these numbers of digits."""
     return [*_number(first), "+", *_number(second)]
 
 
 def _number(digits: int) -> list[str]:
-    """All numbers of so many digits, 0 among those of one."""
+    """Return the choices for numbers of this many digits; one digit includes 0."""
     return [TEN] if digits == 1 else [NINE, *[TEN] * (digits - 1)]

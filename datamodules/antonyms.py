@@ -1,58 +1,44 @@
-"""Antonyms of single English words, from WordNet 3.0 (shipped; see ``data/LICENSE.wordnet``)."""
+"""Antonyms of single English words from WordNet 3.0 (included, see ``data/LICENSE.wordnet``)."""
 
 from __future__ import annotations
 
 import random
-from typing import Literal
+from typing import Any, Literal
 
-from lightning_prompts.datamodules.base import SourceRow, Split, TextDataModule, disjoint_components
-from lightning_prompts.datamodules.wordnet import antonym_table
+from lightning_prompts.datamodules.base import SourceRow, Split, TextDataModule
+from lightning_prompts.datamodules.sources import shipped_table
+from lightning_prompts.datamodules.splits import check_fractions, disjoint_components
 from lightning_prompts.errors import UserError
 
 
 class Antonyms(TextDataModule):
-    """Word -> antonym, both directions of each pair, no word of a test pair in training.
+    """Word -> antonym, both directions of each pair; no word of a test pair is in training.
 
     Args:
-        template: Text with ``{prompt}``, ``{question}`` (the word) and ``{answer}`` (its antonym).
-        stop: Regular expression; a generated answer ends where it first matches, here at a word's end.
-        chat: Render through the model's chat template.
-        system: The system turn of a chat.
-        min_count: Keep pairs whose rarer word occurs at least so often in WordNet's tagged texts; 0 keeps all 3,229.
-        parts: Keep these parts of speech alone: ``adj``, ``adv``, ``noun``, ``verb``; ``None`` keeps all.
+        min_count: Keep pairs whose rarer word occurs at least this often in WordNet's tagged texts; 0 keeps all 3,229.
+        parts: Keep only these parts of speech: ``adj``, ``adv``, ``noun``, ``verb``; ``None`` keeps all.
         val_fraction: Share of the pairs for validation.
         test_fraction: Share of the pairs for testing.
-        rare_size: Questions of a further test set, out of distribution: pairs below ``min_count``, none of whose words
-            occurs in any other split.
-        batch_size: Examples per training step.
-        eval_batch_size: Examples per evaluation step.
-        max_train_examples: Keep only so many training examples, drawn by ``seed``.
-        seed: Seed of the split.
+        rare_size: Number of questions in the out-of-distribution test set ``test/rare_words``: pairs below
+            ``min_count`` whose words are in no other split.
+        template: Text with ``{prompt}``, ``{question}`` (the word) and ``{answer}`` (its antonym).
+        stop: Regular expression; a generated answer ends where it first matches, by default at the end of a word.
     """
 
     def __init__(
         self,
-        template: str = "Here are two{prompt} {question} and {answer}.",
-        stop: str = r"[^\w'-]",
-        chat: bool = False,
-        system: str | None = None,
         min_count: int = 1,
         parts: list[Literal["adj", "adv", "noun", "verb"]] | None = None,
         val_fraction: float = 0.1,
         test_fraction: float = 0.2,
         rare_size: int = 0,
-        batch_size: int = 32,
-        eval_batch_size: int = 64,
-        max_train_examples: int | None = None,
-        seed: int = 0,
+        template: str = "Here are two{prompt} {question} and {answer}.",
+        stop: str = r"[^\w'-]",
+        **kwargs: Any,
     ) -> None:
-        """Check the fractions."""
-        super().__init__(template, stop, chat, system, batch_size, eval_batch_size, max_train_examples, seed)
-        if not (min(val_fraction, test_fraction) > 0 and val_fraction + test_fraction < 1):
-            raise UserError(
-                f"data.val_fraction ({val_fraction}) and data.test_fraction ({test_fraction}) must be above 0 "
-                "and leave something to train on"
-            )
+        """Check the sizes."""
+        super().__init__(template=template, stop=stop, **kwargs)
+        check_fractions(val_fraction, test_fraction)
         self.min_count = min_count
         self.parts = parts
         self.val_fraction = val_fraction
@@ -62,8 +48,8 @@ class Antonyms(TextDataModule):
         self.rare_size = rare_size
 
     def load_rows(self) -> dict[Split, list[SourceRow]]:
-        """Split whole components of the word graph, so that no word stands in two splits."""
-        everything = [row for row in antonym_table() if self.parts is None or row["part"] in self.parts]
+        """Split whole components of the word graph, so that no word is in two splits."""
+        everything = [row for row in shipped_table("antonyms.tsv") if self.parts is None or row["part"] in self.parts]
         table = [row for row in everything if int(row["count"]) >= self.min_count]
         pairs = [(row["word"], row["antonym"]) for row in table]
         groups = disjoint_components(pairs)
@@ -97,7 +83,7 @@ class Antonyms(TextDataModule):
 
 
 def _both_ways(row: dict[str, str]) -> list[SourceRow]:
-    """Word -> antonym and antonym -> word."""
+    """Return the rows for word -> antonym and antonym -> word."""
     return [
         SourceRow({"question": question, "answer": answer, "part": row["part"]}, f"antonyms.tsv {question}/{answer}")
         for question, answer in ((row["word"], row["antonym"]), (row["antonym"], row["word"]))

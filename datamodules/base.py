@@ -1,4 +1,4 @@
-"""What every datamodule shares: rows become examples, examples become batches. Text only, no tokenizer, no tensors."""
+"""The base class of all datamodules: rows become examples, examples become batches. No tokenizer, no tensors."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import torch
 from torch.utils.data import DataLoader
 
 from lightning_prompts.datamodules.checks import check_answers
-from lightning_prompts.datamodules.order import BalancedSampler, EpochSampler, InOrder, ResumableLoader
+from lightning_prompts.datamodules.samplers import BalancedSampler, EpochSampler, InOrder, ResumableLoader
 from lightning_prompts.errors import UserError
 from lightning_prompts.template import Template
 from lightning_prompts.types import Batch, Example
 
-Split = str  # train, val, test, predict; test/NAME for further test sets
+Split = str  # train, val, test, predict; test/NAME for an out-of-distribution test set
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,10 @@ class SourceRow:
     """A row and where it comes from.
 
     Attributes:
-        fields: The fields by name, ``question`` and ``answer`` among them.
+        fields: The fields by name, including ``question`` and ``answer``.
         source: For error messages (``"train.jsonl row 12"``).
-        reference: What generations are compared with, where that is not the whole answer.
-        labels: The classes that the answer is one of, each as its verbalisers; see `Example`.
+        reference: The text that generations are compared with; ``None`` for the whole answer.
+        labels: The classes of the answer, each as its verbalisers; see `Example`.
     """
 
     fields: Mapping[str, object]
@@ -40,47 +40,46 @@ class SourceRow:
 
 
 class TextDataModule(L.LightningDataModule):
-    """Question-answer rows, rendered through a template.
+    r"""Question-answer rows, rendered through a template.
 
-    A subclass gives `load_rows`, and ``extract`` or ``numeric`` where a generation holds more than its result.
-    Everything random follows ``seed``, except the order of training batches, which follows the run's own seed.
+    A subclass implements `load_rows`. It declares its own settings, and the shared settings whose default differs, and
+    passes all others on as ``**kwargs``. It sets ``extract`` or ``numeric`` if a generation holds more than the result.
+    All randomness follows ``seed``, except the order of training batches, which follows the seed of the run.
 
     Args:
-        template: Text with ``{prompt}``, ``{answer}`` and the rows' fields.
+        template: Text with ``{prompt}``, ``{question}``, ``{answer}`` and any other field of the rows.
         stop: Regular expression; a generated answer ends where it first matches.
         chat: Render through the model's chat template.
         system: The system turn of a chat.
-        batch_size: Examples per training step, of all processes together.
-        eval_batch_size: Examples per evaluation step, of all processes together.
-        max_train_examples: Keep only so many training examples, drawn by ``seed``; ``None`` keeps all.
-        seed: Seed of splits and of ``max_train_examples``.
+        batch_size: Examples per training step, over all processes.
+        eval_batch_size: Examples per evaluation step, over all processes.
+        max_train_examples: Keep only this many training examples, drawn by ``seed``; ``None`` keeps all.
+        seed: Seed of the data: of what is drawn, held out and kept.
+
+    Raises:
+        UserError: A size is below 1, or the template is wrong; see `Template`.
     """
 
-    instruction: str = ""  # the task in a sentence: where text prompts start that ask for the task's own
+    instruction: str = ""  # the task in a sentence: the initial text of text prompts that have none of their own
     extract: str | None = None  # see `Example`
-    numeric: bool = False
-    balanced: bool = False  # training batches with as many examples of each class as of any other
+    numeric: bool = False  # see `Example`
+    balanced: bool = False  # whether training batches have equally many examples of each class
 
     def __init__(
         self,
-        template: str,
-        stop: str,
-        chat: bool,
-        system: str | None,
-        batch_size: int,
-        eval_batch_size: int,
-        max_train_examples: int | None,
-        seed: int,
+        *,
+        template: str = "{prompt}: {question}\nAnswer: {answer}\n",
+        stop: str = r"\n",
+        chat: bool = False,
+        system: str | None = None,
+        batch_size: int = 32,
+        eval_batch_size: int = 64,
+        max_train_examples: int | None = None,
+        seed: int = 0,
     ) -> None:
-        """Check the settings; nothing is read before `examples` is called."""
+        """Check the settings; data is read when `examples` is first called."""
         super().__init__()
-        for name, value in (
-            ("batch_size", batch_size),
-            ("eval_batch_size", eval_batch_size),
-            ("max_train_examples", max_train_examples),
-        ):
-            if value is not None and value < 1:
-                raise UserError(f"data.{name} must be at least 1, got {value}")
+        check_sizes(batch_size=batch_size, eval_batch_size=eval_batch_size, max_train_examples=max_train_examples)
         self.template = Template(template, stop=stop, chat=chat, system=system)
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
@@ -90,13 +89,13 @@ class TextDataModule(L.LightningDataModule):
 
     @abstractmethod
     def load_rows(self) -> dict[Split, list[SourceRow]]:
-        """The rows of each split; called once."""
+        """Return the rows of each split; called once."""
 
     def examples(self, split: Split) -> list[Example]:
-        """The examples of a split, in order.
+        """Return the examples of a split, in order.
 
         Raises:
-            UserError: The split is empty, or see `load_rows` and `check_answers`.
+            UserError: The split is empty; see also `load_rows` and `check_answers`.
         """
         if self._examples is None:
             rows = self.load_rows()
@@ -111,34 +110,38 @@ class TextDataModule(L.LightningDataModule):
         return self._examples[split]
 
     def has(self, split: Split) -> bool:
-        """Whether there is such a split."""
+        """Return whether a split has examples."""
         if self._examples is None:
             self.examples("train")
         return bool((self._examples or {}).get(split))
 
     def limited(self, train: list[Any]) -> list[Any]:
-        """``max_train_examples`` of the training rows, in their order."""
+        """Keep ``max_train_examples`` of the training rows, in their order."""
         if self.max_train_examples is None or self.max_train_examples >= len(train):
             return train
         kept = random.Random(self.seed).sample(range(len(train)), self.max_train_examples)
         return [train[index] for index in sorted(kept)]
 
-    def member_names(self, split: Split) -> tuple[str, ...]:
-        """The tasks of a mixture whose metrics are reported apart; none here."""
+    def dataset_names(self, split: Split) -> tuple[str, ...]:
+        """Return the datasets of a mixture that have metrics of their own; none here."""
         del split
         return ()
 
     def render(self, row: SourceRow) -> Example:
-        """A row as an example."""
+        """Render a row as an example."""
         return self.template.render(row.fields, row.source, row.reference, self.extract, self.numeric, row.labels)
 
     def setup(self, stage: str) -> None:
-        """Read the data, so that what is wrong with it is said before anything else starts."""
+        """Read the data, so that errors in it are raised before anything else starts."""
         for split in self.splits(stage):
             self.examples(split)
 
     def splits(self, stage: str) -> list[Split]:
-        """The splits that a stage (``fit``, ``validate``, ``test``, ``predict``) reads; ``test`` has one or more."""
+        """Return the splits that a stage reads.
+
+        Args:
+            stage: ``fit``, ``validate``, ``test`` or ``predict``; ``test`` may have several splits.
+        """
         if stage != "test":
             return {"fit": ["train", "val"], "validate": ["val"]}.get(stage, ["predict"])
         self.examples("test")
@@ -146,7 +149,7 @@ class TextDataModule(L.LightningDataModule):
         return ["test", *(name for name in self._examples if name.startswith("test/"))]
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Shuffled anew every epoch, the same way for the same seed."""
+        """Return the training batches, shuffled every epoch, in the same order for the same seed."""
         examples = self.examples("train")
         return ResumableLoader(
             examples,  # type: ignore[arg-type]
@@ -157,54 +160,45 @@ class TextDataModule(L.LightningDataModule):
         )
 
     def sampler(self, examples: Sequence[Example], seed: int) -> EpochSampler:
-        """The order of the training examples."""
+        """Return the sampler of the training examples."""
         if self.balanced:
             return BalancedSampler(examples, self.batch_size, seed)
         return EpochSampler(len(examples), seed)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """In order."""
+        """Return the validation batches in order."""
         return self._in_order("val")
 
     def test_dataloader(self) -> DataLoader[Any] | list[DataLoader[Any]]:
-        """In order, one for each test set."""
+        """Return the test batches in order: one loader for each test set."""
         loaders = [self._in_order(split) for split in self.splits("test")]
         return loaders if len(loaders) > 1 else loaders[0]
 
     def predict_dataloader(self) -> DataLoader[Any]:
-        """In order; the test split where there is none of its own."""
+        """Return the batches to predict in order: the test split if there is no predict split."""
         return self._in_order("predict")
 
     def _in_order(self, split: Split) -> DataLoader[Any]:
-        collate = partial(Batch, split=split, members=self.member_names(split))
-        # With generators of their own, loaders leave the run's randomness alone, which a resumed run goes on with.
+        collate = partial(Batch, split=split, members=self.dataset_names(split))
         examples = self.examples(split)
         return DataLoader(
             examples,  # type: ignore[arg-type]
             batch_size=self.eval_batch_size,
             sampler=InOrder(len(examples)),
             collate_fn=collate,
-            generator=torch.Generator(),
+            generator=torch.Generator(),  # its own, so that the loader does not change the run's RNG state
         )
 
 
-def disjoint_components(pairs: Sequence[tuple[str, str]]) -> list[list[int]]:
-    """Groups of pair indices such that no word occurs in two groups (the connected components of the word graph).
+def check_sizes(**sizes: int | None) -> None:
+    """Check that sizes are at least 1; ``None`` means no limit.
 
-    >>> disjoint_components([("hot", "cold"), ("up", "down"), ("cold", "warm")])
-    [[0, 2], [1]]
+    Args:
+        sizes: The sizes by the names of their settings.
+
+    Raises:
+        UserError: A size is below 1.
     """
-    parent: dict[str, str] = {}
-
-    def root(word: str) -> str:
-        while parent.setdefault(word, word) != word:
-            parent[word] = parent[parent[word]]
-            word = parent[word]
-        return word
-
-    for first, second in pairs:
-        parent[root(first)] = root(second)
-    groups: dict[str, list[int]] = {}
-    for index, (first, _) in enumerate(pairs):
-        groups.setdefault(root(first), []).append(index)
-    return list(groups.values())
+    for name, size in sizes.items():
+        if size is not None and size < 1:
+            raise UserError(f"data.{name} must be at least 1, got {size}")

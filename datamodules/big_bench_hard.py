@@ -8,21 +8,20 @@ from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from lightning_prompts.datamodules.base import SourceRow, Split
-from lightning_prompts.datamodules.hub import HubSource
-from lightning_prompts.datamodules.labelled import FORWARD, LabelledTask, RawRow
-from lightning_prompts.datamodules.options import Choices, letter_choices, parse_options
-from lightning_prompts.datamodules.tables import check_fields, read_header
+from lightning_prompts.datamodules.labels import Choices, LabelledTask, letter_choices, parse_options
+from lightning_prompts.datamodules.sources import HubSource, RawRow, check_fields, read_header
 from lightning_prompts.errors import UserError
 
 log = logging.getLogger(__name__)
 
-MOST_TARGETS = 8  # Targets that no question lists are classes if they are so few and each occurs twice.
-# In some tasks BIG-bench has other words for what BIG-Bench Hard calls yes and no.
+MOST_TARGETS = 8  # targets without a list of options are classes if they are at most this many and each occurs twice
+# Words of BIG-bench for what BIG-Bench Hard calls yes and no.
 _YES, _NO = {"yes", "true", "plausible", "correct"}, {"no", "false", "implausible", "incorrect"}
 
-# Sordoni et al. 2023, in our words; for other tasks there is none.
+# Instructions of Sordoni et al. 2023, reworded; other tasks have none.
 INSTRUCTIONS = {
     "hyperbaton": "Which sentence has the correct adjective order?",
     "navigate": "If you follow these instructions, do you return to the starting point?",
@@ -34,7 +33,21 @@ INSTRUCTIONS = {
 
 @dataclass(frozen=True)
 class _Item:
-    """A row: what it asks, what is right, and whether BIG-bench's scores of targets say so."""
+    r"""Any of its 27 tasks.
+
+    From the hub (``SaylorTwift/bbh``), or from local files: BIG-Bench Hard's own (``{"examples": [{"input": ...,
+    "target": ...}, ...]}``) or BIG-bench's ``task.json`` (``"target_scores"`` instead of ``"target"``), which is
+    written in the form of the other rows: the prefix of the task, the question, the options. Splits without a file are
+    held out of ``train``, or of the 250 rows on the hub. Training rows that are also test rows are dropped.
+
+    The classes of a question are its options, with ``(A)`` also written as ``A``. Without options, they are the targets
+    of all rows if these are few. Tasks with other answers (``word_sorting``, ``object_counting``) have no classes.
+    ``{stripped}`` is the question without its options. A few rows whose target is none of their options are dropped
+    with a warning; a file in which most rows are like that raises an error.
+
+    Args:
+        task: Name of the task on the hub, such as ``navigate``.
+    """
 
     raw: RawRow
     choices: Choices
@@ -73,44 +86,26 @@ class BigBenchHard(LabelledTask):
         seed: Seed of what is drawn and held out, and of the order of options that BIG-bench does not list.
     """
 
-    def __init__(
-        self,
-        task: str = "navigate",
-        train: str | None = None,
-        val: str | None = None,
-        test: str | None = None,
-        balanced: bool = False,
-        template: str = FORWARD,
-        stop: str = r"\n",
-        chat: bool = False,
-        system: str | None = None,
-        val_size: int = 75,
-        test_size: int | None = None,
-        batch_size: int = 20,
-        eval_batch_size: int = 64,
-        max_train_examples: int | None = None,
-        seed: int = 0,
-    ) -> None:
-        """Keep the settings."""
-        super().__init__(template, stop, chat, system, train, val, test, balanced, val_size, test_size,
-                         batch_size, eval_batch_size, max_train_examples, seed)  # fmt: skip
+    def __init__(self, task: str = "navigate", **kwargs: Any) -> None:
+        """Find the instruction of the task."""
+        super().__init__(**kwargs)
         self.task = task
         self.instruction = INSTRUCTIONS.get(task, "")
         self._repeated: set[str] = set()
 
     @property
     def hub(self) -> HubSource:
-        """See `LabelledTask`; there is one split."""
+        """The dataset of this task, which has one split."""
         return HubSource("SaylorTwift/bbh", self.task, {"train": "test"})
 
     def key(self, row: SourceRow) -> Hashable:
-        """The question, and its options in any order where other questions have the same text."""
+        """Return the question, and its options in any order if other questions have the same text."""
         text = _words(str(row.fields["stripped"]))
         options = parse_options(str(row.fields["question"])).options
         return (text, frozenset(map(str.casefold, options))) if text in self._repeated else text
 
     def parse(self, tables: Mapping[Split, list[RawRow]]) -> dict[Split, list[SourceRow]]:
-        """Find out what the options are, and write all rows alike."""
+        """Find the options, and write all rows in the same form."""
         prefixes = {file: str(read_header(file).get("task_prefix", "")).strip() for file in self.files.values()}
         items = {split: [self._item(raw, prefixes) for raw in table] for split, table in tables.items()}
         form = _Form.of([item for part in items.values() for item in part])
@@ -126,7 +121,7 @@ class BigBenchHard(LabelledTask):
         scores = raw.fields.get("target_scores")
         if scores is None:
             target = raw.fields.get("target")
-            if isinstance(target, list) and target:  # BIG-bench: any of them is right
+            if isinstance(target, list) and target:  # BIG-bench: all of them are right
                 target = target[0]
             check_fields(raw.source, {**raw.fields, "target": target}, ("target",))
             return _Item(raw, parse_options(f"{prefix} {text}".strip()), str(target).strip())
@@ -143,7 +138,7 @@ class BigBenchHard(LabelledTask):
         return _Item(raw, Choices(f"{prefix} {text}".strip(), tuple(map(str, scores))), str(best[0]), scored=True)
 
     def _rows(self, items: Sequence[_Item], form: _Form, split: Split) -> list[SourceRow]:
-        """The rows of a split; a few whose target is none of their options are dropped, as BIG-Bench Hard has such."""
+        """Return the rows of a split; drop the few rows of BIG-Bench Hard whose target is none of their options."""
         rows, wrong = [], []
         for item in items:
             try:
@@ -176,18 +171,18 @@ class BigBenchHard(LabelledTask):
 
 
 class _BadRowError(UserError):
-    """A row that has no right answer among its options."""
+    """A row whose target is none of its options."""
 
 
 @dataclass(frozen=True)
 class _Form:
-    """How a task's rows are written.
+    """How the rows of a task are written.
 
     Attributes:
-        listed: The options of a row that lists them, if one does.
+        listed: The options of a row that lists them; ``None`` if no row does.
         classes: The targets of rows that list no options, if these are classes.
         fixed: Whether all rows with scores have the same options.
-        all_listed: Whether rows list their options, but for a few in which these cannot be read.
+        all_listed: Whether rows list their options, except for a few whose options cannot be read.
     """
 
     listed: Choices | None
@@ -197,7 +192,7 @@ class _Form:
 
     @staticmethod
     def of(items: Sequence[_Item]) -> _Form:
-        """The form of the rows that have one; those with scores follow it."""
+        """Find the form of the rows without scores; rows with scores are written in the same form."""
         listed = next((item.choices for item in items if item.choices.options and not item.scored), None)
         counts = Counter(item.target for item in items if not item.choices.options)
         few = 1 < len(counts) <= MOST_TARGETS and min(counts.values()) > 1
@@ -208,14 +203,14 @@ class _Form:
         return _Form(listed, classes, fixed, all_listed)
 
     def write(self, item: _Item, generator: random.Random) -> _Item:
-        """A row with scores, in the form of the others; by itself with dashes if all rows share their options.
+        """Write a row with scores in the form of the others; without others, with dashes if all options are the same.
 
         Args:
             item: The row.
             generator: For the order of lettered options.
 
         Raises:
-            UserError: Its answer is none of the classes of the others.
+            UserError: Its answer is none of the classes of the other rows.
         """
         text, options = item.choices.text, list(item.choices.options)
         if self.listed.lettered if self.listed else not (self.fixed or self.classes):
@@ -233,6 +228,6 @@ def _words(text: str) -> str:
 
 
 def _same(first: str, second: str) -> bool:
-    """Whether two answers are the same word, or both yes, or both no."""
+    """Return whether two answers are the same word, both yes, or both no."""
     one, other = first.strip().casefold(), second.strip().casefold()
     return one == other or any({one, other} <= meaning for meaning in (_YES, _NO))

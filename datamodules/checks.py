@@ -1,4 +1,4 @@
-"""What the answers of a split must be for its metrics to mean something."""
+"""Checks of the answers of each split: problems here would make the metrics meaningless."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import suppress
 from reprlib import repr as short
 
 from lightning_prompts.answers import is_correct
-from lightning_prompts.datamodules.tables import MISSING
+from lightning_prompts.datamodules.sources import MISSING
 from lightning_prompts.errors import UserError
 from lightning_prompts.template import cut
 from lightning_prompts.types import Example
@@ -20,10 +20,10 @@ _STOPS = ("\n", "\n\n", "\n###", "\n<end>")
 
 
 def check_answers(splits: Mapping[str, Sequence[Example]]) -> None:
-    """Warn of answers that are all the same, that are words for a missing value, or that no generation can match.
+    """Warn about answers that are all the same, look like missing values, are damaged, or cannot be generated.
 
     Args:
-        splits: The examples of each split; those to predict are left out.
+        splits: The examples of each split; ``predict`` is skipped.
 
     Raises:
         UserError: No generation can match most of the answers.
@@ -56,7 +56,7 @@ def check_answers(splits: Mapping[str, Sequence[Example]]) -> None:
 
 
 def _damaged(example: Example) -> str:
-    """A text of a row with what a wrong encoding leaves: the mark of what was not read, or UTF-8 read as cp1252."""
+    """Return a text of the row that holds the replacement character or UTF-8 that was read as cp1252, or ``""``."""
     for text in (example.question, example.target):
         with suppress(UnicodeError):
             if "\ufffd" in text or (not text.isascii() and text.encode("cp1252").decode()):
@@ -65,28 +65,28 @@ def _damaged(example: Example) -> str:
 
 
 def _check_stop(examples: Sequence[Example]) -> None:
-    """Hold answers, and what follows them, against the stop; see `check_answers`."""
+    """Check that ``stop`` does not match within answers, and matches after them; see `check_answers`."""
     answers = [str(example.answer).strip() for example in examples]
     kept = [cut(answer, example.stop) for answer, example in zip(answers, examples, strict=True)]
-    short = [
+    shortened = [
         (example, text)
         for example, answer, text in zip(examples, answers, kept, strict=True)
         if text != answer and not is_correct(example, text)
     ]
-    if short:
-        first, text = short[0]
+    if shortened:
+        first, text = shortened[0]
         stop = next((stop for stop in _STOPS if not any(stop in answer for answer in answers)), _STOPS[-1])
         also = "" if first.end is None else ", and end data.template in that text"
         message = (
-            f"{first.source}: exact match can never be 1 ({len(short)} of {len(examples)} rows): data.stop "
-            f"'{_shown(first.stop)}' ends the answer after '{_shown(text[-30:])}'; set data.stop to '{_shown(stop)}' "
-            f"or another text that no answer holds{also}"
+            f"{first.source}: exact match can never be 1 ({len(shortened)} of {len(examples)} rows): data.stop "
+            f"'{_escaped(first.stop)}' ends the answer after '{_escaped(text[-30:])}'; set data.stop to "
+            f"'{_escaped(stop)}' or another text that no answer holds{also}"
         )
-        if 2 * len(short) > len(examples):
+        if 2 * len(shortened) > len(examples):
             raise UserError(message)
         log.warning("%s", message)
     elif running := [example for example in examples if _runs_on(example)]:
-        end, stop = _shown(running[0].end or ""), _shown(running[0].stop)
+        end, stop = _escaped(running[0].end or ""), _escaped(running[0].stop)
         log.warning(
             "%s: data.template ends an answer in '%s', and data.stop '%s' does not match there: what is generated "
             "after an answer counts as part of it; end data.template in a text that data.stop matches",
@@ -95,12 +95,12 @@ def _check_stop(examples: Sequence[Example]) -> None:
 
 
 def _runs_on(example: Example) -> bool:
-    """Whether what follows an answer is taught, and does not end a generation."""
+    """Return whether the taught text after the answer does not end a generation."""
     answer = str(example.answer).strip()
     written = f"{answer}{example.end or ''}"
     return bool(example.end) and (not re.search(example.stop, written) or cut(written, example.stop) != answer)
 
 
-def _shown(text: str) -> str:
-    """A text in one line."""
+def _escaped(text: str) -> str:
+    """Escape newlines."""
     return text.replace("\n", "\\n")

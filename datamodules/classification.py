@@ -5,29 +5,35 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from lightning_prompts.datamodules.base import SourceRow, Split
-from lightning_prompts.datamodules.hub import HubSource
-from lightning_prompts.datamodules.labelled import FORWARD, LabelledTask, RawRow
-from lightning_prompts.datamodules.labels import Labels
-from lightning_prompts.datamodules.tables import check_fields
+from lightning_prompts.datamodules.labels import LabelledTask, Labels
+from lightning_prompts.datamodules.sources import HubSource, RawRow, check_fields, file_path, read_rows
 from lightning_prompts.errors import UserError, nearest
 from lightning_prompts.types import Example
 
 
 @dataclass(frozen=True)
 class _Task:
-    """One of the datasets.
+    r"""Sentences and the class of each.
 
-    Attributes:
-        instruction: The task in a sentence.
-        classes: What the labels 0, 1, ... stand for in local files.
-        hub: Where it lies on the hub.
-        sentence: Field of the hub's rows.
-        label: Field of the hub's rows.
-        hub_classes: What 0, 1, ... stand for on the hub, where that is something else.
-        codes: Other names of the classes.
+    ``sst2`` (Socher et al. 2013) and ``mpqa`` (Wiebe et al. 2005): negative or positive. ``trec`` (Voorhees & Tice
+    2000): a question asks for a description, entity, expression, human, location or number. ``subj`` (Pang & Lee 2004):
+    subjective or objective. Rows come from the hub or from local files; one file (``train``) is enough. A label is the
+    name of a class or its number, in the order given here.
+
+    Args:
+        task: The dataset.
+        predict: Local file of sentences to classify; needs no labels.
+        sentence: Field of the local files that holds the sentence.
+        label: Field of the local files that holds the label.
+        order: The classes of the labels 0, 1, ... in the local files; ``None`` for the usual order.
+        labels: The ways to write a class, by its name, if its name is not the answer: ``{expression: [expression,
+            abbreviation]}``. The first is the answer.
+        balanced_val: Validation rows with the same number of rows of each class, for a balanced test file beside an
+            unbalanced training file, as in mpqa: 73% of its training rows are negative, so that a constant answer would
+            be right for 73% of the validation rows.
     """
 
     instruction: str
@@ -42,8 +48,16 @@ class _Task:
 _POLES = ("negative", "positive")
 _REVIEW = "Read the following review, then choose whether it is negative or positive."
 _SPLITS = {"train": "train", "test": "test"}
-_TREC_CODES = {"desc": "description", "enty": "entity", "abbr": "expression", "abbreviation": "expression",
-               "hum": "human", "loc": "location", "num": "number", "numeric": "number"}  # fmt: skip
+_TREC_CODES = {
+    "desc": "description",
+    "enty": "entity",
+    "abbr": "expression",
+    "abbreviation": "expression",
+    "hum": "human",
+    "loc": "location",
+    "num": "number",
+    "numeric": "number",
+}
 TASKS = {
     # The test sentences on the hub have no labels.
     "sst2": _Task(_REVIEW, _POLES, HubSource("stanfordnlp/sst2", None, {"train": "train", "test": "validation"})),
@@ -104,30 +118,19 @@ class Classification(LabelledTask):
     def __init__(
         self,
         task: Literal["sst2", "mpqa", "trec", "subj"] = "sst2",
-        train: str | None = None,
-        val: str | None = None,
-        test: str | None = None,
         predict: str | None = None,
         sentence: str = "sentence",
         label: str = "label",
         order: list[str] | None = None,
         labels: dict[str, list[str]] | None = None,
-        balanced: bool = False,
         balanced_val: bool = False,
-        template: str = FORWARD,
-        stop: str = r"\n",
-        chat: bool = False,
-        system: str | None = None,
         val_size: int = 256,
         test_size: int | None = 250,
-        batch_size: int = 20,
-        eval_batch_size: int = 64,
         max_train_examples: int | None = 400,
-        seed: int = 0,
+        **kwargs: Any,
     ) -> None:
         """Check the classes."""
-        super().__init__(template, stop, chat, system, train, val, test, balanced, val_size, test_size,
-                         batch_size, eval_batch_size, max_train_examples, seed)  # fmt: skip
+        super().__init__(val_size=val_size, test_size=test_size, max_train_examples=max_train_examples, **kwargs)
         if task not in TASKS:
             raise UserError(f"data.task {task!r} is unknown; {nearest(task, TASKS)}")
         self.task = TASKS[task]
@@ -141,7 +144,7 @@ class Classification(LabelledTask):
         if order is not None and sorted(order) != sorted(classes):
             raise UserError(f"data.order must name each class of {task} once: {', '.join(classes)}")
         self.sentence, self.label = (sentence, label) if self.files else (self.task.sentence, self.task.label)
-        self.predict, self.own_sentence = None if predict is None else Path(predict), sentence
+        self.predict, self.own_sentence = file_path("predict", predict), sentence
         self.order: Sequence[str] = order or classes
         if not self.files:
             self.order = self.task.hub_classes or classes
@@ -149,22 +152,22 @@ class Classification(LabelledTask):
 
     @property
     def hub(self) -> HubSource:
-        """See `LabelledTask`."""
+        """The dataset of this task."""
         return self.task.hub
 
     def parse(self, tables: Mapping[Split, list[RawRow]]) -> dict[Split, list[SourceRow]]:
-        """Labels become names, and names become answers."""
+        """Turn labels into the names of classes, and names into answers."""
         return {split: [self._row(raw) for raw in table] for split, table in tables.items()}
 
     def load_rows(self) -> dict[Split, list[SourceRow]]:
-        """See `LabelledTask`; the sentences to classify are beside the others."""
+        """See `LabelledTask`; add the sentences to classify."""
         splits = super().load_rows()
         if self.predict is not None:
             splits["predict"] = self._unlabelled(self.predict)
         return splits
 
     def examples(self, split: Split) -> list[Example]:
-        """See `TextDataModule`; sentences to classify need no others, which may have to be fetched."""
+        """See `TextDataModule`; the other splits, which may be on the hub, are not read for ``predict``."""
         if split == "predict" and self.predict is not None and self._examples is None:
             return [self.render(row) for row in self._unlabelled(self.predict)]
         return super().examples(split)
@@ -174,7 +177,7 @@ class Classification(LabelledTask):
         return self._with_answer(raw, self.sentence, self._class(raw))
 
     def _unlabelled(self, file: Path) -> list[SourceRow]:
-        rows = self.read(file)
+        rows = read_rows(file)
         for raw in rows:
             check_fields(raw.source, raw.fields, (self.own_sentence,))
         return [self._with_answer(raw, self.own_sentence, None) for raw in rows]
@@ -185,7 +188,7 @@ class Classification(LabelledTask):
         return SourceRow(fields, raw.source, labels=self.labels.verbalisers)
 
     def _class(self, raw: RawRow) -> str:
-        """The answer that a row's label stands for."""
+        """Return the answer for the label of a row."""
         value = str(raw.fields[self.label]).strip()
         if value.isdecimal() and int(value) < len(self.order):
             value = self.order[int(value)]

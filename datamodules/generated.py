@@ -1,114 +1,70 @@
-"""What generated tasks share: questions are drawn, never twice, and sizes are exact."""
+"""Base classes of generated tasks: questions are drawn by the seed, all different, in exact numbers."""
 
 from __future__ import annotations
 
-import math
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
 
-from lightning_prompts.datamodules.base import SourceRow, Split, TextDataModule
+from lightning_prompts.datamodules.base import SourceRow, Split, TextDataModule, check_sizes
+from lightning_prompts.datamodules.big_bench_hard import BigBenchHard
+from lightning_prompts.datamodules.labels import FORWARD, Choices, parse_options
+from lightning_prompts.datamodules.sources import file_path
+from lightning_prompts.datamodules.splits import Deck, Kind, deal
 from lightning_prompts.errors import UserError
 
-# Questions of one kind, all as likely: a choice for each of their parts (numbers of two digits: "123456789" and then
-# "0123456789"), and every combination of choices is a question of its own.
-Kind = Sequence[Sequence[object]]
-
-
-class Deck:
-    """The questions of one kind, shuffled; each is dealt once.
-
-    Args:
-        kind: The choices.
-
-    >>> deck, generator = Deck([["1", "2"], "ab"]), random.Random(0)
-    >>> sorted("".join(deck.deal(generator)) for _ in range(deck.left))
-    ['1a', '1b', '2a', '2b']
-    """
-
-    def __init__(self, kind: Kind) -> None:
-        """All questions are still there."""
-        self.kind = kind
-        self.left = math.prod(map(len, kind))
-        self._moved: dict[int, int] = {}
-
-    def deal(self, generator: random.Random) -> list[str]:
-        """The parts of one more question."""
-        # Fisher-Yates, which keeps only the places that it touched: there may be more questions than fit into memory.
-        place = generator.randrange(self.left)
-        self.left -= 1
-        number = self._moved.get(place, place)
-        self._moved[place] = self._moved.pop(self.left, self.left)
-        parts = []
-        for choices in self.kind:
-            number, index = divmod(number, len(choices))
-            parts.append(str(choices[index]))
-        return parts
+_TRIES = 10_000  # attempts to draw a question that was not drawn before
 
 
 class GeneratedTask(TextDataModule, ABC):
-    """Questions drawn by ``seed``, no two of them alike; ``train_size`` has no influence on what is tested.
+    """Questions drawn by ``seed``, all different; ``train_size`` does not change the validation and test questions.
 
-    A subclass gives `kinds` and `write`.
-
-    A split has as many questions of one kind as of any other, as far as there are that many: ``test`` and ``val`` leave
-    nine tenths of each kind to those that follow, unless they cannot be filled otherwise.
+    A subclass implements `kinds` and `write`. A split has the same number of questions of each kind, as far as a kind
+    has that many: ``test`` and ``val`` leave nine tenths of each kind to the splits that follow, unless they cannot be
+    filled otherwise.
 
     Args:
-        template: Text with ``{prompt}``, ``{answer}`` and the task's fields.
-        stop: Regular expression; a generated answer ends where it first matches.
-        chat: Render through the model's chat template.
-        system: The system turn of a chat.
-        spaced: Write digits and letters apart, since tokenizers merge them.
-        train_size: How many questions to train on.
-        val_size: How many questions for validation.
-        test_size: How many questions in each test set.
-        batch_size: Examples per training step.
-        eval_batch_size: Examples per evaluation step.
-        max_train_examples: Keep only so many training examples, drawn by ``seed``.
-        seed: Seed of the questions.
+        spaced: Write digits, letters and signs apart (``1 2 + 3 = 1 5``), since tokenizers merge digits and letters
+            into one token.
+        train_size: Number of training questions, all different.
+        val_size: Number of validation questions.
+        test_size: Number of questions in each test set.
     """
 
     def __init__(
         self,
-        template: str,
-        stop: str,
-        chat: bool,
-        system: str | None,
-        spaced: bool,
-        train_size: int,
-        val_size: int,
-        test_size: int,
-        batch_size: int,
-        eval_batch_size: int,
-        max_train_examples: int | None,
-        seed: int,
+        spaced: bool = False,
+        train_size: int = 5000,
+        val_size: int = 200,
+        test_size: int = 200,
+        template: str = "{prompt} {question} -> {answer}\n",
+        **kwargs: Any,
     ) -> None:
         """Check the sizes."""
-        super().__init__(template, stop, chat, system, batch_size, eval_batch_size, max_train_examples, seed)
+        super().__init__(template=template, **kwargs)
+        check_sizes(test_size=test_size, val_size=val_size, train_size=train_size)
         self.spaced = spaced
         self.sizes: dict[Split, int] = {"test": test_size, "val": val_size, "train": train_size}
-        for split, size in self.sizes.items():
-            check_values(f"{split}_size", [size])
 
     @abstractmethod
     def kinds(self) -> Mapping[Split, Sequence[Kind]]:
-        """The kinds of questions: ``train``'s, which ``val`` and ``test`` share, and each further test set's own."""
+        """Return the kinds of questions: of ``train`` (also for ``val`` and ``test``), and of each ``test/NAME``."""
 
     @abstractmethod
     def write(self, parts: Sequence[str]) -> SourceRow:
-        """Put the parts of a question into fields."""
+        """Return the row of a question, given its parts."""
 
     def apart(self, text: str) -> str:
-        """A number or a word; its characters stand apart where ``spaced``."""
+        """Return a number or a word, with its characters apart if ``spaced``."""
         return " ".join(text) if self.spaced else text
 
     def sign(self, sign: str) -> str:
-        """A sign, with a space on either side where ``spaced``."""
+        """Return a sign, with a space on either side if ``spaced``."""
         return f" {sign} " if self.spaced else sign
 
     def load_rows(self) -> dict[Split, list[SourceRow]]:
-        """Draw test questions first, so that they stay the same however many there are to train on."""
+        """Draw the questions, test first, so that they do not depend on the number of training questions."""
         rows: dict[Split, list[SourceRow]] = {}
         for name, kinds in self.kinds().items():
             sizes = self.sizes if name == "train" else {name: self.sizes["test"]}
@@ -121,35 +77,108 @@ class GeneratedTask(TextDataModule, ABC):
                     "lower these or widen the range of questions"
                 )
             for split, size in sizes.items():
-                rows[split] = [self.write(parts) for parts in self._deal(decks, split, size)]
+                dealt = deal(decks, size, random.Random(f"{self.seed} {split}"), leave_most=split != "train")
+                rows[split] = [self.write(parts) for parts in dealt]
         return rows
 
-    def _deal(self, decks: Sequence[Deck], split: Split, size: int) -> list[list[str]]:
-        """One from each deck, again and again."""
-        generator = random.Random(f"{self.seed} {split}")
-        total = sum(deck.left for deck in decks)
-        # Else the test set would take all there is of a small kind (sums of two one-digit numbers) from training.
-        kept = [
-            0 if split == "train" else min(deck.left * 9 // 10, deck.left * (total - size) // total) for deck in decks
-        ]
-        dealt: list[list[str]] = []
-        while len(dealt) < size:
-            dealing = [deck for deck, rest in zip(decks, kept, strict=True) if deck.left > rest]
-            for deck in generator.sample(dealing, min(len(dealing), size - len(dealt))):
-                dealt.append(deck.deal(generator))
-        return dealt
+
+class GeneratedReasoning(TextDataModule, ABC):
+    """Questions in the form of BIG-Bench Hard, drawn by ``seed``, all different.
+
+    A subclass implements `task` and `draw`. Each split has the same number of questions with each answer, plus or minus
+    one. ``train_size`` does not change the validation and test questions.
+
+    Args:
+        test: Local file of BIG-Bench Hard to test on instead; no other split has its questions.
+        balanced: Training batches with the same number of examples of each class.
+        train_size: Number of training questions.
+        val_size: Number of validation questions.
+        test_size: Number of test questions; with ``test``, the largest number.
+        template: Text with ``{prompt}``, ``{question}`` or ``{stripped}`` (without its options), and ``{answer}``.
+    """
+
+    def __init__(
+        self,
+        test: str | None = None,
+        balanced: bool = False,
+        train_size: int = 375,
+        val_size: int = 375,
+        test_size: int = 250,
+        template: str = FORWARD,
+        batch_size: int = 20,
+        **kwargs: Any,
+    ) -> None:
+        """Check the sizes."""
+        super().__init__(template=template, batch_size=batch_size, **kwargs)
+        check_sizes(test_size=test_size, val_size=val_size, train_size=train_size)
+        self.sizes: dict[Split, int] = {"test": test_size, "val": val_size, "train": train_size}
+        file_path("test", test)
+        self.test = test
+        self.balanced = balanced
+
+    @property
+    @abstractmethod
+    def task(self) -> str:
+        """The name of the task in BIG-Bench Hard."""
+
+    @abstractmethod
+    def draw(self, generator: random.Random, answer: int) -> Choices:
+        """Draw a question with two options, of which ``options[answer]`` is right."""
+
+    def load_rows(self) -> dict[Split, list[SourceRow]]:
+        """Draw the questions, test first, so that they do not depend on the number of training questions."""
+        rows: dict[Split, list[SourceRow]] = {}
+        if self.test is not None:
+            real = BigBenchHard(self.task, test=self.test, test_size=self.sizes["test"], seed=self.seed)
+            rows["test"] = real.load_rows()["test"]
+        seen = {_key(str(row.fields["question"])) for row in rows.get("test", [])}
+        for split, size in self.sizes.items():
+            if split not in rows:
+                generator = random.Random(f"{self.seed} {split}")
+                answers = [number % 2 for number in range(size)]
+                generator.shuffle(answers)
+                rows[split] = [
+                    self._row(self._new(generator, answer, seen), answer, f"{type(self).__name__} {split} row {number}")
+                    for number, answer in enumerate(answers, start=1)
+                ]
+        return rows
+
+    def _new(self, generator: random.Random, answer: int, seen: set[Hashable]) -> Choices:
+        """Draw a question that is not in ``seen``, and add it."""
+        for _ in range(_TRIES):
+            choices = self.draw(generator, answer)
+            key = _key(choices.question)
+            if key not in seen:
+                seen.add(key)
+                return choices
+        asked = ", ".join(f"data.{split}_size {size}" for split, size in self.sizes.items())
+        raise UserError(f"{type(self).__name__} has fewer different questions than asked for ({asked}); lower these")
+
+    def _row(self, choices: Choices, answer: int, source: str) -> SourceRow:
+        fields = {
+            "question": choices.question,
+            "stripped": choices.text,
+            "answer": choices.labels[answer][0],
+        }
+        return SourceRow(fields, source, labels=choices.labels)
+
+
+def _key(question: str) -> Hashable:
+    """Return the text and the options in any order, which are the same for questions that ask the same."""
+    choices = parse_options(question)
+    return choices.text, frozenset(choices.options)
 
 
 def check_values(name: str, values: Sequence[int], least: int = 1) -> None:
-    """Raise unless all values of a setting are large enough and differ from each other.
+    """Check that the values of a setting are large enough and all different.
 
     Args:
         name: The setting.
         values: Its values.
-        least: The smallest allowed.
+        least: The smallest allowed value.
 
     Raises:
-        UserError: One is smaller, or stands twice.
+        UserError: A value is smaller, or occurs twice.
     """
     for value in values:
         if value < least:
@@ -159,16 +188,16 @@ def check_values(name: str, values: Sequence[int], least: int = 1) -> None:
 
 
 def check_range(names: tuple[str, str, str], low: int, high: int, outside: Sequence[int]) -> None:
-    """Raise unless there is a training range, and the further test sets lie outside of it.
+    """Check that the training range is not empty, and that the out-of-distribution values lie outside of it.
 
     Args:
-        names: The three settings.
+        names: The names of the three settings that follow.
         low: The smallest value of the training range.
-        high: The largest.
-        outside: The values of the further test sets.
+        high: The largest value of the training range.
+        outside: The values of the out-of-distribution test sets.
 
     Raises:
-        UserError: The range is empty, a value is below 1, stands twice or lies in the range.
+        UserError: The range is empty; a value is below 1, occurs twice or lies in the range.
     """
     for name, values in zip(names, ([low], [high], outside), strict=True):
         check_values(name, values)

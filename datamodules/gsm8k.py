@@ -4,72 +4,40 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
-from lightning_prompts.datamodules.hub import HubSource
 from lightning_prompts.datamodules.problems import WorkedProblems
+from lightning_prompts.datamodules.sources import HubSource
 
 _CALCULATOR = re.compile(r"<<[^<>]*>>")
 
 
 class GSM8K(WorkedProblems):
-    r"""GSM8K: a question, steps, and ``#### N``.
+    r"""GSM8K: a question, steps, and ``#### N``; 1,319 test rows.
 
     From the hub (``openai/gsm8k``), or from local files with its fields ``question`` and ``answer``.
 
     Args:
-        train: Local training file instead of the hub's.
-        test: Local test file.
-        template: Text with ``{prompt}``, ``{question}`` and ``{answer}``.
-        stop: Regular expression; a generated answer ends where it first matches.
-        chat: Render through the model's chat template.
-        system: The system turn of a chat.
-        answer: Score the ``final`` answer, or the whole ``solution``.
-        calculator: Keep the calculator's annotations (``<<48/2=24>>``) in solutions.
-        max_characters: Drop problems whose question and answer have more characters together.
-        val_size: Training rows held out for validation.
-        test_size: Test rows, the first so many; ``None`` for all 1,319.
-        batch_size: Examples per training step.
-        eval_batch_size: Examples per evaluation step.
-        max_train_examples: Keep only so many training examples, drawn by ``seed``.
-        seed: Seed of what is held out and of ``max_train_examples``.
+        calculator: Keep the calculator annotations (``<<48/2=24>>``) in solutions.
     """
 
-    def __init__(
-        self,
-        train: str | None = None,
-        test: str | None = None,
-        template: str = "{prompt}: {question}\nAnswer: {answer}\n\n",
-        stop: str = r"\n\n",
-        chat: bool = False,
-        system: str | None = None,
-        answer: Literal["final", "solution"] = "final",
-        calculator: bool = False,
-        max_characters: int | None = None,
-        val_size: int = 200,
-        test_size: int | None = None,
-        batch_size: int = 16,
-        eval_batch_size: int = 32,
-        max_train_examples: int | None = None,
-        seed: int = 0,
-    ) -> None:
+    def __init__(self, calculator: bool = False, **kwargs: Any) -> None:
         """Keep the settings."""
-        super().__init__(template, stop, chat, system, train, test, answer, max_characters, val_size, test_size,
-                         batch_size, eval_batch_size, max_train_examples, seed)  # fmt: skip
+        super().__init__(**kwargs)
         self.calculator = calculator
 
     @property
     def source(self) -> HubSource:
-        """See `WorkedProblems`."""
+        """The dataset on the hub."""
         return HubSource("openai/gsm8k", "main", {"train": "train", "test": "test"})
 
     @property
     def required(self) -> tuple[str, ...]:
-        """See `WorkedProblems`."""
+        """The fields that a row must have."""
         return ("question", "answer")
 
     def parse(self, raw: Mapping[str, Any]) -> tuple[str, str, str]:
-        """The final answer stands behind ``####``, with thousands separators."""
+        """Take the final answer after ``####``, without its thousands separators."""
         solution = str(raw["answer"])
         if not self.calculator:
             solution = _CALCULATOR.sub("", solution)

@@ -1,8 +1,9 @@
-"""Several tasks at once."""
+"""Several datasets at once."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from lightning_prompts.datamodules.base import SourceRow, Split, TextDataModule
 from lightning_prompts.errors import UserError
@@ -10,77 +11,67 @@ from lightning_prompts.types import Example
 
 
 class Mixture(TextDataModule):
-    """The examples of several datamodules shuffled together; metrics are reported for all and for each.
+    """The examples of several datasets, shuffled together; metrics are reported for all and for each dataset.
+
+    ``max_train_examples`` counts the examples of all datasets. Set it for a large dataset, too, so that the mixture
+    does not consist of that dataset alone. ``seed`` replaces the seeds of the datasets.
 
     Args:
-        members: Datamodules by the names that their metrics get.
-        template: One template for all of them, with the fields that they share; ``None`` leaves each its own.
-        stop: With ``template``: regular expression; a generated answer ends where it first matches.
-        chat: With ``template``: render through the model's chat template.
-        system: With ``template``: the system turn of a chat.
-        batch_size: Examples per training step.
-        eval_batch_size: Examples per evaluation step.
-        max_train_examples: Keep only so many training examples of all together, drawn by ``seed``. Each member's own
-            ``max_train_examples`` keeps a small one from drowning.
-        seed: Seed of the members' splits and of ``max_train_examples``.
+        members: The datasets, by their names in metrics.
+        template: One template for all datasets, with fields that all of them have, rendered with ``stop``, ``chat`` and
+            ``system``; ``None`` keeps the template of each dataset, with its own.
     """
 
     def __init__(
         self,
         members: dict[str, TextDataModule],
         template: str | None = "{prompt}: {question}\nAnswer: {answer}\n",
-        stop: str = r"\n",
-        chat: bool = False,
-        system: str | None = None,
-        batch_size: int = 32,
-        eval_batch_size: int = 64,
-        max_train_examples: int | None = None,
-        seed: int = 0,
+        **kwargs: Any,
     ) -> None:
         """Check the names."""
-        text = "{prompt} {answer}" if template is None else template
-        super().__init__(text, stop, chat, system, batch_size, eval_batch_size,
-                         max_train_examples, seed)  # fmt: skip
+        super().__init__(template="{prompt} {answer}" if template is None else template, **kwargs)
         if not members:
             raise UserError("data.members is empty; give a mixture at least one datamodule")
-        for name, member in members.items():
+        for name, dataset in members.items():
             if not name or "/" in name or name in ("nll", "exact_match", "examples", "relaxed_nll"):
-                raise UserError(f"data.members: {name!r} cannot be a member's name, as metrics are named test/NAME/nll")
-            if isinstance(member, Mixture):
-                raise UserError(f"data.members.{name} is a mixture itself; list its members instead")
+                raise UserError(
+                    f"data.members: {name!r} cannot be the name of a dataset, as metrics are named test/NAME/nll"
+                )
+            if isinstance(dataset, Mixture):
+                raise UserError(f"data.members.{name} is a mixture itself; list its datasets instead")
         self.members = members
         self.own_templates = template is None
 
     def load_rows(self) -> dict[Split, list[SourceRow]]:
-        """Not used: members load their own."""
+        """Not used: each dataset loads its own rows."""
         raise NotImplementedError
 
     def examples(self, split: Split) -> list[Example]:
-        """The members' examples, one member after another; see `TextDataModule.examples`."""
+        """Return the examples of all datasets, one dataset after another; see `TextDataModule.examples`."""
         if self._examples is None:
             self._examples = self._load()
         return super().examples(split)
 
     def _load(self) -> dict[Split, list[Example]]:
         merged: dict[Split, list[Example]] = {"train": [], "val": [], "test": []}
-        for name, member in self.members.items():
+        for name, dataset in self.members.items():
             try:
-                self._add(merged, name, member)
+                self._add(merged, name, dataset)
             except UserError as error:
                 raise UserError(f"data.members.{name}: {error}") from error
         merged["train"] = self.limited(merged["train"])
         return merged
 
-    def _add(self, merged: dict[Split, list[Example]], name: str, member: TextDataModule) -> None:
-        """A member's examples to those of the others."""
-        member.seed = self.seed
+    def _add(self, merged: dict[Split, list[Example]], name: str, dataset: TextDataModule) -> None:
+        """Add the examples of a dataset."""
+        dataset.seed = self.seed
         if not self.own_templates:
-            member.template = self.template
-        for split in ("train", "val", *member.splits("test"), *(["predict"] if member.has("predict") else [])):
+            dataset.template = self.template
+        for split in ("train", "val", *dataset.splits("test"), *(["predict"] if dataset.has("predict") else [])):
             target = f"test/{name}/{split.removeprefix('test/')}" if split.startswith("test/") else split
-            found = [replace(example, member=name) for example in member.examples(split)]
+            found = [replace(example, member=name) for example in dataset.examples(split)]
             merged.setdefault(target, []).extend(found)
 
-    def member_names(self, split: Split) -> tuple[str, ...]:
-        """All members, but for the further test sets, which are one member's."""
+    def dataset_names(self, split: Split) -> tuple[str, ...]:
+        """Return all datasets; none for an out-of-distribution test set, which belongs to a single dataset."""
         return tuple(self.members) if split in ("val", "test") else ()

@@ -5,72 +5,37 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from lightning_prompts.datamodules.generated_reasoning import GeneratedReasoning
-from lightning_prompts.datamodules.labelled import FORWARD
-from lightning_prompts.datamodules.options import Choices
+from lightning_prompts.datamodules.generated import GeneratedReasoning
+from lightning_prompts.datamodules.labels import Choices
 
 _START = "If you follow these instructions, do you return to the starting point?"
-# How many instructions, about as often as in BIG-bench.
+# Numbers of instructions, about as frequent as in BIG-bench.
 _LENGTHS, _WEIGHTS = range(2, 10), (3, 6, 8, 7, 5, 4, 3, 2)
-_TRIES = 100  # for a walk of one length
+_TRIES = 100  # attempts for a walk of one length
 _MOST_STEPS = 10
-# On a grid of (right, forward).
+# Coordinates are (right, forward).
 _SIDES = {"forward": (0, 1), "right": (1, 0), "backward": (0, -1), "left": (-1, 0)}
 _TURNS = {"right": 1, "around": 2, "left": 3}  # quarters clockwise
 _CLOCKWISE = list(_SIDES.values())
 
 
 class Navigate(GeneratedReasoning):
-    r"""Whether one is back at the start after some instructions.
+    r"""Decide whether some instructions lead back to the start.
 
-    About half of the questions say where each step goes (``Always face forward. Take 9 steps left.``), the others turn
-    (``Take 8 steps. Turn around. Take 8 steps.``); about a third of their instructions are turns, as in BIG-bench.
-
-    Args:
-        test: Local file of BIG-Bench Hard (``navigate.json``) to test on instead; no other split has its questions.
-        balanced: Training batches with as many examples of each class as of any other.
-        template: Text with ``{prompt}``, ``{question}`` or ``{stripped}`` (without Yes and No), and ``{answer}``.
-        stop: Regular expression; a generated answer ends where it first matches.
-        chat: Render through the model's chat template.
-        system: The system turn of a chat.
-        train_size: How many questions to train on.
-        val_size: How many questions for validation.
-        test_size: How many questions to test on, with ``test`` at most.
-        batch_size: Examples per training step.
-        eval_batch_size: Examples per evaluation step.
-        max_train_examples: Keep only so many training examples, drawn by ``seed``.
-        seed: Seed of the questions.
+    About half of the questions give the direction of each step (``Always face forward. Take 9 steps left.``). The
+    others have turns (``Take 8 steps. Turn around. Take 8 steps.``), about a third of their instructions, as in
+    BIG-bench. A ``test`` file is BIG-Bench Hard's ``navigate.json``.
     """
 
     instruction = _START
 
-    def __init__(
-        self,
-        test: str | None = None,
-        balanced: bool = False,
-        template: str = FORWARD,
-        stop: str = r"\n",
-        chat: bool = False,
-        system: str | None = None,
-        train_size: int = 375,
-        val_size: int = 375,
-        test_size: int = 250,
-        batch_size: int = 20,
-        eval_batch_size: int = 64,
-        max_train_examples: int | None = None,
-        seed: int = 0,
-    ) -> None:
-        """Keep the settings."""
-        super().__init__(template, stop, chat, system, test, balanced, train_size, val_size, test_size,
-                         batch_size, eval_batch_size, max_train_examples, seed)  # fmt: skip
-
     @property
     def task(self) -> str:
-        """See `GeneratedReasoning`."""
+        """The name of the task in BIG-Bench Hard."""
         return "navigate"
 
     def draw(self, generator: random.Random, answer: int) -> Choices:
-        """Instructions that lead back, or do not."""
+        """Draw instructions that lead back to the start, or do not."""
         turning = generator.random() < 0.5
         sentences = None
         while sentences is None:
@@ -81,8 +46,8 @@ class Navigate(GeneratedReasoning):
 
 
 def _walk(generator: random.Random, length: int, turning: bool, back: bool) -> list[str] | None:
-    """Instructions that lead ``back`` or do not; ``None`` where the directions drawn make that impossible."""
-    words: list[str] = []  # of each instruction: where a step goes, or where to turn
+    """Draw instructions that lead ``back`` or do not; ``None`` if the drawn directions make that impossible."""
+    words: list[str] = []  # of each instruction: the direction of a step, or the turn
     heading, directions = 0, []
     for _ in range(length):
         if turning and generator.random() < 1 / 3:
@@ -106,9 +71,9 @@ def _walk(generator: random.Random, length: int, turning: bool, back: bool) -> l
 
 
 def _return(generator: random.Random, directions: Sequence[tuple[int, int]], counts: list[int]) -> bool:
-    """Change one count on each axis, so that the walk ends where it began; whether that is possible.
+    """Change one count on each axis so that the walk returns to its start; return whether that is possible.
 
-    Any of an axis's steps is as likely to be changed, so that the last one does not give the answer away.
+    All steps of an axis are equally likely to be changed, so that the last step does not reveal the answer.
     """
     for axis in (0, 1):
         steps = [number for number, direction in enumerate(directions) if direction[axis]]
@@ -121,7 +86,7 @@ def _return(generator: random.Random, directions: Sequence[tuple[int, int]], cou
 
 
 def _place(directions: Sequence[tuple[int, int]], counts: Sequence[int]) -> tuple[int, int]:
-    """Where a walk ends, from its start."""
+    """Return the end of a walk that starts at (0, 0)."""
     steps = list(zip(directions, counts, strict=True))
     return sum(count * x for (x, _), count in steps), sum(count * y for (_, y), count in steps)
 

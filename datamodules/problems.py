@@ -1,67 +1,53 @@
-"""What datasets of worked problems share: a question, a solution, and the final answer in it."""
+"""The base class of datasets of worked problems: a question, a solution, and the final answer in it."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal
 
-from lightning_prompts.datamodules.base import SourceRow, Split, TextDataModule
-from lightning_prompts.datamodules.hub import HubSource, hub_rows
-from lightning_prompts.datamodules.splitting import hold_out
-from lightning_prompts.datamodules.tables import check_fields, read_table
+from lightning_prompts.datamodules.base import SourceRow, Split, TextDataModule, check_sizes
+from lightning_prompts.datamodules.sources import HubSource, RawRow, check_fields, file_path, read_rows
+from lightning_prompts.datamodules.splits import hold_out
 from lightning_prompts.errors import UserError
 
 
 class WorkedProblems(TextDataModule, ABC):
-    """Problems with solutions; the answer that is scored is the final one or the whole solution.
+    """Problems with solutions; the scored answer is the final answer or the whole solution.
 
-    A subclass gives `source`, `required` and `parse`. Generations are compared as numbers or formulas. Rows for
-    validation, and for testing where there are no others, are held out of the training rows by ``seed``.
+    A subclass implements `source`, `required` and `parse`. Generations are compared as numbers or formulas. Validation
+    rows, and test rows if there are no others, are held out of the training rows by ``seed``.
 
     Args:
-        template: Text with ``{prompt}``, ``{question}``, ``{answer}`` and any other field of the rows.
-        stop: Regular expression; a generated answer ends where it first matches.
-        chat: Render through the model's chat template.
-        system: The system turn of a chat.
-        train: Local training file instead of the hub's.
+        train: Local training file instead of the hub.
         test: Local test file.
-        answer: Score the ``final`` answer, or the whole ``solution``.
-        max_characters: Drop problems whose question and answer have more characters together.
-        val_size: Held-out rows for validation.
-        test_size: Test rows, the first so many; ``None`` for all there are.
-        batch_size: Examples per training step.
-        eval_batch_size: Examples per evaluation step.
-        max_train_examples: Keep only so many training examples, drawn by ``seed``.
-        seed: Seed of what is held out and of ``max_train_examples``.
+        answer: Score the ``final`` answer or the whole ``solution``.
+        max_characters: Drop problems whose question and answer have more characters in total.
+        val_size: Number of training rows held out for validation.
+        test_size: Number of test rows, the first ones; ``None`` for all. If there is no test split, the number of
+            training rows held out for testing; ``None`` for ``val_size`` rows.
     """
 
     numeric = True
 
     def __init__(
         self,
-        template: str,
-        stop: str,
-        chat: bool,
-        system: str | None,
-        train: str | None,
-        test: str | None,
-        answer: Literal["final", "solution"],
-        max_characters: int | None,
-        val_size: int,
-        test_size: int | None,
-        batch_size: int,
-        eval_batch_size: int,
-        max_train_examples: int | None,
-        seed: int,
+        train: str | None = None,
+        test: str | None = None,
+        answer: Literal["final", "solution"] = "final",
+        max_characters: int | None = None,
+        val_size: int = 200,
+        test_size: int | None = None,
+        template: str = "{prompt}: {question}\nAnswer: {answer}\n\n",
+        stop: str = r"\n\n",
+        batch_size: int = 16,
+        eval_batch_size: int = 32,
+        **kwargs: Any,
     ) -> None:
         """Check the sizes."""
-        super().__init__(template, stop, chat, system, batch_size, eval_batch_size, max_train_examples, seed)
-        for name, value in (("val_size", val_size), ("test_size", test_size), ("max_characters", max_characters)):
-            if value is not None and value < 1:
-                raise UserError(f"data.{name} must be at least 1, got {value}")
-        self.files = {"train": train, "test": test}
+        super().__init__(template=template, stop=stop, batch_size=batch_size, eval_batch_size=eval_batch_size, **kwargs)
+        check_sizes(val_size=val_size, test_size=test_size, max_characters=max_characters)
+        self.files = {"train": file_path("train", train), "test": file_path("test", test)}
         self.answer = answer
         self.max_characters = max_characters
         self.val_size = val_size
@@ -70,7 +56,7 @@ class WorkedProblems(TextDataModule, ABC):
     @property
     @abstractmethod
     def source(self) -> HubSource:
-        """Where the rows come from without local files."""
+        """Where the rows come from if there are no local files."""
 
     @property
     @abstractmethod
@@ -79,15 +65,15 @@ class WorkedProblems(TextDataModule, ABC):
 
     @abstractmethod
     def parse(self, raw: Mapping[str, Any]) -> tuple[str, str, str]:
-        """Question, solution and final answer of a row; an empty final answer means that there is none."""
+        """Return the question, the solution and the final answer of a row; ``""`` if it has no final answer."""
 
     def wanted(self, raw: Mapping[str, Any]) -> bool:
-        """Which rows to keep, by their fields."""
+        """Return whether to keep a row."""
         del raw
         return True
 
     def load_rows(self) -> dict[Split, list[SourceRow]]:
-        """Read, filter, and hold out."""
+        """Read and filter the rows, and hold out missing splits."""
         splits = {split: self._read(split) for split in ("train", "test") if self._has(split)}
         if "train" in splits:
             sizes = {"val": self.val_size}
@@ -104,19 +90,15 @@ class WorkedProblems(TextDataModule, ABC):
     def _read(self, split: Split) -> list[SourceRow]:
         file = self.files[split]
         if file is not None:
-            named = [(f"{file} row {number}", raw) for number, raw in enumerate(read_table(Path(file)), start=1)]
-            if not named:
-                raise UserError(f"{file} has no rows")
+            raws = read_rows(file)
         else:
-            source = self.source
             limit = None
-            if split == "train" and self.max_train_examples is not None:  # and some to hold out
+            if split == "train" and self.max_train_examples is not None:  # and enough to hold out
                 limit = self.max_train_examples + self.val_size + (self.test_size or self.val_size)
-            raws = hub_rows(source.path, source.config, source.splits[split], f"data.{split}", self._keep, limit)
-            named = [(f"{source.path} {split} row {number}", raw) for number, raw in enumerate(raws, start=1)]
-        for where, raw in named:
-            check_fields(where, raw, self.required)
-        rows = [self._row(where, raw) for where, raw in named if self._keep(raw)]
+            raws = self.source.rows(split, self._keep, limit)
+        for raw in raws:
+            check_fields(raw.source, raw.fields, self.required)
+        rows = [self._row(raw) for raw in raws if self._keep(raw.fields)]
         if not rows:
             raise UserError(
                 f"{file or self.source.path}: none of its {split} rows passes the filters (data.max_characters and the "
@@ -132,9 +114,9 @@ class WorkedProblems(TextDataModule, ABC):
         question, solution, final = self.parse(raw)
         return len(question) + len(final if self.answer == "final" else solution) <= self.max_characters
 
-    def _row(self, where: str, raw: Mapping[str, Any]) -> SourceRow:
-        question, solution, final = (part.strip() for part in self.parse(raw))
+    def _row(self, raw: RawRow) -> SourceRow:
+        question, solution, final = (part.strip() for part in self.parse(raw.fields))
         if not final:
-            raise UserError(f"{where} has no final answer; drop the row")
-        fields = {**raw, "question": question, "answer": final if self.answer == "final" else solution}
-        return SourceRow({**fields, "solution": solution}, where, reference=final)
+            raise UserError(f"{raw.source} has no final answer; drop the row")
+        fields = {**raw.fields, "question": question, "answer": final if self.answer == "final" else solution}
+        return SourceRow({**fields, "solution": solution}, raw.source, reference=final)

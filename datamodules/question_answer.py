@@ -1,48 +1,51 @@
-"""A user's own question-answer files: JSON, JSON Lines, CSV, TSV or Parquet."""
+"""Your own question-answer data: files (JSON, JSON Lines, CSV, TSV or Parquet) or rows in Python."""
 
 from __future__ import annotations
 
-import random
-import re
 from pathlib import Path
 from typing import Any, Literal
 
+from typing_extensions import Self
+
 from lightning_prompts.datamodules.base import SourceRow, Split, TextDataModule
 from lightning_prompts.datamodules.labels import Labels
-from lightning_prompts.datamodules.splitting import log_dropped
-from lightning_prompts.datamodules.tables import blank, check_fields, read_table
+from lightning_prompts.datamodules.sources import (
+    RawRow,
+    blank,
+    check_fields,
+    file_path,
+    read_rows,
+    rows_in_python,
+)
+from lightning_prompts.datamodules.splits import hold_out_share, without_shared
 from lightning_prompts.errors import UserError, nearest
 
 
 class QuestionAnswer(TextDataModule):
-    r"""Your own task: files with a question and an answer in each row.
+    r"""Your own task: files with a question and an answer in each row; in Python, see also `from_rows`.
 
     Args:
-        train: Training file. Where ``val`` or ``test`` is not given, rows of this one are held out.
+        train: Training file. Without a ``val`` or ``test`` file, rows of this one are held out.
         val: Validation file.
         test: Test file.
         predict: File of questions to answer; needs no answers.
         question: Name of the field that holds the question.
-        answer: Name of the field that holds the answer. Numbers are written as the file has them, ``true`` as ``True``.
-        labels: The classes, where each answer is one of a few: the most likely class is chosen then, and nothing is
-            generated. A list; or names as the files have them, each with the ways to write it, ``{0: [negative, bad],
-            1: [positive, good]}``, the first of which is the answer; or ``auto`` for the answers of the training file
-            (of all files where there is none), 200 at most and none of them a word for a missing value, such as nan.
+        answer: Name of the field that holds the answer. Numbers are kept as they are written in the file; ``True``
+            becomes ``true``.
+        labels: The classes, if each answer is one of a few; the most likely class is then chosen, and nothing is
+            generated. A list; or the names in the files, each with the ways to write the class, ``{0: [negative, bad],
+            1: [positive, good]}``, of which the first is the answer; or ``auto`` for the answers of the training file
+            (of all files if there is none), at most 200, none of which may stand for a missing value, such as nan.
         instruction: The task in a sentence: the initial prompt of methods whose ``text`` is ``None``.
-        balanced: Training batches with as many examples of each class as of any other.
-        template: Text with ``{prompt}``, ``{question}``, ``{answer}`` and any other field of the file.
+        balanced: Training batches with the same number of examples of each class.
+        val_size: Rows held out for validation: a share below 1, or a count.
+        test_size: Rows held out for testing: a share below 1, or a count.
+        disjoint: What training rows must not share with validation and test rows: the question (``rows``), or any word
+            of question and answer (``words``, for word lists; the names of classes do not count). Training rows that
+            share it are dropped.
+        template: Text with ``{prompt}``, ``{question}``, ``{answer}`` and any other field of the rows.
         stop: Regular expression; a generated answer ends where it first matches. Answers of several lines need another
-            than the default, and the same text at the end of ``template``.
-        chat: Render through the model's chat template.
-        system: The system turn of a chat.
-        val_size: Held-out rows for validation: a share below 1, or a count.
-        test_size: Held-out rows for testing: a share below 1, or a count.
-        disjoint: What training must not share with validation and test: no question (``rows``), or no word of question
-            or answer (``words``, for word lists; classes are not counted). Training rows that do are dropped.
-        batch_size: Examples per training step.
-        eval_batch_size: Examples per evaluation step.
-        max_train_examples: Keep only so many training examples, drawn by ``seed``.
-        seed: Seed of the split and of ``max_train_examples``.
+            ``stop`` than the default, and the same text at the end of ``template``.
 
     >>> import json, pathlib, tempfile
     >>> file = pathlib.Path(tempfile.mkdtemp()) / "my.jsonl"
@@ -63,25 +66,24 @@ class QuestionAnswer(TextDataModule):
         labels: str | list[Any] | dict[Any, Any] | None = None,
         instruction: str = "",
         balanced: bool = False,
-        template: str = "{prompt}\nQuestion: {question}\nAnswer: {answer}\n",
-        stop: str = r"\n",
-        chat: bool = False,
-        system: str | None = None,
         val_size: float = 0.1,
         test_size: float = 0.1,
         disjoint: Literal["rows", "words"] = "rows",
-        batch_size: int = 32,
-        eval_batch_size: int = 64,
-        max_train_examples: int | None = None,
-        seed: int = 0,
+        template: str = "{prompt}\nQuestion: {question}\nAnswer: {answer}\n",
+        stop: str = r"\n",
+        **kwargs: Any,
     ) -> None:
-        """Keep the settings."""
-        super().__init__(template, stop, chat, system, batch_size, eval_batch_size, max_train_examples, seed)
-        self.files: dict[Split, str | None] = {"train": train, "val": val, "test": test, "predict": predict}
+        """Check the settings."""
+        super().__init__(template=template, stop=stop, **kwargs)
+        given = {"train": train, "val": val, "test": test, "predict": predict}
+        self.files: dict[Split, Path] = {
+            split: path for split, file in given.items() if (path := file_path(split, file)) is not None
+        }
+        self._tables: dict[Split, list[RawRow]] = {}  # rows in Python, by the split of a file
         for name, size in (("val_size", val_size), ("test_size", test_size)):
             if not 0 < size < float("inf"):
                 raise UserError(f"data.{name} must be above 0, got {size}; give a share below 1 or a count")
-        if not any(self.files.values()):
+        if not self.files:
             raise UserError("QuestionAnswer needs a file: set data.train (or data.test, data.predict)")
         for role, name in (("question", question), ("answer", answer)):
             if not isinstance(name, str):
@@ -97,22 +99,61 @@ class QuestionAnswer(TextDataModule):
         self.sizes: dict[Split, float] = {"test": test_size, "val": val_size}
         self.disjoint = disjoint
 
+    @classmethod
+    def from_rows(
+        cls,
+        train_rows: object = None,
+        *,
+        val_rows: object = None,
+        test_rows: object = None,
+        predict_rows: object = None,
+        **settings: Any,
+    ) -> Self:
+        """Build the datamodule from rows in Python; examples are the same as from files of these rows.
+
+        Rows are a list of dicts, a pandas DataFrame or a ``datasets.Dataset``.
+
+        Args:
+            train_rows: Training rows. Without ``val_rows`` or ``test_rows``, some of these are held out.
+            val_rows: Validation rows.
+            test_rows: Test rows.
+            predict_rows: Questions to answer; they need no answers.
+            settings: All other settings of the class.
+
+        Raises:
+            UserError: Rows are of another type or empty; a row is not a dict.
+
+        >>> rows = [{"question": f"{n} + 1", "answer": n + 1} for n in range(20)]
+        >>> data = QuestionAnswer.from_rows(rows, template="{prompt} {question} = {answer}")
+        >>> len(data.examples("train")), len(data.examples("val")), len(data.examples("test"))
+        (16, 2, 2)
+        """
+        given = {"train": train_rows, "val": val_rows, "test": test_rows, "predict": predict_rows}
+        tables = {split: rows_in_python(rows, split) for split, rows in given.items() if rows is not None}
+        if not tables:
+            raise UserError("QuestionAnswer.from_rows needs rows: give train_rows (or test_rows, predict_rows)")
+        if mixed := given.keys() & settings.keys():
+            raise UserError(f"QuestionAnswer.from_rows takes no files; give {min(mixed)}_rows instead of {min(mixed)}")
+        names: dict[str, Any] = {split: f"{split} data" for split in tables}  # for error messages; no such file is read
+        data = cls(**names, **settings)
+        data._tables = tables
+        return data
+
     def load_rows(self) -> dict[Split, list[SourceRow]]:
-        """Read the files, hold out what they lack, and keep what is held out from training."""
-        splits = {
-            split: self._rows(Path(file), answers=split != "predict") for split, file in self.files.items() if file
-        }
+        """Read the rows, hold out missing splits, and drop training rows that share something with held-out rows."""
+        splits = {split: self._rows(split) for split in self.files}
         if self.labels is not None:
             splits = self._labelled(splits)
         if "train" in splits:
             for split, size in self.sizes.items():
+                train = splits["train"]
                 if split not in splits:
-                    splits[split], splits["train"] = self._hold_out(splits["train"], split, size)
-                splits["train"] = self._without(splits["train"], splits[split], split)
+                    splits[split], train = hold_out_share(train, size, self.seed, split, str(self.files["train"]))
+                splits["train"] = without_shared(train, splits[split], split, words=self.disjoint == "words")
         return splits
 
     def _labelled(self, splits: dict[Split, list[SourceRow]]) -> dict[Split, list[SourceRow]]:
-        """The rows with their classes."""
+        """Return the rows with their classes."""
         if isinstance(self.labels, Labels):
             labels = self.labels
         else:
@@ -120,55 +161,23 @@ class QuestionAnswer(TextDataModule):
             labels = Labels.found([row for split in sources for row in splits[split]])
         return {split: [labels.of(row, strict=split != "predict") for row in rows] for split, rows in splits.items()}
 
-    def _hold_out(self, rows: list[SourceRow], split: Split, size: float) -> tuple[list[SourceRow], list[SourceRow]]:
-        count = round(size * len(rows)) if size < 1 else int(size)
-        if not 0 < count < len(rows):
-            raise UserError(
-                f"data.{split}_size {size} of the {len(rows)} rows of {self.files['train']} leaves nothing to "
-                f"{'hold out' if count <= 0 else 'train on'}; change it or give data.{split} a file"
-            )
-        chosen = set(random.Random(f"{self.seed} {split}").sample(range(len(rows)), count))
-        held_out = [row for index, row in enumerate(rows) if index in chosen]
-        return held_out, [row for index, row in enumerate(rows) if index not in chosen]
-
-    def _without(self, train: list[SourceRow], held_out: list[SourceRow], split: Split) -> list[SourceRow]:
-        """The training rows that share no question, or no word, with held-out rows."""
-        key = _words if self.disjoint == "words" else _question
-        taken = {item for row in held_out for item in key(row)}
-        kept = [row for row in train if taken.isdisjoint(key(row))]
-        if len(kept) < len(train):
-            shared = "words" if self.disjoint == "words" else "questions"
-            log_dropped(len(train) - len(kept), len(train), "train", f"they share {shared} with the {split} split")
-        if not kept:
-            raise UserError(f"data.disjoint: {self.disjoint} leaves nothing to train on beside the {split} split")
-        return kept
-
-    def _rows(self, path: Path, answers: bool) -> list[SourceRow]:
-        table = read_table(path)
-        if not table:
-            raise UserError(f"{path} has no rows")
-        names = list(dict.fromkeys(name for raw in table for name in raw))
-        wanted = [("question", self.question), ("answer", self.answer)] if answers else [("question", self.question)]
+    def _rows(self, split: Split) -> list[SourceRow]:
+        """Return the rows of a file, or of Python, that are given for a split."""
+        source = self.files[split]
+        table = self._tables.get(split) or read_rows(source)
+        wanted = [("question", self.question), *([("answer", self.answer)] if split != "predict" else [])]
+        names = list(dict.fromkeys(name for raw in table for name in raw.fields))
         for role, name in wanted:
             if name not in names:
                 others = [known for known in names if known not in (self.question, self.answer)]
                 hint = nearest(name, others) if others else f"known: {', '.join(names)}"
                 if role == "answer":
                     hint += "; questions without answers go to predict, as data.predict"
-                raise UserError(f"{path} has no field {name!r} (data.{role}); {hint}")
+                raise UserError(f"{source} has no field {name!r} (data.{role}); {hint}")
         rows = []
-        for number, raw in enumerate(table, start=1):
-            check_fields(f"{path} row {number}", raw, [name for _, name in wanted])
-            answer = raw.get(self.answer)
-            fields = {**raw, "question": raw[self.question], "answer": None if blank(answer) else answer}
-            rows.append(SourceRow(fields, f"{path} row {number}"))
+        for raw in table:
+            check_fields(raw.source, raw.fields, [name for _, name in wanted])
+            answer = raw.fields.get(self.answer)
+            fields = {**raw.fields, "question": raw.fields[self.question], "answer": None if blank(answer) else answer}
+            rows.append(SourceRow(fields, raw.source))
         return rows
-
-
-def _question(row: SourceRow) -> set[str]:
-    return {str(row.fields["question"])}
-
-
-def _words(row: SourceRow) -> set[str]:
-    answer = "" if row.labels else row.fields["answer"]  # classes are the same in all splits
-    return set(re.findall(r"\w+", f"{row.fields['question']} {answer}".casefold()))

@@ -1,4 +1,4 @@
-r"""What a text's answer is, and whether two answers are the same: numbers, ``\boxed{}``, fractions, units."""
+r"""Find the answer in a text, and compare two answers: numbers, ``\boxed{}``, fractions, units."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fractions import Fraction
 from lightning_prompts.template import final_result
 from lightning_prompts.types import Example
 
-# A number, with 1e3 and 1/2, that no letter of a formula follows (2x; but 5cm).
+# A number, including 1e3 and 1/2. A unit may follow (5cm), but not a variable (2x).
 _NUMBER = re.compile(
     r"(?<![\w.^])([-+]?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?(?:\s*/\s*\d+(?:\.\d+)?)?)"
     r"(?![\d]|[A-Za-z]\b|[A-Za-z]\d)"
@@ -20,12 +20,12 @@ _FORMULA = re.compile(r"[=^_(\[|{}<>*]|\\(?!text|mathrm|mbox|%|\$|!|,|\s)")
 _FRACTION = re.compile(r"\\[dt]?frac\s*(?:\{\s*([^{}]+?)\s*\}\s*\{\s*([^{}]+?)\s*\}|(\d)\s*(\d))")
 _MIXED = re.compile(r"\b(\d+)\s*\\[dt]?frac\s*\{\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\}")  # 3 1/2
 _MARK = re.compile(r"####\s*(.+)")
-# Words that announce what the answer is, in models' and people's solutions.
+# Words before the answer, in solutions of models and people.
 _ANNOUNCED = re.compile(r"(?:final answer|answer)\s*(?:is|=|:)?\s*:?\s*(.+)", re.IGNORECASE)
 
 
 def boxed(text: str) -> str | None:
-    r"""What stands in the last ``\boxed{...}``, braces within it included; ``None`` where there is none.
+    r"""Return the content of the last ``\boxed{...}``, which may have braces in it; ``None`` if there is no box.
 
     >>> boxed("so it is \\boxed{\\frac{1}{2}}.")
     '\\frac{1}{2}'
@@ -45,7 +45,7 @@ def boxed(text: str) -> str | None:
 
 
 def final_answer(text: str) -> str:
-    r"""What of a solution is its answer: in the last ``\boxed{}``, behind ``####``, announced, or all of it.
+    r"""Return the answer of a solution: in the last ``\boxed{}``, after ``####``, after "answer is", or all of it.
 
     >>> final_answer("2 + 2 is 4. The answer is 4"), final_answer("It is so.\n#### 12")
     ('4', '12')
@@ -61,10 +61,10 @@ def final_answer(text: str) -> str:
 
 
 def number(text: str) -> Fraction | None:
-    r"""The last number in a text, exactly; ``None`` where there is none.
+    r"""Return the last number in a text, exactly; ``None`` if there is no number.
 
-    Understands signs, decimals, thousands separators, ``1/2``, ``\frac{1}{2}`` and percent signs (``50\%`` is 50);
-    units and currency signs around it have no meaning.
+    Reads signs, decimals, thousands separators, ``1/2``, ``\frac{1}{2}`` and percent signs (``50\%`` is 50); ignores
+    units and currency signs.
 
     >>> number("about $1,250.50"), number("one half, 1/2"), number("none")
     (Fraction(2501, 2), Fraction(1, 2), None)
@@ -81,7 +81,7 @@ def number(text: str) -> Fraction | None:
 
 
 def normalized(text: str) -> str:
-    r"""An answer without what does not change its meaning: LaTeX spacing, ``\text{}``, dollar signs, a final period.
+    r"""Remove what does not change the meaning of an answer: spaces, ``\text{}``, dollar signs, a final period.
 
     >>> normalized("\\text{Yes}, it is.")
     'yes,itis'
@@ -93,14 +93,14 @@ def normalized(text: str) -> str:
 
 
 def is_number(text: str) -> bool:
-    """Whether an answer is one number, perhaps with a unit, and no formula."""
+    """Return whether an answer is one number, perhaps with a unit, and not a formula."""
     plain = _POWER_OF_UNIT.sub("", _simple(text).replace("{,}", ","))
     plain = re.sub(r"\\(?:text|mathrm|mbox)\s*\{[^{}]*\}", " ", plain)
     return len(_NUMBER.findall(plain)) == 1 and not _FORMULA.search(plain)
 
 
 def _simple(text: str) -> str:
-    """Without the spacing of LaTeX, and with fractions as ``a/b``."""
+    """Remove the spacing of LaTeX, and write fractions as ``a/b``."""
     text = text.replace("\\!", "").replace("\\,", "").replace("\u2212", "-").replace("\u2013", "-")
     text = re.sub(r"(?<=\d)\\ (?=\d)", "", text)
     text = _MIXED.sub(lambda match: f" {int(match[1]) * int(match[3]) + int(match[2])}/{match[3]} ", text)
@@ -108,10 +108,10 @@ def _simple(text: str) -> str:
 
 
 def same_answer(text: str, reference: str) -> bool:
-    r"""Whether a solution's answer is the reference's: as numbers where the reference is one, else as normalised text.
+    r"""Return whether the answer of a solution is the reference: as numbers if the reference is one, else as text.
 
     Args:
-        text: A generation, an answer alone or with the steps to it.
+        text: A generation, with or without the steps to its answer.
         reference: The reference answer.
 
     >>> same_answer("the answer is .5", "\\boxed{\\frac{1}{2}}"), same_answer("7", "#### 8")
@@ -123,14 +123,14 @@ def same_answer(text: str, reference: str) -> bool:
     if not is_number(wanted):
         return False
     mine = mine.rpartition("=")[2]
-    # In a formula that is no number, some number is still to be found: the 3 of a square root.
+    # A formula is not a number, although there are numbers in it: the 3 of a square root.
     if re.search(r"\\(?!text|mathrm|mbox|[dt]?frac|left|right|%|\$|!|,|\s|\(|\))", _simple(mine)):
         return False
     return (found := number(mine)) is not None and found == number(wanted)
 
 
 def is_correct(example: Example, text: str) -> bool | None:
-    """Whether a generation has the example's reference answer; ``None`` where there is none."""
+    """Return whether a generation has the reference answer of the example; ``None`` if it has no reference."""
     if example.reference is None:
         return None
     result = final_result(text, example.extract)
@@ -138,7 +138,7 @@ def is_correct(example: Example, text: str) -> bool | None:
 
 
 def token_f1(text: str, reference: str) -> float:
-    """F1 of the words that two texts share, whatever their order (as SQuAD scores answers; Rajpurkar et al. 2016).
+    """Return the F1 of the words of two texts in any order, as SQuAD scores answers (Rajpurkar et al. 2016).
 
     >>> token_f1("a red apple", "The apple is red.")
     0.8

@@ -181,16 +181,7 @@ class YesNo(TextDataModule):
 
     def __init__(self, size: int = 12) -> None:
         """Keep the size of each split."""
-        super().__init__(
-            "{prompt}\n\n{question}\n\nAnswer: {answer}\n",
-            r"\n",
-            chat=False,
-            system=None,
-            batch_size=4,
-            eval_batch_size=8,
-            max_train_examples=None,
-            seed=0,
-        )
+        super().__init__(template="{prompt}\n\n{question}\n\nAnswer: {answer}\n", batch_size=4, eval_batch_size=8)
         self.size = size
 
     def load_rows(self) -> dict[str, list[SourceRow]]:

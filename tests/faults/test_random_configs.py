@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 from lightning_prompts import datamodules, methods
 from lightning_prompts.cli import run
-from lightning_prompts.cli.classes import CONFIGURABLE, abstract
+from lightning_prompts.cli.classes import CONFIGURABLE, abstract, settings_of
 from lightning_prompts.lm import LMConfig
 from support.models import TINY as SHORT
 
@@ -89,9 +89,13 @@ def value(draw: st.DrawFn, hint: Any, depth: int) -> Any:
 @st.composite
 def node(draw: st.DrawFn, kind: type, depth: int = 0) -> dict[str, Any]:
     """A class with some of its settings."""
-    hints = typing.get_type_hints(kind.__init__)
+    hints = {
+        name: hint
+        for owner in reversed(inspect.getmro(kind))
+        for name, hint in typing.get_type_hints(owner.__init__).items()
+    }
     arguments: dict[str, Any] = {}
-    for name, parameter in inspect.signature(kind).parameters.items():
+    for name, parameter in settings_of(kind).items():
         if name in ("lm", "optimizer", "scheduler", "kwargs", "max_new_tokens"):
             continue
         needed = parameter.default is inspect.Parameter.empty

@@ -61,7 +61,7 @@ class Questions(TextDataModule):
     instruction = "Say where."
 
     def __init__(self, template: str = TEMPLATE, labels: bool = False) -> None:
-        super().__init__(template, r"\n", False, None, 4, 4, None, 0)
+        super().__init__(template=template, batch_size=4, eval_batch_size=4)
         self.labels = labels
 
     def load_rows(self) -> dict[str, list[SourceRow]]:

@@ -92,7 +92,7 @@ class Toy(TextDataModule):
     """A few labelled questions."""
 
     def __init__(self, labels: bool = True, template: str = FORWARD.text, size: int = 12) -> None:
-        super().__init__(template, r"\n", False, None, 4, 8, None, 0)
+        super().__init__(template=template, batch_size=4, eval_batch_size=8)
         self.labels, self.size = labels, size
 
     def load_rows(self) -> dict[str, list[SourceRow]]:

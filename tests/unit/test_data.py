@@ -6,10 +6,9 @@ from pathlib import Path
 import pytest
 
 from lightning_prompts.datamodules import Antonyms, QuestionAnswer
-from lightning_prompts.datamodules.base import disjoint_components
-from lightning_prompts.datamodules.order import EpochSampler, ResumableLoader
-from lightning_prompts.datamodules.question_answer import read_table
-from lightning_prompts.datamodules.wordnet import antonym_table
+from lightning_prompts.datamodules.samplers import EpochSampler, ResumableLoader
+from lightning_prompts.datamodules.sources import read_table, shipped_table
+from lightning_prompts.datamodules.splits import disjoint_components
 from lightning_prompts.errors import UserError
 from lightning_prompts.types import Batch
 
@@ -69,7 +68,7 @@ def test_every_format_gives_the_same_rows(ending: str, tmp_path: Path) -> None:
     assert read_table(path) == PAIRS
 
 
-def test_csv_keeps_what_is_written(tmp_path: Path) -> None:
+def test_csv_values_are_kept_as_written(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text('question,answer\n007,NA\n"a, b",1.50\n')
     assert read_table(path) == [{"question": "007", "answer": "NA"}, {"question": "a, b", "answer": "1.50"}]
@@ -103,7 +102,7 @@ def test_disjoint_words(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("disjoint", ["rows", "words"])
-def test_files_of_their_own_are_kept_from_training_too(disjoint: str, tmp_path: Path) -> None:
+def test_training_rows_in_the_test_file_are_dropped(disjoint: str, tmp_path: Path) -> None:
     train, test = tmp_path / "train.jsonl", tmp_path / "test.jsonl"
     rows = [{"question": f"w{n}", "answer": f"w{n + 1}"} for n in range(40)]
     train.write_text("\n".join(map(json.dumps, rows)))
@@ -114,7 +113,7 @@ def test_files_of_their_own_are_kept_from_training_too(disjoint: str, tmp_path: 
     assert ("w5" in questions) == (disjoint == "rows")
 
 
-def test_json_values_stay_as_they_stand(tmp_path: Path) -> None:
+def test_json_values_are_kept_as_written(tmp_path: Path) -> None:
     path = tmp_path / "dates.jsonl"
     path.write_text('{"question": "2020-01-31 10:00:00", "answer": "2020-01-31"}\n' * 2)
     assert read_table(path)[0] == {"question": "2020-01-31 10:00:00", "answer": "2020-01-31"}
@@ -158,7 +157,7 @@ def test_predict_needs_no_answers(name: str, text: str, tmp_path: Path) -> None:
         ("a.csv", 'question,answer\n1,2\n"', "a.csv"),
     ],
 )
-def test_bad_files(name: str, text: str, words: str, tmp_path: Path) -> None:
+def test_invalid_files_raise(name: str, text: str, words: str, tmp_path: Path) -> None:
     path = tmp_path / name
     path.write_text(text)
     with pytest.raises(UserError, match=words) as raised:
@@ -166,7 +165,7 @@ def test_bad_files(name: str, text: str, words: str, tmp_path: Path) -> None:
     assert "\n" not in str(raised.value)
 
 
-def test_splits_that_leave_nothing(pairs_file: Path) -> None:
+def test_empty_splits_raise(pairs_file: Path) -> None:
     with pytest.raises(UserError, match=r"data.test_size 50 of the 40 rows .* leaves nothing to train on"):
         QuestionAnswer(str(pairs_file), test_size=50).examples("train")
     with pytest.raises(UserError, match="the train split is empty"):
@@ -175,7 +174,7 @@ def test_splits_that_leave_nothing(pairs_file: Path) -> None:
         QuestionAnswer()
 
 
-def test_the_order_depends_on_seed_and_epoch_alone() -> None:
+def test_order_depends_only_on_seed_and_epoch() -> None:
     sampler = EpochSampler(50, seed=3)
     first = list(sampler)
     assert sorted(first) == list(range(50))
@@ -185,7 +184,7 @@ def test_the_order_depends_on_seed_and_epoch_alone() -> None:
     assert list(EpochSampler(50, seed=4)) != first
 
 
-def test_a_loader_goes_on_where_its_state_says() -> None:
+def test_loader_resumes_from_its_state() -> None:
     def loader() -> ResumableLoader:
         return ResumableLoader(list(range(10)), batch_size=3, sampler=EpochSampler(10, 0), collate_fn=Batch)
 
@@ -203,7 +202,7 @@ def test_a_loader_goes_on_where_its_state_says() -> None:
     assert len(list(resumed)) == 4, "the next epoch is whole again"
 
 
-def test_rare_antonyms_are_another_test_set() -> None:
+def test_rare_antonyms_are_an_out_of_distribution_test_set() -> None:
     data, plain = Antonyms(rare_size=60), Antonyms()
     assert data.splits("test") == ["test", "test/rare_words"]
     assert plain.splits("test") == ["test"]
@@ -213,13 +212,13 @@ def test_rare_antonyms_are_another_test_set() -> None:
     assert not words(rare) & words(others)
     for split in ("train", "val", "test"):
         assert data.examples(split) == plain.examples(split), "nothing else changes"
-    counts = {row["word"]: int(row["count"]) for row in antonym_table()}
+    counts = {row["word"]: int(row["count"]) for row in shipped_table("antonyms.tsv")}
     assert all(counts.get(example.question, 0) == 0 for example in rare)
 
 
 @pytest.mark.parametrize(
     ("size", "message"), [(3, "even number"), (-2, "even number"), (9_000, "only [0-9]+ questions")]
 )
-def test_rare_antonyms_are_checked(size: int, message: str) -> None:
+def test_invalid_rare_size_raises(size: int, message: str) -> None:
     with pytest.raises(UserError, match=message):
         Antonyms(rare_size=size).examples("test")

@@ -16,9 +16,8 @@ SHOWN = {
     "lightning_prompts.objectives.rewards", "lightning_prompts.estimators.reinforce",
     "lightning_prompts.estimators.temperature", "lightning_prompts.estimators.relaxations",
     "lightning_prompts.dln.information", "lightning_prompts.runs.tables", "lightning_prompts.runs.spaces",
-    "lightning_prompts.datamodules.base", "lightning_prompts.datamodules.addition",
-    "lightning_prompts.datamodules.question_answer", "lightning_prompts.datamodules.options",
-    "lightning_prompts.datamodules.splitting", "lightning_prompts.datamodules.generated",
+    "lightning_prompts.datamodules.addition", "lightning_prompts.datamodules.question_answer",
+    "lightning_prompts.datamodules.labels", "lightning_prompts.datamodules.splits",
 }  # fmt: skip
 
 

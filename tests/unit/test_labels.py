@@ -14,10 +14,9 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_prompts.cli import run
-from lightning_prompts.datamodules import BigBenchHard, Classification, Hyperbaton, Navigate, TextDataModule
-from lightning_prompts.datamodules import hub as hub_module
-from lightning_prompts.datamodules.options import parse_options, strip_options
-from lightning_prompts.datamodules.order import BalancedSampler
+from lightning_prompts.datamodules import BigBenchHard, Classification, Hyperbaton, Navigate, TextDataModule, sources
+from lightning_prompts.datamodules.labels import parse_options
+from lightning_prompts.datamodules.samplers import BalancedSampler
 from lightning_prompts.errors import UserError
 from lightning_prompts.types import Batch, Example
 from support.models import TINY
@@ -85,7 +84,7 @@ def test_labels_become_names(task: Any, names: list[str], tmp_path: Path) -> Non
         assert example.fields["stripped"] == example.question
 
 
-def test_ways_to_write_a_class(tmp_path: Path) -> None:
+def test_labels_setting_gives_the_verbalisers(tmp_path: Path) -> None:
     file = write(tmp_path, [{"q": f"s {n}", "y": n % 6} for n in range(60)])
     config = tmp_path / "config.yaml"
     config.write_text(
@@ -97,15 +96,22 @@ def test_ways_to_write_a_class(tmp_path: Path) -> None:
     assert run([*words, "--model.lm.dtype", "float32", "--trainer.default_root_dir", str(folder)]) == 0
     answers = {json.loads(line)["answer"] for line in (folder / "predictions.jsonl").read_text().splitlines()}
     assert answers <= {"description", "entity", "abbreviation", "person", "location", "number"}
-    data = Classification("trec", train=file, sentence="q", label="y", val_size=6, test_size=6,
-                          labels={"expression": ["abbreviation", "expression"], "human": ["person"]})  # fmt: skip
+    data = Classification(
+        "trec",
+        train=file,
+        sentence="q",
+        label="y",
+        val_size=6,
+        test_size=6,
+        labels={"expression": ["abbreviation", "expression"], "human": ["person"]},
+    )
     written = ("description",), ("entity",), ("abbreviation", "expression"), ("person",), ("location",), ("number",)
     for example in everything(data):
         assert example.labels == written
         assert example.label == int(example.question.split()[1]) % 6
 
 
-def test_another_order_of_numbers(tmp_path: Path) -> None:
+def test_order_maps_numbers_to_classes(tmp_path: Path) -> None:
     file = write(tmp_path, sentences(30, 2))
     data = Classification("subj", train=file, order=["objective", "subjective"], val_size=5, test_size=5)
     assert {(int(e.question.split()[1]) % 2, e.reference) for e in everything(data)} == {
@@ -132,7 +138,7 @@ def test_another_order_of_numbers(tmp_path: Path) -> None:
         ({"balanced": True, "labels": {"negative": [""]}}, None, "label 0 has an empty verbaliser"),
     ],
 )
-def test_what_is_no_classification(settings: dict[str, Any], row: Any, message: str, tmp_path: Path) -> None:
+def test_invalid_classification_data_raises(settings: dict[str, Any], row: Any, message: str, tmp_path: Path) -> None:
     file = write(tmp_path, [*sentences(30, 2), *([row] if row else [])])
     with pytest.raises(UserError, match=message) as error:
         Classification(**{"train": file, "val_size": 5, "test_size": 5, **settings}).examples("train")
@@ -168,8 +174,8 @@ def test_no_sentence_is_in_two_splits(tmp_path: Path) -> None:
         ),
         (BigBenchHard("navigate"), ("SaylorTwift/bbh", "navigate"), {"input": f"S{YES_NO}", "target": "No"}, "No"),
     ],
-)  # fmt: skip
-def test_rows_of_the_hub(
+)
+def test_hub_rows(
     data: TextDataModule, asked: tuple[str, str | None], row: dict[str, Any], answer: str, monkeypatch: Any
 ) -> None:
     import datasets
@@ -182,19 +188,19 @@ def test_rows_of_the_hub(
         return [{**row, field: row[field].replace("S", f"{split} {n}")} for n in range(600)]
 
     monkeypatch.setattr(datasets, "load_dataset", rows)
-    monkeypatch.setattr(hub_module.HfApi, "dataset_info", lambda *args, **kwargs: None)
+    monkeypatch.setattr(sources.HfApi, "dataset_info", lambda *args, **kwargs: None)
     found = everything(data)
     assert {example.reference for example in found} == {answer}
     assert all(example.label is not None for example in found)
     assert len({example.question for example in found}) == len(found)
 
 
-def test_rows_of_the_hub_that_are_wrong_are_dropped(monkeypatch: Any, caplog: Any) -> None:
+def test_invalid_hub_rows_are_dropped(monkeypatch: Any, caplog: Any) -> None:
     import datasets
 
     rows = [{"input": f"{n}?\nOptions:\n(A) x\n(B) y", "target": "(C)" if n == 7 else "(A)"} for n in range(250)]
     monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: rows)
-    monkeypatch.setattr(hub_module.HfApi, "dataset_info", lambda *args, **kwargs: None)
+    monkeypatch.setattr(sources.HfApi, "dataset_info", lambda *args, **kwargs: None)
     assert len(everything(BigBenchHard("ruin_names"))) == 249
     assert "1 of 250 train rows dropped: " in caplog.text
     assert "row 8: label '(C)' is unknown; known labels: (A), (B)" in caplog.text
@@ -210,8 +216,9 @@ def test_a_balanced_validation_set(tmp_path: Path) -> None:
     questions = [example.question for examples in splits.values() for example in examples]
     assert len(questions) == len(set(questions)) == 80
     own = write(tmp_path, [{**row, "sentence": f"v {row['sentence']}"} for row in rows], "v.jsonl")
-    whole = Classification("mpqa", train=file, val=own, test=write(tmp_path, sentences(9, 2, "t"), "t.jsonl"),
-                           balanced_val=True)  # fmt: skip
+    whole = Classification(
+        "mpqa", train=file, val=own, test=write(tmp_path, sentences(9, 2, "t"), "t.jsonl"), balanced_val=True
+    )
     assert Counter(example.label for example in whole.examples("val"))[0] == 20, "all of a file of its own"
     same = Classification("mpqa", train=file, balanced_val=True, val_size=17, test_size=10)
     assert [example.question for example in same.examples("val")] == [one.question for one in splits["val"]]
@@ -230,9 +237,23 @@ def test_without_a_network_one_line_names_the_option(
     def unreachable(*args: object, **kwargs: object) -> None:
         raise ConnectionError("no\nroute")
 
-    monkeypatch.setattr(hub_module.HfApi, "dataset_info", unreachable)
-    assert run(["test", "--model", "FixedPrompt", "--data", name, "--model.lm.name", TINY,
-                "--trainer.default_root_dir", str(tmp_path / "run")]) == 1  # fmt: skip
+    monkeypatch.setattr(sources.HfApi, "dataset_info", unreachable)
+    assert (
+        run(
+            [
+                "test",
+                "--model",
+                "FixedPrompt",
+                "--data",
+                name,
+                "--model.lm.name",
+                TINY,
+                "--trainer.default_root_dir",
+                str(tmp_path / "run"),
+            ]
+        )
+        == 1
+    )
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert "give local files: --data.train FILE" in line
 
@@ -254,7 +275,6 @@ def test_without_a_network_one_line_names_the_option(
 def test_options(question: str, text: str, options: tuple[str, ...], labels: tuple[tuple[str, ...], ...]) -> None:
     choices = parse_options(question)
     assert (choices.text, choices.options, choices.labels) == (text, options, labels)
-    assert strip_options(question) == text
     assert parse_options(choices.question) == choices
 
 
@@ -292,7 +312,7 @@ def test_few_targets_are_classes(targets: list[str], labels: tuple[tuple[str, ..
         assert example.reference == targets[int(example.question.split()[0]) % len(targets)]
 
 
-def test_big_bench_in_the_form_of_big_bench_hard(tmp_path: Path) -> None:
+def test_big_bench_rows_take_the_form_of_big_bench_hard(tmp_path: Path) -> None:
     test = bbh_file(tmp_path, [(f"{START} Take {n} steps.{YES_NO}", "No") for n in range(10)])
     scores = [{"True": 0, "False": 1}, {"False": 0, "True": 1}]
     train = big_bench_file(tmp_path, [(f"Take {n} steps.", scores[n % 2]) for n in range(40)])
@@ -312,7 +332,7 @@ def test_big_bench_in_the_form_of_big_bench_hard(tmp_path: Path) -> None:
     assert alone[0].question.endswith("steps.\nOptions:\n- False\n- True")
 
 
-def test_big_bench_where_options_are_not_listed(tmp_path: Path) -> None:
+def test_big_bench_rows_without_listed_options(tmp_path: Path) -> None:
     test = bbh_file(tmp_path, [(f"Is {n} plausible?", ["yes", "no"][n % 2]) for n in range(10)])
     scores = [{"plausible": 1, "implausible": 0}, {"plausible": 0, "implausible": 1}]
     train = big_bench_file(tmp_path, [(f"{n} plausible?", scores[n % 2]) for n in range(40)], prefix="Is")
@@ -343,7 +363,7 @@ def test_big_bench_with_options_of_its_own(with_test: bool, tmp_path: Path) -> N
     assert again.examples("train") == data.examples("train")
 
 
-def test_questions_that_only_their_options_tell_apart(tmp_path: Path) -> None:
+def test_questions_that_differ_only_in_options_are_kept(tmp_path: Path) -> None:
     rows = [(f"Which order?\nOptions:\n(A) a {n}\n(B) b {n}", "(A)") for n in range(30)]
     test = [("Which order?\nOptions:\n(A) b 3\n(B) a 3", "(B)"), ("Which order?\nOptions:\n(A) z\n(B) y", "(B)")]
     data = BigBenchHard(
@@ -374,7 +394,7 @@ def test_questions_that_only_their_options_tell_apart(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_rows_that_are_not_of_big_bench(row: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_invalid_big_bench_rows_raise(row: dict[str, Any], message: str, tmp_path: Path) -> None:
     rows = [*({"input": f"{n}{YES_NO}", "target": "No"} for n in range(30)), row]
     (tmp_path / "bbh.json").write_text(json.dumps({"examples": rows}))
     with pytest.raises(UserError, match=message) as error:
@@ -429,7 +449,7 @@ SOLVERS = {Hyperbaton: solve_hyperbaton, Navigate: solve_navigate}
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("task", SOLVERS)
-def test_every_question_is_solved_and_none_is_asked_twice(task: Any, seed: int) -> None:
+def test_answers_are_right_and_questions_differ(task: Any, seed: int) -> None:
     data = task(seed=seed)
     questions = set()
     for split, size in data.sizes.items():
@@ -438,7 +458,7 @@ def test_every_question_is_solved_and_none_is_asked_twice(task: Any, seed: int) 
         assert abs(Counter(example.label for example in examples)[0] - size / 2) <= 0.5
         for example in examples:
             assert SOLVERS[task](example.question) == example.reference
-            assert example.fields["stripped"] == strip_options(example.question) != example.question
+            assert example.fields["stripped"] == parse_options(example.question).text != example.question
             options = parse_options(example.question).options
             questions.add((example.fields["stripped"], frozenset(options)))
     assert len(questions) == sum(data.sizes.values())
@@ -450,7 +470,7 @@ def test_the_default_sizes() -> None:
 
 
 @pytest.mark.parametrize("task", SOLVERS)
-def test_questions_depend_on_the_seed_and_tests_not_on_the_size_of_training(task: Any) -> None:
+def test_train_size_does_not_change_the_reasoning_tests(task: Any) -> None:
     data, same, smaller, other = task(), task(), task(train_size=30), task(seed=1)
     assert everything(data) == everything(same)
     for split in ("test", "val"):
@@ -475,7 +495,7 @@ def test_both_kinds_of_walks_and_all_lengths_have_both_answers() -> None:
             assert kinds[facing, length, "No"] > 10
 
 
-def test_the_wrong_order_can_be_any() -> None:
+def test_all_wrong_orders_occur() -> None:
     counts: Counter[int] = Counter()
     for example in Hyperbaton(train_size=2000, val_size=1).examples("train"):
         first, second = (option.split() for option in parse_options(example.question).options)
@@ -487,7 +507,7 @@ def test_the_wrong_order_can_be_any() -> None:
 
 
 @pytest.mark.parametrize("task", SOLVERS)
-def test_generated_training_beside_a_file_to_test_on(task: Any, tmp_path: Path) -> None:
+def test_generated_training_with_a_test_file(task: Any, tmp_path: Path) -> None:
     asked = [(example.question, str(example.reference)) for example in task().examples("train")[:40]]
     data = task(test=bbh_file(tmp_path, asked))
     assert sorted((e.question, e.reference) for e in data.examples("test")) == sorted(asked)
@@ -496,7 +516,7 @@ def test_generated_training_beside_a_file_to_test_on(task: Any, tmp_path: Path) 
     assert len(task(test=bbh_file(tmp_path, asked), test_size=7).examples("test")) == 7
 
 
-def test_generated_sizes_that_cannot_be() -> None:
+def test_invalid_generated_sizes_raise() -> None:
     with pytest.raises(UserError, match=r"data\.train_size must be at least 1, got 0"):
         Hyperbaton(train_size=0)
 
@@ -531,7 +551,7 @@ def test_balanced_batches(tmp_path: Path) -> None:
     assert list(other) != list(BalancedSampler(data.examples("train"), 20, seed=4))
 
 
-def test_balanced_where_a_class_is_tiny_or_missing() -> None:
+def test_balanced_batches_with_a_rare_or_missing_class() -> None:
     def example(label: str) -> Example:
         return Example("", "", label, reference=label, labels=(("a",), ("b",), ("c",)))
 
@@ -565,10 +585,16 @@ def test_a_resumed_run_sees_the_same_balanced_batches(stop: int, tmp_path: Path)
     def fit(steps: int, checkpoint: str | None = None) -> list[list[str]]:
         L.seed_everything(7, verbose=False)
         data, recorder = Hyperbaton(train_size=90, val_size=2, test_size=2, batch_size=10, balanced=True), Recorder()
-        trainer = L.Trainer(max_steps=steps, accelerator="cpu", logger=False, enable_progress_bar=False,
-                            enable_model_summary=False, limit_val_batches=0,
-                            callbacks=[ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1)],
-                            default_root_dir=tmp_path)  # fmt: skip
+        trainer = L.Trainer(
+            max_steps=steps,
+            accelerator="cpu",
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            limit_val_batches=0,
+            callbacks=[ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1)],
+            default_root_dir=tmp_path,
+        )
         trainer.fit(recorder, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         return recorder.steps
 

@@ -12,7 +12,7 @@ import pytest
 
 from lightning_prompts.datamodules import GSM8K, BigBenchHard, Classification, QuestionAnswer
 from lightning_prompts.datamodules.base import TextDataModule
-from lightning_prompts.datamodules.tables import read_table
+from lightning_prompts.datamodules.sources import read_table
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm import FrozenLM
 
@@ -86,9 +86,7 @@ def lines(table: list[dict[str, Any]]) -> str:
         ("a.json", {"question": "q", "answer": "a", "tags": ["x"]}, ("q", "a")),
     ],
 )
-def test_values_reach_the_table_as_the_file_has_them(
-    name: str, content: object, first: tuple[str, str], tmp_path: Path
-) -> None:
+def test_values_are_kept_as_written(name: str, content: object, first: tuple[str, str], tmp_path: Path) -> None:
     row = read_table(Path(write(tmp_path, name, content)))[0]
     assert (str(row["question"]), str(row["answer"])) == first
 
@@ -154,7 +152,7 @@ def test_values_reach_the_table_as_the_file_has_them(
         ("a.csv.gz", gzip.compress(b"question,answer\nq,a\n", mtime=0), "a.csv.gz: the ending must be one of"),
     ],
 )
-def test_files_that_are_refused_in_one_line(name: str, content: object, message: str, tmp_path: Path) -> None:
+def test_invalid_files_raise_one_line_errors(name: str, content: object, message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError) as raised:
         QuestionAnswer(write(tmp_path, name, content)).examples("train")
     assert message in str(raised.value)
@@ -187,21 +185,21 @@ def test_files_that_are_refused_in_one_line(name: str, content: object, message:
         ("a.csv", "question,answer\nIt\u2019s \u20ac5,Caf\u00e9\n\u00c3,\u65e5\u672c\n", None),
     ],
 )
-def test_what_may_be_meant_is_warned_about(
+def test_suspicious_files_log_a_warning(
     name: str, content: str, message: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     QuestionAnswer(test=write(tmp_path, name, content)).examples("test")
     assert (message in caplog.text) if message else not caplog.text
 
 
-def test_a_row_of_any_length_is_measured_against_the_context_window(tiny: FrozenLM, tmp_path: Path) -> None:
+def test_long_rows_raise_a_context_window_error(tiny: FrozenLM, tmp_path: Path) -> None:
     (example,) = QuestionAnswer(test=write(tmp_path, "a.csv", f"question,answer\n{LONG},a\n")).examples("test")
     with pytest.raises(UserError, match=r"a\.csv row 1.* context window"):
         tiny.check_lengths([example], length=3)
 
 
 @pytest.mark.parametrize(("repeated", "told"), [(60, True), (3, False)])
-def test_many_dropped_rows_are_warned_about(
+def test_many_dropped_rows_log_a_warning(
     repeated: int, told: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     table = [*rows(100), *rows(repeated)]
@@ -210,7 +208,7 @@ def test_many_dropped_rows_are_warned_about(
 
 
 @pytest.mark.parametrize("value", [None, float("nan"), ["x"], {"x": 1}, float("inf")])
-def test_a_template_field_without_a_text_is_refused(value: object, tmp_path: Path) -> None:
+def test_template_field_without_text_raises(value: object, tmp_path: Path) -> None:
     table = [*rows(19, hint="h"), {"question": "q", "answer": "a", "hint": value}]
     data = QuestionAnswer(write(tmp_path, "a.json", table), template="{prompt} {question} {hint} {answer}\n")
     with pytest.raises(UserError, match=r"a\.json row 20: field 'hint' is"):
@@ -222,7 +220,7 @@ def test_a_template_field_without_a_text_is_refused(value: object, tmp_path: Pat
 
 
 @pytest.mark.parametrize("missing", [None, float("nan"), "nan", "NaN", "NA", "null", "None", "<NA>", "", " "])
-def test_auto_takes_no_missing_value_for_a_class(missing: object, tmp_path: Path) -> None:
+def test_auto_labels_reject_missing_values(missing: object, tmp_path: Path) -> None:
     table = [{"question": f"q{n}", "answer": "ab"[n % 2]} for n in range(20)] + [{"question": "q", "answer": missing}]
     with pytest.raises(UserError, match=r"a\.json row 21: "):
         QuestionAnswer(write(tmp_path, "a.json", table), labels="auto").examples("train")
@@ -234,7 +232,7 @@ def test_auto_takes_no_missing_value_for_a_class(missing: object, tmp_path: Path
     ("first", "second"),
     [("yes", "Yes"), ("new york", "new  york"), ("caf\u00e9", "cafe\u0301"), (1, 1.0), ("yes", "yes\u200b")],
 )
-def test_auto_takes_two_ways_to_write_a_class_for_a_mistake(first: object, second: object, tmp_path: Path) -> None:
+def test_auto_labels_reject_two_ways_to_write_a_class(first: object, second: object, tmp_path: Path) -> None:
     table = [{"question": f"q{n}", "answer": (first, second, "other")[n % 3]} for n in range(20)]
     with pytest.raises(UserError, match=r"data\.labels: auto found .* and .*; name the classes"):
         QuestionAnswer(write(tmp_path, "a.json", table), labels="auto").examples("train")
@@ -242,7 +240,7 @@ def test_auto_takes_two_ways_to_write_a_class_for_a_mistake(first: object, secon
 
 @pytest.mark.parametrize("split", ["train", "val", "test"])
 @pytest.mark.parametrize("kind", ["QuestionAnswer", "labels", "Classification", "BigBenchHard"])
-def test_a_file_with_one_answer_only_is_warned_about(
+def test_file_with_a_single_answer_logs_a_warning(
     kind: str, split: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     field = {"Classification": "sentence", "BigBenchHard": "input"}.get(kind, "question")
@@ -281,11 +279,9 @@ def worked(answers: list[str]) -> str:
         (GSM8K, [f"Two.\n\nSo {n}.\n#### {n}" for n in range(20)], {"answer": "solution", "val_size": 2}),
     ],
 )
-def test_answers_that_can_never_be_right_are_refused(
-    kind: Any, answers: list[str], settings: dict[str, Any], tmp_path: Path
-) -> None:
+def test_answers_cut_by_stop_raise(kind: Any, answers: list[str], settings: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"a\.jsonl row \d+: .*data\.stop .*data\.template") as raised:
-        kind(write(tmp_path, "a.jsonl", worked(answers)), **settings).examples("train")
+        kind(train=write(tmp_path, "a.jsonl", worked(answers)), **settings).examples("train")
     assert "\n" not in str(raised.value)
 
 
@@ -298,7 +294,9 @@ def test_answers_that_can_never_be_right_are_refused(
         (["a.b"], True, r"set data\.stop to '\\n' or another text that no answer holds$"),
     ],
 )
-def test_a_stop_is_proposed_that_no_answer_holds(answers: list[str], chat: bool, advice: str, tmp_path: Path) -> None:
+def test_error_suggests_a_stop_that_no_answer_contains(
+    answers: list[str], chat: bool, advice: str, tmp_path: Path
+) -> None:
     template = "{prompt} {question} {answer}" + ("" if chat else ".")
     file = write(tmp_path, "a.jsonl", worked(answers))
     data = QuestionAnswer(test=file, stop="[.]", template=template, chat=chat)
@@ -319,7 +317,7 @@ def test_a_stop_is_proposed_that_no_answer_holds(answers: list[str], chat: bool,
         (" \n", r"\n", False),
     ],
 )
-def test_an_end_that_the_stop_does_not_match_is_warned_about(
+def test_template_end_without_stop_logs_a_warning(
     end: str, stop: str, told: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     file = write(tmp_path, "a.jsonl", lines(rows(3)))
@@ -332,9 +330,7 @@ def test_question_and_answer_must_be_two_fields() -> None:
         QuestionAnswer("a.json", question="x", answer="x")
 
 
-def test_a_few_answers_that_can_never_be_right_are_warned_about(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_few_answers_cut_by_stop_log_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     file = write(tmp_path, "a.jsonl", worked(["one\ntwo"] + [f"a{n}" for n in range(19)]))
     QuestionAnswer(test=file).examples("test")
     assert "a.jsonl row 1: " in caplog.text
@@ -353,9 +349,7 @@ def bbh(folder: Path, targets: list[str], question: str = "Which {}?\nOptions:\n
     return write(folder, "bbh.json", {"canary": "none", "examples": examples})
 
 
-def test_a_bad_row_of_big_bench_hard_is_dropped_with_a_warning(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_invalid_big_bench_hard_row_is_dropped_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     file = bbh(tmp_path, ["(A)", "(B)"] * 3 + ["A", "(C)"] + ["(A)", "y"] * 10 + ["y, z"])
     data = BigBenchHard("ruin_names", train=file, val_size=9)
     assert sum(len(data.examples(split)) for split in ("train", "val", "test")) == 27
@@ -365,7 +359,7 @@ def test_a_bad_row_of_big_bench_hard_is_dropped_with_a_warning(
     assert "bbh.json row 29" in message
 
 
-def test_a_row_whose_options_cannot_be_read_is_dropped_with_a_warning(
+def test_row_with_unreadable_options_is_dropped_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     examples = [
@@ -379,6 +373,6 @@ def test_a_row_whose_options_cannot_be_read_is_dropped_with_a_warning(
     assert "bbh.json row 4: its options cannot be read" in caplog.text
 
 
-def test_a_file_of_bad_rows_is_refused(tmp_path: Path) -> None:
+def test_file_of_invalid_rows_raises(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"bbh\.json row 1: label 'C' is unknown.*20 of 30 rows are so"):
         BigBenchHard("any", train=bbh(tmp_path, ["C"] * 20 + ["A"] * 10), val_size=5).examples("train")

@@ -19,8 +19,8 @@ from lightning_prompts.datamodules import (
     OpenMathInstruct2,
     TextDataModule,
     WordPairs,
+    sources,
 )
-from lightning_prompts.datamodules import hub as hub_module
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm import LMConfig
 from lightning_prompts.methods import FixedPrompt
@@ -108,13 +108,13 @@ def test_openmathinstruct2(tmp_path: Path) -> None:
         (GSM8K, {"question": "q", "answer": ["#### 1"]}, "row 1: field 'answer' is a list, not a text"),
         (OpenMathInstruct2, {"problem": "p", "generated_solution": "s", "expected_answer": " "}, "_answer' is empty"),
     ],
-)  # fmt: skip
-def test_rows_that_are_no_problems(kind: Any, row: dict[str, str], message: str, tmp_path: Path) -> None:
+)
+def test_invalid_problem_rows_raise(kind: Any, row: dict[str, str], message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
         kind(train=write(tmp_path, [row])).examples("train")
 
 
-def test_filters_and_sizes_that_leave_nothing(tmp_path: Path) -> None:
+def test_filters_and_sizes_that_leave_no_rows_raise(tmp_path: Path) -> None:
     file = write(tmp_path, OPEN_ROWS)
     with pytest.raises(UserError, match="none of its train rows passes the filters"):
         OpenMathInstruct2(train=file, problem_sources=["nowhere"]).examples("train")
@@ -132,11 +132,25 @@ def test_without_a_network_one_line_names_the_option(
         raise ConnectionError("no\nroute")
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
-    monkeypatch.setattr(hub_module.HfApi, "dataset_info", unreachable)
+    monkeypatch.setattr(sources.HfApi, "dataset_info", unreachable)
     with pytest.raises(UserError, match=r"give local files: --data\.train FILE"):
         kind().examples("train")
-    assert run(["test", "--model", "FixedPrompt", "--data", kind.__name__, "--model.lm.name", TINY,
-                "--trainer.default_root_dir", str(tmp_path / "run")]) == 1  # fmt: skip
+    assert (
+        run(
+            [
+                "test",
+                "--model",
+                "FixedPrompt",
+                "--data",
+                kind.__name__,
+                "--model.lm.name",
+                TINY,
+                "--trainer.default_root_dir",
+                str(tmp_path / "run"),
+            ]
+        )
+        == 1
+    )
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
 
 
@@ -151,12 +165,16 @@ def test_the_hub_is_streamed_and_filtered(monkeypatch: pytest.MonkeyPatch) -> No
         return (seen.append(row["problem"]) or row for row in OPEN_ROWS)  # type: ignore[func-returns-value]
 
     monkeypatch.setattr(datasets, "load_dataset", rows)
-    monkeypatch.setattr(hub_module.HfApi, "dataset_info", lambda *args, **kwargs: None)
+    monkeypatch.setattr(sources.HfApi, "dataset_info", lambda *args, **kwargs: None)
     data = OpenMathInstruct2(problem_sources=["gsm8k"], max_train_examples=3, val_size=2)
     assert len(data.examples("train")) == 3
     assert seen[0] == (("nvidia/OpenMathInstruct-2", None), "train_1M")
     assert len(seen) - 1 == 25, "no row is read beyond the seventh that is wanted (every fourth)"
-    assert hub_module.hub_rows("x", None, "train", "data.train", limit=2) == OPEN_ROWS[:2]
+    found = sources.HubSource("x", None, {"train": "train"}).rows("train", limit=2)
+    assert [(row.source, row.fields) for row in found] == [
+        ("x train row 1", OPEN_ROWS[0]),
+        ("x train row 2", OPEN_ROWS[1]),
+    ]
 
 
 @pytest.mark.parametrize("task", ["capital", "past_tense", "plural"])
@@ -179,7 +197,7 @@ def members() -> dict[str, TextDataModule]:
     }
 
 
-def test_a_mixture_has_its_members_examples_in_one_template() -> None:
+def test_mixture_renders_all_datasets_with_one_template() -> None:
     mixed = Mixture(members(), template="{prompt}! {question} = {answer}\n")
     assert len(mixed.examples("train")) == 60
     assert {row.member for row in mixed.examples("test")} == {"plural", "sum", "antonym"}
@@ -190,12 +208,12 @@ def test_a_mixture_has_its_members_examples_in_one_template() -> None:
     assert len(Mixture(members(), max_train_examples=7).examples("train")) == 7
 
 
-def test_a_mixture_depends_on_its_own_seed() -> None:
+def test_mixture_seed_replaces_the_seeds_of_its_datasets() -> None:
     first, second = Mixture(members(), seed=0), Mixture(members(), seed=1)
     assert first.examples("test") != second.examples("test")
 
 
-def test_a_mixtures_metrics_are_told_for_each_member(tmp_path: Path) -> None:
+def test_mixture_reports_metrics_for_each_dataset(tmp_path: Path) -> None:
     L.seed_everything(0)
     mixed = Mixture(members(), eval_batch_size=16)
     method = FixedPrompt("x", LMConfig(TINY), max_new_tokens=1)
@@ -211,11 +229,11 @@ def test_a_mixtures_metrics_are_told_for_each_member(tmp_path: Path) -> None:
     assert found[0]["test/nll"] == pytest.approx(results["test/sum/nll"], abs=1e-4)
 
 
-def test_bad_mixtures() -> None:
+def test_invalid_mixtures_raise() -> None:
     for build, message in (
         (lambda: Mixture({}), "is empty"),
-        (lambda: Mixture({"a/b": WordPairs()}), "cannot be a member's name"),
-        (lambda: Mixture({"nll": WordPairs()}), "cannot be a member's name"),
+        (lambda: Mixture({"a/b": WordPairs()}), "cannot be the name of a dataset"),
+        (lambda: Mixture({"nll": WordPairs()}), "cannot be the name of a dataset"),
         (lambda: Mixture({"a": Mixture(members())}), "is a mixture itself"),
         (lambda: Mixture(members(), template=""), "has no {prompt}"),
         (lambda: Mixture({"mine": GSM8K(train="no.jsonl")}).examples("train"), "data.members.mine: no.jsonl does not"),

@@ -10,8 +10,9 @@ from collections.abc import Callable
 import pytest
 
 from lightning_prompts.datamodules import Addition, LastLetters, LetterReversal, ModularProduct, SymbolicSum
-from lightning_prompts.datamodules.generated import Deck, GeneratedTask
-from lightning_prompts.datamodules.wordnet import words
+from lightning_prompts.datamodules.generated import GeneratedTask
+from lightning_prompts.datamodules.sources import wordnet_words
+from lightning_prompts.datamodules.splits import Deck
 from lightning_prompts.errors import UserError
 from lightning_prompts.template import cut, final_result
 from lightning_prompts.types import Example
@@ -25,7 +26,7 @@ OUT = {
     LastLetters: ["test/4_words", "test/5_words"],
 }
 TASKS = list(OUT)
-TABLE = set(words())
+TABLE = set(wordnet_words())
 
 
 def splits(data: GeneratedTask) -> list[str]:
@@ -93,7 +94,7 @@ SOLVERS: dict[type[GeneratedTask], Callable[[str], str]] = {
 
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("seed", range(5))
-def test_answers_sizes_and_no_question_twice(task: type[GeneratedTask], seed: int) -> None:
+def test_answers_are_right_sizes_exact_and_questions_differ(task: type[GeneratedTask], seed: int) -> None:
     sizes = {"train": 321, "val": 45, "test": 67}
     data = task(seed=seed, **{f"{split}_size": size for split, size in sizes.items()})
     assert splits(data) == [*IN, *OUT[task]]
@@ -115,7 +116,7 @@ def test_the_default_sizes(task: type[GeneratedTask]) -> None:
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_the_seed_says_it_all_but_train_size_does_not_touch_the_tests(task: type[GeneratedTask]) -> None:
+def test_train_size_does_not_change_the_test_questions(task: type[GeneratedTask]) -> None:
     small, again, larger, other = task(train_size=50), task(train_size=50), task(train_size=90), task(seed=1)
     assert everything(small) == everything(again)
     for split in splits(small):
@@ -124,7 +125,7 @@ def test_the_seed_says_it_all_but_train_size_does_not_touch_the_tests(task: type
             assert small.examples(split) == larger.examples(split)
 
 
-def test_the_same_data_in_every_process() -> None:
+def test_data_is_the_same_in_every_process() -> None:
     """Python's hashes differ from one process to the next: these were written down in another one."""
     assert [text(task().examples(split)[-1]) for task in TASKS for split in ("test", OUT[task][0])] == [
         "6+59=",
@@ -141,7 +142,7 @@ def test_the_same_data_in_every_process() -> None:
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_spaced_says_the_same_with_the_characters_apart(task: type[GeneratedTask]) -> None:
+def test_spaced_only_inserts_spaces(task: type[GeneratedTask]) -> None:
     plain, spaced = task(), task(spaced=True)
     for split in splits(plain):
         for one, other in zip(plain.examples(split), spaced.examples(split), strict=True):
@@ -164,7 +165,7 @@ def test_spaced_values_of_variables() -> None:
     assert values == set(range(31))
 
 
-def test_spaced_words_can_be_told_apart() -> None:
+def test_spaced_words_have_separators() -> None:
     for example in LastLetters(spaced=True).examples("test/4_words"):
         apart = text(example).removesuffix(" ->").split(", ")
         assert {word.replace(" ", "") for word in apart} <= TABLE
@@ -195,7 +196,7 @@ def test_every_step_of_a_column_addition(aligned: bool, spaced: bool) -> None:
         assert last == f"00{(a + b) // 10**width}"
 
 
-def test_steps_as_they_are_written() -> None:
+def test_steps_of_an_example() -> None:
     row = Addition(steps=True).write(list("321+654"))
     assert f"{row.fields['question']}={row.fields['answer']}" == "321+654=1405;2507;3609;000=975"
     assert Addition(steps=True).write(list("5+97")).fields["answer"] == "5702;0910;001=102"
@@ -203,7 +204,7 @@ def test_steps_as_they_are_written() -> None:
     assert (spaced["question"], spaced["answer"]) == ("0 7 + 6 5", "7 5 0 2 ; 0 6 1 7 ; 0 0 0 = 7 2")
 
 
-def test_aligned_pads_the_question_and_not_the_result() -> None:
+def test_aligned_pads_only_the_question() -> None:
     data, plain = Addition(aligned=True), Addition()
     shorter = 0
     for one, other in zip(data.examples("train"), plain.examples("train"), strict=True):
@@ -328,7 +329,7 @@ def test_last_letters_in_and_out_of_distribution() -> None:
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_no_set_out_of_distribution(task: type[GeneratedTask]) -> None:
+def test_out_of_distribution_sets_are_optional(task: type[GeneratedTask]) -> None:
     key = {
         Addition: "ood_digits",
         SymbolicSum: "ood_variables",
@@ -339,14 +340,14 @@ def test_no_set_out_of_distribution(task: type[GeneratedTask]) -> None:
     assert task(**off).splits("test") == ["test"]
 
 
-def test_all_there_is_can_be_asked_for() -> None:
+def test_all_questions_can_be_drawn() -> None:
     data = Addition(min_digits=1, max_digits=1, ood_digits=[30], train_size=50, val_size=20, test_size=30)
     pairs = {tuple(terms(example)) for split in IN for example in data.examples(split)}
     assert pairs == {(str(a), str(b)) for a in range(10) for b in range(10)}
     assert {len(number) for example in data.examples("test/30_digits") for number in terms(example)} == {30}
 
 
-def test_fields_for_templates_of_ones_own() -> None:
+def test_fields_for_custom_templates() -> None:
     plain = {"template": "{prompt}Add {a} and {b}: {answer}\n", "stop": r"\n", "train_size": 5}
     for example in Addition(**plain).examples("train"):
         a, b = re.fullmatch(r"Add (\d+) and (\d+):", text(example)).groups()
@@ -379,11 +380,17 @@ def test_a_deck_deals_every_question_once_in_any_order() -> None:
 @pytest.mark.parametrize(
     ("task", "settings", "message"),
     [
-        (Addition, {"min_digits": 1, "max_digits": 1, "train_size": 61, "val_size": 20, "test_size": 20},
-         r"Addition has only 100 different questions for test, val, train, not data.test_size 20 \+ data.val_size 20 "
-         r"\+ data.train_size 61; lower these"),
-        (Addition, {"min_digits": 2, "ood_digits": [1], "test_size": 101},
-         "only 100 different questions for test/1_digits, not data.test_size 101"),
+        (
+            Addition,
+            {"min_digits": 1, "max_digits": 1, "train_size": 61, "val_size": 20, "test_size": 20},
+            r"Addition has only 100 different questions for test, val, train, not data.test_size 20 \+ "
+            r"data.val_size 20 \+ data.train_size 61; lower these",
+        ),
+        (
+            Addition,
+            {"min_digits": 2, "ood_digits": [1], "test_size": 101},
+            "only 100 different questions for test/1_digits, not data.test_size 101",
+        ),
         (Addition, {"min_digits": 0}, "data.min_digits must be at least 1, got 0"),
         (Addition, {"min_digits": 1, "max_digits": 0}, "data.max_digits must be at least 1, got 0"),
         (Addition, {"min_digits": 4, "max_digits": 3}, "data.min_digits 4 is above data.max_digits 3"),
@@ -417,12 +424,15 @@ def test_a_deck_deals_every_question_once_in_any_order() -> None:
         (LastLetters, {"min_words": 0}, "data.min_words must be at least 1, got 0"),
         (LastLetters, {"max_words": 1}, "data.min_words 2 is above data.max_words 1"),
         (LastLetters, {"ood_words": [2]}, "data.ood_words 2 lies in the training range 2 to 3"),
-        *((task, {f"{split}_size": size}, f"data.{split}_size must be at least 1, got {size}")
-          for task in TASKS for split, size in zip(IN, (0, -1, 0), strict=True)),
+        *(
+            (task, {f"{split}_size": size}, f"data.{split}_size must be at least 1, got {size}")
+            for task in TASKS
+            for split, size in zip(IN, (0, -1, 0), strict=True)
+        ),
         *((task, {"batch_size": 0}, "data.batch_size must be at least 1, got 0") for task in TASKS),
     ],
-)  # fmt: skip
-def test_settings_that_cannot_be(task: type[GeneratedTask], settings: dict[str, object], message: str) -> None:
+)
+def test_invalid_settings_raise(task: type[GeneratedTask], settings: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message) as raised:
         task(**settings).examples("train")
     assert "\n" not in str(raised.value)

@@ -1,4 +1,4 @@
-"""The order of training examples, which a resumed run finds again."""
+"""Samplers, and a loader whose position goes into checkpoints, so that a resumed run continues in the same order."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from lightning_prompts.types import Batch, Example
 
 
 class InOrder(DistributedSampler[int]):
-    """All examples one after another, in every process.
+    """All examples in order, in every process.
 
-    A step's batch is the same with one process and with several, which share its work among themselves. It is a
-    DistributedSampler of a single replica, since Lightning puts one of its own in the place of all others: that one
-    deals the examples out so that batches are other ones, and repeats some to make their number even.
+    Every process gets the whole batch and takes its share of it, so that batches do not depend on the number of
+    processes. The class is a DistributedSampler with one replica because Lightning replaces every other sampler by its
+    own, which splits the examples into other batches and repeats some of them.
 
     Args:
-        size: How many examples.
+        size: Number of examples.
     """
 
     def __init__(self, size: int) -> None:
@@ -28,81 +28,81 @@ class InOrder(DistributedSampler[int]):
 
 
 class EpochSampler(InOrder):
-    """A permutation that depends on the seed and the epoch alone, so that a resumed run sees the same order.
+    """A permutation that depends only on the seed and the epoch, so that a resumed run sees the same order.
 
     Args:
-        size: How many examples.
+        size: Number of examples.
         seed: The run's seed.
     """
 
     def __init__(self, size: int, seed: int) -> None:
-        """Start at epoch 0; Lightning sets it at the start of each."""
+        """Start at epoch 0; Lightning sets the epoch."""
         super().__init__(size)
         self.size = size
         self.seed = seed
 
     def __iter__(self) -> Iterator[int]:
-        """The indices of one epoch."""
+        """Yield the indices of one epoch."""
         generator = torch.Generator().manual_seed((self.seed + self.epoch) % 2**63)
         return iter(torch.randperm(self.size, generator=generator, device="cpu").tolist())
 
     def __len__(self) -> int:
-        """How many examples."""
+        """Return the number of examples."""
         return self.size
 
 
 class BalancedSampler(EpochSampler):
-    """Every batch has the same number of examples of each class, give or take one.
+    """Batches with the same number of examples of each class, plus or minus one.
 
-    A class's examples come in an order of their own, and come again when all have been seen: a rare class's often, a
-    frequent one's not each epoch. An epoch has as many examples as there are. Its order depends on the seed and the
-    epoch alone.
+    Each class has its own order and starts again when all of its examples have been seen. Within an epoch, examples of
+    a rare class therefore repeat, and some of a frequent class are left out. The length of an epoch is the number of
+    examples. The order depends only on the seed and the epoch.
 
     Args:
         examples: The training examples.
-        batch_size: Examples per batch, which the loader cuts from the order one after another.
+        batch_size: Examples per batch; the loader cuts the order into batches of this size.
         seed: The run's seed.
 
     Raises:
-        UserError: An example has no class.
+        UserError: An example has no label.
     """
 
     def __init__(self, examples: Sequence[Example], batch_size: int, seed: int) -> None:
-        """Sort the examples by class."""
+        """Group the examples by class."""
         super().__init__(len(examples), seed)
         self.batch_size = batch_size
-        members: dict[int, list[int]] = {}
+        classes: dict[int, list[int]] = {}
         for index, example in enumerate(examples):
             if example.label is None:
                 raise UserError(f"{example.source or 'an example'} has no label, so that data.balanced cannot be true")
-            members.setdefault(example.label, []).append(index)
-        self.members = [members[label] for label in sorted(members)]
+            classes.setdefault(example.label, []).append(index)
+        self.classes = [classes[label] for label in sorted(classes)]
 
     def __iter__(self) -> Iterator[int]:
-        """The indices of one epoch."""
+        """Yield the indices of one epoch."""
         generator = torch.Generator().manual_seed((self.seed + self.epoch) % 2**63)
-        waiting: list[list[int]] = [[] for _ in self.members]
+        waiting: list[list[int]] = [[] for _ in self.classes]
         for start in range(0, self.size, self.batch_size):
             size = min(self.batch_size, self.size - start)
             batch: list[int] = []
-            for rank, label in enumerate(_shuffled(range(len(self.members)), generator)):
-                share, rest = divmod(size, len(self.members))
+            for rank, label in enumerate(_shuffled(range(len(self.classes)), generator)):
+                share, rest = divmod(size, len(self.classes))
                 for _ in range(share + (rank < rest)):
-                    if not waiting[label]:  # those that this batch has already come last
-                        again = _shuffled(self.members[label], generator)
+                    if not waiting[label]:  # take examples that are already in this batch last
+                        again = _shuffled(self.classes[label], generator)
                         waiting[label] = sorted(again, key=lambda index: index not in batch)
                     batch.append(waiting[label].pop())
             yield from _shuffled(batch, generator)
 
 
 class ResumableLoader(DataLoader[Example]):
-    """A DataLoader whose place within the epoch goes into checkpoints (Lightning calls the two state methods)."""
+    """A DataLoader that saves its position within the epoch (Lightning calls the two state methods)."""
 
     _yielded = 0
-    _resume = (0, 0)  # an epoch, and how many of its batches not to hand out again
+    _resume = (0, 0)  # an epoch, and how many of its batches to skip
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        """The epoch's batches, from the place that was restored."""
+        """Yield the batches of the epoch from the restored position on."""
         epoch, skip = self._resume
         self._yielded = 0
         for batch in super().__iter__():
@@ -115,11 +115,11 @@ class ResumableLoader(DataLoader[Example]):
         return int(getattr(self.sampler, "epoch", 0))
 
     def state_dict(self) -> dict[str, int]:
-        """The epoch, and how many of its batches were handed out."""
+        """Return the epoch, and how many of its batches were yielded."""
         return {"epoch": self._epoch, "yielded": 0 if self._yielded >= len(self) else self._yielded}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Skip so many batches when that epoch is begun."""
+        """Skip the batches that were yielded before, once that epoch starts."""
         self._resume = (state["epoch"], state["yielded"])
 
 
