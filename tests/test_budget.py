@@ -44,7 +44,7 @@ from lightning_prompts.methods import (
 from lightning_prompts.objectives import BertScoreLoss
 from lightning_prompts.objectives.rewards import ExactMatch
 from lightning_prompts.prompts.initializers import FromText
-from lightning_prompts.prompts.key_values import PrefixMLP
+from lightning_prompts.prompts.prefix import PrefixMLP
 from lightning_prompts.refiners.networks import MLPRefiner
 from lightning_prompts.search.scoring import Racing
 

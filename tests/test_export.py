@@ -682,26 +682,26 @@ def test_a_prefix_starts_from_a_soft_prompt(runs: dict[str, Path], adapters: dic
     ("name", "change", "says"),
     [
         ("soft", {"length": 5}, "has length 3, not 5; set model.length"),
-        ("soft", {"missing": "adapter_config.json"}, "is no folder of a PEFT adapter"),
+        ("soft", {"missing": "adapter_config.json"}, "contains no PEFT adapter: adapter_config.json is missing"),
         ("soft", {"missing": "adapter_model.safetensors"}, "has no adapter_model.safetensors"),
-        ("soft", {"pickled": True}, "may hold code and is not read"),
+        ("soft", {"pickled": True}, "may contain code and is not read"),
         ("soft", {"cut": True}, "is damaged"),
-        ("soft", {"config": "{"}, "is no JSON"),
-        ("soft", {"config": "[]"}, "holds no JSON object"),
-        ("soft", {"config": '{"peft_type": "IA3"}'}, "is of the type IA3; here it must be PROMPT_TUNING"),
-        ("soft", {"tensors": {"prompt_embeddings": torch.zeros(3, 7)}}, "its width (D) is 7, and that of"),
+        ("soft", {"config": "{"}, "is not valid JSON"),
+        ("soft", {"config": "[]"}, "does not contain a JSON object"),
+        ("soft", {"config": '{"peft_type": "IA3"}'}, "has type IA3, expected PROMPT_TUNING"),
+        ("soft", {"tensors": {"prompt_embeddings": torch.zeros(3, 7)}}, "its width (D) is 7, but that of"),
         ("soft", {"tensors": {"prompt_embeddings": torch.full((3, 32), torch.nan)}}, "not finite"),
-        ("soft", {"tensors": {"other": torch.zeros(3, 32)}}, "holds other, not prompt_embeddings"),
+        ("soft", {"tensors": {"other": torch.zeros(3, 32)}}, "contains other, not prompt_embeddings"),
         ("prefix", {"length": 2}, "has length 3, not 2"),
         ("prefix", {"tensors": {"prompt_embeddings": torch.zeros(3, 7)}}, "its width (W) is 7"),
         ("lora", {"rank": 3}, "has rank 2, not 3; set model.rank"),
-        ("lora", {"target_modules": ["q_proj"]}, "for other layers than this run's; set model.target_modules"),
+        ("lora", {"target_modules": ["q_proj"]}, "because its layers differ from this run's; set model.target_modules"),
         ("lora", {"tensors": 1}, "is for another model"),
-        ("lora", {"set": {"init_lora_weights": "pissa"}}, "'pissa', which changes the model's own weights"),
-        ("lora", {"set": {"init_lora_weights": "pissa_niter_4"}}, "'pissa_niter_4', which changes the model's own"),
+        ("lora", {"set": {"init_lora_weights": "pissa"}}, "'pissa', which changes the weights of the model"),
+        ("lora", {"set": {"init_lora_weights": "pissa_niter_4"}}, "'pissa_niter_4', which changes the weights"),
         ("lora", {"set": {"alora_invocation_tokens": [1, 2]}}, "has alora_invocation_tokens set"),
         ("lora", {"set": {"use_qalora": True}}, "has use_qalora set"),
-        ("soft", {"about": '{"folded": null}'}, "folded must be a number of tokens, got None"),
+        ("soft", {"about": '{"folded": null}'}, "folded must be a number of tokens, at least 0, got None"),
     ],
 )
 def test_adapters_that_do_not_fit(
@@ -736,7 +736,7 @@ def test_adapters_that_do_not_fit(
 
 def test_other_types_are_told_apart(adapters: dict[str, Path], tiny: FrozenLM) -> None:
     prefix = adapters["prefix"]
-    with pytest.raises(UserError, match=r"is of the type PREFIX_TUNING; here it must be PROMPT_TUNING"):
+    with pytest.raises(UserError, match=r"has type PREFIX_TUNING, expected PROMPT_TUNING"):
         FromPeft(str(prefix))(tiny, 3)
     assert FromText("a").key_values(tiny, 3).length == 3
 

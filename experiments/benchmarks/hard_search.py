@@ -36,7 +36,7 @@ from lightning_prompts.lm import FrozenLM, LMConfig
 from lightning_prompts.lm.embedded import embedded_folder
 from lightning_prompts.lm.encoding import Row
 from lightning_prompts.objectives import Likelihood
-from lightning_prompts.prompts.vocabulary import usable_tokens
+from lightning_prompts.prompts.vocabulary import allowed_tokens
 from lightning_prompts.search.candidates import draw_candidates, top_tokens
 from lightning_prompts.search.passes import fill
 from lightning_prompts.search.scoring import CandidateScorer, Racing, race
@@ -75,7 +75,7 @@ def swaps(lm: FrozenLM, ids: Tensor, rows: list[Row], generator: torch.Generator
     vectors = lm.embed(ids).detach().requires_grad_(True)
     OBJECTIVE(lm.score_rows(rows, vectors)).backward()
     assert vectors.grad is not None
-    top = top_tokens(vectors.grad @ lm.embedding_matrix().T, usable_tokens(lm), 256)
+    top = top_tokens(vectors.grad @ lm.embedding_matrix().T, allowed_tokens(lm), 256)
     return draw_candidates(ids, top, CANDIDATES, 1, generator)
 
 
@@ -151,7 +151,7 @@ def against_nanogcg(lm: FrozenLM, python: str, count: int, repeats: int) -> dict
     vectors = lm.embed(ids).detach().requires_grad_(True)
     OBJECTIVE(lm.score_rows(rows, vectors)).backward()
     assert vectors.grad is not None
-    top = top_tokens(vectors.grad @ lm.embedding_matrix().T, usable_tokens(lm), 256)
+    top = top_tokens(vectors.grad @ lm.embedding_matrix().T, allowed_tokens(lm), 256)
     candidates = draw_candidates(ids, top, count, 1, torch.Generator().manual_seed(0))
     scorer = CandidateScorer(lm)
     spec = {"model": str(embedded_folder(NAME)), "before": before, "after": after, "target": target,

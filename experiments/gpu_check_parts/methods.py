@@ -32,7 +32,7 @@ from lightning_prompts.estimators.relaxations import GumbelSoftmax, Projected, S
 from lightning_prompts.lm import LMConfig
 from lightning_prompts.objectives import BertScoreLoss
 from lightning_prompts.prompts.initializers import FromText
-from lightning_prompts.prompts.key_values import PrefixMLP
+from lightning_prompts.prompts.prefix import PrefixMLP
 from lightning_prompts.prompts.soft import ResidualMLP
 from lightning_prompts.refiners.networks import MLPRefiner, TransformerRefiner
 from lightning_prompts.search.rounding import Rounding

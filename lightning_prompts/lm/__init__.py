@@ -1,4 +1,4 @@
-"""The frozen language model: load, quantise, embed, score answers over a shared prefix, generate."""
+"""The frozen language model: loading, quantisation, embedding, scoring over shared prefixes, generation."""
 
 from lightning_prompts.lm.config import LMConfig, Server
 from lightning_prompts.lm.frozen import FrozenLM
