@@ -634,7 +634,7 @@ def test_bad_folders(runs: dict[str, Path], tmp_path: Path, capsys: pytest.Captu
     (half / "checkpoints").mkdir()
     refused(half, "safetensors", "best.ckpt does not exist", capsys)
     (half / "checkpoints" / "best.ckpt").write_bytes(b"hello")
-    refused(half, "safetensors", "damaged or no checkpoint", capsys)
+    refused(half, "safetensors", "damaged or not a checkpoint", capsys)
     other = (runs["prefix"] / "checkpoints" / "best.ckpt").read_bytes()
     (half / "checkpoints" / "best.ckpt").write_bytes(other)
     refused(half, "safetensors", "another method", capsys)

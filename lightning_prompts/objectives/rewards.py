@@ -195,9 +195,7 @@ class Mixture(Reward):
     def __post_init__(self) -> None:
         """Check that the lists match."""
         if not self.rewards or len(self.rewards) != len(self.weights):
-            raise UserError(
-                f"reward: {len(self.rewards)} rewards and {len(self.weights)} weights; give each a weight"
-            )
+            raise UserError(f"reward: {len(self.rewards)} rewards and {len(self.weights)} weights; give each a weight")
         for weight in self.weights:
             check_finite("reward.weights", weight)
         if not any(self.weights):
