@@ -55,7 +55,7 @@ def test_a_run_on_the_device_is_exported(
 def test_what_cannot_be_exported_is_refused_in_words(
     name: str, fitted: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(UserError, match=r"has no prompt to export|writes a prompt for each question"):
+    with pytest.raises(UserError, match=r"has no prompt to export|generates a prompt for each question"):
         export(name, "text", fitted, tmp_path, monkeypatch)
 
 
