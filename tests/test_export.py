@@ -703,8 +703,8 @@ def test_a_prefix_starts_from_a_soft_prompt(runs: dict[str, Path], adapters: dic
         ("lora", {"tensors": 1}, "is for another model"),
         ("lora", {"set": {"init_lora_weights": "pissa"}}, "'pissa', which changes the weights of the model"),
         ("lora", {"set": {"init_lora_weights": "pissa_niter_4"}}, "'pissa_niter_4', which changes the weights"),
-        ("lora", {"set": {"alora_invocation_tokens": [1, 2]}}, "has alora_invocation_tokens set"),
-        ("lora", {"set": {"use_qalora": True}}, "has use_qalora set"),
+        ("lora", {"set": {"alora_invocation_tokens": [1, 2]}}, "sets alora_invocation_tokens"),
+        ("lora", {"set": {"use_qalora": True}}, "sets use_qalora"),
         ("soft", {"about": '{"folded": null}'}, "folded must be a number of tokens, at least 0, got None"),
     ],
 )

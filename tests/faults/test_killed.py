@@ -118,7 +118,7 @@ def test_interrupted(whole: tuple[str, dict[str, Any]], number: int, code: int, 
     run.send(number)
     assert run.wait() == code, run.output
     assert "Traceback" not in run.output
-    assert f"go on with --ckpt_path {last(folder)}" in run.output
+    assert f"resume with --ckpt_path {last(folder)}" in run.output
     stopped = result(folder)["global_step"]
     assert 0 < stopped < expected["global_step"]
     assert resume(method, folder, log).wait() == 0, log.read_text()
