@@ -1,9 +1,9 @@
-r"""Does a prompt that was trained on a quantised model work on the model itself, and the other way round?
+r"""Test whether prompts transfer between a quantised model and the original model.
 
     python experiments/quantization_transfer.py --folder runs/quantization experiments/antonyms/soft_prompt.yaml
 
-Trains a config on the LM in bfloat16, int8 and nf4, tests each prompt on each of them, and prints a table: mean and
-spread over seeds. Runs that have their metrics are kept. Other options are handed on to every run.
+The script trains a config on the LM in bfloat16, int8 and nf4, tests each prompt on each of them, and prints a table
+with means and standard deviations over seeds. It reuses finished runs, and passes other options to every run.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from study import execute
 
 from lightning_prompts.studies.tables import cell
 
-# What the weights are; activations are bfloat16 in all of them.
+# Precision of the weights; activations are bfloat16 in all cases.
 FORMS: dict[str, list[str]] = {
     "bfloat16": ["--model.lm.dtype", "bfloat16", "--model.lm.quantization", "none"],
     "int8": ["--model.lm.dtype", "bfloat16", "--model.lm.quantization", "int8"],
@@ -25,25 +25,26 @@ FORMS: dict[str, list[str]] = {
 
 
 def trained(config: Path, form: str, seed: int, folder: Path, options: list[str]) -> Path:
-    """The checkpoint of a prompt that was trained on a form of the model."""
+    """Train a prompt on a form of the model unless this is done, and return its checkpoint."""
     checkpoint = folder / "checkpoints" / "last.ckpt"
-    if not (folder / "budget.json").is_file():  # written when training is over
-        execute(["fit", "-c", str(config), "--seed_everything", str(seed), "--data.seed", str(seed), *FORMS[form],
-                 *options, "--trainer.default_root_dir", str(folder), "--overwrite", "true"])  # fmt: skip
+    if not (folder / "budget.json").is_file():  # written at the end of training
+        seeds = ["--seed_everything", str(seed), "--data.seed", str(seed)]
+        where = ["--trainer.default_root_dir", str(folder), "--overwrite", "true"]
+        execute(["fit", "-c", str(config), *seeds, *FORMS[form], *options, *where])
     return checkpoint
 
 
 def tested(run: Path, checkpoint: Path, form: str, folder: Path) -> dict[str, float]:
-    """The metrics of a prompt on a form of the model."""
+    """Test a prompt on a form of the model unless this is done, and return its metrics."""
     done = folder / "metrics.json"
     if not done.is_file():
-        execute(["test", "-c", str(run / "config.yaml"), *FORMS[form], "--ckpt_path", str(checkpoint),
-                 "--trainer.default_root_dir", str(folder), "--verbose", "false"])  # fmt: skip
+        where = ["--trainer.default_root_dir", str(folder), "--verbose", "false"]
+        execute(["test", "-c", str(run / "config.yaml"), *FORMS[form], "--ckpt_path", str(checkpoint), *where])
     return dict(json.loads(done.read_text(encoding="utf-8")))
 
 
 def main() -> None:
-    """Run everything, print the table as Markdown."""
+    """Run all combinations, and print a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path)
     parser.add_argument("--folder", type=Path, required=True)

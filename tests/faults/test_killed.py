@@ -130,7 +130,7 @@ def test_interrupted_twice_ends_at_once(tmp_path: Path) -> None:
     folder, log = tmp_path / "run", tmp_path / "log"
     run = Run(command("soft prompt", folder), log)
     run.send(signal.SIGINT, when=last(folder).exists)
-    run.send(signal.SIGINT, when=lambda: "once more" in run.output)
+    run.send(signal.SIGINT, when=lambda: "send it again" in run.output)
     assert run.wait() == 130, run.output
     assert resume("soft prompt", folder, log).wait() == 0, log.read_text()
 
