@@ -31,11 +31,11 @@ class Budget(L.Callback):
     """Counts the LM usage, the time and the memory of training, and stops training at a limit.
 
     The counts are tokens (with a gradient, without one, and by servers; see `Usage`), calls (scored, read or generated
-    texts), forward passes, seconds and steps, all without validation. With several processes, tokens and calls are
-    summed, and seconds are averaged. Memory is the peak of the process since the start of fitting, including loading
-    and validation, in gigabytes (1e9 bytes); with several processes, the largest peak. On a GPU, it is the memory that
-    torch has allocated. On a CPU, it is the resident memory, including Python and its packages: since the start of the
-    process outside of Linux, and 0 on Windows, which has no such count.
+    texts), forward passes, seconds and steps, all without validation. With several processes, tokens, calls and passes
+    are summed, and seconds are averaged. Memory is the peak of the process since the start of fitting, including
+    loading and validation, in gigabytes (1e9 bytes); with several processes, the largest peak. On a GPU, it is the
+    memory that torch has allocated. On a CPU, it is the resident memory, including Python and its packages: since the
+    start of the process outside of Linux, and 0 on Windows, which has no such count.
 
     Schedules of learning rates and temperatures are rescaled to the budget of tokens, calls and seconds. The memory
     limit does not change schedules, because memory does not measure progress. Counts are logged as ``budget/...``,
