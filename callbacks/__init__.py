@@ -1,4 +1,4 @@
-"""Callbacks see a method's public interface only, and write into the run folder."""
+"""Lightning callbacks, which use only the public interface of methods and write to the run folder."""
 
 from lightning_prompts.callbacks.budget import Budget
 from lightning_prompts.callbacks.gradient_scaling import GradientScaling
@@ -30,5 +30,5 @@ __all__ = [
     "ValidateAtEnd",
 ]
 
-if not __name__.startswith("lightning_prompts."):  # in a checkout; its classes would be there twice
+if not __name__.startswith("lightning_prompts."):  # in a checkout, a second import would duplicate all classes
     raise ImportError(f"import lightning_prompts.{__name__}")

@@ -1,4 +1,4 @@
-"""What training costs, and limits to it, the same way for every method."""
+"""Measure the cost of training and limit it, in the same way for every method."""
 
 from __future__ import annotations
 
@@ -29,26 +29,26 @@ GIGABYTE = 1e9
 
 
 class Budget(L.Callback):
-    """Counts what training runs through the LM, the seconds that it takes and the memory, and stops at a limit.
+    """Counts the LM usage, the time and the memory of training, and stops training at a limit.
 
-    Counted are tokens (with a gradient, without one, and by servers: see `Usage`), calls (texts that are scored, read
-    or written), forward passes, seconds and steps, without validation; of several processes all tokens and calls
-    together, and the mean of their seconds. The memory is the most that the process has held at a time since fitting
-    began, loading and validation included, in gigabytes (1e9 bytes): resident memory on a CPU, Python and its packages
-    included (outside of Linux since the process began, and 0 on Windows, which keeps no such count), what torch has
-    allocated on a GPU; of several processes the largest.
+    The counts are tokens (with a gradient, without one, and by servers; see `Usage`), calls (scored, read or generated
+    texts), forward passes, seconds and steps, all without validation. With several processes, tokens, calls and passes
+    are summed, and seconds are averaged. Memory is the peak of the process since the start of fitting, including
+    loading and validation, in gigabytes (1e9 bytes); with several processes, the largest peak. On a GPU, it is the
+    memory that torch has allocated. On a CPU, it is the resident memory, including Python and its packages: since the
+    start of the process outside of Linux, and 0 on Windows, which has no such count.
 
-    Learning rates and temperatures that fall over a run have fallen when tokens, calls or seconds are used up. Memory
-    says nothing about how far a run is, so its limit just stops. The counts are logged as ``budget/...``, go on in a
-    resumed run, and land in ``budget.json``. Answers of a server that were known from an earlier run cost nothing.
-    Gradients that are being accumulated are first brought to their step; a run that is resumed with nothing left trains
-    nothing.
+    Schedules of learning rates and temperatures are rescaled to the budget of tokens, calls and seconds. The memory
+    limit does not change schedules, because memory does not measure progress. Counts are logged as ``budget/...``,
+    continue in a resumed run, and are written to ``budget.json``. Cached answers of a server cost nothing. Training
+    stops only after an optimiser step, so that no accumulated gradients are lost. A run that is resumed with an
+    exhausted budget does not train.
 
     Args:
-        tokens: Stop after so many tokens, all kinds together; ``None`` for no limit.
-        seconds: Stop after so many seconds; ``None`` for no limit.
-        calls: Stop after so many calls; ``None`` for no limit.
-        memory_gb: Stop where so many gigabytes were held; ``None`` for no limit.
+        tokens: Maximum number of tokens of all kinds; ``None`` for no limit.
+        seconds: Maximum number of seconds; ``None`` for no limit.
+        calls: Maximum number of calls; ``None`` for no limit.
+        memory_gb: Stop when the peak memory reaches this number of gigabytes; ``None`` for no limit.
     """
 
     def __init__(
@@ -71,56 +71,60 @@ class Budget(L.Callback):
         self._time, self._usage = 0.0, Usage()
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """What an earlier run in this process has held is not this one's; the LM is loaded after this."""
+        """Reset the peak memory, because earlier runs in this process do not count. The LM is loaded after this."""
         if stage == "fit":
             forget_peak(trainer.strategy.root_device)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Where a resumed run has nothing left, all stays as it is."""
-        if self._share() >= 1:
-            log.warning("%s, so nothing is trained; raise it to go on", self._used_up())
+        """Skip training if the budget of a resumed run is exhausted."""
+        if self._fraction_used() >= 1:
+            log.warning("%s, so there is no training; raise the limit to continue", self._used_up())
             trainer.should_stop = True
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start counting; a resumed run goes on where it was, learning rates included."""
-        cast("PromptMethod", pl_module).budget_used = self._share()
+        """Start counting; a resumed run continues its counts and its schedules."""
+        cast("PromptMethod", pl_module).budget_used = self._fraction_used()
         self._mark(pl_module)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        """Count, and stop training where a limit is."""
+        """Count, and stop training at a limit."""
         self._count(trainer, pl_module)
         self.used["steps"] = trainer.global_step
         if logs_now(trainer):
             pl_module.log_dict({f"budget/{name}": float(value) for name, value in self.used.items() if name != "steps"})
-        cast("PromptMethod", pl_module).budget_used = share = self._share()
+        cast("PromptMethod", pl_module).budget_used = used = self._fraction_used()
         if cast("PromptMethod", pl_module).accumulating:
-            return  # a run ends with a step
-        if share >= 1 and not trainer.should_stop:
+            return  # stop only after an optimiser step
+        if used >= 1 and not trainer.should_stop:
             if trainer.is_global_zero:
-                log.warning("step %d: %s; training ends here", trainer.global_step, self._used_up())
+                log.warning("step %d: %s; stopping", trainer.global_step, self._used_up())
             trainer.should_stop = True
         if self.memory_gb is not None and self.used["memory_gb"] >= self.memory_gb and not trainer.should_stop:
-            log.warning("step %d: %.2f gigabytes were held, and budget.memory_gb is %g; training ends here",
-                        trainer.global_step, self.used["memory_gb"], self.memory_gb)  # fmt: skip
+            log.warning(
+                "step %d: peak memory is %.2f gigabytes, but budget.memory_gb is %g; stopping",
+                trainer.global_step,
+                self.used["memory_gb"],
+                self.memory_gb,
+            )
             trainer.should_stop = True
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Count what came after the last batch."""
+        """Count the work since the last batch."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._count(trainer, pl_module)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Leave validation out."""
+        """Exclude the validation from the counts."""
         self._mark(pl_module)
 
-    def _share(self) -> float:
-        """How much of the tightest limit is used up."""
+    def _fraction_used(self) -> float:
+        """Return the used fraction of the tightest limit."""
         return max((self.used[name] / limit for name, limit in self.limits.items() if limit), default=0.0)
 
     def _used_up(self) -> str:
-        """The tightest limit, in words."""
+        """Describe the tightest limit."""
         name = max(self.limits, key=lambda name: self.used[name] / (self.limits[name] or math.inf))
         return f"budget.{name} is used up ({self.used[name]:.6g} of {self.limits[name]:g})"
 
@@ -132,10 +136,10 @@ class Budget(L.Callback):
         self._mark(pl_module)
         added = self._usage - usage_before
         counts: dict[str, int] = {"tokens": added.tokens, **asdict(added)}
-        # All processes come to the same, so that they stop at the same step. Those that share an LM's heads count the
-        # same tokens, and have clocks and memory of their own.
-        sums = cast("PromptMethod", pl_module).replica.all_reduce(*counts.values())
-        for name, count in zip(counts, sums, strict=True):
+        # Reduce over processes, so that all stop at the same step. Tensor-parallel processes count the same tokens, but
+        # have their own clock and memory.
+        totals = cast("PromptMethod", pl_module).replica.all_reduce(*counts.values())
+        for name, count in zip(counts, totals, strict=True):
             self.used[name] += int(count)
         seconds, memory = self._time - time_before, peak_memory(pl_module.device) / GIGABYTE
         self.used["seconds"] += _of_all(trainer, seconds, "mean")
@@ -148,16 +152,16 @@ class Budget(L.Callback):
             write_json(Path(trainer.default_root_dir) / BUDGET, self.used)
 
     def state_dict(self) -> dict[str, Any]:
-        """The counts, so that a resumed run goes on with them."""
+        """Return the counts, which a resumed run continues."""
         return dict(self.used)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the counts back."""
+        """Restore the counts."""
         self.used = {**self.used, **state_dict}
 
 
 def _of_all(trainer: L.Trainer, value: float, how: str) -> float:
-    """A number of this process, reduced over all."""
+    """Reduce a number over all processes."""
     if trainer.world_size == 1:
         return value
     tensor = torch.tensor(value, dtype=torch.double, device=trainer.strategy.root_device)
@@ -165,22 +169,22 @@ def _of_all(trainer: L.Trainer, value: float, how: str) -> float:
 
 
 def forget_peak(device: torch.device) -> None:
-    """Let `peak_memory` start anew from what is held now, where the system can."""
+    """Reset `peak_memory` to the current memory, if the system supports it."""
     if device.type == "cuda" and torch.cuda.is_initialized():
         torch.cuda.reset_peak_memory_stats(device)
-    with contextlib.suppress(OSError):  # another system, or not allowed
+    with contextlib.suppress(OSError):  # unsupported or not permitted
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most bytes that this process has held at a time since `forget_peak`: allocated on a GPU, else resident."""
+    """Return the peak memory of this process since `forget_peak` in bytes: allocated on a GPU, otherwise resident."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024
     try:
-        import resource  # which Windows has not
+        import resource  # missing on Windows
     except ImportError:
         return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

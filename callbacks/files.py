@@ -1,4 +1,4 @@
-"""What callbacks share: JSON files of the run folder, and when a step is logged."""
+"""Helpers of callbacks: JSON files in the run folder, tables for loggers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lightning_prompts.files import write_atomic
 
 
 def logs_now(trainer: L.Trainer) -> bool:
-    """Whether this training step's metrics go to the loggers; what is logged in others would only make a GPU wait."""
+    """Whether loggers record the metrics of this training step; logging at other steps only stalls a GPU."""
     return bool(trainer._logger_connector.should_update_logs)
 
 
@@ -28,13 +28,13 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def log_table(trainer: L.Trainer, name: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
-    """Give rows of text to the loggers that take some: as a table to W&B, as Markdown to TensorBoard and MLflow.
+    """Log rows of text as a table to W&B, and as Markdown to TensorBoard and MLflow.
 
     Args:
-        trainer: Whose loggers.
-        name: Of the table.
-        rows: Each with the columns.
-        columns: Which of their fields.
+        trainer: The trainer with the loggers.
+        name: Name of the table.
+        rows: The rows as dictionaries.
+        columns: Keys of the columns to log.
     """
     cells = [[str(row.get(column, "")) for column in columns] for row in rows]
     lines = [columns, ["---"] * len(columns), *([_escaped(cell) for cell in row] for row in cells)]
@@ -50,15 +50,15 @@ def log_table(trainer: L.Trainer, name: str, rows: Sequence[Mapping[str, Any]], 
 
 
 def _escaped(cell: str) -> str:
-    """A cell of a Markdown table: a line, in which a bar is no border."""
+    """Escape line breaks and bars in a cell of a Markdown table."""
     return cell.replace("|", "\\|").replace("\n", "<br>")
 
 
 class RowLog(L.Callback):
-    """A callback that keeps rows and has them in a JSON Lines file of the run folder, across a resumed run too.
+    """A callback that collects rows in a JSON Lines file of the run folder, and continues it in a resumed run.
 
     Args:
-        name: The file's name.
+        name: Name of the file.
     """
 
     def __init__(self, name: str) -> None:
@@ -67,15 +67,15 @@ class RowLog(L.Callback):
         self.rows: list[dict[str, Any]] = []
 
     def add(self, trainer: L.Trainer, rows: Iterable[dict[str, Any]]) -> None:
-        """Keep more rows, and write all of them."""
+        """Add rows, and write all rows."""
         self.rows.extend(rows)
         if trainer.is_global_zero:
             write_jsonl(Path(trainer.default_root_dir) / self.name, self.rows)
 
     def state_dict(self) -> dict[str, Any]:
-        """The rows, so that a resumed run goes on with them."""
+        """Return the rows, which a resumed run continues."""
         return {"rows": self.rows}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the rows back."""
+        """Restore the rows."""
         self.rows = list(state_dict["rows"])

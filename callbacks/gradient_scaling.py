@@ -1,4 +1,4 @@
-"""Loss scaling for float16 models: small gradients survive, and an overflow costs a step and not the run."""
+"""Loss scaling for float16 models, which avoids underflow of gradients and skips steps that overflow."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ log = logging.getLogger(__name__)
 
 
 class GradientScaling(L.Callback):
-    """Multiplies the loss ahead of the backward pass, and divides the gradients ahead of clipping and the optimiser.
+    """Scales the loss before the backward pass, and unscales the gradients before clipping and the optimiser step.
 
-    At work when the LM is in float16, whose gradients vanish below 6e-8 and overflow above 65,504; without effect
-    otherwise. A step whose gradients are not finite is skipped, optimiser and learning rate untouched, and the scale
-    halved; after ``growth_interval`` good steps in a row it is doubled. Works with gradient accumulation and with
-    manual optimisation. Logs ``train/scale`` and ``train/skipped_steps``.
+    The callback is active only if the LM is in float16, whose gradients underflow below 6e-8 and overflow above 65,504.
+    A step with non-finite gradients is skipped without a change of optimiser and learning rate, and the scale is
+    halved. After ``growth_interval`` consecutive good steps, the scale is doubled. Gradient accumulation and manual
+    optimisation are supported. Logs ``train/scale`` and ``train/skipped_steps``.
 
-    What is trained stays in float32 and is computed in float32; this is no autocast.
+    Trained parameters and their computations stay in float32; there is no autocast.
 
     Args:
-        initial_scale: Of the first step.
-        growth_interval: Good steps until the scale is doubled.
-        floor: Below this scale training ends: a loss that overflows even then is none that scaling can help.
+        initial_scale: Scale of the first step.
+        growth_interval: Consecutive good steps before the scale is doubled.
+        floor: Training ends with an error if the scale falls below this value, because scaling does not help then.
     """
 
     def __init__(self, initial_scale: float = 65536.0, growth_interval: int = 200, floor: float = 1.0) -> None:
@@ -51,7 +51,7 @@ class GradientScaling(L.Callback):
         self._saved: dict[str, Any] = {}
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take the precision plugin's place, where the LM is in float16 and nobody scales already."""
+        """Replace the precision plugin, if the LM is in float16 and no other plugin scales the loss."""
         method = cast("PromptMethod", pl_module)
         present = trainer.strategy.precision_plugin
         if not method.gradient_through_lm or method.lm.model.dtype != torch.float16:
@@ -67,7 +67,7 @@ class GradientScaling(L.Callback):
             scaler.load_state_dict(self._saved)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
-        """Log, and give up where scaling does not help."""
+        """Log the scale, and raise an error if it falls below ``floor``."""
         if self._plugin is None:
             return
         skipped = self._plugin.take_skipped()
@@ -77,23 +77,23 @@ class GradientScaling(L.Callback):
             pl_module.log("train/skipped_steps", float(self.skipped))
         if skipped and self._plugin.scale < self.floor:
             raise UserError(
-                f"the loss scale sank below {self.floor:g} after {self.skipped} skipped steps: float16 overflows in "
-                "the backward pass whatever the scale; set model.lm.dtype to bfloat16 (as small, with float32's range) "
-                "or float32, or lower the learning rate"
+                f"the loss scale fell below {self.floor:g} after {self.skipped} skipped steps: float16 overflows in "
+                "the backward pass at every scale; set model.lm.dtype to bfloat16 (same size, range of float32) or "
+                "float32, or lower the learning rate"
             )
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Say how often a step was skipped."""
+        """Log the number of skipped steps."""
         if self.skipped:
             log.info("%d steps were skipped because float16 gradients overflowed", self.skipped)
 
     def state_dict(self) -> dict[str, Any]:
-        """The scale, and how many steps were skipped."""
+        """Return the state of the scaler, and the number of skipped steps."""
         scaler = None if self._plugin is None else self._plugin.scaler
         return {"scaler": self._saved if scaler is None else scaler.state_dict(), "skipped": self.skipped}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take them back."""
+        """Restore the scaler and the number of skipped steps."""
         self._saved, self.skipped = state_dict["scaler"], state_dict["skipped"]
 
 
@@ -106,35 +106,39 @@ class _ScaledPrecision(MixedPrecision):
 
     @contextmanager
     def forward_context(self) -> Generator[None, None, None]:
-        """Nothing: the LM is in float16 by itself, and what is trained is not to be."""
+        """Do not use autocast: the LM is in float16, and the trained parameters stay in float32."""
         yield
 
     @property
     def scale(self) -> float:
-        """The scale of the next step."""
+        """Scale of the next step."""
         assert self.scaler is not None
         return float(self.scaler.get_scale())
 
     def optimizer_step(  # type: ignore[override]
-        self, optimizer: Any, model: L.LightningModule, closure: Callable[[], Any], **kwargs: Any,
-    ) -> Any:  # fmt: skip
-        """As Lightning does, and remember when the step was skipped."""
+        self,
+        optimizer: Any,
+        model: L.LightningModule,
+        closure: Callable[[], Any],
+        **kwargs: Any,
+    ) -> Any:
+        """Run the optimiser step, and record whether it was skipped."""
         steps: list[Any] = []
         hook = optimizer.register_step_post_hook(lambda *args: steps.append(args))
         try:
             result = super().optimizer_step(optimizer, model, closure, **kwargs)
         finally:
             hook.remove()
-        if not steps:  # the scaler did not let the optimiser step; or else it is as a guard has left it
+        if not steps:  # the scaler skipped the step; otherwise keep the flag of `NonFiniteGuard`
             self._skipped += 1
             cast("PromptMethod", model).step_skipped = True
         return result
 
     def take_skipped(self) -> int:
-        """Steps that were skipped since this was last asked."""
+        """Return the number of skipped steps since the last call."""
         count, self._skipped = self._skipped, 0
         return count
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: the callback keeps it, as this plugin is not there yet when a checkpoint is read."""
+        """Return no state; the callback stores it, because this plugin does not exist when a checkpoint is loaded."""
         return {}

@@ -1,4 +1,4 @@
-"""A checkpoint to go on from, whatever a run validates."""
+"""A checkpoint for resuming, independent of validation."""
 
 from __future__ import annotations
 
@@ -18,14 +18,13 @@ if TYPE_CHECKING:
 
 
 class LastCheckpoint(Checkpoint):
-    """Keeps ``checkpoints/last.ckpt``: after each validation, every few minutes between, and at the end of training.
+    """Saves ``checkpoints/last.ckpt`` after each validation, every few minutes, and at the end of training.
 
-    A run that is killed loses the time since then. A run that goes on from the file ends in the same prompt as one that
-    was never stopped.
+    A killed run loses the time since the last save. A resumed run ends with the same prompt as an uninterrupted run.
 
     Args:
-        minutes: Save after so many minutes without a checkpoint; ``None`` for no limit.
-        steps: Save after so many steps without a checkpoint; ``None`` for no limit.
+        minutes: Maximum number of minutes between checkpoints; ``None`` for no limit.
+        steps: Maximum number of steps between checkpoints; ``None`` for no limit.
     """
 
     def __init__(self, minutes: float | None = 10.0, steps: int | None = None) -> None:
@@ -40,30 +39,30 @@ class LastCheckpoint(Checkpoint):
 
     @staticmethod
     def path(trainer: Trainer) -> Path:
-        """Where the checkpoint is."""
+        """Return the path of the checkpoint."""
         return Path(trainer.default_root_dir).absolute() / CHECKPOINTS / LAST
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Count from here."""
+        """Start counting steps and minutes."""
         self._saved_at, self._time = trainer.global_step, time.monotonic()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: Batch, batch_idx: int
     ) -> None:
-        """Save if it is time.
+        """Save if a limit is reached.
 
-        Not where a validation follows: Lightning would take that for done after a restart.
+        Do not save before a validation, because a resumed run would skip that validation.
         """
         if not (cast("PromptMethod", pl_module).accumulating or _validation_follows(trainer)):
             self._save_if_due(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save, with the best checkpoint's score in it."""
+        """Save, including the score of the best checkpoint."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self.save(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save what no validation has followed, whatever has ended the training."""
+        """Save the steps since the last checkpoint, whatever the reason for the end of training."""
         if trainer.global_step > self._saved_at:
             self.save(trainer)
 
@@ -71,7 +70,7 @@ class LastCheckpoint(Checkpoint):
         steps = trainer.global_step - self._saved_at
         minutes = (time.monotonic() - self._time) / 60
         due = steps >= (self.steps or float("inf")) or minutes >= (self.minutes or float("inf"))
-        if steps and trainer.strategy.broadcast(due):  # all processes save, or none
+        if steps and trainer.strategy.broadcast(due):  # either all processes save, or none
             self.save(trainer)
 
     def save(self, trainer: Trainer) -> None:
@@ -82,7 +81,7 @@ class LastCheckpoint(Checkpoint):
 
 
 def _validation_follows(trainer: Trainer) -> bool:
-    """Whether Lightning validates after this batch."""
+    """Whether Lightning runs a validation after this batch."""
     loop = trainer.fit_loop
     assert loop._data_fetcher is not None
     return loop.epoch_loop._should_check_val_fx(loop._data_fetcher)

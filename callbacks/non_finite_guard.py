@@ -1,4 +1,4 @@
-"""No NaN reaches a prompt: steps without finite numbers are skipped, and a prompt that is hurt is restored."""
+"""Protect training against NaN and infinity: skip non-finite steps, and restore non-finite state."""
 
 from __future__ import annotations
 
@@ -23,41 +23,41 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-STATE = "something trained is not finite"
+STATE = "a trained parameter is not finite"
 
 
 class NonFiniteGuard(L.Callback):
-    """Watches the loss, the gradients and what is trained.
+    """Checks the loss, the gradients and the trained state.
 
-    A step whose loss or gradients are not finite is skipped: optimiser, learning rate and prompt stay as they are.
-    After ``patience`` such steps in a row, or as soon as something trained is not finite, the last good state is
-    restored, optimiser included, and the learning rate halved. After ``max_restores`` of these, training ends with one
-    line that names the first module whose output is not finite. In distributed training all processes decide alike.
-    Works with automatic and with manual optimisation. Logs ``train/non_finite_steps`` and ``train/restores``; both
-    counts are in checkpoints and in ``metrics.json``.
+    A step with a non-finite loss or gradient is skipped, without a change of prompt, optimiser and learning rate. After
+    ``patience`` consecutive skipped steps, or if the trained state is not finite, the last good state is restored
+    including the optimiser, and the learning rate is halved. After ``max_restores`` restores, training ends with an
+    error that names the first module with a non-finite output. All processes of a distributed run take the same
+    decision. Automatic and manual optimisation are supported. Logs ``train/non_finite_steps`` and ``train/restores``;
+    checkpoints and ``metrics.json`` contain both counts.
 
-    On an accelerator the host asks once a step: whether the state is finite after a step is read together with the next
-    step's gradients, and always before it is validated, kept or saved. In float16 it is read at once.
+    On an accelerator, the host waits once per step: it reads the check of the state together with the check of the next
+    gradients, and always before the state is validated, snapshotted or saved. With float16, it reads the check of the
+    state immediately.
 
     Args:
-        patience: Skipped steps in a row until the last good state is restored.
-        max_restores: How often.
-        snapshot_every: Good steps between two looks at the state that would be restored.
+        patience: Consecutive skipped steps before the last good state is restored.
+        max_restores: Maximum number of restores.
+        snapshot_every: Good steps between snapshots of the state.
     """
 
     def __init__(self, patience: int = 5, max_restores: int = 3, snapshot_every: int = 20) -> None:
         """Check the numbers."""
         super().__init__()
-        for name, value, least in (
-            ("patience", patience, 1), ("max_restores", max_restores, 0), ("snapshot_every", snapshot_every, 1)
-        ):  # fmt: skip
+        limits = (("patience", patience, 1), ("max_restores", max_restores, 0), ("snapshot_every", snapshot_every, 1))
+        for name, value, least in limits:
             if value < least:
                 raise UserError(f"{name} must be at least {least}, got {value}")
         self.patience, self.max_restores, self.snapshot_every = patience, max_restores, snapshot_every
         self.skipped = self.restores = 0
         self._in_a_row = self._good = 0
-        self._loss_finite: list[Tensor] = []  # of each loss since the last step; looked at together with the gradients
-        self._state_finite: Tensor | None = None  # after the last step, where nobody has looked yet
+        self._loss_finite: list[Tensor] = []  # one flag per loss since the last step, read together with the gradients
+        self._state_finite: Tensor | None = None  # flag of the state after the last step, if it has not been read
         self._skipped_now = False
         self._step = 0
         self._snapshot: dict[str, Any] = {}
@@ -66,36 +66,36 @@ class NonFiniteGuard(L.Callback):
     # --- the step -----------------------------------------------------------------------------------------------------
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Forget what an interrupted training has left."""
+        """Clear the flags of an interrupted training."""
         self._loss_finite, self._state_finite = [], None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """What training starts from is good."""
+        """Keep a snapshot of the initial state."""
         self._keep(trainer, pl_module)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
     ) -> None:
-        """Remember the batch, in case it has to be looked into."""
+        """Remember the batch for an error report."""
         self._batch = (batch, batch_idx)
         self._skipped_now = False
         self._step = trainer.global_step
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
-        """Note whether the loss is finite; with accumulation, each of them."""
+        """Record whether the loss is finite; with gradient accumulation, for each loss."""
         self._loss_finite.append(torch.isfinite(loss.detach()).all())
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
-        """Skip the step by taking the gradients away: optimisers pass over what has none.
+        """Skip a non-finite step by removing the gradients, because optimisers ignore parameters without gradients.
 
-        Gradients that overflow under a loss scale are the scaler's: it skips the step, counts it, and tries another.
+        With a loss scaler, gradients are not checked here, because the scaler skips and counts overflowing steps.
         """
         flags, self._loss_finite = self._loss_finite, []
         if not _scaled(trainer):
             flags += [torch.isfinite(value.grad).all() for value in _values(optimizer) if value.grad is not None]
         state, self._state_finite = self._state_finite, None
         step_is_good, state_is_good = _all_agree(trainer, [flags, [] if state is None else [state]])
-        if not state_is_good:  # so the gradients are those of a state that is gone
+        if not state_is_good:  # the gradients belong to the discarded state
             self._restore(trainer, pl_module, STATE)
             self._skipped_now = cast("PromptMethod", pl_module).step_skipped = True
             return
@@ -110,7 +110,7 @@ class NonFiniteGuard(L.Callback):
         cast("PromptMethod", pl_module).step_skipped = True
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
-        """Restore where it is needed, and keep what is good."""
+        """Restore the state if necessary, and keep snapshots of good states."""
         numbers = [value for value in _state(pl_module).values() if value.is_floating_point()]
         self._state_finite = torch.stack([_healthy(value) for value in numbers]).all() if numbers else None
         good = not self._skipped_now and trainer.global_step > self._step
@@ -120,7 +120,7 @@ class NonFiniteGuard(L.Callback):
         at_once = on_cpu or _in_float16(pl_module)
         restored = (at_once or keep or hurt or logs_now(trainer)) and self._look(trainer, pl_module)
         if hurt and not restored:
-            self._restore(trainer, pl_module, f"{self._in_a_row} steps in a row had no finite loss or gradient")
+            self._restore(trainer, pl_module, f"{self._in_a_row} consecutive steps had a non-finite loss or gradient")
         elif good and not restored:
             self._good += 1
             if keep:
@@ -130,11 +130,11 @@ class NonFiniteGuard(L.Callback):
             pl_module.log("train/restores", float(self.restores))
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Nothing is validated, or saved after it, that is not finite."""
+        """Check the state, so that no non-finite state is validated or saved."""
         self._look(trainer, pl_module)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """A checkpoint between two steps holds what is restored."""
+        """Check the state, and save the restored state if it was not finite."""
         if self._look(trainer, pl_module):
             checkpoint["state_dict"] = trainer.strategy.lightning_module_state_dict()
             if "optimizer_states" in checkpoint:
@@ -144,24 +144,27 @@ class NonFiniteGuard(L.Callback):
                 checkpoint["callbacks"][self.state_key] = self.state_dict()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Likewise."""
+        """Check the state."""
         self._look(trainer, pl_module)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Say what happened."""
+        """Log the number of skipped steps and restores."""
         if self.skipped or self.restores:
-            log.warning("%d steps were skipped for want of finite numbers, and the prompt was restored %d times",
-                        self.skipped, self.restores)  # fmt: skip
+            log.warning(
+                "skipped %d steps with non-finite numbers, and restored the prompt %d times",
+                self.skipped,
+                self.restores,
+            )
 
     def _look(self, trainer: L.Trainer, pl_module: L.LightningModule) -> bool:
-        """Whether something trained was not finite, and is restored."""
+        """Read the flag of the state; restore the state and return true if it is not finite."""
         state, self._state_finite = self._state_finite, None
         if state is None or _all_agree(trainer, [[state]])[0]:
             return False
         self._restore(trainer, pl_module, STATE)
         return True
 
-    # --- what is restored ---------------------------------------------------------------------------------------------
+    # --- snapshots ----------------------------------------------------------------------------------------------------
 
     def _keep(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._snapshot = {
@@ -183,7 +186,7 @@ class NonFiniteGuard(L.Callback):
                 state[name].copy_(value)
         for optimizer, kept in zip(trainer.optimizers, self._snapshot["optimizers"], strict=True):
             optimizer.load_state_dict({**optimizer.state_dict(), "state": copy.deepcopy(kept)})
-            optimizer.zero_grad(set_to_none=True)  # what was accumulated belongs to the state that is gone
+            optimizer.zero_grad(set_to_none=True)  # accumulated gradients belong to the discarded state
             for group in optimizer.param_groups:
                 for name in ("lr", "initial_lr", "max_lr", "min_lr"):
                     if name in group:
@@ -191,10 +194,10 @@ class NonFiniteGuard(L.Callback):
         for config in trainer.lr_scheduler_configs:
             _halve(config.scheduler)
         self._in_a_row = 0
-        log.warning("step %d: %s; the last good state is back, with half the learning rate", trainer.global_step, why)
+        log.warning("step %d: %s; restored the last good state, with half the learning rate", trainer.global_step, why)
 
     def _first_bad_module(self, pl_module: L.LightningModule) -> str:
-        """Run the batch again, and find out where numbers stop being finite."""
+        """Run the batch again, and describe where the first non-finite number appears."""
         if self._batch is None:
             return "the cause is unknown"
         losses: list[Any] = []
@@ -205,25 +208,25 @@ class NonFiniteGuard(L.Callback):
             return f"the first module whose output is not finite is {found}"
         (loss,) = losses
         if isinstance(loss, Tensor) and not torch.isfinite(loss).all():
-            return "all modules' outputs are finite, the loss is not"
-        return "on this batch everything is finite again, so it was the gradient or the weights"
+            return "the outputs of all modules are finite, but the loss is not"
+        return "with the restored state, this batch has only finite numbers, so the gradient or the weights were not"
 
     def counts(self) -> dict[str, int]:
-        """What goes into ``metrics.json``."""
+        """Return the counts for ``metrics.json``."""
         return {"train/non_finite_steps": self.skipped, "train/restores": self.restores}
 
     def state_dict(self) -> dict[str, Any]:
-        """The counts."""
+        """Return the counts."""
         return {"skipped": self.skipped, "restores": self.restores, "in_a_row": self._in_a_row, "good": self._good}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take them back."""
+        """Restore the counts."""
         self.skipped, self.restores = state_dict["skipped"], state_dict["restores"]
         self._in_a_row, self._good = state_dict["in_a_row"], state_dict["good"]
 
 
 def _halve(scheduler: Any) -> None:
-    """A scheduler's own idea of the learning rates, those that it is made of included."""
+    """Halve the learning rates in a scheduler and in its nested schedulers."""
     for name in ("base_lrs", "max_lrs", "min_lrs"):
         if hasattr(scheduler, name):
             setattr(scheduler, name, [rate / 2 for rate in getattr(scheduler, name)])
@@ -232,12 +235,12 @@ def _halve(scheduler: Any) -> None:
 
 
 def _scaled(trainer: L.Trainer) -> bool:
-    """Whether a loss scaler is at work."""
+    """Whether a loss scaler is active."""
     return getattr(trainer.strategy.precision_plugin, "scaler", None) is not None
 
 
 def _in_float16(pl_module: L.LightningModule) -> bool:
-    """Whether the LM computes in float16, where a pass over a broken state is an error by itself."""
+    """Whether the LM is in float16, which raises an error for a pass with a non-finite state."""
     return getattr(getattr(getattr(pl_module, "lm", None), "model", None), "dtype", None) == torch.float16
 
 
@@ -246,17 +249,17 @@ def _values(optimizer: Optimizer) -> list[nn.Parameter]:
 
 
 def _state(pl_module: L.LightningModule) -> dict[str, Tensor]:
-    """Everything that a checkpoint would hold: the LM is not part of it."""
+    """Return the state of a checkpoint, which does not include the LM."""
     return pl_module.state_dict()
 
 
 def _healthy(value: Tensor) -> Tensor:
-    """Whether all numbers are finite. A single infinity is the loss of a best prompt that has not been found yet."""
+    """Whether all numbers are finite. A scalar may be infinite: the initial loss of the best prompt is."""
     return torch.isfinite(value).all() if value.dim() else ~torch.isnan(value)
 
 
 def _all_agree(trainer: L.Trainer, groups: list[list[Tensor]]) -> list[bool]:
-    """Whether all flags of a group are set in every process, asking the device once; an empty group is good."""
+    """Whether all flags of each group are set in all processes, with one wait for the device; empty groups are good."""
     if trainer.world_size == 1 and not any(groups):
         return [True] * len(groups)
     device = trainer.strategy.root_device
@@ -267,7 +270,7 @@ def _all_agree(trainer: L.Trainer, groups: list[list[Tensor]]) -> list[bool]:
 
 @contextmanager
 def _no_logging(pl_module: L.LightningModule) -> Iterator[None]:
-    """A step that is only looked at leaves no metrics."""
+    """Disable the logging of a step that is repeated for diagnosis."""
     pl_module.__dict__["log"] = lambda *args, **kwargs: None
     try:
         yield

@@ -1,4 +1,4 @@
-"""Where a prompt's vectors go among those of the vocabulary, in little space."""
+"""Record the path of a prompt's vectors relative to the vocabulary, in compact form."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ if TYPE_CHECKING:
 
 
 class PromptPath(RowLog):
-    """After each validation: the prompt's vectors and their nearest vocabulary vectors, projected at random.
+    """Writes random projections of the prompt's vectors and their nearest token embeddings after each validation.
 
-    Writes ``prompt_path.jsonl`` for the report's picture of the path. A random projection to a few numbers keeps
-    distances up to some ten per cent (Johnson & Lindenstrauss 1984), needs to know nothing of where the path will
-    lead, and is the same for all runs on a model. A row has the step, the places in the prompt, ``vectors`` and
-    ``token_vectors`` (base64 of little-endian float16, ``[places, size]``) and the nearest ``tokens``; the first one
-    has some of the ``vocabulary``, too. A row takes 1 kB; keys and values have no path.
+    The report plots the path from ``prompt_path.jsonl``. A random projection preserves distances up to about ten per
+    cent (Johnson & Lindenstrauss 1984), does not depend on the future path, and is the same for all runs of a model. A
+    row contains the step, the positions in the prompt, ``vectors`` and ``token_vectors`` (base64 of little-endian
+    float16, ``[places, size]``) and the nearest ``tokens``. The first row also contains a part of the ``vocabulary``. A
+    row takes 1 kB. Prompts of keys and values have no path.
 
     Args:
-        places: How many vectors of the prompt at most, evenly spaced.
-        size: How many numbers stand for a vector.
-        vocabulary: How many vectors of the vocabulary, drawn at random.
+        places: Maximum number of positions of the prompt, evenly spaced.
+        size: Dimension of the projection.
+        vocabulary: Number of randomly drawn embeddings of the vocabulary.
     """
 
     def __init__(self, places: int = 6, size: int = 32, vocabulary: int = 64) -> None:
@@ -44,11 +44,11 @@ class PromptPath(RowLog):
         self.places, self.size, self.vocabulary = places, size, vocabulary
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: checkpoints stay small, and a resumed run reads its file."""
+        """Return no state, so that checkpoints stay small; a resumed run reads its file."""
         return {}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Go on with the rows up to here; a path that cannot be read begins here."""
+        """Read the rows up to this step; start a new path if the file is damaged."""
         path = Path(trainer.default_root_dir) / self.name
         if trainer.global_step and path.is_file():
             with contextlib.suppress(ValueError, KeyError, TypeError):
@@ -56,7 +56,7 @@ class PromptPath(RowLog):
                 self.rows = [row for row in rows if row["step"] <= trainer.global_step]
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: PromptMethod) -> None:  # type: ignore[override]
-        """Note where the prompt is, and the first time, where it came from."""
+        """Record the prompt; the first time, also the initial prompt."""
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         with torch.no_grad():
@@ -88,9 +88,9 @@ class PromptPath(RowLog):
         }
 
     def _packed(self, vectors: Tensor) -> str:
-        """``[N, D]`` projected, as text."""
+        """Project vectors ``[N, D]``, and encode them as text."""
         vectors = vectors.detach().float().cpu()
-        generator = torch.Generator().manual_seed(0)  # the same projection for every row, run and method
+        generator = torch.Generator().manual_seed(0)  # the same projection for all rows, runs and methods
         projection = torch.randn(vectors.shape[1], self.size, generator=generator, device="cpu") / self.size**0.5
         numbers = (vectors @ projection).to(torch.float16).numpy().astype("<f2")
         return base64.b64encode(numbers.tobytes()).decode("ascii")

@@ -1,4 +1,4 @@
-"""What a trained prompt looks like in words, and whether the words do its work."""
+"""Read a trained prompt as tokens, and score these tokens as a prompt."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
 
 class PromptReadout(RowLog):
-    """After each validation: the vocabulary tokens nearest to the prompt, and how far it has moved.
+    """Records the nearest vocabulary tokens of the prompt and its distance from the start, after each validation.
 
-    Writes ``prompt.jsonl``, one row per validation: step, tokens, cosine similarity of each, mean Euclidean distance
-    from the initial vectors, and the validation NLL of the nearest tokens used as words in the prompt's place. That
-    last one is usually bad, which is the point: a soft prompt's nearest words do not say what it does. A prompt of
-    tokens is its own nearest words; ``prompt.txt`` keeps the best one so far, that of ``best.ckpt``, exactly as it is.
-    Of keys and values there is only the distance.
+    Writes ``prompt.jsonl`` with one row per validation: the step, the nearest tokens, their cosine similarities, the
+    mean Euclidean distance from the initial vectors, and the validation NLL with the nearest tokens as prompt. This NLL
+    is usually bad, which shows that the nearest tokens of a soft prompt do not explain it. For prompts of tokens,
+    ``prompt.txt`` contains the exact text of the best prompt so far, that of ``best.ckpt``. For keys and values, only
+    the distance is recorded.
 
     Args:
-        examples: How many validation examples the words are scored on.
+        examples: Number of validation examples for the NLL of the nearest tokens.
     """
 
     def __init__(self, examples: int = 100) -> None:
@@ -37,7 +37,7 @@ class PromptReadout(RowLog):
         self.examples = examples
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: PromptMethod) -> None:  # type: ignore[override]
-        """Read the prompt out."""
+        """Add a row for the current prompt."""
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         row: dict[str, Any] = {"step": trainer.global_step}
@@ -52,18 +52,18 @@ class PromptReadout(RowLog):
         self.add(trainer, [row])
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: PromptMethod) -> None:  # type: ignore[override]
-        """Write the text, unless ``best.ckpt`` keeps an earlier one; the method knows by now whether it is the best."""
+        """Write the text, unless ``best.ckpt`` contains an earlier prompt. The score is known now."""
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         self._write(trainer, pl_module, _worse(trainer, pl_module.monitor[0]))
 
     def on_train_end(self, trainer: L.Trainer, pl_module: PromptMethod) -> None:  # type: ignore[override]
-        """Write the text of a training without a validation, too."""
+        """Write the text of a training without validation."""
         if not self.rows:
             self._write(trainer, pl_module, worse=False)
 
     def _write(self, trainer: L.Trainer, pl_module: PromptMethod, worse: bool) -> None:
-        text = pl_module.prompt_text()  # of all processes together
+        text = pl_module.prompt_text()  # a collective operation of all processes
         if text is not None and trainer.is_global_zero and not worse:
             write_atomic(Path(trainer.default_root_dir) / PROMPT_TEXT, text)
         words = " ".join(self.rows[-1].get("tokens", [])) if text is None and self.rows else text
@@ -86,7 +86,7 @@ class PromptReadout(RowLog):
 
 
 def _worse(trainer: L.Trainer, monitor: str) -> bool:
-    """Whether an earlier validation was as good: checkpoints are saved after all other callbacks are done."""
+    """Whether an earlier validation was at least as good; checkpoints are saved after all other callbacks."""
     score = trainer.callback_metrics.get(monitor)
     for callback in trainer.checkpoint_callbacks:
         if not isinstance(callback, ModelCheckpoint) or callback.monitor != monitor:
@@ -98,6 +98,6 @@ def _worse(trainer: L.Trainer, monitor: str) -> bool:
 
 
 def _flat(prompt: Any) -> Tensor:
-    """``[P, .]``; keys and values of all layers side by side."""
+    """Return a prompt as ``[P, ...]``, with the keys and values of all layers concatenated."""
     flat: Tensor = prompt if isinstance(prompt, Tensor) else prompt.flatten()
     return flat

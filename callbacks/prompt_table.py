@@ -1,4 +1,4 @@
-"""Which prompts were tried, and how good they were."""
+"""Record the candidate prompts of search methods with their scores."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 class PromptTable(RowLog):
-    """Keeps the candidates of every step with their scores in ``prompts.jsonl``, for methods that propose prompts.
+    """Writes the candidates of every step with their scores to ``prompts.jsonl``, for methods that propose prompts.
 
-    A row has the step, what the method says of a candidate (layer, kind, reward, whether it was chosen, its text), and,
-    once per validation, the prompts of now with their accuracy and the best accuracy so far.
+    A row contains the step and the method's record of a candidate (layer, kind, reward, whether it was chosen, text).
+    After each validation, a row contains the current prompts with their accuracy and the best accuracy so far.
     """
 
     def __init__(self) -> None:
@@ -26,15 +26,20 @@ class PromptTable(RowLog):
         super().__init__(CANDIDATES)
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: PromptMethod, outputs: Any, batch: Batch, batch_idx: int,  # type: ignore[override]
-    ) -> None:  # fmt: skip
-        """Keep the candidates of a step."""
+        self,
+        trainer: L.Trainer,
+        pl_module: PromptMethod,  # type: ignore[override]
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+    ) -> None:
+        """Add the candidates of a step."""
         rows = pl_module.proposed()
         if rows:
             self.add(trainer, [{"step": trainer.global_step, **row} for row in rows])
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: PromptMethod) -> None:  # type: ignore[override]
-        """Keep what a validation has decided."""
+        """Add the results of a validation."""
         rows = pl_module.validated() if trainer.state.fn == "fit" and not trainer.sanity_checking else []
         if rows:
             self.add(trainer, [{"step": trainer.global_step, **row} for row in rows])

@@ -1,4 +1,4 @@
-"""What ``validate``, ``test`` and ``predict`` leave in the run folder."""
+"""Write the results of ``validate``, ``test`` and ``predict`` to the run folder."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from lightning_prompts.types import Batch
 class ResultFiles(L.Callback):
     """Writes ``metrics.json`` and ``predictions.jsonl`` after a test, ``generations.jsonl`` after a prediction.
 
-    A validation that was asked for (not those of a training) leaves ``validation.json``. Rows stand in the order of the
-    data: a step gives those of its whole batch, whichever process has worked on them.
+    The ``validate`` command writes ``validation.json``; validations during training do not. Rows are in the order of
+    the data, with the rows of a whole batch for each step, also with several processes.
     """
 
     def __init__(self) -> None:
@@ -34,27 +34,37 @@ class ResultFiles(L.Callback):
         self.rows = []
 
     def on_test_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch,
-        batch_idx: int, dataloader_idx: int = 0,
-    ) -> None:  # fmt: skip
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
         """Collect the rows of a batch."""
         self.rows.extend(outputs["rows"])
 
     def on_predict_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch,
-        batch_idx: int, dataloader_idx: int = 0,
-    ) -> None:  # fmt: skip
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
         """Collect the rows of a batch."""
         self.rows.extend(outputs["rows"])
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write the metrics, where validating is all that the run does."""
+        """Write the metrics of the ``validate`` command."""
         if trainer.state.fn == TrainerFn.VALIDATING and trainer.is_global_zero:
             metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
             write_json(Path(trainer.default_root_dir) / VALIDATION, metrics)
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write the metrics and the rows they were computed from."""
+        """Write the metrics, and the rows that they were computed from."""
         rows = self.rows
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("test/")}
         for name in metrics:
@@ -76,6 +86,6 @@ class ResultFiles(L.Callback):
 
 
 def _predicted(rows: list[dict[str, Any]]) -> dict[str, int]:
-    """How often each class was chosen in each test set, as ``test/predicted/NAME``: a bias that accuracy hides."""
+    """Count the predictions of each class in each test set as ``test/predicted/NAME``, to show a bias for a class."""
     names = [f"{row['split']}/predicted/{row['label']}" for row in rows if "label" in row]
     return {name: names.count(name) for name in sorted(set(names))}

@@ -1,4 +1,4 @@
-"""What the LM answers, as training goes on."""
+"""Log sample generations during training."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from lightning_prompts.types import Batch
 
 
 class SampleGenerations(RowLog):
-    """Keeps the first few validation examples with their generated answers, in ``samples.jsonl`` and the loggers.
+    """Writes the first validation examples with their generated answers to ``samples.jsonl`` and the loggers.
 
-    They are the rows that validation has made anyway, so they cost nothing.
+    The rows come from validation, so they need no additional generation.
 
     Args:
-        count: How many examples.
+        count: Number of examples.
     """
 
     def __init__(self, count: int = 5) -> None:
@@ -26,10 +26,15 @@ class SampleGenerations(RowLog):
         self.count = count
 
     def on_validation_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch,
-        batch_idx: int, dataloader_idx: int = 0,
-    ) -> None:  # fmt: skip
-        """Keep the head of the first batch."""
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Add the first rows of the first batch."""
         if batch_idx or dataloader_idx or trainer.sanity_checking or trainer.state.fn != "fit" or not outputs:
             return
         samples = [{"step": trainer.global_step, **row} for row in outputs["rows"][: self.count]]

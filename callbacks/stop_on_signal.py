@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a run after its step, with a checkpoint to go on from."""
+"""Stop a run after its current step on Ctrl-C or SIGTERM, with a checkpoint for resuming."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopOnSignal(L.Callback):
-    """On the first Ctrl-C or SIGTERM, finishes the step and a validation that has begun, saves, and ends the run.
+    """On the first Ctrl-C or SIGTERM, finishes the current step or validation, saves a checkpoint, and ends the run.
 
-    The exit code is 130 or 143, as shells have it. A second signal ends the run at once; what it goes on from is then
-    the checkpoint before it. Of several processes one is enough to stop all, at the same step.
+    The exit code is 130 or 143, as usual in shells. A second signal ends the run immediately, without another
+    checkpoint. With several processes, a signal to one of them stops all at the same step.
 
-    Lightning's own way would save nothing, and end with 1 and 0. Where Lightning requeues jobs on a SLURM cluster,
-    SIGTERM stays in its hands.
+    Lightning's default handlers save no checkpoint and exit with 1 and 0. If Lightning requeues jobs on a SLURM
+    cluster, it handles SIGTERM itself.
     """
 
     def __init__(self) -> None:
-        """Nothing came yet."""
+        """Start without a signal."""
         super().__init__()
-        self.signal: int | None = None  # what all processes have agreed to follow
-        self._mine: int | None = None  # what came to this one
+        self.signal: int | None = None  # the signal that all processes have agreed on
+        self._mine: int | None = None  # the signal that this process has received
         self._before: dict[int, Any] = {}
         self._step = 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Listen, in Lightning's place; only a main thread can. What ignores a signal goes on ignoring it."""
+        """Install handlers instead of Lightning's. This needs the main thread; ignored signals stay ignored."""
         self.signal = self._mine = None
         if threading.current_thread() is not threading.main_thread():
             return
@@ -54,32 +54,33 @@ class StopOnSignal(L.Callback):
             self._listen_no_more()
             raise SIGTERMException(128 + number)
         self._mine = number
-        log.warning("%s: stopping after this step; once more stops at once", signal.Signals(number).name)
+        log.warning("%s: stopping after this step; send it again to stop immediately", signal.Signals(number).name)
 
     def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
-        """Remember where the step begins."""
+        """Remember the step at the start of the batch."""
         self._step = trainer.global_step
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
-        """Ask the loop to end, unless gradients are still being accumulated, which no checkpoint holds.
+        """Request the end of the loop after an optimiser step, because checkpoints contain no accumulated gradients.
 
-        Not at the end of an epoch, which Lightning would count as over: the next one's first step will do.
+        At the end of an epoch, wait for the first step of the next one, because Lightning would count the epoch as
+        finished.
         """
         if trainer.global_step > self._step and self._asked(trainer) and not trainer.is_last_batch:
             _end_loop(trainer, True)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Half a validation has no result."""
+        """Withdraw the request, because an incomplete validation has no result."""
         if self.signal is not None:
             _end_loop(trainer, False)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Now the loop may end."""
+        """Request the end of the loop again."""
         if self.signal is not None and not trainer.sanity_checking and not trainer.is_last_batch and self._before:
             _end_loop(trainer, True)
 
     def _asked(self, trainer: L.Trainer) -> bool:
-        """Whether a signal reached any process; all know of it afterwards."""
+        """Whether any process received a signal; informs all processes."""
         if trainer.world_size > 1:
             mine = torch.tensor(float(self._mine or 0), device=trainer.strategy.root_device)
             highest = float(trainer.strategy.reduce(mine, reduce_op="max"))
@@ -89,27 +90,27 @@ class StopOnSignal(L.Callback):
         return self.signal is not None
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Save, if the loop ended by our request."""
+        """Save a checkpoint if the loop ended because of the request."""
         between_steps = isinstance(exception, SIGTERMException) and not exception.code
         self._listen_no_more()
         if self.signal is None or not between_steps:
             return
         exception.code = 128 + self.signal  # type: ignore[attr-defined]
         if not trainer.checkpoint_callbacks:
-            log.warning("stopped after step %d; nothing is saved, as checkpointing is off", trainer.global_step)
+            log.warning("stopped after step %d without a checkpoint, because checkpointing is off", trainer.global_step)
             return
         path = LastCheckpoint.path(trainer)
         trainer.save_checkpoint(path, weights_only=False)
-        log.warning("stopped after step %d; go on with --ckpt_path %s", trainer.global_step, path)
+        log.warning("stopped after step %d; resume with --ckpt_path %s", trainer.global_step, path)
 
     @property
     def exit_code(self) -> int:
-        """0, or what a signal asks for that came so late that the run was at its end."""
+        """Exit code of a finished run: 0, or that of a signal that arrived at the end of the run."""
         came = self.signal or self._mine
         return 0 if came is None else 128 + came
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Listen no more."""
+        """Restore the earlier handlers."""
         self._listen_no_more()
 
     def _listen_no_more(self) -> None:
@@ -119,5 +120,5 @@ class StopOnSignal(L.Callback):
 
 
 def _end_loop(trainer: L.Trainer, value: bool) -> None:
-    """Lightning looks at this between steps, where everything is as a checkpoint needs it; there is no other way."""
+    """Set the flag that Lightning checks between steps, the only moments when the state is ready for a checkpoint."""
     trainer._signal_connector.received_sigterm = value

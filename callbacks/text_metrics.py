@@ -1,4 +1,4 @@
-"""Further metrics of the generated answers."""
+"""Additional metrics of generated answers."""
 
 from __future__ import annotations
 
@@ -17,39 +17,49 @@ if TYPE_CHECKING:
 
 
 class TextMetrics(L.Callback):
-    """Judges what validation and tests generate by rewards: the same functions that train `ReinforceRefiner`.
+    """Rates the generations of validation and tests with rewards, the functions that also train `ReinforceRefiner`.
 
-    Logs ``val/NAME`` and ``test/NAME`` (``bertscore``, ``token_f1``, ``numeric_match``), means over examples.
+    Logs means over examples as ``val/NAME`` and ``test/NAME`` (``bertscore``, ``token_f1``, ``numeric_match``).
 
     Args:
-        rewards: Which.
+        rewards: The rewards.
     """
 
     def __init__(self, rewards: list[Reward]) -> None:
-        """Check that texts are all they need."""
+        """Check that all rewards need only texts."""
         super().__init__()
         for reward in rewards:
             if needs_likelihood(reward):
-                raise UserError("TextMetrics judges texts; the likelihood of answers is val/nll and test/nll already")
+                raise UserError("TextMetrics rates texts only; for the likelihood of answers see val/nll and test/nll")
         self.rewards = rewards
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Find out what is missing before anything starts."""
+        """Check that all rewards are available, before the run starts."""
         for reward in self.rewards:
             reward.check(trainer.strategy.root_device)
 
     def on_validation_batch_end(
-        self, trainer: L.Trainer, pl_module: PromptMethod, outputs: Any, batch: Batch,  # type: ignore[override]
-        batch_idx: int, dataloader_idx: int = 0,
-    ) -> None:  # fmt: skip
-        """Judge a batch."""
+        self,
+        trainer: L.Trainer,
+        pl_module: PromptMethod,  # type: ignore[override]
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Rate a batch of validation."""
         self._judge(pl_module, "val", outputs["rows"])
 
     def on_test_batch_end(
-        self, trainer: L.Trainer, pl_module: PromptMethod, outputs: Any, batch: Batch,  # type: ignore[override]
-        batch_idx: int, dataloader_idx: int = 0,
-    ) -> None:  # fmt: skip
-        """Judge a batch of a test set."""
+        self,
+        trainer: L.Trainer,
+        pl_module: PromptMethod,  # type: ignore[override]
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Rate a batch of a test set."""
         self._judge(pl_module, batch.split, outputs["rows"])
 
     def _judge(self, pl_module: PromptMethod, split: str, rows: Sequence[dict[str, Any]]) -> None:

@@ -1,4 +1,4 @@
-"""How fast training goes."""
+"""Log the speed of training."""
 
 from __future__ import annotations
 
@@ -17,12 +17,11 @@ if TYPE_CHECKING:
 class Throughput(L.Callback):
     """Logs seconds per step, and examples and LM tokens per second, averaged between two log steps.
 
-    Tokens are those that the LM really ran, so a prompt that is shared over the batch counts once. Validation is left
-    out of the time.
+    Tokens are those that the LM has run, so a prompt that the batch shares counts once. Time excludes validation.
     """
 
     def __init__(self) -> None:
-        """Start at nothing."""
+        """Start with zero counts."""
         self._reset()
 
     def _reset(self) -> None:
@@ -48,7 +47,7 @@ class Throughput(L.Callback):
         batch: Batch,
         batch_idx: int,
     ) -> None:
-        """Stop the clock, and log when it is time."""
+        """Stop the clock, and log at log steps."""
         self._seconds += time.perf_counter() - self._start
         self._steps += 1
         self._examples += len(batch)

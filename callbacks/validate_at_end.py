@@ -1,4 +1,4 @@
-"""No prompt leaves training unmeasured."""
+"""Validate at the end of training."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from lightning_prompts.types import Batch
 
 
 class ValidateAtEnd(L.Callback):
-    """Validates after the last step when ``max_steps`` ends training in the middle of an epoch.
+    """Runs a validation after the last step if ``max_steps`` ends training within an epoch.
 
-    Without it, Lightning would stop without a look, and the best checkpoint could not be the last one.
+    Otherwise Lightning would stop without a validation, and the best checkpoint could not be the last one.
     """
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        """Stop one step early, as it were: a stop by request comes with a validation."""
+        """Request the stop at the last step, because a requested stop includes a validation."""
         if 0 < trainer.max_steps <= trainer.global_step:
             trainer.should_stop = True

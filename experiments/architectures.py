@@ -1,4 +1,4 @@
-"""Every model type that transformers has as a causal LM, with random weights: right, refused, or an error.
+"""Probe all causal-LM architectures of transformers with random weights: supported, refused, or an error.
 
 python experiments/architectures.py [TYPE ...]
 """
@@ -17,7 +17,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm.probe import probe
 
-# What a type's default config leaves open, or gets wrong.
+# Settings that the default config of a type lacks or gets wrong.
 SETTINGS: dict[str, dict[str, Any]] = {
     "nemotron": {"num_key_value_heads": 8},
     "ministral": {"head_dim": 128},
@@ -34,20 +34,20 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def main(names: list[str]) -> None:
-    """Print one line for each type, and how many there are of each kind."""
+    """Print one line per model type, and the number of types with each result."""
     torch.set_num_threads(1)
     counts: Counter[str] = Counter()
     for name in names or list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
         started = time.perf_counter()
         try:
             config = AutoConfig.for_model(name, **SETTINGS.get(name, {}))
-            if getattr(config, "sliding_window", 0) is None:  # it has one, which is off unless a checkpoint sets it
+            if getattr(config, "sliding_window", 0) is None:  # the architecture supports a window, but it is off
                 config.sliding_window = 64
             probe(config, name)
             kind, found = "right", ""
         except UserError as error:
             kind, found = "refused", str(error).partition(" cannot be scored packed: ")[2]
-        except Exception as error:  # noqa: BLE001 - what nobody should ever see
+        except Exception as error:  # noqa: BLE001 - report all other errors
             kind, found = "error", f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         counts[kind] += 1
         print(f"{name:28} {kind:8} {time.perf_counter() - started:5.2f} s  {found}", flush=True)

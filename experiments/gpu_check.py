@@ -1,16 +1,15 @@
-"""Check on a GPU, in one command and without a network, what only a GPU can show.
+"""Run all checks that need a GPU, in one command and without a network.
 
     python experiments/gpu_check.py [--device cuda] [--parts methods,packed,cpu,speed,memory] [--out runs/gpu_check]
 
-- packed: packed scoring against one text at a time, all architectures and precisions;
-- cpu: the GPU against the CPU with the same weights;
-- memory: out of memory is provoked, and survived;
-- speed: training steps, generation and candidate grids against PEFT and Hugging Face, alone on the GPU;
-- methods: every method in every precision through the Trainer, and from its checkpoint.
+- packed: compare packed scores with scores of one text at a time, for all architectures and precisions;
+- cpu: compare the GPU with the CPU, with the same weights;
+- memory: provoke out-of-memory errors, and check that the run continues;
+- speed: time training steps, generation and candidate grids against PEFT and Hugging Face, alone on the GPU;
+- methods: train every method in every precision with the Trainer, and resume from its checkpoint.
 
-Prints a line for each result as it comes, then a table for each part, and one line. The numbers go to
-``gpu_check.json``, which is written anew all the while. The exit code is 1 if anything is wrong. What does not fit into
-``--limit`` seconds is reported as not run.
+The script prints each result, then a table for each part and a summary. It updates ``gpu_check.json`` after each
+result. The exit code is 1 if a check fails. Checks that do not fit into ``--limit`` seconds are reported as not run.
 """
 
 from __future__ import annotations
@@ -38,22 +37,22 @@ if TYPE_CHECKING:
     from gpu_check_parts.rows import Row, Settings
 
 PARTS = ("packed", "cpu", "memory", "speed", "methods")
-SPEED_SHARE = 0.8  # of the time
+SPEED_SHARE = 0.8  # fraction of the time limit
 WORKERS = 8
 PACKAGES = ("torch", "transformers", "lightning", "peft", "accelerate", "bitsandbytes", "tokenizers", "numpy")
 
 
 class Result:
-    """The rows so far, in the terminal and in a file.
+    """Collects rows, prints them, and writes them to a file.
 
     Args:
-        out: Where the files go.
-        settings: What is checked.
-        begin: When it began.
+        out: Folder of the files.
+        settings: Settings of the checks.
+        begin: Start time, by ``time.monotonic``.
     """
 
     def __init__(self, out: Path, settings: Settings, begin: float) -> None:
-        """No rows yet."""
+        """Start without rows."""
         self.path = out / "gpu_check.json"
         self.start = begin
         self.rows: list[Row] = []
@@ -69,7 +68,7 @@ class Result:
         self.write()
 
     def write(self) -> None:
-        """The file, whole at any time."""
+        """Write the file atomically."""
         content = {
             "machine": self.machine,
             "seconds": time.monotonic() - self.start,
@@ -82,20 +81,20 @@ class Result:
 
     @property
     def wrong(self) -> list[Row]:
-        """Rows that should be otherwise."""
+        """Rows of failed checks."""
         return [row for row in self.rows if row.ok is False]
 
     def summary(self) -> str:
-        """One line."""
+        """Summarise all rows in one line."""
         skipped = sum(len(row.figures.get("jobs", [row])) for row in self.rows if row.ok is None)
         missed = [row for row in self.rows if (row.figures.get("ratio") or 1e9) < (row.figures.get("goal") or 0)]
         return (
-            f"{len(self.rows)} checks: {len(self.wrong)} wrong, {skipped} not run, {len(missed)} below the speed we "
-            f"want, in {time.monotonic() - self.start:.0f} s"
+            f"{len(self.rows)} checks: {len(self.wrong)} wrong, {skipped} not run, {len(missed)} below the target "
+            f"speed, in {time.monotonic() - self.start:.0f} s"
         )
 
     def tables(self) -> None:
-        """A table for each part, and the summary."""
+        """Print a table for each part, and the summary."""
         from rich.console import Console
         from rich.table import Table
 
@@ -117,7 +116,7 @@ class Result:
 
 
 def machine(settings: Settings) -> dict[str, Any]:
-    """What was checked on what."""
+    """Describe the machine, the packages and the settings."""
     import torch
 
     from gpu_check_parts.base import methods_lm
@@ -141,14 +140,14 @@ def machine(settings: Settings) -> dict[str, Any]:
 
 
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=("cuda", "cpu", "pretend"), help="by default a GPU if there is one")
-    parser.add_argument("--small", action=argparse.BooleanOptionalAction, help="tiny shapes; by default but on a GPU")
+    parser.add_argument("--device", choices=("cuda", "cpu", "pretend"), help="default: a GPU if there is one")
+    parser.add_argument("--small", action=argparse.BooleanOptionalAction, help="tiny shapes; default: except on a GPU")
     parser.add_argument("--lm", help="the LM of the methods: a local folder, or random:TYPE,key=value,...")
     parser.add_argument("--parts", default=",".join(PARTS))
-    parser.add_argument("--only", nargs="+", default=["*"], metavar="NAME", help="jobs of these names; * for any text")
-    parser.add_argument("--workers", type=int, help=f"processes; by default {WORKERS} on a GPU, else none of their own")
+    parser.add_argument("--only", nargs="+", default=["*"], metavar="NAME", help="names of jobs, with wildcards")
+    parser.add_argument("--workers", type=int, help=f"worker processes; default: {WORKERS} on a GPU, otherwise none")
     parser.add_argument("--limit", type=float, default=330.0, help="seconds")
     parser.add_argument("--out", type=Path, default=Path("runs/gpu_check"))
     given = parser.parse_args(arguments)
@@ -159,7 +158,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the parts; 1 if anything is wrong."""
+    """Run the parts; return 1 if a check fails."""
     given = parsed(arguments)
     begin = time.monotonic()
     scratch = Path(tempfile.mkdtemp(prefix="gpu_check."))

@@ -1,11 +1,12 @@
-r"""Compare methods question by question: means with 95% intervals, and a paired permutation test.
+r"""Compare methods by question: means with 95% intervals, and a paired permutation test.
 
     python experiments/paired.py runs/refiner/mixture/{soft_prompt,mlp,transformer}
 
-Each folder holds runs of several seeds (`seed-K`), as `lightning-prompts sweep` stores them; the questions of all seeds
-are pooled, and those that came with several seeds are drawn and swapped together. The first folder is what the others
-are compared with. Intervals are bootstrapped over questions, 10,000 times; p is two-sided, from 10,000 random swaps of
-the two methods within questions. `lightning-prompts report` has the same for all pairs.
+Each folder contains runs of several seeds (`seed-K`), as `lightning-prompts sweep` writes them. The questions of all
+seeds are pooled; a question that occurs with several seeds is resampled and permuted as one unit. The other folders are
+compared with the first one. Intervals come from 10,000 bootstrap samples of the questions. p is two-sided, from 10,000
+random permutations of the two methods within questions. `lightning-prompts report` shows the same comparison for all
+pairs.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from lightning_prompts.runs.reader import Run
 
 
 def rows(folder: Path, what: str) -> dict[Key, float]:
-    """A figure for each seed's question."""
+    """Return the value of a metric for each question of each seed."""
     runs = [Run(path.parent) for path in sorted(folder.glob("seed-*/predictions.jsonl"))]
     found = values({run.folder.name: run.predictions or [] for run in runs}, what)
     if not found:
@@ -32,7 +33,7 @@ def rows(folder: Path, what: str) -> dict[Key, float]:
 
 
 def table(folders: Sequence[Path], what: str) -> list[str]:
-    """One row for each folder."""
+    """Make the lines of a table with one row per folder."""
     first = rows(folders[0], what)
     lines = [f"| {what} | mean [95%] | difference to {folders[0].name} [95%] | p |", "|---|---|---|---|"]
     for folder in folders:

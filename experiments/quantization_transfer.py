@@ -1,9 +1,9 @@
-r"""Does a prompt that was trained on a quantised model work on the model itself, and the other way round?
+r"""Test whether prompts transfer between a quantised model and the original model.
 
     python experiments/quantization_transfer.py --folder runs/quantization experiments/antonyms/soft_prompt.yaml
 
-Trains a config on the LM in bfloat16, int8 and nf4, tests each prompt on each of them, and prints a table of means and
-standard deviations over seeds. Finished runs are kept. Other options go to every run.
+The script trains a config on the LM in bfloat16, int8 and nf4, tests each prompt on each of them, and prints a table
+with means and standard deviations over seeds. It reuses finished runs, and passes other options to every run.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def command(*words: str) -> None:
 
 
 def trained(config: Path, form: str, seed: int, folder: Path, options: list[str]) -> Path:
-    """The checkpoint of a prompt that was trained on a form of the model."""
-    if not (folder / BUDGET).is_file():  # written at the end of the training
+    """Train a prompt on a form of the model unless this is done, and return its checkpoint."""
+    if not (folder / BUDGET).is_file():  # written at the end of training
         seeds = ["--seed_everything", str(seed), "--data.seed", str(seed)]
         place = ["--trainer.default_root_dir", str(folder), "--overwrite", "true"]
         command("fit", "-c", str(config), *seeds, *FORMS[form], *options, *place)
@@ -41,7 +41,7 @@ def trained(config: Path, form: str, seed: int, folder: Path, options: list[str]
 
 
 def tested(training: Path, checkpoint: Path, form: str, folder: Path) -> dict[str, float]:
-    """The metrics of a prompt on a form of the model."""
+    """Test a prompt on a form of the model unless this is done, and return its metrics."""
     if not (folder / METRICS).is_file():
         place = ["--trainer.default_root_dir", str(folder), "--verbose", "false"]
         command("test", "-c", str(training / CONFIG), *FORMS[form], "--ckpt_path", str(checkpoint), *place)
@@ -49,7 +49,7 @@ def tested(training: Path, checkpoint: Path, form: str, folder: Path) -> dict[st
 
 
 def main() -> None:
-    """Run everything, print the table as Markdown."""
+    """Run all combinations, and print a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path)
     parser.add_argument("--folder", type=Path, required=True)

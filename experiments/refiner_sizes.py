@@ -1,4 +1,4 @@
-"""How many parameters a Refiner has, on a model of a given shape, without making either.
+"""Count the parameters of Refiners for a model of a given shape, without allocating memory.
 
 python experiments/refiner_sizes.py --lm random:llama,hidden_size=4096,vocab_size=32000 --length 20
 """
@@ -21,7 +21,7 @@ from lightning_prompts.refiners.refiner import ScoreRefiner, part_sizes
 
 
 def shape(name: str) -> tuple[int, int]:
-    """Width ``D`` and vocabulary ``V`` of a model, from its config alone."""
+    """Return width ``D`` and vocabulary ``V`` of a model from its config."""
     if name.startswith("random:"):
         kind, *pairs = name.removeprefix("random:").split(",")
         settings = {key: int(value) for key, _, value in (pair.partition("=") for pair in pairs)}
@@ -38,20 +38,20 @@ def main() -> None:
     parser.add_argument("--lm", default="random:llama,hidden_size=4096,vocab_size=32000", help="Llama-2-7B's shape")
     parser.add_argument("--length", type=int, default=20, help="P")
     parser.add_argument("--features", type=int, default=256, help="F, width of the refiner's features")
-    parser.add_argument("--rank", type=int, default=64, help="of the factored head")
+    parser.add_argument("--rank", type=int, default=64, help="rank of the factored head")
     options = parser.parse_args()
     if options.length < 1:
         raise UserError(f"--length must be at least 1, got {options.length}")
     width, vocabulary = shape(options.lm)
-    table = Table("refiner", "head", "network", "head's own", "all that is trained (with the base)",
-                  title=f"{options.lm}: D = {width:,}, V = {vocabulary:,}, P = {options.length}")  # fmt: skip
+    title = f"{options.lm}: D = {width:,}, V = {vocabulary:,}, P = {options.length}"
+    table = Table("refiner", "head", "network parameters", "head parameters", "total (with the base)", title=title)
     for network in (MLPRefiner(options.features), TransformerRefiner(options.features)):
         for head in (Tied(), Factored(options.rank), Full(max_parameters=float("inf"))):
             with torch.device("meta"):
                 base, matrix = torch.empty(options.length, vocabulary), torch.empty(vocabulary, width)
                 sizes = part_sizes(ScoreRefiner(base, matrix, network, head, width))
-            table.add_row(type(network).__name__, type(head).__name__, f"{sizes['network']:,}", f"{sizes['head']:,}",
-                          f"{sum(sizes.values()):,}")  # fmt: skip
+            counts = (sizes["network"], sizes["head"], sum(sizes.values()))
+            table.add_row(type(network).__name__, type(head).__name__, *(f"{count:,}" for count in counts))
     Console().print(table)
 
 

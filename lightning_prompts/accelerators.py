@@ -1,4 +1,4 @@
-"""Which device a run computes on, and whether training works there."""
+"""Select the device of a run, and test whether training works on it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lightning_prompts.errors import UserError, nearest
 
 
 def accelerator_here() -> str | None:
-    """The kind of accelerator of this machine, as in ``cuda``; ``None`` if there is none."""
+    """Return the type of this machine's accelerator, for example ``cuda``; ``None`` if there is none."""
     if not torch.accelerator.is_available():
         return None
     found = torch.accelerator.current_accelerator()
@@ -21,19 +21,19 @@ def accelerator_here() -> str | None:
 
 
 def device_type(accelerator: str) -> str:
-    """The kind of device that a Trainer with this ``accelerator`` computes on, as in ``cpu`` or ``cuda``."""
+    """Return the device type of a Trainer with this ``accelerator``, for example ``cpu`` or ``cuda``."""
     return accelerator_here() or "cpu" if accelerator in ("auto", "gpu") else accelerator
 
 
 def check_accelerator(accelerator: str, words: Sequence[str]) -> None:
-    """Make sure that a Trainer's ``accelerator`` exists.
+    """Check that the ``accelerator`` of a Trainer exists.
 
     Args:
-        accelerator: Its name.
-        words: The arguments of the command line, to show how to run on the CPU.
+        accelerator: Name of the accelerator.
+        words: Arguments of the command line, to suggest a command that runs on the CPU.
 
     Raises:
-        UserError: There is no such accelerator, or this machine does not have it.
+        UserError: The name is unknown, or this machine does not have the accelerator.
     """
     from lightning.pytorch.accelerators import AcceleratorRegistry
 
@@ -47,13 +47,16 @@ def check_accelerator(accelerator: str, words: Sequence[str]) -> None:
 
 
 def train_two_steps(accelerator: str) -> float:
-    """Train and validate a soft prompt of a tiny LM for two steps, as every run does.
+    """Train and validate a soft prompt of a tiny LM for two steps.
 
     Args:
-        accelerator: Of the Trainer.
+        accelerator: Accelerator of the Trainer.
 
     Returns:
-        How many seconds it took. Whatever fails is raised as it is.
+        The duration in seconds.
+
+    Raises:
+        RuntimeError: The loss is not finite. Other errors are not caught.
     """
     import lightning as L  # noqa: N812 - Lightning's own convention
 

@@ -1,4 +1,4 @@
-"""Writing and reading files: what is written is either whole or not there, what is read is of a sane kind."""
+"""Write files atomically, and read text, YAML and JSON files with clear errors."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ import yaml
 
 from lightning_prompts.errors import UserError
 
-FAST_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where libyaml is there
+FAST_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, if libyaml is available
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def no_room(error: BaseException) -> UserError | None:
-    """What to tell about an error that means a full disk; ``None`` for others."""
+    """Return a `UserError` for an error that means that the disk is full; ``None`` for other errors."""
     if not isinstance(error, OSError) or error.errno not in _NO_ROOM:
         return None
     where = f" for {error.filename}" if error.filename else ""
     return UserError(
-        f"no room on the disk{where} ({error.strerror}); the checkpoints that were written before are whole. "
-        "Make room and go on with --ckpt_path last"
+        f"no space left on the disk{where} ({error.strerror}); earlier checkpoints are intact. Free some space and "
+        "resume with --ckpt_path last"
     )
 
 
 def cache_root() -> Path:
-    """The folder for what is computed once: ``LIGHTNING_PROMPTS_CACHE``, else one in the user's cache folder."""
+    """Return the cache folder: ``LIGHTNING_PROMPTS_CACHE``, or a folder in the user's cache folder."""
     chosen = os.environ.get("LIGHTNING_PROMPTS_CACHE")
     if chosen:
         return Path(chosen)
@@ -37,10 +37,10 @@ def cache_root() -> Path:
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write a file through a temporary one beside it, so that neither a killed process nor a full disk leaves half.
+    """Write a file atomically through a temporary file in its folder, safe against interruption and a full disk.
 
     Raises:
-        UserError: There is no room; what was there before still is.
+        UserError: The disk is full. An earlier version of the file is intact.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -50,30 +50,30 @@ def write_atomic(path: Path, content: str | bytes) -> None:
                 file.write(content.encode("utf-8") if isinstance(content, str) else content)
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(work, 0o644)  # mkstemp's files are private
+            os.chmod(work, 0o644)  # mkstemp makes private files
             os.replace(work, path)
         except BaseException:
             Path(work).unlink(missing_ok=True)
             raise
     except OSError as error:
-        error.filename = str(path)  # and not the temporary one
-        if told := no_room(error):
-            raise told from error
+        error.filename = str(path)  # instead of the temporary file
+        if full := no_room(error):
+            raise full from error
         raise
 
 
 def check_text(path: Path) -> None:
-    """Raise a `UserError` if a file that ought to be text is not: before all of it is read into memory."""
+    """Raise a `UserError` if a file is not text, without reading all of it into memory."""
     with path.open("rb") as file:
         if b"\0" in file.read(4096):
-            raise UserError(f"{path} is not a text file: it holds zero bytes (UTF-8 is what is read here)")
+            raise UserError(f"{path} is not a text file: it contains zero bytes; save it as UTF-8 text")
 
 
-def load_yaml(path: Path) -> Any:  # noqa: ANN401 - whatever stands in it
-    """What a YAML file holds.
+def load_yaml(path: Path) -> Any:  # noqa: ANN401 - any YAML value
+    """Load a YAML file.
 
     Raises:
-        UserError: It does not exist, or is no YAML: the line, and what is wrong there.
+        UserError: The file does not exist or is not valid YAML; the message contains the line.
     """
     if not path.is_file():
         raise UserError(f"{path} is not a file" if path.exists() else f"{path} does not exist")
@@ -86,15 +86,15 @@ def load_yaml(path: Path) -> Any:  # noqa: ANN401 - whatever stands in it
 
 
 def parse_yaml(text: str, path: Path, loader: Any = yaml.SafeLoader) -> Any:  # noqa: ANN401 - see `load_yaml`
-    """What YAML holds that stands in a file.
+    """Parse the text of a YAML file.
 
     Args:
-        text: The YAML.
-        path: Where it stands, for errors.
-        loader: A safe one of yaml's.
+        text: The YAML text.
+        path: Path of the file in messages.
+        loader: A safe loader of the yaml package.
 
     Raises:
-        UserError: It is none: the line, and what is wrong there.
+        UserError: The text is not valid YAML; the message contains the line.
     """
     try:
         return yaml.load(text, Loader=loader)
@@ -107,10 +107,10 @@ def parse_yaml(text: str, path: Path, loader: Any = yaml.SafeLoader) -> Any:  # 
 
 
 def read_text(path: Path) -> str | None:
-    """A text file; ``None`` where there is none.
+    """Read a text file; return ``None`` if it does not exist.
 
     Raises:
-        UserError: It is not text, or cannot be read.
+        UserError: The file is not text, or cannot be read.
     """
     if not path.exists():
         return None
@@ -123,31 +123,47 @@ def read_text(path: Path) -> str | None:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     if "\0" in text:
-        raise UserError(f"{path} line {text.count(chr(10), 0, text.index(chr(0))) + 1} holds a zero byte; remove it")
+        raise UserError(f"{path} line {text.count(chr(10), 0, text.index(chr(0))) + 1} contains a zero byte; remove it")
     return text
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """A JSON object."""
+    """Read a JSON object from a file; return ``None`` if the file does not exist.
+
+    Raises:
+        UserError: The file does not contain a JSON object.
+    """
     text = read_text(path)
     return None if text is None else parse_json(text, str(path))
 
 
 def parse_json(text: str, where: str) -> dict[str, Any]:
-    """A JSON object; ``where`` it stands is for errors.
+    """Parse a JSON object.
+
+    Args:
+        text: The JSON text.
+        where: Name of the source in messages.
 
     Raises:
-        UserError: It is none.
+        UserError: The text is not a JSON object.
     """
     try:
         return as_mapping(json.loads(text), where)
     except (json.JSONDecodeError, RecursionError) as error:
-        told = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
-        raise UserError(f"{where} is not valid JSON: {told}; test or fit the run again, or leave it out") from error
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
+        raise UserError(f"{where} is not valid JSON: {reason}; test or fit the run again, or leave it out") from error
 
 
 def as_mapping(value: object, where: str) -> dict[str, Any]:
-    """Names and values, or a `UserError` that says where there are none."""
+    """Convert a value to a dictionary with text keys.
+
+    Args:
+        value: The value.
+        where: Name of the source in messages.
+
+    Raises:
+        UserError: The value is not a dictionary.
+    """
     if not isinstance(value, dict):
-        raise UserError(f"{where} must hold names and values, got {type(value).__name__}")
+        raise UserError(f"{where} must contain names and values, got {type(value).__name__}")
     return {str(name): item for name, item in value.items()}

@@ -18,13 +18,13 @@ Size = Literal["auto"] | int
 
 
 def mesh_sizes(data: Size, tensor: Size, nodes: int, devices: int) -> tuple[int, int]:
-    """How many devices have examples of their own, and how many share the heads.
+    """Resolve the numbers of data-parallel and tensor-parallel devices.
 
     Args:
         data: ``data_parallel_size``.
         tensor: ``tensor_parallel_size``.
-        nodes: Machines.
-        devices: Of each.
+        nodes: Number of nodes.
+        devices: Number of devices per node.
 
     Raises:
         UserError: The product of both sizes is not the number of devices.
@@ -39,23 +39,25 @@ def mesh_sizes(data: Size, tensor: Size, nodes: int, devices: int) -> tuple[int,
     if min(known) < 1 or total % known[0] or (len(known) == 2 and known[0] * known[1] != total):
         raise UserError(
             f"LMParallel: data_parallel_size ({data}) times tensor_parallel_size ({tensor}) must be the number of "
-            f"processes, {total}; leave one of them at auto for what is left"
+            f"processes, {total}; set one of them to auto"
         )
     rest = total // known[0]
     return (data, rest if tensor == "auto" else tensor) if isinstance(data, int) else (rest, known[0])
 
 
 class LMParallel(ModelParallelStrategy):
-    """Spreads the frozen LM over devices; what is trained is small, and whole on each of them.
+    """Shards the frozen LM over devices. The trained parameters are small and replicated on each device.
 
-    The LM is split in `PromptMethod.configure_model`, by heads (tensor parallel) and by weights (FSDP2). Checkpoints
-    are those of any other run, since the LM is in none: a prompt that eight devices have trained is tested on one.
+    `PromptMethod.configure_model` splits the LM by heads (tensor parallelism) and by weights (FSDP2). Checkpoints do
+    not contain the LM, so they are independent of the strategy: a prompt that was trained on eight devices can be
+    tested on one.
 
     Args:
-        data_parallel_size: Devices that have examples of their own, among which each weight is split; ``auto`` for what
-            the other size leaves.
-        tensor_parallel_size: Devices that share the heads of every layer, and the examples; ``auto`` for what the other
-            size leaves. The product of both is the number of devices; if both are ``auto``, a node shares the heads.
+        data_parallel_size: Number of devices with different examples, over which each weight is sharded. ``auto``
+            computes it from the other size.
+        tensor_parallel_size: Number of devices that split the heads of every layer and work on the same examples.
+            ``auto`` computes it from the other size. The product of both sizes is the number of devices. If both are
+            ``auto``, the devices of a node split the heads.
     """
 
     def __init__(
@@ -63,48 +65,53 @@ class LMParallel(ModelParallelStrategy):
         data_parallel_size: Literal["auto"] | int = "auto",
         tensor_parallel_size: Literal["auto"] | int = "auto",
     ) -> None:
-        """Nothing is started yet."""
+        """Keep the sizes."""
         super().__init__(data_parallel_size, tensor_parallel_size, save_distributed_checkpoint=False)
 
     def setup_environment(self) -> None:
         """See `Strategy`.
 
         Raises:
-            UserError: The sizes do not go with the number of processes.
+            UserError: The sizes do not match the number of processes.
         """
         sizes = mesh_sizes(self._data_parallel_size, self._tensor_parallel_size, self.num_nodes, self.num_processes)
         self._data_parallel_size, self._tensor_parallel_size = sizes
         super().setup_environment()
 
     def setup(self, trainer: L.Trainer) -> None:
-        """See `Strategy`. Evaluation is without gradient and not in inference mode, whose tensors no training may use.
+        """See `Strategy`.
 
-        A layer that was put together in evaluation is the next step's as well.
+        Evaluation uses no_grad instead of inference mode, because training may reuse layers that were gathered during
+        evaluation, and tensors of inference mode cannot be used in training.
         """
-        for loop in (
-            trainer.fit_loop.epoch_loop.val_loop, trainer.validate_loop, trainer.test_loop, trainer.predict_loop
-        ):  # fmt: skip
+        loops = (
+            trainer.fit_loop.epoch_loop.val_loop,
+            trainer.validate_loop,
+            trainer.test_loop,
+            trainer.predict_loop,
+        )
+        for loop in loops:
             loop.inference_mode = False
         super().setup(trainer)
 
     def post_backward(self, closure_loss: Tensor) -> None:
-        """Make the gradients of what is trained the mean over all processes, as DDP does."""
+        """Average the gradients of the trained parameters over all processes, as DDP does."""
         assert self.lightning_module is not None
         for parameter in self.lightning_module.parameters():
             if parameter.grad is not None:
                 dist.all_reduce(parameter.grad)
                 parameter.grad /= self.world_size
 
-    # --- checkpoints: as if the LM were not there --------------------------------------------------------------------
+    # --- checkpoints without the LM ----------------------------------------------------------------------------------
 
     @property
     def restore_checkpoint_after_setup(self) -> bool:
-        """What is restored is whole, so it may be at any time."""
+        """False, because the restored parameters are not sharded."""
         return False
 
     @property
     def lightning_restore_optimizer(self) -> bool:
-        """As for any other strategy."""
+        """True, as for other strategies."""
         return True
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
@@ -124,8 +131,11 @@ class LMParallel(ModelParallelStrategy):
         Strategy.load_optimizer_state_dict(self, checkpoint)
 
     def save_checkpoint(
-        self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None  # noqa: ANN401
-    ) -> None:  # fmt: skip
+        self,
+        checkpoint: dict[str, Any],
+        filepath: Any,  # noqa: ANN401
+        storage_options: Any | None = None,  # noqa: ANN401
+    ) -> None:
         """See `Strategy`."""
         Strategy.save_checkpoint(self, checkpoint, filepath, storage_options)
 

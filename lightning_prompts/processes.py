@@ -1,4 +1,4 @@
-"""Several processes that work on one run."""
+"""Communication between the processes of a run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch.distributed as dist
 from lightning_prompts.errors import UserError
 from lightning_prompts.types import Batch
 
-# What gloo and NCCL say when the other end is gone or does not answer.
+# Error messages of gloo and NCCL for a lost or unresponsive process.
 _LOST = re.compile(r"gloo|nccl|connection (closed|reset)|timed out|remote worker", re.IGNORECASE)
 
 Item = TypeVar("Item")
@@ -22,16 +22,16 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Replica:
-    """One of several that share the work on a batch; alone, it does all of it.
+    """One of the data-parallel processes that split the work on a batch.
 
-    All of them know the whole batch, which is text; what is split is the work. So a step sees the same examples,
-    however many processes there are, and nothing has to be sent but results.
+    Every process has the whole batch, which is text, and works on its part. A step therefore has the same examples for
+    any number of processes, and only results are communicated.
 
     Attributes:
-        rank: Which one, from 0.
-        count: Of how many.
-        group: The ``torch.distributed`` group that they talk in; ``None`` for all processes.
-        ready: Called before this one talks to the others.
+        rank: Index of this process, from 0.
+        count: Number of processes.
+        group: The ``torch.distributed`` group of the processes; ``None`` for all processes.
+        ready: Called before each collective operation.
     """
 
     rank: int = 0
@@ -40,15 +40,15 @@ class Replica:
     ready: Callable[[], None] = lambda: None
 
     def part(self, total: int) -> range:
-        """Which of ``total`` items are its own: neighbours, as many as the others have, give or take one."""
+        """Return the consecutive range of ``total`` items for this process; parts differ by at most one item."""
         share, rest = divmod(total, self.count)
         start = self.rank * share + min(self.rank, rest)
         return range(start, start + share + (self.rank < rest))
 
     def part_of(self, batch: Batch) -> Batch:
-        """Its own examples of a training batch, with their weight in the mean over all.
+        """Return the part of a training batch for this process, with its weight in the mean over all parts.
 
-        Where there are fewer examples than processes, some get one that counts nothing: all must do a step.
+        With fewer examples than processes, some processes get an example with weight 0, because all must run a step.
         """
         if self.count == 1:
             return batch
@@ -60,7 +60,7 @@ class Replica:
         return part
 
     def all_gather(self, items: Sequence[Item]) -> list[Item]:
-        """The items of all, in order; everybody gets them. Tensors among them must be on the CPU."""
+        """Gather the items of all processes in order of rank, on every process. Tensors must be on the CPU."""
         if self.count == 1:
             return list(items)
         self.ready()
@@ -69,7 +69,7 @@ class Replica:
         return [item for part in parts for item in part]
 
     def all_reduce(self, *values: float) -> list[float]:
-        """Each value, summed over all."""
+        """Sum each value over all processes."""
         if self.count == 1:
             return list(values)
         self.ready()
@@ -81,11 +81,14 @@ class Replica:
     def map_across_ranks(
         self, items: Sequence[Item], work: Callable[[Sequence[Item]], Sequence[Result]]
     ) -> list[Result]:
-        """The results of some work, one for each item in order; each does its share, and everybody gets all.
+        """Apply a function to items, split over all processes, and return all results on every process.
 
         Args:
-            items: The same for all.
-            work: From some items, one or more, to as many results, whose tensors are on the CPU.
+            items: Items, equal on all processes.
+            work: Maps one or more items to one result each; tensors in results must be on the CPU.
+
+        Returns:
+            One result per item, in order.
         """
         if self.count == 1:
             return list(work(items)) if items else []
@@ -94,19 +97,19 @@ class Replica:
 
 
 class MapAcrossRanks(Protocol):
-    """`Replica.map_across_ranks`, as something that has work to do may get it."""
+    """The signature of `Replica.map_across_ranks`."""
 
     def __call__(self, items: Sequence[Item], work: Callable[[Sequence[Item]], Sequence[Result]]) -> list[Result]:
         """See `Replica.map_across_ranks`."""
 
 
 def process_lost(error: BaseException) -> UserError | None:
-    """What to tell about an error that means that another process of the run is gone; ``None`` for others."""
+    """Return a `UserError` for an error that means that another process was lost; ``None`` for other errors."""
     if not isinstance(error, RuntimeError) or not (dist.is_available() and dist.is_initialized()):
         return None
     if not (isinstance(error, dist.DistError) or _LOST.search(str(error))):
         return None
     return UserError(
-        f"another process of this run has died or does not answer ({' '.join(str(error).split())[:100]}...), so this "
-        "one ends too; what that one has said is further up. Go on with --ckpt_path last"
+        f"another process of this run has died or does not respond ({' '.join(str(error).split())[:100]}...), so this "
+        "process ends too; see the error of the other process above. Resume with --ckpt_path last"
     )

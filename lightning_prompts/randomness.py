@@ -1,4 +1,4 @@
-"""Random numbers of a run: drawn on the CPU and then moved, so that a seed means the same on every device."""
+"""Random numbers of a run, drawn on the CPU and then moved, so that a seed gives the same numbers on every device."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import torch
 
 
 def run_seed() -> int:
-    """The run's seed."""
+    """Return the seed of the run."""
     return torch.initial_seed() % 2**63
 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Inside, tensors are made on the CPU and its generator starts at ``seed``; outside, nothing has been drawn.
+    """Make tensors on the CPU with the CPU generator at ``seed``, and restore the generator afterwards.
 
-    ``torch.manual_seed`` would seed the generators of all accelerators as well, and nothing would set them back. On the
-    meta device, where a module is made for its size alone, tensors stay there.
+    ``torch.manual_seed`` would also seed the generators of all accelerators without restoring them. If the default
+    device is the meta device, tensors are made there.
     """
     default = torch.get_default_device()
     with default if default.type == "meta" else torch.device("cpu"), torch.random.fork_rng(devices=[]):
@@ -31,13 +31,13 @@ def seeded(seed: int) -> Iterator[None]:
 
 @contextmanager
 def from_run_seed() -> Iterator[None]:
-    """`seeded` by the run's seed: what is drawn inside does not depend on what was drawn before."""
+    """Use `seeded` with the seed of the run, so that draws inside do not depend on earlier draws."""
     with seeded(torch.initial_seed()):
         yield
 
 
 def random_state() -> dict[str, Any]:
-    """The state of all global random numbers, as plain values that load without running anything."""
+    """Return the states of all global random generators as plain data, which can be loaded without pickle."""
     version, words, gauss = random.getstate()
     name, keys, *rest = np.random.get_state(legacy=True)
     state = {
@@ -51,7 +51,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Go on where `random_state` was called; of devices that are not there any more nothing is set."""
+    """Restore the states of `random_state`, except those of devices that no longer exist."""
     torch.set_rng_state(state["torch"].cpu())
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))

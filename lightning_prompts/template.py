@@ -1,4 +1,4 @@
-"""A task's text, with its ``{prompt}`` slot: fields in, text before / text after / answer out."""
+"""Templates render the fields of a row as text before the prompt slot, text after it, and an answer."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ PROMPT, ANSWER = "prompt", "answer"
 
 @dataclass(frozen=True)
 class Template:
-    r"""How the fields of a row become text.
+    r"""A template that renders the fields of a row as text.
 
-    ``"Here are two{prompt} {question} and {answer}"`` gives the text before the slot, the text after it, and the
-    answer. White space ahead of ``{answer}`` belongs to the answer, because tokenizers write ``" cold"`` as one token.
-    Text after ``{answer}`` is how an answer ends: training teaches it, or else generations would run on, and the
-    reported NLL and exact match leave it out. In a chat without such text it is the end of the model's turn.
+    ``"Here are two{prompt} {question} and {answer}"`` defines the text before the prompt slot, the text after it, and
+    the answer. White space before ``{answer}`` is part of the answer, because tokenizers encode ``" cold"`` as one
+    token. Text after ``{answer}`` is the end of the answer. Training includes it, so that generations stop; the
+    reported NLL and exact match do not. In a chat without such text, the end of the model's turn takes its place.
 
     Attributes:
-        text: The template; ``{{`` and ``}}`` stand for braces.
+        text: The template; ``{{`` and ``}}`` are literal braces.
         stop: Regular expression that ends a generation, searched after the leading white space.
-        chat: Render through the tokenizer's chat template, the text before ``{answer}`` being the user's turn.
-        system: The system turn of a chat.
+        chat: Whether to render the text before ``{answer}`` as a user turn of the tokenizer's chat template.
+        system: The system turn of a chat; ``None`` for the default of the chat template.
 
     Raises:
-        UserError: A slot is missing, stands twice or in the wrong order; ``stop`` is no regular expression.
+        UserError: A slot is missing, repeated or in the wrong order, or ``stop`` is not a regular expression.
 
     >>> Template("Here are two{prompt} {question} and {answer}").fields
     ['question']
@@ -54,7 +54,7 @@ class Template:
             if names.count(slot) != 1:
                 count = "no" if slot not in names else "more than one"
                 raise UserError(
-                    f"template {self.text!r} has {count} {{{slot}}}: write it once, "
+                    f"template {self.text!r} has {count} {{{slot}}}; write it once, "
                     "for example 'Question: {question}\\nAnswer:{prompt} {answer}'"
                 )
         if names[-1] != ANSWER:
@@ -82,22 +82,22 @@ class Template:
         numeric: bool = False,
         labels: Sequence[Sequence[str]] = (),
     ) -> Example:
-        """Put a row's fields into the text.
+        """Render the fields of a row.
 
         Args:
-            fields: The row; ``answer`` may be missing or ``None`` when only a generation is wanted.
-            source: Where the row comes from, for error messages.
-            reference: What generations are compared with, where that is not the whole answer.
-            extract: Finds the same in a generation; see `Example`.
-            numeric: Compare numbers instead of letters; see `Example`.
-            labels: The classes that the answer is one of, each as its verbalisers; see `Example`.
+            fields: The row; ``answer`` may be missing or ``None`` for generation only.
+            source: Source of the row in error messages.
+            reference: Reference for generations, if it is not the whole answer.
+            extract: Regular expression that finds the reference in a generation; see `Example`.
+            numeric: Whether to compare numbers instead of text; see `Example`.
+            labels: Verbalisers of each class of the answer; see `Example`.
 
         Returns:
-            The example; values are inserted as they are, braces in them have no meaning.
+            The example. Braces in the values of fields have no meaning.
 
         Raises:
-            UserError: The template names a field that the row lacks or that is no text; the reference is no class; two
-                classes are written alike.
+            UserError: A field of the template is missing or not text, the reference is not a class, or two classes have
+                a common verbaliser.
 
         >>> example = Template("{prompt} {question} -> {answer}").render({"question": "hot", "answer": "cold"})
         >>> example.before, example.after, example.answer
@@ -117,20 +117,17 @@ class Template:
                     raise UserError(f"{where}template field {{{name}}} is unknown; {nearest(name, map(str, fields))}")
                 pieces[part].append(as_text(fields[name], name, source))
         before, after, tail = ("".join(pieces[key]) for key in ("before", "after", "answer"))
-        lead = ""
-        if not self.chat:  # the space between text and answer is written with the answer
-            holder = after if after.strip() else ""
-            if holder:
-                after, lead = holder.rstrip(), holder[len(holder.rstrip()) :]
-            else:
-                after, lead = "", after
+        space = ""
+        if not self.chat:  # the space between text and answer is part of the answer
+            text = after.rstrip()
+            after, space = text, after[len(text) :]
         answer = fields.get(ANSWER)
         written = None if answer is None else str(answer).strip()
         reference = written if reference is None else reference
         return Example(
             before=before,
             after=after.rstrip() if self.chat else after,
-            answer=None if written is None else f"{lead}{written}",
+            answer=None if written is None else f"{space}{written}",
             end=None if self.chat and not tail else tail,
             reference=reference,
             fields=fields,
@@ -145,7 +142,7 @@ class Template:
 
 
 def _classes(labels: Sequence[Sequence[str]], reference: str | None, source: str) -> tuple[tuple[str, ...], ...]:
-    """The classes of an example, checked; see `Template.render`."""
+    """Check the classes of an example; see `Template.render`."""
     if not labels:
         return ()
     where = f"{source}: " if source else ""
@@ -154,12 +151,12 @@ def _classes(labels: Sequence[Sequence[str]], reference: str | None, source: str
     for index, verbalisers in enumerate(classes):
         if not verbalisers or not all(text.strip() for text in verbalisers):
             kind = "an empty" if verbalisers else "no"
-            raise UserError(f"{where}label {index} has {kind} verbaliser; give the ways to write it")
+            raise UserError(f"{where}label {index} has {kind} verbaliser; give the texts that stand for it")
         for text in verbalisers:
             if owners.setdefault(text, index) != index:
                 raise UserError(
                     f"{where}labels {classes[owners[text]][0]!r} and {verbalisers[0]!r} share the verbaliser {text!r}; "
-                    "each way to write a label must belong to one label alone"
+                    "a verbaliser must belong to only one label"
                 )
     names = [verbalisers[0] for verbalisers in classes]
     if reference is not None and reference not in names:
@@ -168,41 +165,41 @@ def _classes(labels: Sequence[Sequence[str]], reference: str | None, source: str
 
 
 def missing(value: object) -> bool:
-    """Whether a field has no value: ``None``, or the not-a-number that data frames write for it."""
+    """Whether a field has no value: ``None``, or NaN as in data frames."""
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def as_text(value: object, name: str, source: str = "") -> str:
-    """A field's value as text.
+    """Convert the value of a field to text.
 
     Args:
-        value: A text or a number; an empty text is one.
-        name: The field, for the error message.
-        source: The row, for the error message.
+        value: A text, number, date or time; the text may be empty.
+        name: Name of the field in error messages.
+        source: Source of the row in error messages.
 
     Raises:
-        UserError: There is no value, or it is no text.
+        UserError: The value is missing or cannot be written as text.
     """
     wrong, text = "", str(value)
     if missing(value):
         wrong = "missing"
     elif not isinstance(value, str | int | float | Decimal | date | time | timedelta):
-        wrong = f"a {type(value).__name__}, not a text"
+        wrong = f"a {type(value).__name__}, not text"
     elif isinstance(value, float) and text.lstrip("-") == "inf":
         wrong = "infinite, which is not a number to write"
     elif not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
-        wrong = "not valid Unicode: it holds half of a character (a lone surrogate)"
+        wrong = "not valid Unicode: it contains half of a character (a lone surrogate)"
     if wrong:
         raise UserError(f"{source}{': ' if source else ''}field {name!r} is {wrong}")
     return text
 
 
 def cut(text: str, stop: str) -> str:
-    """The part of a generation that counts as its answer.
+    """Return the part of a generation that counts as its answer.
 
     Args:
-        text: What the LM wrote.
-        stop: Regular expression; the text ends at its first match past the leading white space.
+        text: The generated text.
+        stop: Regular expression; the text ends at its first match after the leading white space.
 
     Returns:
         The text up to the stop, stripped.
@@ -216,11 +213,11 @@ def cut(text: str, stop: str) -> str:
 
 
 def final_result(text: str, extract: str | None) -> str:
-    """What of a generation is compared with the reference: the last match's first group, or all of it.
+    """Return the part of a generation to compare with the reference: the first group of the last match, or all of it.
 
     Args:
-        text: A generation, cut.
-        extract: See `Example`; nothing is found, nothing matches.
+        text: A generation after `cut`.
+        extract: Regular expression; see `Example`. Without a match, the result is empty.
 
     >>> final_result("25;07=75", extract="=(.*)")
     '75'

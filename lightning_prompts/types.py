@@ -1,4 +1,4 @@
-"""The data that travels between datamodules, language models and methods: text, never tensors.
+"""Examples and batches, the data that datamodules, language models and methods exchange: text, never tensors.
 
 Shape legend, used in every docstring of the project:
 
@@ -29,22 +29,22 @@ class Example:
     """One task item as text: ``before`` {prompt} ``after`` -> ``answer``.
 
     Attributes:
-        before: Text ahead of the prompt slot.
+        before: Text before the prompt slot.
         after: Text between the prompt slot and the answer.
-        answer: The text that is scored, with its leading space; ``None`` when there is no reference.
-        end: What follows the answer, which training teaches and metrics leave out; ``None`` for the end of a chat turn.
-        reference: The answer as the data gives it, which generations are compared with.
+        answer: Text to score, with its leading space; ``None`` without a reference.
+        end: Text after the answer, which training includes and metrics exclude; ``None`` for the end of a chat turn.
+        reference: The answer in the data, which generations are compared with.
         fields: The raw fields (question, answer, choices, ...).
-        source: Where the example comes from, for error messages (``"train.jsonl row 12"``).
-        stop: Regular expression; a generation ends where it first matches.
-        chat: Whether the text is a user turn, to be rendered through the tokenizer's chat template.
-        system: The system turn of a chat, or ``None`` for the chat template's own.
-        extract: Regular expression for the final result in a generation that has more in it (the steps of a sum): the
-            last match's first group is compared with ``reference``; ``None`` compares the whole generation.
-        numeric: Compare final answers as numbers and formulas, whatever stands around them, instead of to the letter.
-        member: The task of a mixture that this is from, whose metrics are reported apart.
-        labels: The classes that the answer is one of, each as its verbalisers: the ways to write it, the first of them
-            as in ``reference``. Empty where the answer is free text.
+        source: Source of the example in error messages (``"train.jsonl row 12"``).
+        stop: Regular expression; a generation ends at its first match.
+        chat: Whether the text is a user turn, to render with the tokenizer's chat template.
+        system: The system turn of a chat; ``None`` for the default of the chat template.
+        extract: Regular expression for the final result in a longer generation (such as the steps of a sum). The first
+            group of the last match is compared with ``reference``; ``None`` compares the whole generation.
+        numeric: Whether to compare final answers as numbers and formulas, ignoring the text around them.
+        member: The dataset of a mixture that the example comes from, which has its own metrics.
+        labels: The classes of the answer, each as a tuple of its verbalisers (the texts that stand for it); the first
+            verbaliser is that of ``reference``. Empty for free-text answers.
 
     >>> Example("Here are two", " hot and", " cold", reference="cold", fields={"question": "hot"}).question
     'hot'
@@ -67,34 +67,34 @@ class Example:
 
     @property
     def label(self) -> int | None:
-        """The class of the reference, an index into ``labels``; ``None`` without classes or without a reference."""
+        """Index of the reference's class in ``labels``; ``None`` without classes or without a reference."""
         names = [verbalisers[0] for verbalisers in self.labels]
         return names.index(self.reference) if self.reference in names else None
 
     @property
     def target(self) -> str:
-        """What should be answered, without white space around it; empty where that is unknown."""
+        """The expected answer without white space around it; empty if unknown."""
         return self.reference if self.reference is not None else (self.answer or "").strip()
 
     @property
     def question(self) -> str:
-        """What a reader would call the question: the field of that name, or else the text around the slot."""
+        """The question: the field of that name, or the text around the prompt slot."""
         return str(self.fields.get("question", f"{self.before}{self.after}"))
 
 
 class Batch:
     """The examples of one step.
 
-    Deliberately no sequence: Lightning would take it apart, looking for tensors to move, and there are none.
+    A batch is not a sequence, because Lightning searches sequences for tensors to move.
 
     Attributes:
         examples: The examples in order.
-        split: The split that they come from: ``train``, ``val``, ``test``, ``test/NAME`` for a further test set.
-        members: All tasks of the mixture that they come from, whether or not this batch has examples of each.
-        weight: What a mean over these examples counts in the mean over all that a step sees; 1, unless several
-            processes have parts of them.
-        start: How many examples of the whole batch stand before these.
-        total: How many the whole batch has.
+        split: Split of the examples: ``train``, ``val``, ``test``, or ``test/NAME`` for an additional test set.
+        members: All datasets of the mixture of the examples, even those without examples in this batch.
+        weight: Weight of the mean over these examples in the mean over the whole batch of a step; 1 unless several
+            processes split the batch.
+        start: Index of the first of these examples in the whole batch.
+        total: Number of examples of the whole batch.
     """
 
     def __init__(self, examples: Sequence[Example], split: str = "train", members: Sequence[str] = ()) -> None:
@@ -105,5 +105,5 @@ class Batch:
         self.weight, self.start, self.total = 1.0, 0, len(self.examples)
 
     def __len__(self) -> int:
-        """How many examples there are."""
+        """Number of examples."""
         return len(self.examples)

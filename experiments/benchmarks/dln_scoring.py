@@ -1,12 +1,12 @@
-"""Scoring prompts x examples x labels: this project against batched full forward passes in plain transformers.
+"""Compare scoring of prompts x examples x labels with batched full forward passes of transformers.
 
     python experiments/benchmarks/dln_scoring.py [--prompts 20] [--examples 20] [--repeats 3]
 
-20 prompts (instructions of about 20 tokens) x 20 examples x 2 or 6 labels, the prompt first in the template or the
-example first. The other side makes one text of every prompt, example and label, pads them to batches, and runs each
-whole, with logits at every position, with as many texts in a batch as suits it best of those tried. Both give the
-classes' normalised log-probabilities, which are compared. With --ways 2 a label is written with a leading space and
-without, as methods score it, which is twice as many texts for the other side.
+The grid has 20 prompts (instructions of about 20 tokens), 20 examples and 2 or 6 labels, with the prompt or the example
+first in the template. The baseline makes one text of every prompt, example and label, pads the texts to batches, and
+computes logits at every position, with the fastest of several batch sizes. The benchmark compares the normalised
+log-probabilities of the classes. With --ways 2, each label is scored with and without a leading space, as methods do,
+which doubles the texts of the baseline.
 """
 
 from __future__ import annotations
@@ -45,8 +45,12 @@ LABELS = {
     6: ("description", "entity", "expression", "human", "location", "number"),
 }
 TASKS = {2: "whether the review of the film is negative or positive", 6: "what kind of thing the question asks for"}
-OPENINGS = ("Read the text below and decide", "Think about the words and say", "You are an expert; tell us",
-            "Look at each word carefully, and then write")  # fmt: skip
+OPENINGS = (
+    "Read the text below and decide",
+    "Think about the words and say",
+    "You are an expert; tell us",
+    "Look at each word carefully, and then write",
+)
 ENDINGS = ("Answer with one word.", "Be exact.", "Do not explain.", "Consider every word.", "Choose the best option.")
 WORDS = [
     "the",
@@ -93,13 +97,13 @@ console = Console(stderr=True)
 
 
 def instructions(task: str, count: int) -> list[str]:
-    """Different instructions for a task."""
+    """Make different instructions for a task."""
     every = [f"{opening} {task}. {ending}" for ending in ENDINGS for opening in OPENINGS]
     return every[:count]
 
 
 def examples(template: str, labels: tuple[str, ...], count: int) -> list[Example]:
-    """Sentences of 15 to 40 words that share nothing."""
+    """Make examples of 15 to 40 random words without a common prefix."""
     draw = random.Random(0)
     rows = [" ".join(draw.choices(WORDS, k=draw.randint(15, 40))).capitalize() + "." for _ in range(count)]
     classes = [(label,) for label in labels]
@@ -107,14 +111,14 @@ def examples(template: str, labels: tuple[str, ...], count: int) -> list[Example
 
 
 def written(lm: FrozenLM, labels: tuple[str, ...], ways: int) -> LabelTokens:
-    """Labels as tokens."""
-    pairs = [(tuple(lm.encoder.tokens(space + name)), index) for index, name in enumerate(labels)
-             for space in (" ", "")[:ways]]  # fmt: skip
+    """Encode labels as tokens."""
+    spaces = (" ", "")[:ways]
+    pairs = [(tuple(lm.encoder.tokens(space + name)), index) for index, name in enumerate(labels) for space in spaces]
     return LabelTokens(tuple(tokens for tokens, _ in pairs), tuple(index for _, index in pairs), len(labels))
 
 
 def shared(lm: FrozenLM, given: list[Example], prompts: list[str], known: LabelTokens, memory_mb: float) -> Tensor:
-    """This project's: ``[C, N, Y]``."""
+    """Score with this project, ``[C, N, Y]``."""
     sums = Reader(lm, lm.name, TextCache(), memory_mb).sums(given, prompts, [known.tokens] * len(given))
     return class_log_probs(torch.tensor(sums), known)
 
@@ -123,7 +127,7 @@ def shared(lm: FrozenLM, given: list[Example], prompts: list[str], known: LabelT
 def full_passes(
     lm: FrozenLM, model: Any, given: list[Example], prompts: list[str], known: LabelTokens, size: int
 ) -> Tensor:
-    """Every (prompt, example, label) as a text of its own, ``size`` texts at a time, ``[C, N, Y]``."""
+    """Score each (prompt, example, label) as a separate text, in batches of ``size`` texts, ``[C, N, Y]``."""
     texts, starts = [], []
     for prompt in prompts:
         ids = lm.encoder.tokens(prompt)
@@ -148,14 +152,14 @@ def full_passes(
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    """Seconds, and what came of it."""
+    """Return the duration in seconds and the result."""
     start = time.perf_counter()
     result = work()
     return time.perf_counter() - start, result
 
 
 def compare(lm: FrozenLM, model: Any, order: str, count: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    """One template and number of labels; the two take turns."""
+    """Compare both for one template and one number of labels, alternating between them."""
     given = examples(TEMPLATES[order], LABELS[count], arguments.examples)
     prompts = instructions(TASKS[count], arguments.prompts)
     known = written(lm, LABELS[count], arguments.ways)
@@ -173,19 +177,26 @@ def compare(lm: FrozenLM, model: Any, order: str, count: int, arguments: argpars
         seconds, other = timed(lambda: full_passes(lm, model, given, prompts, known, size))
         theirs.append(seconds)
         difference = max(difference, float((mine - other).abs().max()))
-    row = {"template": order, "labels": count, "batch": size, "full_s": statistics.median(theirs),
-           "our_s": statistics.median(ours), "our_tokens": tokens, "difference": difference}  # fmt: skip
+    row = {
+        "template": order,
+        "labels": count,
+        "batch": size,
+        "full_s": statistics.median(theirs),
+        "our_s": statistics.median(ours),
+        "our_tokens": tokens,
+        "difference": difference,
+    }
     return {**row, "ratio": row["full_s"] / row["our_s"]}
 
 
 def main() -> None:
-    """Measure, and print a Markdown table."""
+    """Run the benchmark, and print a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=20)
     parser.add_argument("--examples", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--labels", type=int, nargs="*", choices=sorted(LABELS), default=sorted(LABELS))
-    parser.add_argument("--ways", type=int, choices=(1, 2), default=1, help="to write a label")
+    parser.add_argument("--ways", type=int, choices=(1, 2), default=1, help="verbalisers per label")
     parser.add_argument("--memory-mb", type=float, default=256.0)
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/dln_scoring.json"))
     arguments = parser.parse_args()

@@ -1,13 +1,13 @@
-"""Scoring candidate prompts: this project against a Hugging Face forward pass per candidate, and against nanoGCG.
+"""Compare scoring of candidate prompts with one Hugging Face forward pass per candidate, and with nanoGCG.
 
     python experiments/benchmarks/hard_search.py [--nanogcg PYTHON]
 
-1. 64 candidates x 32 examples of 10 tokens (9 and an answer of 1, which share nothing but the prompt), P = 20 and 100.
-   Hugging Face runs one forward pass per candidate over the concatenated texts, with logits at every position; it takes
-   the same time for every candidate, so some of them are enough. Scores are compared.
-2. The same search twice, with racing and without: seconds of scoring per step, the final validation loss, and how much
-   worse than the best of all candidates the race's winners were.
-3. One message, 64 and 256 candidates: nanoGCG's scoring function, in an environment of its own (see nanogcg_score.py).
+1. 64 candidates x 32 examples of 10 tokens (9 tokens and an answer of 1, with only the prompt in common), P = 20 and
+   100. Hugging Face runs one forward pass per candidate over the concatenated texts, with logits at every position. All
+   candidates take the same time, so the benchmark runs only some of them. It also compares the scores.
+2. The same search with and without racing: seconds of scoring per step, the final validation loss, and the regret of
+   the race's winners relative to the best of all candidates.
+3. One message, 64 and 256 candidates: nanoGCG's scoring function in a separate environment (see nanogcg_score.py).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from lightning_prompts.lm import FrozenLM, LMConfig
 from lightning_prompts.lm.embedded import embedded_folder
 from lightning_prompts.lm.encoding import Row
 from lightning_prompts.objectives import Likelihood
-from lightning_prompts.prompts.vocabulary import usable_tokens
+from lightning_prompts.prompts.vocabulary import allowed_tokens
 from lightning_prompts.search.candidates import draw_candidates, top_tokens
 from lightning_prompts.search.passes import fill
 from lightning_prompts.search.scoring import CandidateScorer, Racing, race
@@ -49,13 +49,13 @@ console = Console(stderr=True)
 
 
 def ten_tokens(lm: FrozenLM, length: int, split: str) -> list[Row]:
-    """Rows whose text, answer included, has exactly 10 tokens."""
+    """Return rows with exactly 10 tokens of text, including the answer."""
     rows = lm.encode(Antonyms(template=TEMPLATE, min_count=0).examples(split), length)
     return [row for row in rows if len(row.context) == length + 9 and len(row.answer) == 1]
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    """Seconds, and what came of it."""
+    """Return the duration in seconds and the result."""
     start = time.perf_counter()
     result = work()
     return time.perf_counter() - start, result
@@ -63,32 +63,32 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
 
 @torch.no_grad()
 def hugging_face(model: Any, filled: list[Row]) -> Tensor:
-    """One candidate: the texts as a batch (all of one length), logits everywhere, NLL of the answers ``[N]``."""
+    """Score one candidate on a batch of texts of equal length; return the NLL of the answers ``[N]``."""
     ids = torch.tensor([row.context + row.answer for row in filled])
     logits = model(input_ids=ids).logits.float()
     answers = torch.tensor([row.answer[0] for row in filled])
     return functional.cross_entropy(logits[:, -2], answers, reduction="none")
 
 
-def swaps(lm: FrozenLM, ids: Tensor, rows: list[Row], generator: torch.Generator) -> Tensor:
-    """Candidates as the search draws them: one swap each, from the gradient on the batch."""
+def replacements(lm: FrozenLM, ids: Tensor, rows: list[Row], generator: torch.Generator) -> Tensor:
+    """Draw candidates as the search does, with one replaced token each, from the gradient on the batch."""
     vectors = lm.embed(ids).detach().requires_grad_(True)
     OBJECTIVE(lm.score_rows(rows, vectors)).backward()
     assert vectors.grad is not None
-    top = top_tokens(vectors.grad @ lm.embedding_matrix().T, usable_tokens(lm), 256)
+    top = top_tokens(vectors.grad @ lm.embedding_matrix().T, allowed_tokens(lm), 256)
     return draw_candidates(ids, top, CANDIDATES, 1, generator)
 
 
 def initial(lm: FrozenLM, length: int) -> Tensor:
-    """A long static prompt, ``[P]``."""
+    """Make a static prompt of a given length, ``[P]``."""
     text = lm.encoder.tokens(" Each line says which word is the opposite of another, as in these:")
     return torch.tensor((text * length)[:length])
 
 
 def against_hugging_face(lm: FrozenLM, model: Any, length: int, repeats: int, sample: int) -> dict[str, Any]:
-    """Part 1."""
+    """Run part 1."""
     rows = ten_tokens(lm, length, "train")[:EXAMPLES]
-    candidates = swaps(lm, initial(lm, length), rows, torch.Generator().manual_seed(0))
+    candidates = replacements(lm, initial(lm, length), rows, torch.Generator().manual_seed(0))
     scorer = CandidateScorer(lm)
     filled = fill(rows, candidates[:sample].tolist())
     ours: list[float] = []
@@ -101,7 +101,7 @@ def against_hugging_face(lm: FrozenLM, model: Any, length: int, repeats: int, sa
             seconds, nll = timed(lambda part=part: hugging_face(model, part))
             theirs.append(seconds)
             difference = max(difference, float((scores.nll[c] - nll).abs().max()))
-    ours, theirs = ours[1:], theirs[sample:]  # the first round warms up
+    ours, theirs = ours[1:], theirs[sample:]  # the first round is a warm-up
     row = {
         "P": length,
         "hf_ms": 1e3 * statistics.median(theirs),
@@ -114,13 +114,13 @@ def against_hugging_face(lm: FrozenLM, model: Any, length: int, repeats: int, sa
 def search(
     lm: FrozenLM, steps: int, racing: Racing | None, hf_ms: float, seed: int, length: int = 20
 ) -> dict[str, Any]:
-    """Part 2: a plain search; where it races, all candidates are scored as well, outside the clock."""
+    """Run part 2: a plain search; with racing, also score all candidates, without timing this."""
     train, val = ten_tokens(lm, length, "train"), ten_tokens(lm, length, "val")[:96]
     draw, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     ids, scorer, best, seconds, regrets = initial(lm, length), CandidateScorer(lm), float("inf"), [], []
     for _ in track(range(steps), description=f"search, racing {racing is not None}, seed {seed}", console=console):
         rows = draw.sample(train, EXAMPLES)
-        candidates = torch.unique(torch.cat([ids[None], swaps(lm, ids, rows, generator)]), dim=0)
+        candidates = torch.unique(torch.cat([ids[None], replacements(lm, ids, rows, generator)]), dim=0)
         taken, losses = timed(lambda r=rows, c=candidates: race(scorer, r, c, OBJECTIVE, racing))
         seconds.append(taken / len(candidates))
         if racing is not None:
@@ -142,7 +142,7 @@ def search(
 
 
 def against_nanogcg(lm: FrozenLM, python: str, count: int, repeats: int) -> dict[str, Any]:
-    """Part 3: the two take turns, a process of theirs and a round of ours."""
+    """Run part 3, alternating between a process of nanoGCG and a round of this project."""
     before = lm.encoder.tokens("Complete the sentence with the right words.", start=True)
     after = lm.encoder.tokens(" The opposite of hot is")
     target = lm.encoder.tokens(" cold, and the opposite of up is down.")
@@ -151,11 +151,17 @@ def against_nanogcg(lm: FrozenLM, python: str, count: int, repeats: int) -> dict
     vectors = lm.embed(ids).detach().requires_grad_(True)
     OBJECTIVE(lm.score_rows(rows, vectors)).backward()
     assert vectors.grad is not None
-    top = top_tokens(vectors.grad @ lm.embedding_matrix().T, usable_tokens(lm), 256)
+    top = top_tokens(vectors.grad @ lm.embedding_matrix().T, allowed_tokens(lm), 256)
     candidates = draw_candidates(ids, top, count, 1, torch.Generator().manual_seed(0))
     scorer = CandidateScorer(lm)
-    spec = {"model": str(embedded_folder(NAME)), "before": before, "after": after, "target": target,
-            "candidates": candidates.tolist(), "repeats": repeats + 1}  # fmt: skip
+    spec = {
+        "model": str(embedded_folder(NAME)),
+        "before": before,
+        "after": after,
+        "target": target,
+        "candidates": candidates.tolist(),
+        "repeats": repeats + 1,
+    }
     ours: list[float] = []
     theirs: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -180,7 +186,7 @@ def against_nanogcg(lm: FrozenLM, python: str, count: int, repeats: int) -> dict
 
 
 def show(title: str, rows: list[dict[str, Any]]) -> None:
-    """A Markdown table."""
+    """Print a Markdown table."""
     heads = list(rows[0])
     print(f"\n{title}\n\n| " + " | ".join(heads) + " |\n|" + "---|" * len(heads))
     for row in rows:
@@ -192,24 +198,27 @@ def show(title: str, rows: list[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    """Measure."""
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--sample", type=int, default=8, help="candidates that Hugging Face scores, of 64")
-    parser.add_argument("--steps", type=int, default=12, help="of each search")
+    parser.add_argument("--sample", type=int, default=8, help="candidates of 64 that Hugging Face scores")
+    parser.add_argument("--steps", type=int, default=12, help="steps of each search")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
-    parser.add_argument("--nanogcg", help="interpreter of an environment with nanoGCG; without it part 3 is left out")
+    parser.add_argument("--nanogcg", help="interpreter of an environment with nanoGCG; default: skip part 3")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/hard_search.json"))
     arguments = parser.parse_args()
     lm = FrozenLM.load(LMConfig(NAME))
     model = AutoModelForCausalLM.from_pretrained(embedded_folder(NAME), dtype=torch.float32).eval()
     grid = [against_hugging_face(lm, model, length, arguments.repeats, arguments.sample) for length in (20, 100)]
     show("64 candidates x 32 examples, milliseconds per candidate", grid)
-    races = [search(lm, arguments.steps, racing, grid[0]["hf_ms"], seed)
-             for seed in arguments.seeds for racing in (None, Racing())]  # fmt: skip
+    races = [
+        search(lm, arguments.steps, racing, grid[0]["hf_ms"], seed)
+        for seed in arguments.seeds
+        for racing in (None, Racing())
+    ]
     show("A search with P = 20, milliseconds per candidate", races)
-    gcg = [against_nanogcg(lm, arguments.nanogcg, count, arguments.repeats) for count in (64, 256)
-           if arguments.nanogcg]  # fmt: skip
+    counts = (64, 256) if arguments.nanogcg else ()
+    gcg = [against_nanogcg(lm, arguments.nanogcg, count, arguments.repeats) for count in counts]
     if gcg:
         show("One message, seconds per step's candidates", gcg)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,9 @@
-"""A Refiner's training step with hidden states that were kept, against computing them in every step.
+"""Compare a Refiner's training step with cached hidden states to one that computes them in every step.
 
     python experiments/benchmarks/hidden_states.py --train gsm8k/train.jsonl
 
-GSM8K questions with final answers. Both do the same: the loss and the gradient are compared before anything is timed.
-Steps of the two take turns, and the medians' ratio is what counts.
+The data are GSM8K questions with final answers. The benchmark first compares losses and gradients. It then alternates
+steps of both, and reports the ratio of the median times.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from lightning_prompts.types import Example
 
 
 def step(method: RefinerTuning, store: StateStore, examples: list[Example]) -> tuple[float, torch.Tensor]:
-    """Loss and gradient of one batch."""
+    """Compute the loss and the gradient of one batch."""
     method.zero_grad()
     prompts = method.refiner(*store([example.question for example in examples]))
     loss = method.lm.score(examples, prompts).nll.mean()
@@ -36,7 +36,7 @@ def step(method: RefinerTuning, store: StateStore, examples: list[Example]) -> t
 
 
 def compare(lm: FrozenLM, network: RefinerNetwork, batches: list[list[Example]], folder: Path) -> str:
-    """One row of the table."""
+    """Make one row of the table."""
     method = RefinerTuning(4, network, init=FromText("Answer this question"), cache_states=False)
     method.lm = lm
     method.build_prompt()
@@ -64,7 +64,7 @@ def compare(lm: FrozenLM, network: RefinerNetwork, batches: list[list[Example]],
 def main() -> None:
     """Print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--train", help="GSM8K's train.jsonl; the hub's without it")
+    parser.add_argument("--train", help="train.jsonl of GSM8K; default: download it from the hub")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])

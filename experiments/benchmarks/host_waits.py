@@ -1,10 +1,10 @@
-"""How often the host waits for the device in one training step of each method.
+"""Count how often the host waits for the device in one training step of each method.
 
     python experiments/benchmarks/host_waits.py [METHOD ...] [--lines] [--steps 4]
 
-Trains each method of `tests/support/cases.py` on the pretend device, with all default callbacks and without
-logging, on a model of two layers and four examples a step. While the host waits for a GPU it queues no work for it. The
-first step is left out. The kinds of waits:
+The script trains each method of `tests/support/cases.py` on the pretend device, with all default callbacks
+and without logging, with a model of two layers and four examples per step. While the host waits for a GPU, it does not
+queue work for it. The first step is not counted. The kinds of waits:
 
 - item: the host reads a number (`.item()`, `float()`, `if tensor`).
 - size: the host needs the size of a result (`nonzero()`, `tensor[mask]`, `unique()`).
@@ -42,7 +42,7 @@ console = Console(stderr=True)
 
 @contextmanager
 def counted_steps() -> Iterator[list[Counter[tuple[str, str]]]]:
-    """The waits of each training step, from fetching its batch to the callbacks after it; validation is not counted."""
+    """Count the waits of each training step, from fetching the batch to the callbacks after it, without validation."""
     steps: list[Counter[tuple[str, str]]] = []
     advance = _TrainingEpochLoop.advance
 
@@ -59,7 +59,7 @@ def counted_steps() -> Iterator[list[Counter[tuple[str, str]]]]:
 
 
 def waits_of(case: Case, steps: int) -> Counter[tuple[str, str]]:
-    """Train a method, and sum the waits of all steps after the first by kind and line."""
+    """Train a method, and sum the waits of all steps except the first, by kind and line."""
     L.seed_everything(0, verbose=False)
     with tempfile.TemporaryDirectory() as folder, counted_steps() as counts:
         fit = trainer(NAME, Path(folder), max_steps=steps + 1, log_every_n_steps=10**9, limit_val_batches=1)

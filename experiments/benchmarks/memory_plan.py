@@ -1,10 +1,10 @@
-"""Does a memory plan say what a run takes? Its numbers beside measured peaks, each in a process of its own.
+"""Compare memory plans with measured peaks, each in a separate process.
 
 python experiments/benchmarks/memory_plan.py            # the 135M model, three methods, two batch sizes
 python experiments/benchmarks/memory_plan.py --device cuda --dtype bfloat16
 
-On a CPU the peak is that of the process's resident memory above what it had before the model was loaded, looked at
-every millisecond, with an allocator that gives freed memory back at once. On a GPU it is
+On a CPU, the peak is the largest increase of the resident memory since before the model was loaded, sampled every
+millisecond, with an allocator that returns freed memory immediately. On a GPU, it is
 `torch.cuda.max_memory_allocated`.
 """
 
@@ -37,20 +37,20 @@ METHODS: dict[str, Callable[[LMConfig], PromptMethod]] = {
     "lora": lambda lm: LoraTuning(8, text=" antonyms", lm=lm),
 }
 PAGE = os.sysconf("SC_PAGE_SIZE")
-# What is freed goes back to the system, so that resident memory is what is in use.
+# Return freed memory to the system, so that resident memory equals used memory.
 ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
 
 
 def resident() -> int:
-    """Bytes of this process in memory."""
+    """Return the resident memory of this process in bytes."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE
 
 
 class Peak:
-    """The most memory since it was made, above what there was then."""
+    """Measures the peak memory relative to its start."""
 
     def __init__(self, device: str) -> None:
-        """Begin to look."""
+        """Start measuring."""
         self.device = device
         self.start = self.highest = torch.cuda.memory_allocated() if device == "cuda" else resident()
         self.over = threading.Event()
@@ -64,7 +64,7 @@ class Peak:
             time.sleep(0.001)
 
     def stop(self) -> int:
-        """Bytes."""
+        """Stop measuring, and return the peak in bytes."""
         self.over.set()
         if self.device == "cuda":
             return torch.cuda.max_memory_allocated() - self.start
@@ -73,7 +73,7 @@ class Peak:
 
 
 def measure(name: str, batch_size: int, dtype: Dtype, device: str, checkpointing: bool) -> dict[str, float]:
-    """Plan and peak of loading and some training steps."""
+    """Compute the plan and measure the peak of loading and a few training steps."""
     torch.manual_seed(0)
     data = Antonyms(batch_size=batch_size, eval_batch_size=batch_size, max_train_examples=3 * batch_size)
     method = METHODS[name](LMConfig(dtype=dtype, gradient_checkpointing=checkpointing))
@@ -92,7 +92,7 @@ def measure(name: str, batch_size: int, dtype: Dtype, device: str, checkpointing
 
 
 def step(method: PromptMethod, optimizer: torch.optim.Optimizer, examples: list[Example]) -> None:
-    """One training step."""
+    """Run one training step."""
     optimizer.zero_grad()
     loss = method.training_step(Batch(examples), 0)
     assert isinstance(loss, torch.Tensor)
@@ -101,7 +101,7 @@ def step(method: PromptMethod, optimizer: torch.optim.Optimizer, examples: list[
 
 
 def warm(device: str) -> None:
-    """What libraries set up once is no part of the plan: a step of a tiny model does that."""
+    """Run a step of a tiny model, for the one-time setup of libraries, which is not part of the plan."""
     data = Antonyms(batch_size=4, max_train_examples=4)
     shape = "hidden_size=32,intermediate_size=48,num_hidden_layers=1,num_attention_heads=4,num_key_value_heads=2"
     method = LoraTuning(2, text="is", lm=LMConfig(f"random:llama,{shape}"))
@@ -112,7 +112,7 @@ def warm(device: str) -> None:
 
 
 def main() -> None:
-    """Print a table, one row for each method and batch size."""
+    """Print a table with one row per method and batch size."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=[32, 128])

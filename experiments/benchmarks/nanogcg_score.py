@@ -1,10 +1,10 @@
-"""Score given candidates with nanoGCG's own code, in an environment of its own.
+"""Score given candidates with the code of nanoGCG, in a separate environment.
 
     python experiments/benchmarks/nanogcg_score.py INPUT.json > OUTPUT.json
 
-nanoGCG caps transformers at 4.47, so `hard_search.py` runs this file with the interpreter of an environment that has
-`pip install torch==2.13.0 nanogcg==0.3.0`. Token ids go in as they are; what is timed is one step's scoring as
-`nanogcg.run` does it: embed, join, and its loss function under its own batch-size finder.
+nanoGCG requires transformers 4.47 or older, so `hard_search.py` runs this file with the interpreter of an environment
+with `pip install torch==2.13.0 nanogcg==0.3.0`. The input contains token ids. The script times the scoring of one step
+of `nanogcg.run`: embedding, concatenation, and its loss function with its batch-size finder.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from nanogcg.utils import find_executable_batch_size
 
 
 def load(folder: str) -> Any:
-    """The model in float32. transformers 4.47 does not read `rope_parameters`, and would silently take another base."""
+    """Load the model in float32. transformers 4.47 ignores `rope_parameters`, so set the rotary base explicitly."""
     config = transformers.AutoConfig.from_pretrained(folder)
     rope = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8")).get("rope_parameters") or {}
     if "rope_theta" in rope:
@@ -34,7 +34,7 @@ def load(folder: str) -> Any:
 
 
 def prepare(model: Any, spec: dict[str, Any]) -> GCG:
-    """A GCG object as `GCG.run` has it before its first step."""
+    """Make a GCG object in the state of `GCG.run` before its first step."""
     gcg = GCG(model, SimpleNamespace(chat_template="-"), GCGConfig(allow_non_ascii=True))
     ids = {name: torch.tensor([spec[name]]) for name in ("before", "after", "target")}
     gcg.before_embeds, gcg.after_embeds, gcg.target_embeds = (gcg.embedding_layer(value) for value in ids.values())
@@ -46,7 +46,7 @@ def prepare(model: Any, spec: dict[str, Any]) -> GCG:
 
 @torch.no_grad()
 def score(gcg: GCG, candidates: torch.Tensor) -> torch.Tensor:
-    """The lines of `GCG.run` from its candidates to their losses."""
+    """Compute the losses of candidates with the same lines as `GCG.run`."""
     width = len(candidates)
     embeddings = torch.cat(
         [
@@ -60,7 +60,7 @@ def score(gcg: GCG, candidates: torch.Tensor) -> torch.Tensor:
 
 
 def main() -> dict[str, Any]:
-    """Losses, and seconds of each repeat."""
+    """Return the losses, and the seconds of each repetition."""
     spec = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     gcg = prepare(load(spec["model"]), spec)
     candidates = torch.tensor(spec["candidates"])

@@ -1,14 +1,14 @@
-"""Step time of prompt tuning: this project against PEFT, in one process, step by step in turn.
+"""Compare the step time of prompt tuning with PEFT, alternating steps in one process.
 
     python experiments/benchmarks/prompt_tuning.py [--steps 10] [--device cpu] [--only "10 tokens, P = *"]
 
 Both train the same prompt on the same frozen weights with the same batches, the same loss (mean over answer tokens)
-and the same optimiser. PEFT repeats the prompt in every row and computes logits at every position; here the shared
-prefix runs once, rows are packed without padding, and logits exist at answer positions only.
+and the same optimiser. PEFT repeats the prompt in every row and computes logits at every position. This project runs
+the shared prefix once, packs rows without padding, and computes logits only for answer tokens.
 
-Kinds of batches: real antonyms (`Here are two hot and` -> ` cold`, whose first words are shared too); random tokens,
-which share nothing but the prompt: 10 (8 of context, 2 of answer), 256 (128 and 128, 16 rows), and 64 (62 and 2) behind
-a prompt of 1,000, where PEFT takes four rows at a time, since 32 do not fit into memory.
+The batches are real antonyms (`Here are two hot and` -> ` cold`, which also share their first words), and random tokens
+with only the prompt in common: 10 (8 of context, 2 of answer), 256 (128 and 128, 16 rows), and 64 (62 and 2) after a
+prompt of 1,000. In the last case, PEFT runs four rows at a time, because 32 do not fit into memory.
 """
 
 from __future__ import annotations
@@ -37,19 +37,23 @@ from lightning_prompts.lm.embedded import embedded_folder
 from lightning_prompts.lm.encoding import Row
 
 BATCH = 32
-# Rows, tokens of context and of answer, and rows that PEFT takes at a time.
+# Rows, tokens of context, tokens of answer, and rows of PEFT per pass.
 RANDOM = {"10 tokens": (32, 8, 2, 32), "256 tokens": (16, 128, 128, 16), "64 tokens": (32, 62, 2, 4)}
-# Kind, P, and how many of the steps are timed at most.
+# Kind, P, and maximum number of timed steps.
 SETTINGS = [
-    ("antonyms", 20, 10**9), ("antonyms", 100, 10**9), ("10 tokens", 20, 10**9), ("10 tokens", 100, 10**9),
-    ("256 tokens", 20, 3), ("64 tokens", 1000, 1),
-]  # fmt: skip
+    ("antonyms", 20, 10**9),
+    ("antonyms", 100, 10**9),
+    ("10 tokens", 20, 10**9),
+    ("10 tokens", 100, 10**9),
+    ("256 tokens", 20, 3),
+    ("64 tokens", 1000, 1),
+]
 NAME = "smollm2-135m-instruct"
 Batches = list[list[Row]]
 
 
 def antonym_batches(lm: FrozenLM, length: int, count: int) -> Batches:
-    """Batches of the project's own antonyms, prompt first."""
+    """Make batches of antonyms with the prompt first."""
     data = Antonyms(template="{prompt}Here are two {question} and {answer}")
     examples = data.examples("train")
     order = random.Random(0).choices(range(len(examples)), k=count * BATCH)
@@ -58,7 +62,7 @@ def antonym_batches(lm: FrozenLM, length: int, count: int) -> Batches:
 
 
 def random_batches(lm: FrozenLM, length: int, count: int, kind: str) -> Batches:
-    """Batches of random tokens."""
+    """Make batches of random tokens."""
     draw = random.Random(0)
     slot = [-1 - p for p in range(length)]
     tokens = range(100, lm.vocabulary)
@@ -70,7 +74,7 @@ def random_batches(lm: FrozenLM, length: int, count: int, kind: str) -> Batches:
 
 
 class Ours:
-    """One training step of this project."""
+    """Training steps of this project."""
 
     def __init__(self, lm: FrozenLM, initial: Tensor) -> None:
         """Start from ``initial``."""
@@ -88,7 +92,7 @@ class Ours:
         return loss.item(), self.prompt.grad.clone()
 
     def flops(self, rows: list[Row]) -> float:
-        """Of the linear layers, forward and backward towards the inputs."""
+        """Count the operations of the linear layers, forward and backward with respect to the inputs."""
         before = self.lm.tokens_forwarded
         with torch.no_grad():
             self.lm.score_rows(rows, self.prompt)
@@ -96,10 +100,10 @@ class Ours:
 
 
 class Peft:
-    """One training step of PEFT's prompt tuning, as its documentation shows it."""
+    """Training steps of PEFT's prompt tuning, as in its documentation."""
 
     def __init__(self, lm: FrozenLM, initial: Tensor, dtype: torch.dtype, most: int) -> None:
-        """Start from ``initial``; take ``most`` rows at a time."""
+        """Start from ``initial``; run at most ``most`` rows per pass."""
         self.lm, self.length, self.most = lm, len(initial), most
         model = AutoModelForCausalLM.from_pretrained(embedded_folder(NAME), dtype=dtype)
         config = PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=self.length)
@@ -131,20 +135,20 @@ class Peft:
         return loss.item()
 
     def flops(self, rows: list[Row]) -> float:
-        """Of the linear layers, forward and backward towards the inputs."""
+        """Count the operations of the linear layers, forward and backward with respect to the inputs."""
         width = max(len(row.context) + len(row.answer) for row in rows)
         return flops(self.lm, len(rows) * width, len(rows) * width)
 
 
 def flops(lm: FrozenLM, tokens: int, logits: int) -> float:
-    """Two per weight and token forward, two backward: no gradient of a frozen weight is computed."""
+    """Count two operations per weight and token forward, and two backward, because frozen weights have no gradient."""
     head = lm.vocabulary * lm.width
     layers = sum(module.weight.numel() for module in lm.model.modules() if isinstance(module, torch.nn.Linear)) - head
     return 4.0 * (layers * tokens + head * logits)
 
 
 def matmul_peak(dtype: torch.dtype, device: torch.device) -> float:
-    """Floating-point operations per second of a large square product, the best of several."""
+    """Measure the floating-point operations per second of a large square matrix product, the best of several."""
     size = 2048 if device.type == "cpu" else 8192
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     best = min(timed(lambda: left @ right, device) for _ in range(8))
@@ -152,7 +156,7 @@ def matmul_peak(dtype: torch.dtype, device: torch.device) -> float:
 
 
 def timed(work: Callable[[], Any], device: torch.device) -> float:
-    """Seconds, the device's queue drained before and after."""
+    """Return the duration in seconds, with the device synchronised before and after."""
     if device.type == "cuda":
         torch.cuda.synchronize()
     start = time.perf_counter()
@@ -163,7 +167,7 @@ def timed(work: Callable[[], Any], device: torch.device) -> float:
 
 
 def compare(lm: FrozenLM, length: int, kind: str, steps: int, dtype: torch.dtype) -> dict[str, Any]:
-    """Alternate steps of both on the same batches; medians."""
+    """Alternate steps of both on the same batches, and compare the median times."""
     warm = min(steps, 2)
     count = steps + warm
     batches = antonym_batches(lm, length, count) if kind == "antonyms" else random_batches(lm, length, count, kind)
@@ -180,8 +184,10 @@ def compare(lm: FrozenLM, length: int, kind: str, steps: int, dtype: torch.dtype
     our_gradient, peft_gradient = results["ours"][0][1], results["peft"][0][1]
     medians = {name: statistics.median(values[warm:]) for name, values in seconds.items()}
     peak = matmul_peak(dtype, lm.device)
-    work = {name: statistics.median(m.flops(batch) for batch in batches[warm:])
-            for name, m in (("ours", ours), ("peft", peft))}  # fmt: skip
+    work = {
+        name: statistics.median(m.flops(batch) for batch in batches[warm:])
+        for name, m in (("ours", ours), ("peft", peft))
+    }
     tokens = statistics.median(sum(len(row.context) + len(row.answer) for row in batch) for batch in batches)
     return {
         "batch": kind,
@@ -202,21 +208,36 @@ def compare(lm: FrozenLM, length: int, kind: str, steps: int, dtype: torch.dtype
 
 
 def show(rows: Sequence[dict[str, Any]]) -> None:
-    """The table, for a terminal and, as Markdown, for RESULTS.md."""
+    """Print the table for the terminal, and as Markdown for RESULTS.md."""
     table = Table(title="One training step: PEFT against this project")
-    heads = ("batch", "P", "dtype", "PEFT s", "ours s", "ratio", "loss PEFT / ours", "gradients differ by",
-             "tokens/s PEFT / ours", "share of matmul peak PEFT / ours")  # fmt: skip
+    heads = (
+        "batch",
+        "P",
+        "dtype",
+        "PEFT s",
+        "ours s",
+        "ratio",
+        "loss PEFT / ours",
+        "gradients differ by",
+        "tokens/s PEFT / ours",
+        "share of matmul peak PEFT / ours",
+    )
     for head in heads:
         table.add_column(head, justify="right")
     lines = []
     for row in rows:
         cells = (
-            row["batch"], str(row["P"]), row["dtype"], f"{row['peft_seconds']:.2f}", f"{row['our_seconds']:.3f}",
-            f"{row['ratio']:.1f}x", f"{row['first_loss_peft']:.4f} / {row['first_loss_ours']:.4f}",
+            row["batch"],
+            str(row["P"]),
+            row["dtype"],
+            f"{row['peft_seconds']:.2f}",
+            f"{row['our_seconds']:.3f}",
+            f"{row['ratio']:.1f}x",
+            f"{row['first_loss_peft']:.4f} / {row['first_loss_ours']:.4f}",
             f"{row['gradient_difference']:.1e}",
             f"{row['tokens_per_second_peft']:.0f} / {row['tokens_per_second_ours']:.0f}",
             f"{row['peak_share_peft']:.0%} / {row['peak_share_ours']:.0%}",
-        )  # fmt: skip
+        )
         table.add_row(*cells)
         lines.append("| " + " | ".join(cells) + " |")
     Console(width=160).print(table)
@@ -224,9 +245,9 @@ def show(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    """Measure every combination."""
+    """Run all combinations."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=10, help="timed steps of each")
+    parser.add_argument("--steps", type=int, default=10, help="timed steps per setting")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--only", default="*", help="settings as 'antonyms, P = 20, float32', with wildcards")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/prompt_tuning.json"))

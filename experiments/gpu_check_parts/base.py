@@ -1,4 +1,4 @@
-"""What the parts of the check share: rows of the result, language models, the device."""
+"""Common code of the checks: result rows, language models, the device."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 PRODUCT = tuple(str(ROOT / name) for name in ("lightning_prompts", "callbacks", "datamodules"))
 EMBEDDED = "smollm2-135m-instruct"
 
-# As in tests/conftest.py.
+# The same shapes as in tests/conftest.py.
 _SMALL = "hidden_size=32,intermediate_size=48,num_hidden_layers=3,num_attention_heads=4,num_key_value_heads=2"
 SHAPES = {
     "llama": f"random:llama,{_SMALL},max_position_embeddings=256",
@@ -48,7 +48,7 @@ LARGER = (
 
 
 def describe_error(error: BaseException) -> str:
-    """Type, message, and the last frame in the product's own code."""
+    """Format type and message of an error, with the last stack frame in this project."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if frame.filename.startswith(PRODUCT)] or list(frames)
     place = ""
@@ -60,44 +60,44 @@ def describe_error(error: BaseException) -> str:
 
 
 def attempt(part: str, name: str, work: Callable[[], Row]) -> Row:
-    """Do some work; whatever it raises becomes a row."""
+    """Run a check; turn an exception into a row."""
     start = time.perf_counter()
     try:
         row = work()
-    except Exception as error:  # noqa: BLE001 - reported, and the others go on
+    except Exception as error:  # noqa: BLE001 - report it, and continue with other checks
         row = Row(part, name, ok=False, error=describe_error(error))
     row.seconds = time.perf_counter() - start
     return row
 
 
 def compared(part: str, name: str, found: Tensor, wanted: Tensor, tolerance: float) -> Row:
-    """A row about two tensors that should be equal, wherever they are.
+    """Compare two tensors on any devices.
 
-    The tolerance is a share of the largest number, where that is below 1.
+    If the largest number is below 1, the tolerance is relative to it.
     """
     found, wanted = found.detach().float().cpu(), wanted.detach().float().cpu()
     if found.shape != wanted.shape:
         return Row(part, name, f"shape {tuple(found.shape)}", f"shape {tuple(wanted.shape)}", ok=False)
     largest = wanted[wanted.isfinite()].abs().max().item()
     allowed = tolerance * min(1.0, largest)
-    # Infinities are equal to themselves; what is not a number makes the largest difference none either.
+    # Equal infinities differ by 0; a NaN makes the largest difference NaN.
     difference = torch.where(found == wanted, 0.0, (found - wanted).abs()).max().item()
     figures = {"difference": difference, "tolerance": allowed, "largest": largest}
     return Row(part, name, f"differs by {difference:.1e}", f"<= {allowed:.0e}", difference <= allowed, figures=figures)
 
 
 def relative(found: Tensor, wanted: Tensor) -> float:
-    """The norm of the difference over that of what was wanted."""
+    """Compute the norm of the difference relative to the norm of the expected tensor."""
     return ((found.double() - wanted.double()).norm() / wanted.double().norm()).item()
 
 
 def load(name: str, device: str, **settings: Any) -> FrozenLM:
-    """An LM on a device."""
+    """Load an LM onto a device."""
     return FrozenLM.load(LMConfig(name, **settings), device=device)
 
 
 def twin(model: PreTrainedModel, dtype: torch.dtype, attention: str = "eager") -> PreTrainedModel:
-    """The same weights as a plain transformers model, without anything of this project's."""
+    """Make an unchanged transformers model with the same weights."""
     some = model.get_input_embeddings().weight
     plain: PreTrainedModel = AutoModelForCausalLM.from_config(
         copy.deepcopy(model.config), dtype=dtype, attn_implementation=attention
@@ -107,7 +107,7 @@ def twin(model: PreTrainedModel, dtype: torch.dtype, attention: str = "eager") -
 
 
 def normal(lm: FrozenLM, *shape: int, seed: int = 3) -> Tensor:
-    """Vectors as large as the embeddings, the same ones on every device."""
+    """Draw normal vectors with the scale of the embeddings, equal on every device."""
     generator = torch.Generator().manual_seed(seed)
     scale = lm.embedding_matrix().float().std().cpu()
     return torch.randn(*shape, lm.width, generator=generator, device="cpu").mul(scale).to(lm.device).requires_grad_()
@@ -117,13 +117,13 @@ def normal(lm: FrozenLM, *shape: int, seed: int = 3) -> Tensor:
 
 
 def synchronize(device: str) -> None:
-    """Wait until the device has done what it was told."""
+    """Wait for the device."""
     if device == "cuda":
         torch.cuda.synchronize()
 
 
 def clean(device: str) -> None:
-    """Give back what nobody holds, and start to measure the peak of memory anew."""
+    """Free unused memory, and reset the peak memory."""
     gc.collect()
     if device == "cuda":
         torch.cuda.empty_cache()
@@ -131,12 +131,12 @@ def clean(device: str) -> None:
 
 
 def peak_gib(device: str) -> float:
-    """Largest memory since `clean`, GiB; 0 where nobody counts."""
+    """Return the peak memory since `clean` in GiB; 0 except on CUDA."""
     return torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else 0.0
 
 
 def pretend_device() -> Any:
-    """The module of the pretend device, which belongs to the tests, installed for good in this process."""
+    """Import the pretend device of the tests, and install it for the rest of this process."""
     folder = str(ROOT / "tests")
     if folder not in sys.path:
         sys.path.append(folder)
@@ -153,7 +153,7 @@ _installed: list[Any] = []
 
 @lru_cache(maxsize=1)
 def prepare(device: str) -> None:
-    """Make a process ready: full float32 precision, and the device."""
+    """Prepare a process: full float32 precision, and the device."""
     from lightning_prompts.cli.terminal import quiet
 
     quiet()
@@ -168,7 +168,7 @@ def prepare(device: str) -> None:
 
 
 def methods_lm(settings: Settings) -> str:
-    """The name of the LM that methods train a prompt for."""
+    """Return the name of the LM for the checks of methods."""
     if settings.lm is not None:
         return settings.lm
     if settings.small:

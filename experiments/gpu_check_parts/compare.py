@@ -1,4 +1,4 @@
-"""The device against the CPU, with the same weights in float32."""
+"""Compare the device with the CPU, with the same weights in float32."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ LABELS = (("yes", "correct", "yes it is"), ("no",))
 
 
 def jobs(settings: Settings) -> list[str]:
-    """Every architecture, and a checkpoint."""
+    """List all architectures, and a checkpoint."""
     del settings
     return [*SHAPES, CHECKPOINT]
 
 
 def run(name: str, settings: Settings) -> list[Row]:
-    """What the LM says of the same texts."""
+    """Compare the results of the LM for the same texts."""
     if name == CHECKPOINT:
         return [attempt("cpu", name, partial(_checkpoint, settings))]
     here, there = load(SHAPES[name], "cpu"), load(SHAPES[name], settings.device)
@@ -112,7 +112,7 @@ def _texts(name: str, here: FrozenLM, there: FrozenLM, sampling: Sampling | None
 
 
 def _checkpoint(settings: Settings) -> Row:
-    """A prompt trained on the device does the same on the CPU."""
+    """Compare a prompt that was trained on the device with the same prompt on the CPU."""
     folder = settings.scratch / CHECKPOINT
 
     def method() -> SoftPromptTuning:

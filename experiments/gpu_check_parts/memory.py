@@ -1,4 +1,4 @@
-"""Out of memory is provoked: generation and scoring halve what they run at a time, with the same results."""
+"""Provoke out-of-memory errors: generation and scoring must halve their batches, with the same results."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from lightning_prompts.search.continuations import ContinuationScorer
 from lightning_prompts.search.scoring import CandidateScorer
 
 SECONDS = 60  # for one job
-PLENTY = 1e6  # megabytes for one pass
+PLENTY = 1e6  # memory limit of a pass in megabytes, which is never reached
 TOLERANCE = 1e-4
 HOOK, LIMIT = "raised in the first large pass", "raised by the allocator"
 
 
 def jobs(settings: Settings) -> list[str]:
-    """Each kind of work, with an error of our own, and on a GPU with a true one."""
+    """List each kind of work with an artificial error, and on a GPU with a real one."""
     ways = [HOOK, LIMIT] if settings.device == "cuda" else [HOOK]
     return [f"{work}, {way}" for way in ways for work in WORKS]
 
 
 def run(name: str, settings: Settings) -> list[Row]:
-    """One kind of work, without and with a want of memory."""
+    """Run one kind of work with and without enough memory."""
     work, way = name.split(", ")
     lm = load(SHAPES["llama"] if settings.small else LARGER, settings.device)
     do = partial(WORKS[work], lm, 8 if settings.small else 256)
@@ -70,7 +70,7 @@ WORKS: Mapping[str, Callable[[FrozenLM, int], Tensor]] = {
 
 @contextmanager
 def _warnings() -> Iterator[list[str]]:
-    """The product's log messages about memory."""
+    """Collect the log messages of the project about memory."""
     said: list[str] = []
 
     class Keep(logging.Handler):
@@ -89,7 +89,7 @@ def _warnings() -> Iterator[list[str]]:
 def _judge(name: str, found: Tensor, wanted: Tensor, said: list[str]) -> Row:
     if wanted.is_floating_point():
         row = compared("memory", name, found, wanted, TOLERANCE)
-    else:  # other shapes round otherwise, and a token may be as likely as another
+    else:  # other shapes round differently, and tokens can be equally likely
         same = (found == wanted).all(-1).float().mean().item()
         row = Row("memory", name, f"{same:.1%} of texts the same", ">= 99%", same >= 0.99)
     row.measured = f"halved {len(said)} times, {row.measured}"
@@ -99,14 +99,14 @@ def _judge(name: str, found: Tensor, wanted: Tensor, said: list[str]) -> Row:
 
 
 def _hook(name: str, lm: FrozenLM, work: Callable[[], Tensor]) -> Row:
-    """Raise as CUDA does once a pass has more than half of the tokens of the largest one."""
+    """Raise the error of CUDA in passes with more than 3/5 of the tokens of the largest pass."""
     sizes: list[int] = []
     limit = [1 << 62]
 
     def watch(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
         sizes.append(kwargs["inputs_embeds"].shape[1])
         if sizes[-1] > limit[0]:
-            raise torch.OutOfMemoryError("CUDA out of memory (as the check pretends)")
+            raise torch.OutOfMemoryError("CUDA out of memory (raised by the check)")
 
     handle = lm.model.register_forward_pre_hook(watch, with_kwargs=True)
     try:
@@ -120,7 +120,7 @@ def _hook(name: str, lm: FrozenLM, work: Callable[[], Tensor]) -> Row:
 
 
 def _limit(name: str, lm: FrozenLM, work: Callable[[], Tensor]) -> Row:
-    """Give this process less and less memory until the work no longer fits at once."""
+    """Reduce the memory of this process until the work does not fit into one batch."""
     work()
     clean("cuda")
     before = torch.cuda.memory_reserved()

@@ -1,4 +1,4 @@
-"""Every method in every precision: some steps through the Trainer, then from its checkpoint into a new method."""
+"""Train every method in every precision for a few steps with the Trainer, and load its checkpoint."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from lightning_prompts.estimators.relaxations import GumbelSoftmax, Projected, S
 from lightning_prompts.lm import LMConfig
 from lightning_prompts.objectives import BertScoreLoss
 from lightning_prompts.prompts.initializers import FromText
-from lightning_prompts.prompts.key_values import PrefixMLP
+from lightning_prompts.prompts.prefix import PrefixMLP
 from lightning_prompts.prompts.soft import ResidualMLP
 from lightning_prompts.refiners.networks import MLPRefiner, TransformerRefiner
 from lightning_prompts.search.rounding import Rounding
@@ -117,7 +117,7 @@ METHODS = {**TRAINED, **TEXTS, **FIXED}
 
 @dataclass(frozen=True)
 class Variant:
-    """How the LM of a run is loaded, and the Trainer's precision."""
+    """Settings of the LM of a run, and the precision of the Trainer."""
 
     dtype: str = "float32"
     checkpointing: bool = False
@@ -126,7 +126,7 @@ class Variant:
 
 
 def all_jobs() -> dict[str, tuple[str, Variant]]:
-    """Methods and variants by the name of the job, the most important first."""
+    """Return methods and variants by name of the job, the most important ones first."""
     found: dict[str, tuple[str, Variant]] = {}
     for dtype in DTYPES:
         found |= {f"{name} {dtype}": (name, Variant(dtype)) for name in METHODS}
@@ -136,18 +136,18 @@ def all_jobs() -> dict[str, tuple[str, Variant]]:
         found |= {f"{name} {kind}": (name, Variant("bfloat16", quantization=kind)) for kind in QUANTIZED}
     for dtype in DTYPES:
         found |= {f"{name} {dtype}, checkpointing": (name, Variant(dtype, checkpointing=True)) for name in METHODS}
-    # It makes its own model, in float32.
+    # The scratch method makes its own model in float32.
     return {key: run for key, run in found.items() if run[0] != "scratch" or run[1] == Variant()}
 
 
 def jobs(settings: Settings) -> list[str]:
-    """Every method in every variant."""
+    """List every method in every variant."""
     del settings
     return list(all_jobs())
 
 
 def run(name: str, settings: Settings) -> list[Row]:
-    """One method in one variant."""
+    """Check one method in one variant."""
     method, variant = all_jobs()[name]
     if reason := _not_here(variant, settings):
         return [Row("methods", name, f"not run: {reason}", ok=None)]
@@ -165,11 +165,11 @@ def _not_here(variant: Variant, settings: Settings) -> str:
     if variant.quantization is not None:
         if importlib.util.find_spec("bitsandbytes") is None:
             return "bitsandbytes is not installed"
-        return "bitsandbytes does not know the device" if settings.device == "pretend" else ""
+        return "bitsandbytes does not support the device" if settings.device == "pretend" else ""
     if variant.precision != "32-true" and settings.device == "pretend":
         return "the device has no autocast"
     if variant.precision == "16-mixed" and settings.device == "cpu":
-        return "Lightning takes bf16-mixed instead on a CPU"
+        return "Lightning uses bf16-mixed instead on a CPU"
     return ""
 
 
@@ -185,7 +185,7 @@ class YesNo(TextDataModule):
         self.size = size
 
     def load_rows(self) -> dict[str, list[SourceRow]]:
-        """Three splits of one size."""
+        """Make three splits of equal size."""
         rows = [
             SourceRow(
                 {"question": f"Is {n} {'odd' if n % 3 else 'even'}?", "answer": ("yes", "no")[n % 2]},
@@ -198,13 +198,13 @@ class YesNo(TextDataModule):
 
 
 def small_data(settings: Settings, batches: int = 5) -> Antonyms:
-    """Some antonyms, so many batches of them to train on."""
-    size, share = (4, 0.01) if settings.small else (8, 0.02)
-    return Antonyms(batch_size=size, max_train_examples=batches * size, val_fraction=share, test_fraction=share)
+    """Make a few antonyms, with a given number of training batches."""
+    size, fraction = (4, 0.01) if settings.small else (8, 0.02)
+    return Antonyms(batch_size=size, max_train_examples=batches * size, val_fraction=fraction, test_fraction=fraction)
 
 
 def default_callbacks(method: m.PromptMethod, folder: Path) -> list[L.Callback]:
-    """Those of ``lightning_prompts.cli``, which needs jsonargparse."""
+    """Make the default callbacks of ``lightning_prompts.cli``, whose import needs jsonargparse."""
     saves: dict[str, Any] = {"save_top_k": 1, "enable_version_counter": False, "save_on_train_epoch_end": False}
     monitor, mode = method.monitor
     return [
@@ -224,7 +224,7 @@ def default_callbacks(method: m.PromptMethod, folder: Path) -> list[L.Callback]:
 
 
 def trainer(folder: Path, device: str, **settings: Any) -> L.Trainer:
-    """A trainer on a device, with the defaults of ``lightning_prompts.cli``."""
+    """Make a trainer on a device, with the defaults of ``lightning_prompts.cli``."""
     place: dict[str, Any] = {"accelerator": {"cuda": "gpu"}.get(device, device)}
     if device == "pretend":
         place["strategy"] = "pretend_single"
@@ -246,43 +246,43 @@ def trainer(folder: Path, device: str, **settings: Any) -> L.Trainer:
 
 
 class Watch(L.Callback):
-    """Keeps what a run starts with, its losses and its devices."""
+    """Records the initial state of a run, its losses and its devices."""
 
     def __init__(self) -> None:
-        """Nothing is known yet."""
+        """Start without records."""
         self.start: dict[str, Any] = {}
         self.weights: dict[str, Tensor] = {}
         self.losses: list[Tensor] = []
         self.devices: set[str] = set()
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Keep the prompt and the LM, and where everything is."""
+        """Record the prompt, the LM and all devices."""
         self.start, self.weights = trained(pl_module), frozen_weights(pl_module)
         self.devices |= {value.device.type for value in (*pl_module.parameters(), *pl_module.buffers())}
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Likewise, where nothing was trained."""
+        """Record the initial state of a method without training."""
         if not self.weights:
             self.on_fit_start(trainer, pl_module)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Keep the loss, where there is one."""
+        """Record the loss, if there is one."""
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         if isinstance(loss, Tensor):
             self.losses.append(loss.detach().clone())
 
 
 def trained(method: Any) -> dict[str, Any]:
-    """What training may change, copied."""
+    """Copy the state that training may change."""
     if hasattr(method, "prompts"):
         return {"prompts": list(method.prompts)}
     return {name: value.detach().cpu().clone() for name, value in method.state_dict().items()}
 
 
 def frozen_weights(method: Any) -> dict[str, Tensor]:
-    """The LM's own weights, copied."""
+    """Copy the frozen weights of the LM."""
     own = {name: value for name, value in method.lm.named_parameters() if not value.requires_grad}
     return {name: value.detach().clone() for name, value in own.items() if "lora_" not in name}
 
@@ -325,7 +325,7 @@ def _one(
         if skipped := float(fit.callback_metrics.get("train/skipped_steps", 0)):
             said.append(f"{skipped:g} of {steps} steps skipped")
         saved = [path.name for path in (folder / "checkpoints").iterdir()]
-        problems += [f"there is no {file}" for file in ("best.ckpt", "last.ckpt") if file not in saved]
+        problems += [f"{file} is missing" for file in ("best.ckpt", "last.ckpt") if file not in saved]
         fit.save_checkpoint(folder / "x.ckpt")
         first = test(method)
         if method.lm.static:
@@ -336,7 +336,7 @@ def _one(
     weights = frozen_weights(method)
     changed = [key for key, old in watch.weights.items() if not torch.equal(weights[key], old.to(weights[key].device))]
     if changed:
-        problems.append(f"{len(changed)} weights of the LM changed, {changed[0]} first")
+        problems.append(f"{len(changed)} weights of the LM changed, first {changed[0]}")
     if watch.devices != {settings.device}:
         problems.append(f"it was on {', '.join(sorted(watch.devices))}")
     if not all(math.isfinite(value) for value in (*first.values(), *again.values())):
@@ -344,15 +344,15 @@ def _one(
     half = variant.quantization is not None or variant.dtype != "float32" or variant.precision != "32-true"
     tolerance, difference = 2e-3 if half else 1e-5, _apart(first, again)
     if not difference <= tolerance:
-        problems.append("it is not the same after reloading")
-    said = [f"test/nll {first.get('test/nll', math.nan):.3f}, reloaded apart {difference:.0e}", *said, *problems]
+        problems.append("metrics differ after reloading")
+    said = [f"test/nll {first.get('test/nll', math.nan):.3f}, reload differs by {difference:.0e}", *said, *problems]
     figures = {"metrics": first, "reloaded": again, "losses": [float(loss) for loss in watch.losses]}
     expected = f"reloaded the same to {tolerance:.0e}, finite, moved, LM unchanged"
     return Row("methods", name, ", ".join(said), expected, not problems, figures=figures)
 
 
 def _after_training(method: m.PromptMethod, watch: Watch) -> tuple[list[str], list[str]]:
-    """What training did, and what is wrong with it."""
+    """Describe the result of training, and list its problems."""
     said: list[str] = []
     problems: list[str] = []
     losses = [float(loss) for loss in watch.losses]
@@ -366,7 +366,7 @@ def _after_training(method: m.PromptMethod, watch: Watch) -> tuple[list[str], li
     moved = [key for key, value in now.items() if not torch.equal(value, watch.start[key])]
     said.append(f"{len(moved)} of {len(now)} tensors moved")
     if any(value.requires_grad and value.dtype != torch.float32 for value in method.parameters()):
-        problems.append("what is trained is not in float32")
+        problems.append("a trained parameter is not in float32")
     if not moved and isinstance(method, m.HardPromptSearch):
         said.append("no candidate was better")
     elif not moved:
@@ -375,7 +375,7 @@ def _after_training(method: m.PromptMethod, watch: Watch) -> tuple[list[str], li
 
 
 def _apart(first: Mapping[str, float], again: Mapping[str, float]) -> float:
-    """The largest difference between two sets of metrics; infinite where they are not the same ones."""
+    """Compute the largest difference between two sets of metrics; infinite if their names differ."""
     if set(first) != set(again):
         return math.inf
     return max((abs(first[key] - again[key]) for key in first), default=math.inf)

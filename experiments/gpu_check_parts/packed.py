@@ -1,4 +1,4 @@
-"""Packed scoring against one text at a time with plain transformers, on the device."""
+"""Compare packed scoring with plain transformers for one text at a time, on the device."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ PAIRS = [
     ("in", "out"),
     ("a", "b"),
 ]
-CACHED = ("llama", "gpt2", "qwen2", "qwen3")  # transformers' cache takes any prefix where no layer has a window
+CACHED = ("llama", "gpt2", "qwen2", "qwen3")  # without windows, the cache of transformers supports any prefix
 
 Losses = Callable[[PreTrainedModel, Tensor], Tensor]
 
 
 def jobs(settings: Settings) -> list[str]:
-    """Every architecture in every precision."""
+    """List every architecture in every precision."""
     del settings
     return [f"{shape} {dtype}" for dtype in DTYPES for shape in SHAPES]
 
 
 def examples(template: str) -> list[Example]:
-    """Rows of different lengths."""
+    """Make examples of different lengths."""
     made = Template(template)
     return [made.render({"question": question, "answer": answer}) for question, answer in PAIRS]
 
 
 def run(name: str, settings: Settings) -> list[Row]:
-    """Losses and gradients of each kind of prompt."""
+    """Check losses and gradients of each kind of prompt."""
     shape, dtype = name.split()
     lm = load(SHAPES[shape], settings.device, dtype=dtype)
     plain, exact = twin(lm.model, lm.model.dtype), twin(lm.model, torch.float32)
@@ -63,7 +63,7 @@ def run(name: str, settings: Settings) -> list[Row]:
 
 
 def alone(lm: FrozenLM, rows: Sequence[Example], model: PreTrainedModel, prompt: Tensor) -> Tensor:
-    """The loss of each text, run by itself without mask or padding, ``[B]``."""
+    """Compute the loss of each text separately, without mask and padding, ``[B]``."""
     losses = []
     for b, example in enumerate(rows):
         own = prompt if prompt.dim() == 2 else prompt[b]
@@ -84,7 +84,7 @@ def _answer_loss(logits: Tensor, answer: list[int]) -> Tensor:
 def after_cache(
     lm: FrozenLM, widths: Sequence[tuple[torch.Size, torch.Size]], model: PreTrainedModel, flat: Tensor
 ) -> Tensor:
-    """The loss of each text after keys and values in transformers' own cache, ``[B]``."""
+    """Compute the loss of each text after keys and values in a cache of transformers, ``[B]``."""
     losses = []
     for example in examples(FRONT):
         row, cache = lm.encoder.row(example, 0), DynamicCache()
@@ -97,7 +97,7 @@ def after_cache(
 
 
 def _prefix(name: str, lm: FrozenLM, plain: PreTrainedModel, exact: PreTrainedModel, cached: bool) -> Row:
-    """Keys and values: any, with their gradient; or, where layers have windows, those of a text against the text."""
+    """Check arbitrary keys and values with their gradient; with windows, compare those of a text with the text."""
     vectors = normal(lm, 9).detach()
     known = lm.key_values(vectors)
     if not cached:
@@ -120,11 +120,11 @@ def _prefix(name: str, lm: FrozenLM, plain: PreTrainedModel, exact: PreTrainedMo
 
 
 def _replayed(lm: FrozenLM, work: Callable[[], Tensor]) -> Tensor:
-    """The third result of a pass: on CUDA the first runs as it is, the second is captured, the third is replayed."""
+    """Return the third result of a pass, which CUDA replays after an eager pass and a captured one."""
     if not lm.static:
         return work()
     first = work().detach()
-    work().sum().backward()  # a pass that waits for its backward pass keeps others from being replayed
+    work().sum().backward()  # while a pass waits for its backward pass, no pass is replayed
     result = work()
     slack = 64 * torch.finfo(lm.model.dtype).eps
     if lm.captured is None or not torch.allclose(result, first, rtol=slack, atol=slack):
@@ -154,10 +154,10 @@ def _with_gradient(work: Callable[[Tensor], Tensor], prompt: Tensor) -> tuple[Te
 
 
 def _judge(name: str, results: list[tuple[Tensor, Tensor | None]]) -> Row:
-    """Ours, and plain transformers in the same precision, against plain transformers in float32.
+    """Compare this project, and transformers in the same precision, with transformers in float32.
 
-    In float32, errors are at most 1e-4. In half precision they are at most three times those of plain transformers,
-    and one rounding of that precision on top.
+    Float32 errors must be at most 1e-4. Half-precision errors must be at most three times those of transformers plus
+    one rounding error of the precision.
     """
     (ours, our_gradient), (plain, plain_gradient), (exact, gradient) = results
     dtype = name.split(",")[0].split()[1]

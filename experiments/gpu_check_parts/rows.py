@@ -1,4 +1,4 @@
-"""Rows of the result, and what a piece of work is told; nothing here takes long to import."""
+"""Result rows, settings and jobs; this module is fast to import."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Settings:
-    """What is checked where.
+    """Settings of the checks.
 
     Attributes:
         device: ``cuda``, ``cpu`` or ``pretend``.
-        small: Tiny shapes and few steps.
-        lm: The LM that methods train a prompt for: a local folder, or ``None`` to choose.
-        scratch: A folder for run folders and caches.
+        small: Whether to use tiny shapes and few steps.
+        lm: Name of the LM for the checks of methods, or ``None`` for the default.
+        scratch: Folder for run folders and caches.
     """
 
     device: str
@@ -26,17 +26,17 @@ class Settings:
 
 @dataclass
 class Row:
-    """One line of the result.
+    """The result of one check.
 
     Attributes:
-        part: Of the check.
-        name: What was checked.
-        measured: In words.
-        expected: In words, with the tolerance.
-        ok: ``None`` where nothing was checked.
-        seconds: How long it took.
-        error: Exception, message, and the last line of the project that it came through.
-        figures: The numbers.
+        part: Part of the check.
+        name: Name of the check.
+        measured: Description of the result.
+        expected: Description of the expected result, with the tolerance.
+        ok: Whether the check passed; ``None`` if it was not run.
+        seconds: Duration in seconds.
+        error: Type and message of an exception, with the last line of this project in its stack.
+        figures: Results as numbers.
     """
 
     part: str
@@ -51,7 +51,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Job:
-    """A piece of work for one process: some rows of a part."""
+    """A job for one process, which produces rows of a part."""
 
     part: str
     name: str

@@ -1,8 +1,8 @@
-"""Time and memory of training steps, generation and candidate grids, against PEFT and Hugging Face.
+"""Measure time and memory of training steps, generation and candidate grids against PEFT and Hugging Face.
 
-The shapes are those of an earlier measurement on an H200; weights are random and made on the device.
-PEFT repeats the prompt in every row and computes logits at every position. Ours includes the packing of the rows; it is
-measured with CUDA graphs alone, as in the first steps of a run, and with compiled layers, as from step 500 on.
+The weights are random and made on the device. PEFT repeats the prompt in every row and computes logits at every
+position. The times of this project include the packing of the rows. They are measured with CUDA graphs only, as in the
+first steps of a run, and with compiled layers, as from step 500 on.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from lightning_prompts.search.passes import fill
 from lightning_prompts.search.scoring import CandidateScorer
 
 SECONDS = 120  # for one job
-GRADIENT = 0.25  # how far apart two gradients in bfloat16 may be; the deeper the model, the farther
-WORSE = 1.5  # how much farther from the gradient in float32 ours may be than PEFT's, on short rows
+GRADIENT = 0.25  # largest relative difference of two bfloat16 gradients; deeper models have larger differences
+WORSE = 1.5  # largest error of our gradient relative to PEFT's, against float32, on short rows
 
 SHAPES: dict[str, dict[str, Any]] = {
     "tiny": {
@@ -77,7 +77,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": False,
     },
 }
-# P, B, tokens of context and of answer, and how many times faster than PEFT we want to be.
+# P, B, tokens of context, tokens of answer, and the target speedup over PEFT.
 Step = tuple[int, int, int, int, float]
 STEPS: dict[str, tuple[str, Step]] = {
     f"{shape}, P {step[0]}, B {step[1]}, T {step[2] + step[3]}": (shape, step)
@@ -102,7 +102,7 @@ WANTED = {GENERATION: {"135M": 3.0, "1.2B": 3.0, "7B": 1.0}, GRID: {}}
 
 
 def jobs(settings: Settings) -> list[str]:
-    """Steps, generation and grids, so that each model is made and compiled once."""
+    """List steps, generation and grids in an order that makes and compiles each model once."""
     if settings.small:
         return [*(name for name in STEPS if "tiny" in name), f"tiny, {GENERATION}", f"tiny, {GRID}", WAITS]
     names = [WAITS]
@@ -113,7 +113,7 @@ def jobs(settings: Settings) -> list[str]:
 
 
 def run(name: str, settings: Settings) -> list[Row]:
-    """One measurement."""
+    """Run one measurement."""
     if name == WAITS:
         return [_waits(settings)]
     shape, _, what = name.partition(", ")
@@ -132,10 +132,10 @@ _made: dict[str, FrozenLM] = {}
 
 
 def _model(shape: str, device: str) -> FrozenLM:
-    """Random weights in bfloat16, made where they are needed; the last ones are kept."""
+    """Make a model with random bfloat16 weights on the device; keep only the last one."""
     if shape not in _made:
         _made.clear()
-        torch.compiler.reset()  # what was compiled for another model
+        torch.compiler.reset()  # drop the compiled code of another model
         clean(device)
         config = AutoConfig.for_model("llama", max_position_embeddings=8192, **SHAPES[shape])
         torch.manual_seed(0)
@@ -149,7 +149,7 @@ def _model(shape: str, device: str) -> FrozenLM:
 
 
 def texts(lm: FrozenLM, length: int, count: int, context: int, answer: int, seed: int = 0) -> list[TextRow]:
-    """Random tokens after a slot of ``length``."""
+    """Make rows of random tokens after a prompt slot of ``length`` tokens."""
     draw, tokens = random.Random(seed), range(100, lm.vocabulary)
     slot = [-1 - p for p in range(length)]
     return [TextRow(slot + draw.choices(tokens, k=context), draw.choices(tokens, k=answer)) for _ in range(count)]
@@ -164,7 +164,7 @@ def _timed(work: Callable[[], Any], device: str) -> float:
 
 
 def _measure(work: Callable[[], Any], settings: Settings, repeats: int = 8, warm: int = 3) -> dict[str, float]:
-    """Seconds of the first call, the median of later ones, and the peak of memory."""
+    """Measure the seconds of the first call, the median of later calls, and the peak memory in GiB."""
     if settings.small:
         repeats, warm = 2, 1
     clean(settings.device)
@@ -178,7 +178,7 @@ def _measure(work: Callable[[], Any], settings: Settings, repeats: int = 8, warm
 def _both(
     lm: FrozenLM, work: Callable[[], Any], settings: Settings, repeats: int = 8, warm: int = 3
 ) -> dict[str, float]:
-    """`_measure` with compiled layers; ``plain_s`` is the time without."""
+    """Run `_measure` with and without compiled layers; ``plain_s`` is the time without."""
     plain = _measure(work, settings, repeats, warm)
     lm.fuse()
     return _measure(work, settings, repeats, warm) | {"plain_s": plain["s"], "plain_first_s": plain["first_s"]}
@@ -208,7 +208,7 @@ def _figures(ours: dict[str, float], theirs: dict[str, float] | None, wanted: fl
 
 
 def _step(name: str, lm: FrozenLM, step: Step, settings: Settings) -> Row:
-    """Forward and backward of the soft prompt."""
+    """Measure forward and backward passes of a soft prompt."""
     length, count, context, answer, wanted = step
     batches = [texts(lm, length, count, context, answer, seed) for seed in range(4)]
     ids = torch.randint(100, lm.vocabulary, (length,), generator=torch.Generator().manual_seed(0), device="cpu")
@@ -245,7 +245,7 @@ def _step(name: str, lm: FrozenLM, step: Step, settings: Settings) -> Row:
     said = f"{_in_words(our_time, their_time, 'PEFT')}, gradient {apart:.3f} apart, loss {loss_apart:.3f}"
     expected = f"{_goal(wanted)}gradient <= {GRADIENT}, loss <= 0.05"
     good = apart <= GRADIENT and loss_apart <= 0.05
-    if count * (context + answer) <= 320:  # in float32, the model and a step take twice the memory
+    if count * (context + answer) <= 320:  # float32 needs twice the memory
         clean(settings.device)
         exact = _exact_gradient(lm, batches[0], initial)
         mine, theirs = relative(our_gradient, exact), relative(gradient, exact)
@@ -257,7 +257,7 @@ def _step(name: str, lm: FrozenLM, step: Step, settings: Settings) -> Row:
 
 
 def _kernels(work: Callable[[], Any]) -> int:
-    """Kernels and copies of one call on the device."""
+    """Count the kernels and copies of one call on the device."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         work()
         torch.cuda.synchronize()
@@ -265,7 +265,7 @@ def _kernels(work: Callable[[], Any]) -> int:
 
 
 def _backward(lm: FrozenLM, rows: Sequence[TextRow], prompt: torch.nn.Parameter) -> Tensor:
-    """The loss over all answer tokens; its gradient is left in the prompt."""
+    """Compute the mean loss over all answer tokens, and its gradient with respect to the prompt."""
     scores = lm.score_rows(rows, prompt)
     loss = (scores.nll * scores.tokens).sum() / scores.tokens.sum()
     loss.backward()
@@ -273,7 +273,7 @@ def _backward(lm: FrozenLM, rows: Sequence[TextRow], prompt: torch.nn.Parameter)
 
 
 def _exact_gradient(lm: FrozenLM, rows: Sequence[TextRow], initial: Tensor) -> Tensor:
-    """The gradient in float32, by the code that was compared with one row at a time."""
+    """Compute the float32 gradient with this project, whose float32 results the part ``packed`` checks."""
     exact = FrozenLM(copy.deepcopy(lm.model).float(), lm.tokenizer, lm.name)
     prompt = torch.nn.Parameter(initial.clone())
     _backward(exact, rows, prompt)
@@ -306,7 +306,7 @@ def _peft_step(
 
 
 def _labelled(rows: Sequence[TextRow], length: int, device: torch.device) -> dict[str, Tensor]:
-    """Texts of one length without their slots, as Hugging Face takes them."""
+    """Make the inputs of Hugging Face models from texts of equal length, without prompt slots."""
     ids = torch.tensor([row.context[length:] + row.answer for row in rows], device=device)
     labels = torch.full_like(ids, -100)
     answer = len(rows[0].answer)
@@ -318,7 +318,7 @@ def _labelled(rows: Sequence[TextRow], length: int, device: torch.device) -> dic
 
 
 def _generation(name: str, lm: FrozenLM, shape: str, settings: Settings) -> Row:
-    """Greedy texts after a prompt."""
+    """Measure greedy generation after a prompt."""
     length, count, context, new = (3, 4, 5, 4) if settings.small else (20, 32, 32, 64)
     rows = [TextRow(row.context, []) for row in texts(lm, length, count, context, 1)]
     prompt = lm.embedding_matrix()[torch.arange(200, 200 + length, device=lm.device)].float()
@@ -360,7 +360,7 @@ def _generation(name: str, lm: FrozenLM, shape: str, settings: Settings) -> Row:
 
 
 def _grid(name: str, lm: FrozenLM, shape: str, settings: Settings) -> Row:
-    """Candidate prompts on examples that share nothing else, against repeated rows, 256 at a time."""
+    """Measure scoring of candidate prompts on examples without other common tokens, against batches of 256 rows."""
     length, candidates, count, context, answer = (4, 4, 3, 8, 2) if settings.small else (20, 64, 32, 8, 2)
     rows = texts(lm, length, count, context, answer)
     draw = torch.Generator().manual_seed(0)
@@ -405,24 +405,24 @@ def _grid(name: str, lm: FrozenLM, shape: str, settings: Settings) -> Row:
 
 
 class _Waits(L.Callback):
-    """How often the host waited before each step of the Trainer's."""
+    """Records the waits of the host before each step of the Trainer."""
 
     def __init__(self, places: Callable[[], Counter[str]]) -> None:
-        """No step yet."""
+        """Start without steps."""
         self.places = places
         self.seen: list[Counter[str]] = []
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """One step is over, another begins."""
+        """Record the waits so far."""
         self.seen.append(self.places().copy())
 
 
 def _waits(settings: Settings) -> Row:
-    """Waits of a whole training step of the soft prompt, with the default callbacks, from batch to batch."""
+    """Count the waits of a whole training step of a soft prompt with the default callbacks."""
     if settings.device == "cpu":
-        return Row("speed", WAITS, "not run: a CPU waits for nobody", ok=None)
+        return Row("speed", WAITS, "not run: there are no waits on a CPU", ok=None)
     method = SoftPromptTuning(5, lm=LMConfig(methods_lm(settings)))
     folder = settings.scratch / "waits"
     if settings.device == "pretend":
@@ -441,13 +441,13 @@ def _waits(settings: Settings) -> Row:
                 seen = _fit(lambda: _places(caught), method, folder, settings)
             finally:
                 torch.cuda.set_sync_debug_mode("default")
-    steps = [later - earlier for earlier, later in itertools.pairwise(seen[1:])]  # the first step prepares much
+    steps = [later - earlier for earlier, later in itertools.pairwise(seen[1:])]  # skip the setup in the first step
     each = [sum(step.values()) for step in steps]
     total: Counter[str] = sum(steps, Counter())
     return Row(
         "speed",
         WAITS,
-        f"{statistics.median(each):g} a training step; "
+        f"{statistics.median(each):g} per training step; "
         + ", ".join(f"{place} {count / len(steps):.1f}" for place, count in total.most_common(6)),
         "goal 0 between two logged steps",
         figures={"each": each, "places": dict(total)},
@@ -469,7 +469,7 @@ def _fit(places: Callable[[], Counter[str]], method: SoftPromptTuning, folder: P
 
 
 def _places(caught: Sequence[warnings.WarningMessage]) -> Counter[str]:
-    """Where a synchronising operation was called."""
+    """Count the calls of synchronising operations by place."""
     found: Counter[str] = Counter()
     for warning in caught:
         if "synchroniz" in str(warning.message):

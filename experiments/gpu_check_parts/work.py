@@ -1,4 +1,4 @@
-"""Jobs: here, one after the other, or in worker processes that may crash or hang without harm to the others."""
+"""Run jobs in this process, or in worker processes, so that a crash or a hang does not affect other jobs."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from gpu_check_parts.base import clean, describe_error, prepare
 from gpu_check_parts.rows import Job, Row, Settings
 
 PARTS = {"packed": packed, "cpu": compare, "memory": memory, "speed": speed, "methods": methods}
-START_SECONDS = 120  # in which a worker must have imported everything
+START_SECONDS = 120  # time limit for the start of a worker
 
 Report = Callable[[list[Row]], None]
 
 
 def jobs_of(part: str, settings: Settings) -> list[Job]:
-    """The jobs of a part."""
+    """List the jobs of a part."""
     return [Job(part, name) for name in PARTS[part].jobs(settings)]
 
 
 def execute(job: Job, settings: Settings) -> list[Row]:
-    """Do a job; whatever it raises becomes a row."""
+    """Run a job; turn an exception into a row."""
     start = time.perf_counter()
     try:
         rows = PARTS[job.part].run(job.name, settings)
-    except Exception as error:  # noqa: BLE001 - reported, and the others go on
+    except Exception as error:  # noqa: BLE001 - report it, and continue with other jobs
         rows = [Row(job.part, job.name, ok=False, error=describe_error(error))]
     clean(settings.device)
     if len(rows) == 1:
@@ -44,7 +44,7 @@ def execute(job: Job, settings: Settings) -> list[Row]:
 
 
 def run_here(jobs: Sequence[Job], settings: Settings, deadline: float, report: Report) -> None:
-    """Do the jobs in this process."""
+    """Run jobs in this process."""
     prepare(settings.device)
     waiting = deque(jobs)
     while waiting and time.monotonic() < deadline:
@@ -53,7 +53,7 @@ def run_here(jobs: Sequence[Job], settings: Settings, deadline: float, report: R
 
 
 def run_in_workers(jobs: Sequence[Job], settings: Settings, workers: int, deadline: float, report: Report) -> None:
-    """Do the jobs in processes; a job whose process dies or takes too long is reported, and another is started."""
+    """Run jobs in worker processes. A job whose process dies or exceeds its time is reported, and a worker replaced."""
     waiting = deque(jobs)
     pool: list[_Worker] = []
     try:
@@ -63,7 +63,9 @@ def run_in_workers(jobs: Sequence[Job], settings: Settings, workers: int, deadli
         for worker in pool:
             worker.end()
     if failed:
-        report([Row(job.part, job.name, ok=False, error=f"no worker process starts: {failed}") for job in waiting])
+        report(
+            [Row(job.part, job.name, ok=False, error=f"worker processes fail to start: {failed}") for job in waiting]
+        )
     else:
         report(_out_of_time(waiting))
 
@@ -71,7 +73,7 @@ def run_in_workers(jobs: Sequence[Job], settings: Settings, workers: int, deadli
 def _hand_out(
     waiting: deque[Job], pool: list[_Worker], settings: Settings, workers: int, deadline: float, report: Report
 ) -> str:
-    """Give jobs to workers until there are none, or no time; the error if no worker starts."""
+    """Give jobs to workers until no jobs or no time remain; return an error if workers fail to start."""
     failures: list[str] = []
     while (waiting or any(worker.job for worker in pool)) and time.monotonic() < deadline:
         while len(pool) < min(workers, len(waiting) + sum(worker.job is not None for worker in pool)):
@@ -82,7 +84,7 @@ def _hand_out(
                 pool.remove(worker)
             if outcome is not None and job is not None:
                 report(outcome)
-            elif outcome is not None:  # it died ahead of its first job
+            elif outcome is not None:  # the worker died before its first job
                 failures += [row.error for row in outcome]
             elif worker.ready and worker.job is None and waiting:
                 worker.give(waiting.popleft())
@@ -93,7 +95,7 @@ def _hand_out(
 
 
 def _out_of_time(jobs: Sequence[Job]) -> list[Row]:
-    """A row for each part with jobs that were not run."""
+    """Make a row for each part with jobs that were not run."""
     rows = []
     for part in dict.fromkeys(job.part for job in jobs):
         names = [job.name for job in jobs if job.part == part]
@@ -105,7 +107,7 @@ class _Worker:
     """A process that takes jobs."""
 
     def __init__(self, settings: Settings) -> None:
-        """Start it."""
+        """Start the process."""
         context = multiprocessing.get_context("spawn")
         self.connection, other = context.Pipe()
         self.process: BaseProcess = context.Process(target=_serve, args=(other, settings))
@@ -116,13 +118,13 @@ class _Worker:
         self.since, self.limit = time.monotonic(), float(START_SECONDS)
 
     def give(self, job: Job) -> None:
-        """Hand it a job."""
+        """Send a job to the process."""
         self.job, self.since, self.limit = job, time.monotonic(), float(PARTS[job.part].SECONDS)
-        with contextlib.suppress(OSError):  # it has just died, which `poll` will find out
+        with contextlib.suppress(OSError):  # the process has died; `poll` reports this
             self.connection.send(job)
 
     def poll(self) -> tuple[Job | None, list[Row] | None]:
-        """A finished job and its rows, if there is one; or what has become of a process that no longer works."""
+        """Return the current job and its rows if it has finished, or an error row if the process failed."""
         job = self.job
         name = ("start", "a worker process") if job is None else (job.part, job.name)
         try:
@@ -137,11 +139,11 @@ class _Worker:
             return job, [Row(*name, ok=False, error=f"the process died with exit code {self.process.exitcode}")]
         if (job is not None or not self.ready) and time.monotonic() - self.since > self.limit:
             self.end()
-            return job, [Row(*name, ok=False, error=f"killed after {self.limit:.0f} seconds without an end")]
+            return job, [Row(*name, ok=False, error=f"killed after {self.limit:.0f} seconds")]
         return job, None
 
     def end(self) -> None:
-        """Kill it; the project catches SIGTERM."""
+        """Kill the process, because the project catches SIGTERM."""
         self.alive = False
         self.process.kill()
         self.process.join(10)
@@ -149,7 +151,7 @@ class _Worker:
 
 
 def _serve(connection: Connection, settings: Settings) -> None:
-    """Take jobs until there are no more."""
+    """Run jobs until the connection closes."""
     faulthandler.enable()
     torch.set_num_threads(max(1, min(2, (os.cpu_count() or 1) // 8)))
     prepare(settings.device)
@@ -165,7 +167,7 @@ def _serve(connection: Connection, settings: Settings) -> None:
 
 
 def _broken(device: str) -> bool:
-    """Whether an error has left the GPU unusable for this process."""
+    """Whether an error has made the GPU unusable for this process."""
     try:
         if device == "cuda":
             torch.cuda.synchronize()

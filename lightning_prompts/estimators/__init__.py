@@ -1,1 +1,1 @@
-"""How the learning signal gets through discrete tokens."""
+"""Gradient estimators for discrete tokens."""

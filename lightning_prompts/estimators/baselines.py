@@ -1,4 +1,4 @@
-"""Baselines: what is taken off a reward does not change the expected gradient, and makes it less noisy."""
+"""Baselines, which reduce the variance of the REINFORCE gradient without a bias."""
 
 from __future__ import annotations
 
@@ -15,45 +15,45 @@ from lightning_prompts.randomness import from_run_seed
 
 
 class BaselineState(nn.Module):
-    """A baseline with its state, which checkpoints keep. This one is none at all."""
+    """The state of a baseline, which is part of checkpoints. The base class subtracts nothing."""
 
     def forward(self, rewards: Tensor, greedy: Tensor | None, states: Tensor) -> Tensor:
-        """What to take off.
+        """Compute the baseline of each reward.
 
         Args:
             rewards: ``[B, K]``.
-            greedy: Rewards of the policy's likeliest prompts ``[B]``, where the baseline wants them.
+            greedy: Rewards of the policy's likeliest prompts ``[B]``, if the baseline needs them.
             states: Pooled hidden states of the questions, ``[B, D]`` float32.
 
         Returns:
-            Something that broadcasts to ``[B, K]``. It must not depend on the prompt whose reward it is taken off.
+            A tensor that broadcasts to ``[B, K]``. A baseline must not depend on the prompt of its own reward.
         """
         del greedy, states
         return torch.zeros_like(rewards)
 
     def update(self, rewards: Tensor) -> None:
-        """Learn from the rewards of a step, after its baseline was taken off."""
+        """Update the state with the rewards of a step, after `forward` for the same step."""
 
     def loss(self, rewards: Tensor, states: Tensor) -> Tensor | None:
-        """What to minimise beside the policy's own loss, if anything."""
+        """Compute an additional loss to minimise, or ``None``."""
         del rewards, states
         return None
 
 
 class Baseline(ABC):
-    """A kind of baseline; `build` makes one."""
+    """Settings of a baseline; `build` makes its state."""
 
     needs_greedy: ClassVar[bool] = False
     least_samples: ClassVar[int] = 1
 
     @abstractmethod
     def build(self, width: int) -> BaselineState:
-        """The baseline, for hidden states of a width ``D``."""
+        """Make the baseline for hidden states of width ``D``."""
 
 
 @dataclass(frozen=True)
 class NoBaseline(Baseline):
-    """Rewards as they are."""
+    """No baseline: rewards without a change."""
 
     def build(self, width: int) -> BaselineState:
         """See `Baseline`."""
@@ -65,7 +65,7 @@ class MovingAverage(Baseline):
     """An exponential moving average of the mean rewards of earlier steps.
 
     Attributes:
-        decay: How much of it stays each step.
+        decay: Weight of the old average in each step, at least 0 and below 1.
     """
 
     decay: float = 0.9
@@ -88,7 +88,7 @@ class _MovingAverage(BaselineState):
         super().__init__()
         self.decay = decay
         self.register_buffer("total", torch.zeros((), device="cpu"))
-        # The weight is below 1 at first, so that the average starts unbiased.
+        # Divide by the sum of weights, which starts below 1, so that the average has no bias at the start.
         self.register_buffer("weight", torch.zeros((), device="cpu"))
 
     def forward(self, rewards: Tensor, greedy: Tensor | None, states: Tensor) -> Tensor:
@@ -101,7 +101,7 @@ class _MovingAverage(BaselineState):
 
 @dataclass(frozen=True)
 class SelfCritical(Baseline):
-    """The reward of the policy's likeliest prompt for the same question (Rennie et al. 2017)."""
+    """Self-critical baseline: the reward of the policy's likeliest prompt for the question (Rennie et al. 2017)."""
 
     needs_greedy: ClassVar[bool] = True
 
@@ -118,7 +118,7 @@ class _SelfCritical(BaselineState):
 
 @dataclass(frozen=True)
 class LeaveOneOut(Baseline):
-    """The mean reward of the other prompts for the same question (RLOO; Kool et al. 2019)."""
+    """Leave-one-out baseline: the mean reward of the other prompts for the question (RLOO; Kool et al. 2019)."""
 
     least_samples: ClassVar[int] = 2
 
@@ -137,7 +137,7 @@ class ValueHead(Baseline):
     """A network that predicts the reward from the question.
 
     Attributes:
-        hidden: Its width.
+        hidden: Hidden width of the network.
     """
 
     hidden: int = 64

@@ -1,6 +1,6 @@
-"""The score function estimator (REINFORCE; Williams 1992) for prompts of tokens drawn position by position.
+"""The score function estimator (REINFORCE; Williams 1992) for prompts of independently sampled tokens.
 
-The policy is ``P`` independent categorical distributions over ``V`` tokens; everything is computed in float32.
+The policy consists of ``P`` independent categorical distributions over ``V`` tokens. All computations use float32.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from lightning_prompts.estimators.relaxations import Noise, gumbel_like
 
 
 def sample(scores: Tensor, count: int, generator: Noise = None) -> Tensor:
-    """Draw prompts by the Gumbel-max trick, which has no probabilities that could be invalid.
+    """Sample prompts by the Gumbel-max trick, which does not need normalised probabilities.
 
     Args:
-        scores: ``[B, P, V]``, unnormalised log-probabilities.
+        scores: Unnormalised log-probabilities, ``[B, P, V]``.
         count: ``K``.
-        generator: Of the noise; ``None`` for torch's own.
+        generator: Generator of the noise; ``None`` for torch's default generator.
 
     Returns:
         Indices ``[B, K, P]``.
@@ -31,7 +31,7 @@ def sample(scores: Tensor, count: int, generator: Noise = None) -> Tensor:
 
 
 def log_probability(scores: Tensor, prompts: Tensor) -> Tensor:
-    """Log-probability of prompts ``[B, K, P]`` under scores ``[B, P, V]``: ``[B, K]``, differentiable.
+    """Compute log-probabilities ``[B, K]`` of prompts ``[B, K, P]`` under scores ``[B, P, V]``, differentiable.
 
     >>> policy = torch.tensor([[[0.25, 0.75]]]).log()  # one question, one position, two tokens
     >>> log_probability(policy, torch.tensor([[[1], [0]]])).exp()
@@ -42,7 +42,7 @@ def log_probability(scores: Tensor, prompts: Tensor) -> Tensor:
 
 
 def entropy(scores: Tensor) -> Tensor:
-    """Entropy of the policy in nats, ``[B]``, summed over positions.
+    """Compute the entropy of the policy in nats, ``[B]``, summed over positions.
 
     >>> entropy(torch.zeros(1, 1, 2))  # a fair coin
     tensor([0.6931])
@@ -52,21 +52,21 @@ def entropy(scores: Tensor) -> Tensor:
 
 
 def surrogate_loss(log_probabilities: Tensor, advantages: Tensor) -> Tensor:
-    """A scalar whose gradient is the estimate of minus the expected reward's.
+    """Compute a scalar whose gradient estimates the negative gradient of the expected reward.
 
     Args:
         log_probabilities: ``[B, K]``.
-        advantages: Rewards less their baseline, ``[B, K]``; constants.
+        advantages: Rewards minus their baseline, ``[B, K]``; no gradient flows through them.
     """
     return -(advantages.detach() * log_probabilities).mean()
 
 
 class Support(ABC):
-    """Which tokens the policy may choose, by its initial scores."""
+    """Selects the tokens that the policy may choose, by its initial scores."""
 
     @abstractmethod
     def keep(self, log_probabilities: Tensor) -> Tensor:
-        """Indices ``[S]`` of the tokens to keep, of log-probabilities ``[V]``."""
+        """Select the indices ``[S]`` of the tokens to keep from log-probabilities ``[V]``."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class TopK(Support):
     """The likeliest tokens.
 
     Attributes:
-        count: How many.
+        count: Number of tokens, at least 2.
     """
 
     count: int = 500
@@ -82,7 +82,7 @@ class TopK(Support):
     def __post_init__(self) -> None:
         """Check the count."""
         if self.count < 2:
-            raise UserError(f"support.count must be at least 2, or there is nothing to choose; got {self.count}")
+            raise UserError(f"support.count must be at least 2, so that there is a choice, got {self.count}")
 
     def keep(self, log_probabilities: Tensor) -> Tensor:
         """See `Support`."""
@@ -93,10 +93,10 @@ class TopK(Support):
 
 @dataclass(frozen=True)
 class TopP(Support):
-    """The likeliest tokens that have a given probability together (nucleus; Holtzman et al. 2020).
+    """The likeliest tokens with a given total probability (nucleus; Holtzman et al. 2020).
 
     Attributes:
-        mass: The probability.
+        mass: Total probability, above 0 and at most 1.
     """
 
     mass: float = 0.9
@@ -114,16 +114,16 @@ class TopP(Support):
 
 
 class Shaping(ABC):
-    """What happens to rewards before the baseline is taken off."""
+    """Transforms rewards before the baseline is subtracted."""
 
     @abstractmethod
     def __call__(self, rewards: Tensor) -> Tensor:
-        """Shaped rewards ``[B, K]``."""
+        """Shape rewards ``[B, K]``."""
 
 
 @dataclass(frozen=True)
 class ZScore(Shaping):
-    """Mean 0 and standard deviation 1 over the prompts of each question (RLPrompt, Deng et al. 2022, section 3.3)."""
+    """Standardise the rewards of the prompts of each question (RLPrompt, Deng et al. 2022, section 3.3)."""
 
     def __call__(self, rewards: Tensor) -> Tensor:
         """See `Shaping`."""
@@ -133,12 +133,12 @@ class ZScore(Shaping):
 
 @dataclass(frozen=True)
 class Piecewise(Shaping):
-    """Right answers count for more (RLPrompt, Deng et al. 2022, section 3.3).
+    """Give correct answers another weight than wrong ones (RLPrompt, Deng et al. 2022, section 3.3).
 
     Attributes:
-        threshold: From which reward on an answer is right.
-        wrong: Factor below.
-        right: Factor from there on.
+        threshold: Smallest reward of a correct answer.
+        wrong: Factor of rewards below the threshold.
+        right: Factor of the other rewards.
     """
 
     threshold: float = 0.5
@@ -156,14 +156,14 @@ class Piecewise(Shaping):
 
 
 def whiten(advantages: Tensor, batch: Tensor | None = None) -> Tensor:
-    """Mean 0 and standard deviation 1 over the whole batch; as they are where they do not differ.
+    """Standardise advantages over the whole batch; return them unchanged if they are all equal.
 
     >>> whiten(torch.tensor([[1.0, 3.0]]))
     tensor([[-1.,  1.]])
 
     Args:
         advantages: ``[B, K]``.
-        batch: Those of the whole batch, where ``advantages`` are one process's part of them.
+        batch: Advantages of the whole batch, if ``advantages`` are the part of one process; ``None`` otherwise.
     """
     batch = advantages if batch is None else batch
     deviation = batch.std(unbiased=False)

@@ -1,6 +1,6 @@
-"""From trainable scores over the vocabulary to vectors that a gradient can pass, and to tokens.
+"""Gradient estimators that turn trainable scores over the vocabulary into differentiable vectors, and into tokens.
 
-Everything is computed in float32, whatever the LM's precision. E is the embedding matrix ``[V, D]``.
+All computations use float32, independent of the precision of the LM. E is the embedding matrix ``[V, D]``.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ from lightning_prompts.lm.transfer import to_device
 
 @dataclass(frozen=True)
 class PartNoise:
-    """The noise of one process's examples: that of the whole batch is drawn, so that no other draws the same.
+    """The noise of the examples of one process.
+
+    Each process draws the noise of the whole batch and uses its own part, so that no two processes use the same noise.
 
     Attributes:
-        generator: Of the whole batch's noise, the same in all processes.
-        start: How many examples of the batch stand before this process's.
-        total: How many the batch has.
+        generator: Generator of the noise of the whole batch, the same in all processes.
+        start: Index of the first example of this process in the batch.
+        total: Number of examples of the batch.
     """
 
     generator: torch.Generator
@@ -33,62 +35,62 @@ class PartNoise:
 
 
 Noise = torch.Generator | PartNoise | None
-MASKED = -1e4  # a score that no temperature brings back; not -inf, whose gradient is not a number
+MASKED = -1e4  # probability 0 at every temperature; not -inf, whose gradient is NaN
 
 
-class GradientEstimator(ABC):  # noqa: B024 - what estimators share is their role
-    """How the learning signal gets from the LM's input to what is trained."""
+class GradientEstimator(ABC):  # noqa: B024 - a common base class of all estimators
+    """How gradients flow from the inputs of the LM to the trained parameters."""
 
     passes_gradient: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)
 class Soft(GradientEstimator):
-    """Plain backpropagation: the vectors that the LM reads are what is put out."""
+    """Plain backpropagation: the LM reads the trained or generated vectors directly."""
 
 
 class Relaxation(GradientEstimator):
-    """What stands between a prompt's parameters and the LM while they are trained."""
+    """Maps the parameters of a prompt to vectors for the LM during training, and to tokens."""
 
     @abstractmethod
     def start(self, ids: Tensor, matrix: Tensor, init_logit: float) -> Tensor:
-        """Initial parameters.
+        """Make the initial parameters.
 
         Args:
-            ids: Tokens to start from, ``[P]``.
+            ids: Initial tokens, ``[P]``.
             matrix: E, ``[V, D]``.
-            init_logit: How far the start favours them, in units of a score; 0 for not at all.
+            init_logit: Initial score of these tokens; the others have score 0.
         """
 
     @abstractmethod
     def train_vectors(
         self, parameters: Tensor, matrix: Tensor, allowed_ids: Tensor, temperature: float, generator: Noise = None
     ) -> Tensor:
-        """Vectors ``[P, D]`` for a training step, with a gradient to ``parameters``.
+        """Compute vectors ``[P, D]`` for a training step, differentiable in ``parameters``.
 
         Args:
-            parameters: As `start` makes them.
+            parameters: Parameters as made by `start`.
             matrix: E, ``[V, D]`` float32.
-            allowed_ids: Which tokens a prompt may have, ``[V]`` bool.
-            temperature: Of the distribution.
-            generator: Of the noise, where there is some; ``None`` for torch's own.
+            allowed_ids: Mask of the tokens that a prompt may contain, ``[V]`` bool.
+            temperature: Temperature of the distribution.
+            generator: Generator of the noise, if any; ``None`` for torch's default generator.
         """
 
     def relaxed_vectors(self, parameters: Tensor, matrix: Tensor, allowed_ids: Tensor, temperature: float) -> Tensor:
-        """Vectors ``[P, D]`` for evaluation, without noise."""
+        """Compute vectors ``[P, D]`` for evaluation, without noise."""
         return self.train_vectors(parameters, matrix, allowed_ids, temperature)
 
     @abstractmethod
     def scores(self, parameters: Tensor, matrix: Tensor, allowed_ids: Tensor) -> Tensor:
-        """How much each position wants each token, ``[P, V]``."""
+        """Compute the score of each token at each position, ``[P, V]``."""
 
     def tokens(self, parameters: Tensor, matrix: Tensor, allowed_ids: Tensor) -> Tensor:
-        """The discrete prompt, ``[P]`` or ``[B, P]``: the token that each position wants most."""
+        """Return the discrete prompt, ``[P]`` or ``[B, P]``: the token with the highest score at each position."""
         return self.scores(parameters, matrix, allowed_ids).argmax(-1)
 
 
 class ScoreRelaxation(Relaxation):
-    """Parameters are scores Z ``[P, V]``; or ``[B, P, V]``, a prompt for each question, which gives ``[B, P, D]``."""
+    """Parameters are scores Z ``[P, V]``, or ``[B, P, V]`` with one prompt per question, which gives ``[B, P, D]``."""
 
     def start(self, ids: Tensor, matrix: Tensor, init_logit: float) -> Tensor:
         """See `Relaxation`."""
@@ -96,13 +98,13 @@ class ScoreRelaxation(Relaxation):
         return scores.scatter_(1, ids[:, None], init_logit)
 
     def scores(self, parameters: Tensor, matrix: Tensor, allowed_ids: Tensor) -> Tensor:
-        """Z."""
+        """Return Z, with masked scores for tokens that are not allowed."""
         return masked(parameters, allowed_ids)
 
 
 @dataclass(frozen=True)
 class Softmax(ScoreRelaxation):
-    """``softmax(Z / tau) E``: the mean embedding under a distribution that sharpens as tau falls.
+    """``softmax(Z / tau) E``: the expected embedding under a distribution that sharpens as tau falls.
 
     >>> matrix, allowed_ids = torch.eye(3), torch.tensor([True, True, False])
     >>> Softmax().train_vectors(torch.zeros(1, 3), matrix, allowed_ids, temperature=1.0)
@@ -118,7 +120,7 @@ class Softmax(ScoreRelaxation):
 
 @dataclass(frozen=True)
 class GumbelSoftmax(ScoreRelaxation):
-    """``softmax((Z + noise * g) / tau) E``, g Gumbel noise (Jang et al. 2017): a sample instead of the mean.
+    """``softmax((Z + noise * g) / tau) E`` with Gumbel noise g (Jang et al. 2017): a sample instead of the mean.
 
     Attributes:
         noise: Scale of the noise; 1 samples from ``softmax(Z)`` as tau goes to 0.
@@ -137,18 +139,20 @@ class GumbelSoftmax(ScoreRelaxation):
         return self.sample(parameters, allowed_ids, temperature, generator) @ matrix
 
     def sample(self, parameters: Tensor, allowed_ids: Tensor, temperature: float, generator: Noise = None) -> Tensor:
-        """Weights ``[P, V]`` of one draw."""
+        """Sample weights ``[P, V]`` over the tokens."""
         scores = masked(parameters, allowed_ids)
         return torch.softmax((scores + self.noise * gumbel_like(scores, generator)) / temperature, -1)
 
     def relaxed_vectors(self, parameters: Tensor, matrix: Tensor, allowed_ids: Tensor, temperature: float) -> Tensor:
-        """Without noise."""
+        """See `Relaxation`; the softmax without noise."""
         return Softmax().train_vectors(parameters, matrix, allowed_ids, temperature)
 
 
 @dataclass(frozen=True)
 class StraightThrough(ScoreRelaxation):
-    """The arg-max forward, the softmax's gradient backward (Bengio et al. 2013); with noise, a hard Gumbel sample.
+    """Argmax in the forward pass, gradient of the softmax in the backward pass (Bengio et al. 2013).
+
+    With noise, the forward pass is a hard Gumbel-softmax sample.
 
     Attributes:
         noise: Scale of the Gumbel noise; 0 for none.
@@ -171,15 +175,15 @@ class StraightThrough(ScoreRelaxation):
         return _forward_backward(matrix[scores.argmax(-1)], soft)
 
     def relaxed_vectors(self, parameters: Tensor, matrix: Tensor, allowed_ids: Tensor, temperature: float) -> Tensor:
-        """The softmax's, as nothing else about this estimator is relaxed."""
+        """See `Relaxation`; the vectors of the softmax."""
         return Softmax().train_vectors(parameters, matrix, allowed_ids, temperature)
 
 
 @dataclass(frozen=True)
 class Argmax(ScoreRelaxation):
-    """The arg-max, through which no gradient passes: a control that learns nothing, and shows why.
+    """Argmax without an estimator: a control that does not learn, because the derivative of the argmax is zero.
 
-    Its derivative is zero wherever it has one. The gradient of every parameter is exactly that, and not missing.
+    Every parameter has a gradient of exactly zero, instead of none.
     """
 
     passes_gradient: ClassVar[bool] = False
@@ -193,13 +197,13 @@ class Argmax(ScoreRelaxation):
 
 @dataclass(frozen=True)
 class Projected(Relaxation):
-    """PEZ (Wen et al. 2023): vectors are trained, their nearest tokens are run, the gradient passes as it is.
+    """PEZ (Wen et al. 2023): train vectors, run their nearest tokens, and pass the gradient straight through.
 
-    Parameters are vectors ``[P, D]``; the temperature has no meaning. Nearest is by cosine similarity.
+    Parameters are vectors ``[P, D]``. The nearest token has the highest cosine similarity. The temperature is unused.
     """
 
     def start(self, ids: Tensor, matrix: Tensor, init_logit: float) -> Tensor:
-        """The embeddings of the tokens; ``init_logit`` has no meaning here."""
+        """Return the embeddings of the tokens; ``init_logit`` is unused."""
         return matrix[ids].clone()
 
     def train_vectors(
@@ -209,26 +213,26 @@ class Projected(Relaxation):
         return _forward_backward(matrix[self.tokens(parameters, matrix, allowed_ids)], parameters)
 
     def relaxed_vectors(self, parameters: Tensor, matrix: Tensor, allowed_ids: Tensor, temperature: float) -> Tensor:
-        """The vectors themselves."""
+        """Return the vectors."""
         return parameters
 
     def scores(self, parameters: Tensor, matrix: Tensor, allowed_ids: Tensor) -> Tensor:
-        """Cosine similarities."""
+        """Compute cosine similarities to the embeddings; -2 for tokens that are not allowed."""
         similarity = functional.normalize(parameters.detach(), dim=-1) @ functional.normalize(matrix, dim=-1).T
         return similarity.masked_fill(~allowed_ids, -2.0)
 
 
 def masked(scores: Tensor, allowed_ids: Tensor) -> Tensor:
-    """Scores ``[..., V]`` in float32, those of tokens that may not be used out of reach."""
+    """Convert scores ``[..., V]`` to float32 and mask the tokens that are not allowed."""
     return scores.float().masked_fill(~allowed_ids, MASKED)
 
 
 def gumbel_like(scores: Tensor, generator: Noise = None) -> Tensor:
-    """Standard Gumbel noise of the same shape, always finite; drawn on the CPU, the same for every device.
+    """Draw finite standard Gumbel noise on the CPU, so that it is the same for every device.
 
     Args:
-        scores: For the shape, the dtype and the device.
-        generator: On the CPU.
+        scores: A tensor with the shape, the dtype and the device of the noise.
+        generator: Generator on the CPU; ``None`` for torch's default generator.
     """
     part, drawn = slice(0, len(scores)), len(scores)
     if isinstance(generator, PartNoise):
@@ -240,5 +244,5 @@ def gumbel_like(scores: Tensor, generator: Noise = None) -> Tensor:
 
 
 def _forward_backward(forward: Tensor, backward: Tensor) -> Tensor:
-    """One tensor's value with another's gradient."""
+    """Return the value of ``forward`` with the gradient of ``backward``."""
     return forward + (backward - backward.detach())

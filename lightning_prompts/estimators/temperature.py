@@ -1,4 +1,4 @@
-"""Temperatures that fall over a run."""
+"""Temperature schedules."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from lightning_prompts.errors import UserError
 
 @dataclass(frozen=True)
 class Temperature:
-    """From ``start`` to ``end``, exponentially: the same factor every step.
+    """Exponential decay from ``start`` to ``end``: the same factor at every step.
 
     Attributes:
-        start: At the first step.
-        end: At the last step, and in evaluation after it.
+        start: Temperature at the first step.
+        end: Temperature at the last step and in evaluation after it.
     """
 
     start: float = 1.0
@@ -25,7 +25,7 @@ class Temperature:
             raise UserError(f"a temperature must be above 0: start {self.start}, end {self.end}")
 
     def at(self, progress: float) -> float:
-        """The temperature when a share ``progress`` of the run is over.
+        """Return the temperature at a fraction ``progress`` of the run.
 
         >>> Temperature(start=1.0, end=0.25).at(0.5)
         0.5

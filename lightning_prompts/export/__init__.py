@@ -1,1 +1,1 @@
-"""Taking a run's prompt home: files that other programs read, each checked by scoring through it."""
+"""Export a trained prompt to files for other programs, each checked by scoring through it."""

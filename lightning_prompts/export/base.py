@@ -1,4 +1,4 @@
-"""The model that an export goes with, as other programs load it."""
+"""The base model of an export, as other programs load it."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 @dataclass(frozen=True)
 class BaseModel:
-    """A model by the name that transformers takes.
+    """A base model under the name that transformers loads.
 
     Attributes:
-        config: What the run's config says of it, in float32.
-        location: A folder or a hub id; ``None`` for random weights, which lie nowhere.
-        hub_id: Its id on the hub, or that of the model that it was made from; ``None`` without one.
-        folder: Where it is to be written; ``None`` for nowhere.
-        public: Whether what is written about it goes to others, who are told no local path.
+        config: Settings of the model in the run, in float32.
+        location: Folder or hub id; ``None`` for random weights, which are in no folder.
+        hub_id: Hub id of the model, or of the model that it was made from; ``None`` without one.
+        folder: Folder to write the model to; ``None`` for none.
+        public: Whether the export is uploaded, so that its files must not contain local paths.
     """
 
     config: LMConfig
@@ -38,7 +38,7 @@ class BaseModel:
 
     @property
     def title(self) -> str:
-        """What people call it."""
+        """Name of the model for readers."""
         name = self.config.name
         if not self.public:
             return name
@@ -46,53 +46,56 @@ class BaseModel:
 
     @property
     def shown(self) -> str:
-        """What files call it, for programs to load; a folder that is not to be told of is called by its last part."""
+        """Name of the model in files, for programs to load; a public export has only the last part of a local path."""
         if not self.public or self.location is None:
             return self.location or self.title
         return self.hub_id or Path(self.location).name
 
     def named(self, what: str) -> str:
-        """What files call it, for a format that needs a location.
+        """Return the name of the model in files, for a format that needs a location.
+
+        Args:
+            what: Name of the format in messages.
 
         Raises:
-            UserError: There is none.
+            UserError: The model has no location.
         """
         if self.location is None:
             raise UserError(
-                f"{what} names the folder of its model, and {self.config.name!r} has random weights, which lie in "
-                "none; give --base FOLDER to have them written there"
+                f"{what} refers to the folder of its model, but {self.config.name!r} has random weights and no folder; "
+                "use --base FOLDER to write them to a folder"
             )
         return self.shown
 
     def write(self) -> None:
-        """Write it, de-quantised and untrained, where it is to be; a model that is there already is used.
+        """Write the untrained model without quantisation to its folder, unless the folder contains a model.
 
         Raises:
-            UserError: The folder holds something else.
+            UserError: The folder contains something else.
         """
         if self.folder is None or (self.folder / "config.json").is_file():
             return
         if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
-            raise UserError(f"--base {self.folder} is there already and holds no model; give another folder")
+            raise UserError(f"--base {self.folder} already exists and contains no model; use another folder")
         model, tokenizer = load_model(self.config)
         model.save_pretrained(self.folder)
         tokenizer.save_pretrained(self.folder)
 
     @property
     def revision(self) -> str | None:
-        """The revision of a hub model; none of a folder."""
+        """Revision of a hub model; ``None`` for a folder."""
         return self.config.revision if self.location == self.config.name else None
 
     @property
     def attention(self) -> str | None:
-        """``eager`` for models that cap their attention scores, which the faster kinds leave out; else ``None``."""
+        """``eager`` for models with capped attention scores, which faster implementations ignore; else ``None``."""
         if self.location is None:
             return None
         found = AutoConfig.from_pretrained(self.location, revision=self.revision, trust_remote_code=False)
         return "eager" if getattr(found.get_text_config(), "attn_logit_softcapping", None) else None
 
     def load(self) -> PreTrainedModel:
-        """The model in float32 on the CPU, with transformers' own attention where it can be loaded without ours."""
+        """Load the model in float32 on the CPU, with the attention of transformers unless its weights are random."""
         if self.location is None:
             return load_model(self.config)[0]
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
@@ -107,11 +110,11 @@ class BaseModel:
 
 
 def base_of(config: LMConfig, folder: Path | None, public: bool = False) -> BaseModel:
-    """The model of a run; nothing is written yet.
+    """Describe the base model of a run, without writing it.
 
     Args:
-        config: What the run's config says of it.
-        folder: Where to write it; ``None`` leaves it where it is.
+        config: Settings of the model in the run.
+        folder: Folder to write the model to; ``None`` to use it where it is.
         public: See `BaseModel`.
     """
     config = replace(config, dtype="float32", quantization=None, gradient_checkpointing=False)

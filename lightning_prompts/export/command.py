@@ -1,4 +1,4 @@
-"""``lightning-prompts export RUN --format ...``: write, read back, compare, and only then keep."""
+"""``lightning-prompts export RUN --format ...``: write an export, read it back, and keep it if its scores match."""
 
 from __future__ import annotations
 
@@ -41,26 +41,27 @@ FORMATS: dict[str, Format] = {
 
 
 def parser() -> CommandParser:
-    """The arguments."""
+    """Make the parser of the command's arguments."""
     made = CommandParser(
-        "lightning-prompts export", description="Write what a run has found for other programs, checked."
+        "lightning-prompts export", description="Export the result of a run for other programs, and check the files."
     )
     made.add_argument("run", type=Path, help="the run folder: config.yaml and checkpoints/")
-    made.add_argument("--format", required=True, choices=FORMATS, help="what to write")
+    made.add_argument("--format", required=True, choices=FORMATS, help="the format of the export")
     made.add_argument("--out", type=Path, help="the folder to write; default: RUN/export/FORMAT")
-    made.add_argument("--checkpoint", choices=("best", "last"), default="best", help="which one; default: best")
-    made.add_argument("--examples", type=int, default=8, help="test examples that the check scores; default: 8")
-    made.add_argument("--base", type=Path, help="write the base model there, too, and name that folder")
-    made.add_argument("--overwrite", action="store_true", help="replace an export that is already there")
+    made.add_argument("--checkpoint", choices=("best", "last"), default="best", help="the checkpoint; default: best")
+    made.add_argument("--examples", type=int, default=8, help="number of test examples for the check; default: 8")
+    made.add_argument("--base", type=Path, help="also write the base model to this folder, and refer to it")
+    made.add_argument("--overwrite", action="store_true", help="replace an existing export")
     made.add_argument(
         "--push",
         metavar="REPO",
-        help="upload the folder to the Hugging Face hub: name/repo; it then names no local path and no server",
+        help="upload the folder to the Hugging Face hub as name/repo, without local paths and servers",
     )
     made.add_argument(
-        "--private", action="store_true",
-        help="with --push: a new repository is private; without it as your account has it, mostly public",
-    )  # fmt: skip
+        "--private",
+        action="store_true",
+        help="with --push: make a new repository private; default: the setting of your account, usually public",
+    )
     return made
 
 
@@ -68,13 +69,13 @@ def main(args: Sequence[str]) -> int:
     """Run the command.
 
     Args:
-        args: Its arguments.
+        args: Arguments of the command.
 
     Returns:
         The exit code.
 
     Raises:
-        UserError: The format cannot carry what the run has, or scores differ, or something is not to be had.
+        UserError: The format does not support the result of the run, scores differ, or a file is missing.
     """
     given = parser().parse_args(args)
     check_finite("--examples", given.examples, 1)
@@ -82,7 +83,7 @@ def main(args: Sequence[str]) -> int:
         check_repo(given.push)
         check_token()
     elif given.private:
-        raise UserError("--private is of a repository on the hub; name it with --push")
+        raise UserError("--private needs a repository on the hub; set it with --push")
     made = FORMATS[given.format]
     out = given.out or given.run / "export" / made.name
     _check_out(out, given.overwrite)
@@ -102,24 +103,24 @@ def main(args: Sequence[str]) -> int:
         f"{out}: {made.title}; {len(differences)} test examples score the same to {max(differences):.1e} nats per token"
     )
     if given.push:
-        print("local paths and addresses of servers are left out of it")
+        print("the export contains no local paths and no addresses of servers")
         print(f"uploaded to {push(out, given.push, given.private)}")
     return 0
 
 
 def write_checked(export: Export, made: Format, out: Path) -> list[float]:
-    """Write a folder that is complete and right, or nothing.
+    """Write a complete and checked folder, or nothing.
 
     Args:
-        export: What is exported.
+        export: The export.
         made: The format.
         out: The folder.
 
     Returns:
-        How far the NLL of each example is off, in nats per answer token.
+        The difference of the NLL of each example, in nats per answer token.
 
     Raises:
-        UserError: It is off by more than `TOLERANCE`.
+        UserError: A difference exceeds `TOLERANCE`, or the folder cannot be written.
     """
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -131,7 +132,7 @@ def write_checked(export: Export, made: Format, out: Path) -> list[float]:
             (work / "README.md").write_text(card(export, made, out.name, differences), encoding="utf-8")
             for path in (work, *work.iterdir()):
                 path.chmod(0o755 if path.is_dir() else 0o644)
-            old = Path(f"{work}.old")  # so that there is a whole export, whenever this is stopped
+            old = Path(f"{work}.old")  # so that a complete export exists, even if this is interrupted
             if out.exists():
                 out.rename(old)
             work.rename(out)
@@ -144,50 +145,49 @@ def write_checked(export: Export, made: Format, out: Path) -> list[float]:
 
 
 def compare(ours: Sequence[float], exported: Sequence[float]) -> list[float]:
-    """How far each score is off.
+    """Compute the absolute difference of each score.
 
     Raises:
-        UserError: More than rounding explains.
+        UserError: A difference exceeds `TOLERANCE`.
     """
     differences = [abs(mine - theirs) for mine, theirs in zip(ours, exported, strict=True)]
-    # What is not a number is the worst, wherever it stands; comparisons with it are all false.
+    # NaN counts as the largest difference.
     worst = max(range(len(ours)), key=lambda index: (math.isnan(differences[index]), differences[index]))
     if not differences[worst] <= TOLERANCE:
         raise UserError(
-            f"nothing was written: through the exported files, test example {worst + 1} "
-            f"has NLL {exported[worst]:.5f}, and "
-            f"the run's own is {ours[worst]:.5f}; they may differ by {TOLERANCE:g}"
+            f"nothing was written: with the exported files, test example {worst + 1} has NLL {exported[worst]:.5f}, "
+            f"but with the run {ours[worst]:.5f}; they may differ by {TOLERANCE:g}"
         )
     return differences
 
 
 def _check_out(out: Path, overwrite: bool) -> None:
-    """Never replace what is not an export."""
+    """Raise a `UserError` if the folder exists and must not be replaced."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not out.is_dir() or not (out / ABOUT).is_file():
-        raise UserError(f"{out} is there already and is no export; give another --out")
+        raise UserError(f"{out} already exists and is not an export; use another --out")
     if not overwrite:
-        raise UserError(f"{out} is there already; give another --out, or replace it with --overwrite")
+        raise UserError(f"{out} already exists; use another --out, or replace it with --overwrite")
 
 
 def _about(export: Export, made: Format, checkpoint: str) -> dict[str, Any]:
-    """What ``prompt.json`` says."""
+    """Make the contents of ``prompt.json``."""
     run, content = export.run, export.content
     method, data, encoder = run.method, run.data, run.method.lm.encoder
     templates = templates_of(data)
     text = content.text if isinstance(content, Updates) else ""
-    steps = content if isinstance(content, list) else [
-        Step(text, templates, method.lm.name, max_new_tokens=method.max_new_tokens)
-    ]  # fmt: skip
+    steps = [Step(text, templates, method.lm.name, max_new_tokens=method.max_new_tokens)]
+    if isinstance(content, list):
+        steps = content
     first, base = export.examples[0], export.base
     records = [step.record() for step in steps]
     if base.public:
-        records = [{**one, "model": base.title if one["model"] == base.config.name else without_places(one["model"])}
-                   for one in records]  # fmt: skip
+        for one in records:
+            one["model"] = base.title if one["model"] == base.config.name else without_places(one["model"])
     before, _, after = steps[0].templates.get("", "").partition("{prompt}")
     front = export.pieces(first).before if isinstance(made, PeftAdapter) and isinstance(content, Tensor) else []
-    where = "the text stands in the place of {prompt}"
+    where = "the text replaces {prompt}"
     return {
         "format": made.name,
         "made_by": f"lightning-prompts {__version__}",
@@ -204,7 +204,7 @@ def _about(export: Export, made: Format, checkpoint: str) -> dict[str, Any]:
         "system": first.system,
         "stop": first.stop,
         "max_new_tokens": method.max_new_tokens,
-        "lead": list(encoder.bos_ids),
+        "bos_ids": list(encoder.bos_ids),
         "marks": encoder.marks(),
         "position": where if isinstance(content, list | Updates) else position(export),
         "folded": len(front),
@@ -214,5 +214,5 @@ def _about(export: Export, made: Format, checkpoint: str) -> dict[str, Any]:
 
 
 def _used(data: Any, example: Example) -> dict[str, str]:  # noqa: ANN401 - a datamodule, which is not imported here
-    """The fields of an example that its template uses."""
+    """Return the fields of an example that its template uses."""
     return {name: str(example.fields[name]) for name in data.template.fields if name in example.fields}

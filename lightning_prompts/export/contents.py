@@ -1,4 +1,4 @@
-"""What a method has to take home: vectors, keys and values, weight updates, or texts."""
+"""The exportable results of methods: vectors, keys and values, weight updates, or texts."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class Updates:
     """Low-rank updates of the LM's weights.
 
     Attributes:
-        tensors: By PEFT's names.
-        config: PEFT's own configuration of them.
-        text: What stands in the prompt slot.
+        tensors: The tensors by their names in PEFT.
+        config: The configuration of PEFT.
+        text: The text in the prompt slot.
     """
 
     tensors: Mapping[str, Tensor]
@@ -45,25 +45,25 @@ Content: TypeAlias = Tensor | KeyValues | Updates | list[Step]
 
 
 def kind_of(method: PromptMethod) -> Kind:
-    """What a method's result is, before anything is loaded.
+    """Return the kind of a method's result, before anything is loaded.
 
     Raises:
-        UserError: It is nothing that could be taken home as one prompt, or nothing that could be checked.
+        UserError: The result is not a single prompt, or cannot be checked.
     """
     name = type(method).__name__
     layers = method.layer_lms if isinstance(method, TextPromptMethod) else []
     remote = next((config for config in layers if config.server is not None), None)
     if remote is not None:
         raise UserError(
-            f"{remote.name} is behind a server, so its texts cannot be checked; they stand in prompt.txt of the run"
+            f"{remote.name} is behind a server, so its texts cannot be checked; they are in prompt.txt of the run"
         )
     if isinstance(method, ScratchTransformer):
-        raise UserError(f"{name} has no prompt to export: it trains a model of its own")
+        raise UserError(f"{name} has no prompt to export, because it trains its own model")
     one_for_all = isinstance(method, ReinforceRefiner) and method.network is None
     if type(method).prompt_for is not PromptMethod.prompt_for and not one_for_all:
         raise UserError(
-            f"{name} writes a prompt for each question, which no file of one prompt can carry; predict answers "
-            "questions with it, and predictions.jsonl has the prompt of each"
+            f"{name} generates a prompt for each question, so there is no single prompt to export; use predict to "
+            "answer questions, and see predictions.jsonl for the prompts"
         )
     if isinstance(method, LoraTuning):
         return "weight updates"
@@ -76,7 +76,7 @@ def kind_of(method: PromptMethod) -> Kind:
 
 @torch.no_grad()
 def content_of(method: PromptMethod, kind: Kind) -> Content:
-    """The result of a restored method, with what reparametrises it folded in."""
+    """Return the result of a restored method, with its reparametrisation merged."""
     if kind == "text":
         return steps_of(method)
     if isinstance(method, LoraTuning):

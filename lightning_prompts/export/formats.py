@@ -1,4 +1,4 @@
-"""What all export formats share: what they carry, and how the check scores through them."""
+"""The interface of export formats, and the contents of an export."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ CARRIERS: dict[Kind, str] = {
 
 @dataclass(frozen=True)
 class Pieces:
-    """An example as token ids, around the prompt slot.
+    """Token ids of an example around the prompt slot.
 
     Attributes:
-        before: In front of the slot, with what starts a sequence (BOS).
-        after: Between the slot and the answer.
-        answer: The answer's.
+        before: Tokens before the slot, including those that start a sequence (BOS).
+        after: Tokens between the slot and the answer.
+        answer: Tokens of the answer.
     """
 
     before: list[int]
@@ -44,15 +44,15 @@ class Pieces:
 
 @dataclass(frozen=True)
 class Export:
-    """What is exported, and what it is checked on.
+    """An export, and the examples to check it.
 
     Attributes:
         run: The restored run.
-        kind: What is exported.
-        content: It.
-        base: The model that it goes with.
+        kind: Kind of the exported result.
+        content: The exported result.
+        base: The base model.
         examples: The examples that the check scores.
-        about: What ``prompt.json`` says.
+        about: The contents of ``prompt.json``.
     """
 
     run: RestoredRun
@@ -63,7 +63,7 @@ class Export:
     about: Mapping[str, Any]
 
     def pieces(self, example: Example) -> Pieces:
-        """An example's token ids as the run reads them; text in the slot of weight updates is part of ``after``."""
+        """Encode an example as the run does; for weight updates, the text in the prompt slot is part of ``after``."""
         encoder = self.run.method.lm.encoder
         if isinstance(self.content, Updates):
             ids = encoder.tokens(self.content.text)
@@ -83,33 +83,33 @@ class Export:
 
     @torch.no_grad()
     def our_nll(self) -> list[float]:
-        """Nats per answer token of each example, by the run itself."""
+        """Compute the NLL of each example with the run, in nats per answer token."""
         method = self.run.method
         prepared = method.prepare(self.examples)
         return [float(nll) for nll in method.lm.score(prepared, method.prompt_for(self.examples)).nll]
 
 
 class Format(ABC):
-    """A kind of folder that other programs read."""
+    """A format of exported folders."""
 
     name: ClassVar[str]
     title: ClassVar[str]  # for the model card
-    library: ClassVar[str]  # the hub's word for what reads it
+    library: ClassVar[str]  # library name on the hub
     kinds: ClassVar[tuple[Kind, ...]]
 
     def check_kind(self, method: str, kind: Kind) -> None:
-        """Refuse what this format cannot carry.
+        """Check that the format supports a kind of result.
 
         Raises:
-            UserError: It says which format can.
+            UserError: The format does not; the message lists formats that do.
         """
         if kind not in self.kinds:
             raise UserError(
-                f"{method} has {kind} to export, which --format {self.name} cannot carry; --format {CARRIERS[kind]} can"
+                f"--format {self.name} does not support the {kind} of {method}; use --format {CARRIERS[kind]}"
             )
 
     def check(self, export: Export) -> None:
-        """Refuse what this format cannot carry of a restored run."""
+        """Raise a `UserError` if the format does not support a restored run."""
         del export
 
     @abstractmethod
@@ -118,19 +118,19 @@ class Format(ABC):
 
     @abstractmethod
     def nll(self, export: Export, folder: Path) -> list[float]:
-        """Nats per answer token of each example, through the files as they are read back, one example at a time."""
+        """Compute the NLL of each example with the files read back from disk, in nats per answer token."""
 
     @abstractmethod
     def usage(self, export: Export, name: str) -> str:
-        """How to use the folder, called ``name``, in Markdown."""
+        """Explain in Markdown how to use the folder ``name``."""
 
 
 def answer_nll(logits: Tensor, answer: Sequence[int]) -> float:
-    """Mean negative log-likelihood of an answer that ends a text.
+    """Compute the mean negative log-likelihood of an answer at the end of a text, in nats per token.
 
     Args:
-        logits: ``[T, V]`` of a text with the answer at its end.
-        answer: The answer's token ids.
+        logits: Logits ``[T, V]`` of the text including the answer.
+        answer: Token ids of the answer.
     """
     predicted = logits[-len(answer) - 1 : -1].float()
     return float(functional.cross_entropy(predicted, torch.tensor(answer, device="cpu")))

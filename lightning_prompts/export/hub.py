@@ -1,4 +1,4 @@
-"""Uploading an export to the Hugging Face hub."""
+"""Upload an export to the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from lightning_prompts.errors import UserError
 
 
 def check_repo(repo: str) -> None:
-    """Raise a `UserError` for what no repository is called, before anything is made for it."""
+    """Raise a `UserError` for an invalid name of a repository, before the export starts."""
     try:
         validate_repo_id(repo)
     except HFValidationError as error:
-        raise UserError(f"--push {repo!r} is no repository of the hub, name/repo: {error}") from error
+        raise UserError(f"--push {repo!r} is not a valid repository name (name/repo): {error}") from error
 
 
 def check_token() -> None:
-    """Raise a `UserError` without a token, before anything is made for it or the network is asked."""
+    """Raise a `UserError` without a token, before the export starts."""
     if get_token() is None:
-        raise UserError("--push needs a token of the hub, and there is none; run `hf auth login`, or set HF_TOKEN")
+        raise UserError("--push needs a token of the hub, but none is set; run `hf auth login`, or set HF_TOKEN")
 
 
 def push(folder: Path, repo: str, private: bool) -> str:
-    """Upload a folder, into a repository that is made if it is not there.
+    """Upload a folder to a repository, which is created if necessary.
 
     Args:
-        folder: What to upload.
+        folder: The folder.
         repo: The repository, ``name/repo``.
-        private: Whether a repository that is made is private; if not, the account or organisation has its own default
-            (mostly public).
+        private: Whether a new repository is private; otherwise the setting of the account or organisation decides
+            (usually public).
 
     Returns:
-        Where it lies.
+        The URL of the repository.
 
     Raises:
-        UserError: There is no token, no network, or the hub says no; the folder stays.
+        UserError: There is no token or no network, or the hub rejects the upload. The folder is kept.
     """
     try:
         api = HfApi()
@@ -46,13 +46,12 @@ def push(folder: Path, repo: str, private: bool) -> str:
         api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Export from lightning-prompts")
     except LocalTokenNotFoundError as error:
         raise UserError(
-            f"{folder} is written, but not uploaded: there is no token; run `hf auth login` first"
+            f"{folder} was written, but not uploaded: there is no token; run `hf auth login` first"
         ) from error
-    except Exception as error:  # its HTTP library changes from version to version, and with it the errors
+    except Exception as error:  # the types of errors depend on the version of the HTTP library
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"{folder} is written, but not uploaded to {repo!r} ({type(error).__name__}: {reason}); "
-            "with a network and a "
-            "token (`hf auth login`), run the same command again with --overwrite"
+            f"{folder} was written, but not uploaded to {repo!r} ({type(error).__name__}: {reason}); check the network "
+            "and the token (`hf auth login`), and run the command again with --overwrite"
         ) from error
     return str(made)

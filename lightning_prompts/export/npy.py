@@ -1,4 +1,4 @@
-"""NumPy files, for whatever reads arrays."""
+"""Export to NumPy files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lightning_prompts.prompts.from_peft import ABOUT
 
 
 class NumPyFiles(Tensors):
-    """A file for each tensor, and ``prompt.json`` for what is said about them."""
+    """One file per tensor, with the metadata in ``prompt.json``."""
 
     name = "npy"
     title = "arrays in NumPy's format"

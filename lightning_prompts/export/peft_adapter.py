@@ -1,4 +1,4 @@
-"""PEFT adapter folders: prompt tuning, prefix tuning, LoRA."""
+"""Export to PEFT adapters: prompt tuning, prefix tuning, LoRA."""
 
 from __future__ import annotations
 
@@ -22,13 +22,12 @@ TENSORS = "adapter_model.safetensors"
 
 
 class PeftAdapter(Format):
-    """What ``PeftModel.from_pretrained`` loads.
+    """An adapter for ``PeftModel.from_pretrained``.
 
-    PEFT puts virtual tokens at the very front. So what stands in front of the slot becomes virtual tokens, too,
-    where it is the same for every question (the start of a sequence, the beginning of a template); the vectors of text
-    are those of its tokens, and the result is the same. A prefix is stored as the keys and values of positions 0 to
-    P - 1, rotary embeddings applied, as a cache of transformers has them, which is how this project's prefixes are
-    trained.
+    PEFT puts virtual tokens before all text. The text before the prompt slot (BOS, the start of a template) must
+    therefore be the same for all questions; its embeddings become virtual tokens, with the same result. A prefix is
+    stored like the KV cache of transformers: keys and values of positions 0 to P - 1 with rotary embeddings applied.
+    This project trains prefixes in the same form.
     """
 
     name = "peft"
@@ -40,8 +39,8 @@ class PeftAdapter(Format):
         """See `Format`.
 
         Raises:
-            UserError: PEFT is not installed; what stands before the slot differs between questions; layers have keys
-                of different widths.
+            UserError: PEFT is not installed, the text before the prompt slot differs between questions, or the shapes
+                of keys and values differ between layers.
         """
         try:
             import peft  # noqa: F401
@@ -51,17 +50,15 @@ class PeftAdapter(Format):
             fronts = list(dict.fromkeys((one.before, one.chat, one.system) for one in export.run.examples()))
             if len(fronts) > 1:
                 raise UserError(
-                    "PEFT puts virtual tokens at the very front, and here text stands in front of {prompt} that "
-                    f"differs from question to question ({_short(fronts[0][0])}, {_short(fronts[1][0])}); "
-                    "--format safetensors, npy or vllm carries the prompt with its template"
+                    "PEFT puts virtual tokens before all text, but the text before {prompt} differs between questions "
+                    f"({_short(fronts[0][0])}, {_short(fronts[1][0])}); use --format safetensors, npy or vllm"
                 )
         if isinstance(export.content, KeyValues):
             widths = {shape for pair in export.content.widths for shape in pair}
             if len(widths) > 1:
                 raise UserError(
-                    f"PEFT's prefixes have keys and values of one shape, and {export.base.config.name} has "
-                    f"{', '.join(str(list(shape)) for shape in sorted(widths))}; "
-                    "--format safetensors or npy carries them"
+                    f"PEFT supports prefixes with one shape of keys and values, but {export.base.config.name} has "
+                    f"{', '.join(str(list(shape)) for shape in sorted(widths))}; use --format safetensors or npy"
                 )
 
     def write(self, export: Export, folder: Path) -> None:
@@ -81,23 +78,33 @@ class PeftAdapter(Format):
             lm = export.run.method.lm
             front = torch.tensor(self.front(export), dtype=torch.long, device="cpu")
             vectors = torch.cat([lm.embed(front).float(), content])
-            prompt = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=len(vectors), token_dim=lm.width,
-                                        num_transformer_submodules=1, num_layers=lm.layers)  # fmt: skip
+            prompt = PromptTuningConfig(
+                task_type="CAUSAL_LM",
+                num_virtual_tokens=len(vectors),
+                token_dim=lm.width,
+                num_transformer_submodules=1,
+                num_layers=lm.layers,
+            )
             return prompt, {"prompt_embeddings": vectors}
         if isinstance(content, KeyValues):
             heads, width = content.widths[0][0]
             prefix = PrefixTuningConfig(
-                task_type="CAUSAL_LM", num_virtual_tokens=content.length, token_dim=heads * width,
-                num_transformer_submodules=1, num_attention_heads=heads, num_layers=len(content.layers),
-                encoder_hidden_size=heads * width, prefix_projection=False,
-            )  # fmt: skip
+                task_type="CAUSAL_LM",
+                num_virtual_tokens=content.length,
+                token_dim=heads * width,
+                num_transformer_submodules=1,
+                num_attention_heads=heads,
+                num_layers=len(content.layers),
+                encoder_hidden_size=heads * width,
+                prefix_projection=False,
+            )
             return prefix, {"prompt_embeddings": content.flatten()}
         assert not isinstance(content, list)
         return copy.copy(content.config), dict(content.tensors)
 
     @staticmethod
     def front(export: Export) -> list[int]:
-        """The tokens in front of the slot, which are the same for every question."""
+        """Return the tokens before the prompt slot, which are the same for all questions."""
         return export.pieces(export.examples[0]).before
 
     @torch.no_grad()
@@ -105,7 +112,7 @@ class PeftAdapter(Format):
         """See `Format`.
 
         Raises:
-            UserError: PEFT cannot run the adapter with this model.
+            UserError: PEFT fails to run the adapter with this model.
         """
         from peft import PeftModel
 
@@ -118,7 +125,7 @@ class PeftAdapter(Format):
                 scores.append(answer_nll(model(input_ids=ids).logits[0], pieces.answer))
         except (ValueError, RuntimeError, TypeError, AttributeError, KeyError, IndexError) as error:
             raise UserError(
-                f"PEFT does not run such an adapter with {export.base.config.name} ({type(error).__name__}: "
+                f"PEFT fails to run the adapter with {export.base.config.name} ({type(error).__name__}: "
                 f"{' '.join(str(error).split())[:200]})"
             ) from error
         return scores
@@ -129,24 +136,24 @@ class PeftAdapter(Format):
 
 
 def _harness(export: Export, name: str) -> str:
-    """How lm-evaluation-harness asks the same."""
+    """Explain how to evaluate the adapter with lm-evaluation-harness."""
     about = export.about
     if about["chat"] or "" not in about["prompts"][0]["templates"]:
         return ""
     text = about["after"] if export.kind == "vectors" else f"{about['before']}{{prompt}}{about['after']}"
     asked = jinja(text).replace("{{prompt}}", about["prompts"][0]["prompt"])
     gap = asked[len(asked.rstrip()) :]
-    bos = ",add_bos_token=True" if about["lead"] and export.kind != "vectors" else ""
+    bos = ",add_bos_token=True" if about["bos_ids"] and export.kind != "vectors" else ""
     base = export.base.named("a PEFT adapter")
     revision = "" if export.base.revision is None else f",revision={export.base.revision}"
     batch = ""
     if export.kind != "weight updates":
         batch = (
-            "\nKeep `--batch_size 1`. In larger batches the harness pads shorter texts between the virtual tokens and "
-            "the text, and some answers differ.\n"
+            "\nUse `--batch_size 1`. In larger batches, the harness puts padding between the virtual tokens and "
+            "shorter texts, which changes some answers.\n"
         )
     return (
-        "\nIn lm-evaluation-harness, for a task of your own (with a list of choices, `target_delimiter` is "
+        "\nIn lm-evaluation-harness, for your own task (with a list of choices, set `target_delimiter` to "
         f"{literal(gap)}):\n\n"
         f"```yaml\ndoc_to_text: {literal(asked.rstrip())}\n"
         f'target_delimiter: ""\ndoc_to_target: {literal(gap + "{{answer}}")}\n```\n\n'

@@ -1,4 +1,4 @@
-"""Prompts that are text, exactly: ``prompt.txt`` to read, ``prompt.json`` with the templates."""
+"""Export text prompts: ``prompt.txt`` with the text, ``prompt.json`` with the templates."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 from lightning_prompts.errors import UserError
 from lightning_prompts.export.formats import Export, Format, answer_nll
-from lightning_prompts.export.texts import Step, think
+from lightning_prompts.export.texts import Step, sample_hidden
 from lightning_prompts.export.usage import code, empty_examples, ids_code, imports, literal, load_model
 from lightning_prompts.lm import FrozenLM, KeyValues
 from lightning_prompts.methods.text_prompts import TextPromptMethod
@@ -23,7 +23,7 @@ FILE = "prompt.txt"
 
 
 class PlainText(Format):
-    """Text for any program; several calls of an LM each have their own."""
+    """A text, or one text for each of several LM calls."""
 
     name = "text"
     title = "text"
@@ -34,7 +34,7 @@ class PlainText(Format):
         """See `Format`.
 
         Raises:
-            UserError: The prompt is tokens that no text has.
+            UserError: Tokenising the text of the prompt gives other tokens.
         """
         method, steps = export.run.method, _steps(export)
         prompt = method.current_prompt()
@@ -43,21 +43,21 @@ class PlainText(Format):
         ids = torch.tensor(method.lm.encoder.tokens(steps[0].prompt), dtype=torch.long, device=method.lm.device)
         if not torch.equal(method.lm.embed(ids).float(), prompt):
             raise UserError(
-                f"the prompt's tokens become others when their text {steps[0].prompt!r} is read, so no text scores as "
-                "they do; train one with model.readable: true, which mostly stays what it is"
+                f"tokenising the text of the prompt, {steps[0].prompt!r}, gives other tokens than the prompt has, so "
+                "no text has the same scores; train with model.readable: true, which usually avoids this"
             )
 
     def write(self, export: Export, folder: Path) -> None:
-        """See `Format`. ``prompt.txt`` is the prompt itself, or all there is to read where that is more."""
+        """See `Format`; ``prompt.txt`` has the prompt, or the templates of several LM calls or of an empty prompt."""
         (folder / FILE).write_text(_readable(_steps(export)), encoding="utf-8", newline="")
 
     @torch.no_grad()
     def nll(self, export: Export, folder: Path) -> list[float]:
-        """See `Format`: texts are tokenised anew, and transformers scores them."""
+        """See `Format`; tokenises the texts again and scores them with transformers."""
         steps, lms = self._read(folder), _lms(export)
         model: Any = export.base.load()
         scores = []
-        for example in think(steps, lms, export.examples):
+        for example in sample_hidden(steps, lms, export.examples):
             context, answer = _tokens(lms[-1], example, steps[-1].prompt)
             logits = model(input_ids=torch.tensor([context + answer], device="cpu")).logits[0]
             scores.append(answer_nll(logits, answer))
@@ -76,28 +76,29 @@ class PlainText(Format):
         steps, lms = _steps(export), _lms(export)
         if len(steps) > 1:
             return (
-                f"`{ABOUT}` has the {len(steps)} calls in order: the template of each, the prompt in its `{{prompt}}`, "
-                "and how long what it writes may get. What one call writes is the next one's `{hidden}`.\n"
+                f"`{ABOUT}` lists the {len(steps)} LM calls in order: the template, the prompt for `{{prompt}}`, and "
+                "the maximum number of new tokens of each. The output of a call is `{hidden}` in the next one.\n"
             )
-        (example,) = think(steps, lms, export.examples[:1])
+        (example,) = sample_hidden(steps, lms, export.examples[:1])
         before, after, _ = lms[0].encoder.texts(example)
         prompt = steps[0].prompt
         read = f'prompt = open({literal(f"{name}/{FILE}")}, encoding="utf-8", newline="").read()\n' if prompt else ""
         text = f"{literal(before)} + prompt + {literal(after)}" if prompt else literal(before + after)
         bare = empty_examples(export, replace(example, fields=export.examples[0].fields))
         contexts = [_tokens(lms[0], one, prompt)[0] for one in bare]
-        told = "The prompt goes into the template's `{prompt}` as it is; mind its white space.\n\n" + code(
+        usage = "Insert the prompt into `{prompt}` of the template without changing its white space.\n\n" + code(
             f"{imports('' if export.examples[0].labels else 're')}"
             "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
             f'{load_model(export)}{read}inputs = tokenizer({text}, return_tensors="pt").input_ids\n'
             f"{ids_code(export, contexts)}"
         )
         if list(lms[0].tokenizer.encode(before + prompt + after)) != _tokens(lms[0], example, prompt)[0]:
-            told += (
-                "\nIn one piece, this text has other tokens than in training, where the parts around the prompt were "
-                "tokenised apart; scores may differ. `FixedPrompt` with the same text and template gives the same.\n"
+            usage += (
+                "\nTokenised in one piece, this text has other tokens than in training, where the parts around the "
+                "prompt were tokenised separately, so scores may differ. `FixedPrompt` with the same text and template "
+                "reproduces them.\n"
             )
-        return told
+        return usage
 
 
 def _steps(export: Export) -> list[Step]:
@@ -106,7 +107,7 @@ def _steps(export: Export) -> list[Step]:
 
 
 def _lms(export: Export) -> Sequence[FrozenLM]:
-    """The LM of each call."""
+    """Return the LM of each call."""
     method = export.run.method
     if isinstance(method, TextPromptMethod):
         return [lm for reader in method.network.readers if isinstance(lm := reader.lm, FrozenLM)]
@@ -114,19 +115,19 @@ def _lms(export: Export) -> Sequence[FrozenLM]:
 
 
 def _tokens(lm: FrozenLM, example: Example, prompt: str) -> tuple[list[int], list[int]]:
-    """All that precedes the answer, and the answer."""
+    """Return the tokens before the answer, and those of the answer."""
     ids = lm.encoder.tokens(prompt)
     row = lm.encoder.row(example, len(ids))
     return [ids[-1 - token] if token < 0 else token for token in row.context], row.answer
 
 
 def _readable(steps: Sequence[Step]) -> str:
-    """The prompt; of several calls all of them under headings; the template where nothing stands in its slot."""
+    """Return the prompt; the template of an empty prompt; or the templates of several LM calls under headings."""
     if len(steps) > 1:
         return "\n\n".join(f"[call {index}]\n{_filled(step)}" for index, step in enumerate(steps, start=1))
     return steps[0].prompt or _filled(steps[0])
 
 
 def _filled(step: Step) -> str:
-    """The templates with their prompt, the fields left open."""
+    """Return the templates with the prompt inserted."""
     return "\n\n".join(text.replace("{prompt}", step.prompt) for text in step.templates.values())

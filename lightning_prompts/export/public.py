@@ -1,4 +1,4 @@
-"""What an export that goes to the hub does not tell: where things lie on this machine, and which servers it asks."""
+"""Remove local paths and addresses of servers from exports for the hub."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LEFT_OUT = "(left out)"
 
 
 def without_places(value: Any) -> Any:  # noqa: ANN401 - YAML
-    """A part of a config without local paths and addresses of servers.
+    """Remove local paths and addresses of servers from a part of a config.
 
     >>> without_places({"files": ["/home/me/rows.csv"], "server": {"base_url": "http://host/v1", "chat": True}})
     {'files': ['(left out)'], 'server': {'base_url': '(left out)', 'chat': True}}
@@ -27,7 +27,7 @@ def without_places(value: Any) -> Any:  # noqa: ANN401 - YAML
 
 
 def _is_place(text: str) -> bool:
-    """Whether a text is a path: an absolute one, or one of something that is there."""
+    """Whether a text is an absolute path, or the path of an existing file."""
     path = text.removeprefix(RANDOM).partition(",")[0] if text.startswith(RANDOM) else text
     if not path.strip() or "\n" in path:
         return False
@@ -36,5 +36,5 @@ def _is_place(text: str) -> bool:
         return True
     try:
         return Path(path).exists()
-    except (OSError, ValueError):  # too long, or with characters that no name has
+    except (OSError, ValueError):  # too long, or with invalid characters
         return False

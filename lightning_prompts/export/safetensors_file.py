@@ -1,4 +1,4 @@
-"""One safetensors file, with everything about the prompt in its header."""
+"""Export to one safetensors file, with all metadata in its header."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ FILE = "prompt.safetensors"
 
 
 class SafetensorsFile(Tensors):
-    """Tensors and metadata in one file that runs nothing when it is read."""
+    """Tensors and metadata in one file, which is read without running code."""
 
     name = "safetensors"
     title = "tensors in safetensors"
 
     def write(self, export: Export, folder: Path) -> None:
-        """See `Format`; the header's values are JSON, as a header has only texts."""
+        """See `Format`; the values of the header are JSON, because a header contains only text."""
         header = {name: json.dumps(value, ensure_ascii=False) for name, value in export.about.items()}
         save_file(named_tensors(export), folder / FILE, header)
 
     def read(self, folder: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
         """See `Tensors`."""
         with safe_open(folder / FILE, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
             return tensors, {name: json.loads(value) for name, value in file.metadata().items()}
 
     def usage(self, export: Export, name: str) -> str:

@@ -1,4 +1,4 @@
-"""What the formats of bare tensors share: their names, and scoring through them with transformers alone."""
+"""Common code of the tensor formats: names of tensors, and scoring with transformers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ EMBEDDINGS, KEYS, VALUES = "embeddings", "keys", "values"
 
 
 def named_tensors(export: Export) -> dict[str, Tensor]:
-    """``embeddings [P, D]``, or ``keys.L`` and ``values.L [P, Hkv, Dh]`` of each layer L."""
+    """Name the tensors: ``embeddings [P, D]``, or ``keys.L`` and ``values.L [P, Hkv, Dh]`` of each layer L."""
     content = export.content
     if isinstance(content, Tensor):
         return {EMBEDDINGS: content.contiguous()}
@@ -32,28 +32,28 @@ def named_tensors(export: Export) -> dict[str, Tensor]:
 
 
 def position(export: Export) -> str:
-    """Where the tensors belong, in words."""
+    """Explain where to insert the tensors."""
     if isinstance(export.content, Tensor):
-        return "the vectors stand among the embeddings in the place of {prompt}, where a text has its tokens"
+        return "the vectors replace {prompt} among the embeddings of the text"
     return (
-        f"the keys and values stand in front of everything, at positions 0 to {export.length - 1}, rotary embeddings "
-        f"applied to the keys; the text starts at position {export.length}, its {{prompt}} left empty"
+        f"the keys and values come before all tokens, at positions 0 to {export.length - 1}, with rotary embeddings "
+        f"applied to the keys; the text starts at position {export.length}, with an empty {{prompt}}"
     )
 
 
 class Tensors(Format):
-    """Vectors or keys and values, with the template that says where they go."""
+    """Vectors, or keys and values, with their template."""
 
     kinds = ("vectors", "keys and values")
     library = "transformers"
 
     @abstractmethod
     def read(self, folder: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
-        """The tensors and what is said about them, from disk."""
+        """Read the tensors and the metadata from disk."""
 
     @torch.no_grad()
     def nll(self, export: Export, folder: Path) -> list[float]:
-        """See `Format`; the text is put together from the template as it was written down."""
+        """See `Format`; renders the text with the exported template."""
         tensors, about = self.read(folder)
         model = export.base.load()
         step = Step.from_record(about["prompts"][0])
@@ -69,9 +69,10 @@ class Tensors(Format):
     ) -> float:
         if EMBEDDINGS in tensors:
             table = model.get_input_embeddings()
-            parts = [table(torch.tensor(before, dtype=torch.long, device="cpu")), tensors[EMBEDDINGS],
-                     table(torch.tensor(after + answer, device="cpu"))]  # fmt: skip
-            return answer_nll(model(inputs_embeds=torch.cat(parts)[None]).logits[0], answer)
+            start = table(torch.tensor(before, dtype=torch.long, device="cpu"))
+            rest = table(torch.tensor(after + answer, device="cpu"))
+            inputs = torch.cat([start, tensors[EMBEDDINGS], rest])[None]
+            return answer_nll(model(inputs_embeds=inputs).logits[0], answer)
         cache = DynamicCache()
         for layer in range(len(tensors) // 2):
             key, value = tensors[f"{KEYS}.{layer}"], tensors[f"{VALUES}.{layer}"]

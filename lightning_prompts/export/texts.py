@@ -1,4 +1,4 @@
-"""Prompts that are text: one, or one for each of several calls of an LM."""
+"""Text prompts: one prompt, or one for each of several LM calls."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from lightning_prompts.types import Example
 
 @dataclass(frozen=True)
 class Step:
-    """One call of an LM.
+    """One LM call.
 
     Attributes:
-        prompt: The text in the prompt slot.
-        templates: The text around it, by the task of a mixture; ``""`` where there is only one.
-        model: The LM.
-        stop: Regular expression; what is written ends where it first matches. ``None`` for the task's.
-        max_new_tokens: How long it may get.
-        question: The field of the data that ``{question}`` stands for.
+        prompt: Text in the prompt slot.
+        templates: Templates by dataset of a mixture; the key is ``""`` if there is only one template.
+        model: Name of the LM.
+        stop: Regular expression; the output ends at its first match. ``None`` for that of the task.
+        max_new_tokens: Maximum length of the output in tokens.
+        question: Field of the data for ``{question}``.
     """
 
     prompt: str
@@ -38,38 +38,38 @@ class Step:
     question: str = "question"
 
     def place(self, example: Example, hidden: str | None) -> Example:
-        """An example of the task as this call reads it.
+        """Render an example with the template of this call.
 
         Args:
-            example: From the task.
-            hidden: What the call before has written; ``None`` in the first one.
+            example: An example of the task.
+            hidden: Output of the call before; ``None`` in the first call.
         """
         text = self.templates.get(example.member, self.templates.get("", ""))
         own = str(example.fields.get(self.question, example.question))
-        fields = {**example.fields, "question": own, HIDDEN: hidden,
-                  "answer": None if example.answer is None else example.answer.strip()}  # fmt: skip
+        answer = None if example.answer is None else example.answer.strip()
+        fields = {**example.fields, "question": own, HIDDEN: hidden, "answer": answer}
         stop = example.stop if self.stop is None else self.stop
         return Template(text, stop=stop, chat=example.chat, system=example.system).render(fields, example.source)
 
     def record(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """Convert to a dictionary for JSON."""
         return asdict(self)
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Step:
-        """The inverse of `record`."""
+        """Invert `record`."""
         return cls(**record)
 
 
 def templates_of(data: Any) -> dict[str, str]:  # noqa: ANN401 - a datamodule, which this package does not import
-    """The templates of a task, by the task of a mixture; ``""`` where there is only one."""
+    """Return the templates of a task by dataset of a mixture; the key is ``""`` if there is only one template."""
     if getattr(data, "own_templates", False):
         return {name: member.template.text for name, member in data.members.items()}
     return {"": data.template.text}
 
 
 def steps_of(method: PromptMethod) -> list[Step]:
-    """The texts of a restored method."""
+    """Return the LM calls of a restored method."""
     templates = templates_of(method.trainer.datamodule)  # type: ignore[attr-defined]
     model, length = method.lm.name, method.max_new_tokens
     if isinstance(method, ChainOfThought):
@@ -85,7 +85,7 @@ def steps_of(method: PromptMethod) -> list[Step]:
 
 
 def _chain_of_thought(method: ChainOfThought, templates: Mapping[str, str]) -> list[Step]:
-    """Reasoning, then the answer after it."""
+    """Return two calls: one for the reasoning, and one for the answer."""
     trigger, extraction = (text.replace("{", "{{").replace("}", "}}") for text in (method.trigger, method.extraction))
     asked, answered = {}, {}
     for name, text in templates.items():
@@ -100,7 +100,7 @@ def _chain_of_thought(method: ChainOfThought, templates: Mapping[str, str]) -> l
 
 
 def _layers(method: TextPromptMethod, templates: Mapping[str, str]) -> list[Step]:
-    """A step for each layer, from the one that reads the input to the one that answers."""
+    """Return one call per layer, from the layer that reads the input to the layer that answers."""
     steps = []
     for layer, reader, prompt in zip(method.placed, method.network.readers, method.active_prompts(), strict=True):
         own = templates if layer.template is None else {"": layer.template}
@@ -111,16 +111,16 @@ def _layers(method: TextPromptMethod, templates: Mapping[str, str]) -> list[Step
     return steps
 
 
-def think(steps: Sequence[Step], lms: Sequence[FrozenLM], examples: Sequence[Example]) -> list[Example]:
-    """Run all calls but the last, and place the examples in that one, prompts filled in.
+def sample_hidden(steps: Sequence[Step], lms: Sequence[FrozenLM], examples: Sequence[Example]) -> list[Example]:
+    """Generate the outputs of all calls but the last, and render the examples for the last call.
 
     Args:
         steps: The calls.
-        lms: The LM of each.
-        examples: From the task.
+        lms: The LM of each call.
+        examples: Examples of the task.
 
     Returns:
-        The examples as the last call reads them.
+        The examples for the last call.
     """
     hidden: list[str | None] = [None] * len(examples)
     for step, lm in zip(steps[:-1], lms, strict=False):

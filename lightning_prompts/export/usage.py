@@ -1,4 +1,4 @@
-"""Code for the model card that uses an export with an example of the task."""
+"""Code snippets for the model card, which use the export on an example of the task."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from lightning_prompts.lm import slot_length
 from lightning_prompts.lm.labels import without_content
 from lightning_prompts.types import Example
 
-# Arguments of a tokenizer's call, to be tried in this order.
+# Arguments of a call of a tokenizer, and their value of add_special_tokens, in order of preference.
 CALLS = {", add_special_tokens=False": False, "": True}
 
 
 def code(text: str) -> str:
-    """A Python block."""
+    """Format a Python code block."""
     return f"```python\n{text}\n```\n"
 
 
 def literal(text: str) -> str:
-    """A text as Python writes it."""
+    """Format a text as a Python literal."""
     return json.dumps(text, ensure_ascii=False)
 
 
 def load_model(export: Export) -> str:
-    """The lines that load model and tokenizer."""
+    """Write the lines that load the model and the tokenizer."""
     more = "" if export.base.revision is None else f", revision={literal(export.base.revision)}"
     attention = "" if export.base.attention is None else f", attn_implementation={literal(export.base.attention)}"
     return (
@@ -37,7 +37,7 @@ def load_model(export: Export) -> str:
 
 
 def text_of(export: Export, example: Example) -> str:
-    """The text that goes into the model with what was exported, up to the answer."""
+    """Return the text before the answer that the model reads in addition to the exported vectors."""
     before, after, _ = export.run.method.lm.encoder.texts(example)
     if isinstance(export.content, Updates):
         return f"{before}{export.content.text}{after}"
@@ -46,7 +46,7 @@ def text_of(export: Export, example: Example) -> str:
 
 
 def tokenizer_call(export: Export) -> str | None:
-    """The arguments that a tokenizer wants beside the text, or ``None`` if one call does not give the same tokens."""
+    """Find arguments with which one call of the tokenizer gives the tokens of the run; ``None`` if there are none."""
     tokenizer = export.run.method.lm.tokenizer
     wanted = [(text_of(export, example), export.pieces(example).after) for example in export.examples]
     for words, special in CALLS.items():
@@ -56,19 +56,19 @@ def tokenizer_call(export: Export) -> str | None:
 
 
 def inputs(export: Export) -> str:
-    """The line that makes ``inputs`` of the first example's text."""
+    """Write the line that makes ``inputs`` from the text of the first example."""
     example = export.examples[0]
     text, call = text_of(export, example), tokenizer_call(export)
     if call is not None:
         return f'inputs = tokenizer({literal(text)}{call}, return_tensors="pt").input_ids\n'
     return (
-        "# In one piece, this tokenizer cuts the text otherwise than in training, where the parts were cut apart.\n"
+        "# Training tokenised the parts of the text separately; in one piece, this tokenizer gives other tokens.\n"
         f"inputs = torch.tensor([{export.pieces(example).after}])  # {literal(text)}\n"
     )
 
 
 def greedy(export: Export) -> str:
-    """The arguments of ``generate`` that make it write what the run does, whatever the model's own settings are."""
+    """Write the arguments of ``generate`` that reproduce the run's greedy decoding, overriding the model's defaults."""
     lm = export.run.method.lm
     own = lm.model.generation_config
     words = [f"max_new_tokens={export.run.method.max_new_tokens}", "do_sample=False"]
@@ -81,11 +81,11 @@ def greedy(export: Export) -> str:
 
 
 def answer_code(export: Export, ids: str) -> str:
-    """The lines that print a generated answer as the run cuts it.
+    """Write the lines that print a generated answer up to the stop pattern of the run.
 
     Args:
-        export: What is exported.
-        ids: The expression for the generated tokens.
+        export: The export.
+        ids: Expression for the generated tokens.
     """
     return (
         f"text = tokenizer.decode({ids}, skip_special_tokens=True).lstrip()\n"
@@ -95,13 +95,13 @@ def answer_code(export: Export, ids: str) -> str:
 
 
 def class_code(export: Export, context: str, model: str, empty: Sequence[str]) -> str:
-    """The lines that print the likeliest class, as the run chooses it.
+    """Write the lines that print the likeliest class, as the run chooses it.
 
     Args:
-        export: What is exported.
-        context: The expression for all that precedes the answer.
-        model: The call of the model with ``context`` and the tokens ``ids`` after it.
-        empty: The expressions for contexts without content, for runs that calibrate; see `calibrated`.
+        export: The export.
+        context: Expression for all tokens before the answer.
+        model: Call of the model with ``context`` and the tokens ``ids`` after it.
+        empty: Expressions for contexts without content, for runs with calibration; see `empty_examples`.
     """
     example, encoder = export.examples[0], export.run.method.lm.encoder
     known = encoder.label_tokens(example)
@@ -111,7 +111,7 @@ def class_code(export: Export, context: str, model: str, empty: Sequence[str]) -
     }
     ways = "".join(f"    {literal(name)}: {ids},\n" for name, ids in classes.items())
     code = (
-        f"classes = {{  # the tokens of each way to write one, with its end where classes begin alike\n{ways}}}\n\n"
+        f"classes = {{  # tokens of each verbaliser, with the end of the answer if classes begin alike\n{ways}}}\n\n"
         "@torch.no_grad()\ndef log_probs(context):\n    found = []\n    for ways in classes.values():\n"
         f"        logits = [{model}.logits[0, -len(ids) - 1 : -1] for ids in ways]\n"
         "        sums = [part.log_softmax(-1)[range(len(ids)), ids].sum() for part, ids in zip(logits, ways)]\n"
@@ -120,24 +120,24 @@ def class_code(export: Export, context: str, model: str, empty: Sequence[str]) -
     )
     if empty:
         code += (
-            f"# Calibrated: less what the model says without a question.\nempty = [{', '.join(empty)}]\n"
+            f"# Calibration: subtract the score without a question.\nempty = [{', '.join(empty)}]\n"
             "scores -= torch.stack([log_probs(context) for context in empty]).logsumexp(0)\n"
         )
     return code + "print(list(classes)[scores.argmax()])"
 
 
 def empty_examples(export: Export, example: Example) -> list[Example]:
-    """An example without its content, if the run calibrates classes by such."""
+    """Return the content-free versions of an example, if the run calibrates classes with them."""
     return without_content(example) if export.run.method.lm_config.calibrate_labels else []
 
 
 def embedding_snippet(export: Export, load: str, prompt: str) -> str:
-    """Generating, or choosing a class, with vectors in the prompt slot.
+    """Write code that generates an answer or chooses a class with vectors in the prompt slot.
 
     Args:
-        export: What is exported.
-        load: The lines that read the files.
-        prompt: The expression for the vectors.
+        export: The export.
+        load: Lines that read the files.
+        prompt: Expression for the vectors.
     """
     example = export.examples[0]
     pieces = export.pieces(example)
@@ -164,16 +164,16 @@ def embedding_snippet(export: Export, load: str, prompt: str) -> str:
 
 
 def imports(*names: str) -> str:
-    """The lines that import modules, torch last."""
+    """Write the lines that import modules, with torch last."""
     return "".join(f"import {name}\n" for name in (*names, "torch") if name)
 
 
 def ids_code(export: Export, contexts: Sequence[Sequence[int]]) -> str:
-    """The lines that generate an answer to ``inputs``, or choose its class.
+    """Write the lines that generate an answer to ``inputs``, or choose its class.
 
     Args:
-        export: What is exported.
-        contexts: Token ids of the first example without content, for runs that calibrate classes.
+        export: The export.
+        contexts: Token ids of the first example without content, for runs with calibration.
     """
     if export.examples[0].labels:
         empty = [f"torch.tensor([{list(ids)}])" for ids in contexts]
@@ -185,7 +185,7 @@ def ids_code(export: Export, contexts: Sequence[Sequence[int]]) -> str:
 
 
 def _embedded(export: Export, text: str, ids: list[int]) -> str:
-    """The expression for a text's vectors, by its tokens where the tokenizer would cut it otherwise."""
+    """Write an expression for the embeddings of a text; use token ids if the tokenizer would give other tokens."""
     if not ids:
         return ""
     for words, special in CALLS.items():
@@ -195,12 +195,12 @@ def _embedded(export: Export, text: str, ids: list[int]) -> str:
 
 
 def cache_snippet(export: Export, load: str, pair: str) -> str:
-    """The answer's first token, or its class, with keys and values in front of everything.
+    """Write code that prints the first token or the class of an answer with keys and values before all tokens.
 
     Args:
-        export: What is exported.
-        load: The lines that read the files.
-        pair: The expression for keys and values of ``layer``.
+        export: The export.
+        load: Lines that read the files.
+        pair: Expression for the keys and values of ``layer``.
     """
     example = export.examples[0]
     model = "model(context, past_key_values=copy.deepcopy(cache))"
@@ -211,7 +211,7 @@ def cache_snippet(export: Export, load: str, pair: str) -> str:
     else:
         answer = (
             "logits = model(inputs, past_key_values=cache).logits\n"
-            "print(tokenizer.decode(logits[0, -1].argmax()))  # the answer's first token"
+            "print(tokenizer.decode(logits[0, -1].argmax()))  # the first token of the answer"
         )
     return code(
         f"{imports('copy' if example.labels else '')}"
@@ -225,11 +225,11 @@ def cache_snippet(export: Export, load: str, pair: str) -> str:
 
 
 def peft_snippet(export: Export, name: str) -> str:
-    """Generating through PEFT.
+    """Write code that generates an answer with PEFT.
 
     Args:
-        export: What is exported.
-        name: The adapter's folder.
+        export: The export.
+        name: Folder of the adapter.
     """
     example = export.examples[0]
     contexts = [export.pieces(one).after for one in empty_examples(export, example)]
@@ -242,7 +242,7 @@ def peft_snippet(export: Export, name: str) -> str:
 
 
 def jinja(template: str) -> str:
-    """A template in the syntax of lm-evaluation-harness."""
+    """Convert a template to the syntax of lm-evaluation-harness."""
     for old, new in (("{{", "\0"), ("}}", "\1"), ("{", "{{"), ("}", "}}"), ("\0", "{"), ("\1", "}")):
         template = template.replace(old, new)
     return template

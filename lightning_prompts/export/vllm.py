@@ -1,4 +1,4 @@
-"""``prompt_embeds`` for vLLM, whose own adapters for prompt tuning are gone, and a script that asks with them."""
+"""Export to ``prompt_embeds`` for vLLM, which has no adapters for prompt tuning, with a script that uses them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TENSOR, SCRIPT = "prompt_embeds.pt", "example.py"
 
 
 class Vllm(Format):
-    """The vectors as ``torch.save`` writes them, and ``example.py``, which puts the text's vectors around them."""
+    """The vectors in a file of ``torch.save``, and ``example.py``, which adds the embeddings of the text."""
 
     name = "vllm"
     title = "prompt embeddings for vLLM"
@@ -31,12 +31,12 @@ class Vllm(Format):
         """See `Format`.
 
         Raises:
-            UserError: Each task of a mixture has a template of its own.
+            UserError: The datasets of a mixture have different templates.
         """
         if "" not in export.about["prompts"][0]["templates"]:
             raise UserError(
-                "the example for vLLM has one template, and here each task of the mixture has its own; --format "
-                "safetensors or npy carries them all, or set data.template"
+                "the example for vLLM supports one template, but the datasets of the mixture have different ones; use "
+                "--format safetensors or npy, or set data.template"
             )
 
     def write(self, export: Export, folder: Path) -> None:
@@ -46,7 +46,7 @@ class Vllm(Format):
 
     @torch.no_grad()
     def nll(self, export: Export, folder: Path) -> list[float]:
-        """See `Format`: the script's vectors, run by transformers, as vLLM is not at hand."""
+        """See `Format`; runs the vectors of the script with transformers instead of vLLM."""
         script, model = _module(folder / SCRIPT), export.base.load()
         about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
         prompt = torch.load(folder / TENSOR, weights_only=True)
@@ -65,7 +65,7 @@ class Vllm(Format):
         base = export.base.named("the example for vLLM")
         revision = "" if export.base.revision is None else f" --revision {export.base.revision}"
         return (
-            "vLLM takes all that precedes the answer as one tensor of embeddings; `example.py` makes it and asks:\n\n"
+            "`example.py` sends the embeddings of all tokens before the answer to vLLM as one tensor:\n\n"
             f"```bash\nvllm serve {base}{revision} --enable-prompt-embeds\n"
             f"python {name}/{SCRIPT} --server http://localhost:8000/v1\npython {name}/{SCRIPT} --offline\n```\n\n"
             "The vectors that the script sends were checked with transformers (`inputs_embeds`); "
@@ -74,14 +74,14 @@ class Vllm(Format):
 
 
 def _classes(export: Export) -> str:
-    """What the script does where the run chooses among classes."""
+    """Explain the difference between the script and a run with classes."""
     if not export.examples[0].labels:
         return ""
     return " The script generates text, whereas the run chooses the likeliest class; answers can differ.\n"
 
 
 def _module(path: Path) -> ModuleType:
-    """The script as it was written."""
+    """Import the exported script."""
     spec = importlib.util.spec_from_file_location("lightning_prompts_vllm_example", path)
     assert spec is not None
     assert spec.loader is not None

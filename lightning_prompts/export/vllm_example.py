@@ -1,12 +1,12 @@
-"""Ask vLLM with a trained prompt among the embeddings of the text.
+"""Query vLLM with a trained prompt among the embeddings of the text.
 
     vllm serve MODEL --enable-prompt-embeds
     python example.py --server http://localhost:8000/v1 --fields '{"question": "hot"}'
     python example.py --offline --fields '{"question": "hot"}'
 
-MODEL and a question to begin with stand in prompt.json beside this file. Everything that precedes the answer is sent as
-one tensor [T, D]: the vectors of the text before the prompt, the prompt, the vectors of the text after it. It needs
-torch and transformers; --offline needs vLLM, too.
+prompt.json beside this file contains MODEL and an example question. The script sends all embeddings before the answer
+as one tensor [T, D]: those of the text before the prompt, the prompt, and those of the text after it. It needs torch
+and transformers, and --offline also needs vLLM.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ HERE = Path(__file__).parent
 
 
 def tokens(tokenizer: PreTrainedTokenizerBase, text: str, start: bool, marks: dict[str, list[str]]) -> list[int]:
-    """Token ids of a piece of text.
+    """Tokenise a piece of text.
 
-    Many tokenizers change the start of a text. What does not start one is tokenised behind a mark, whose own tokens are
-    then taken off.
+    Many tokenizers change the start of a text. A piece inside a text is therefore tokenised after a mark, whose tokens
+    are then removed.
 
     Args:
-        tokenizer: The model's.
+        tokenizer: The tokenizer of the model.
         text: The piece.
-        start: Whether it starts a sequence.
-        marks: In order of preference, for pieces that begin with white space and for others.
+        start: Whether the piece starts a sequence.
+        marks: Marks in order of preference, for pieces that start with white space and for others.
     """
     for mark in [] if start or not text else marks["space" if text[:1].isspace() else "word"]:
         own = list(tokenizer.encode(mark, add_special_tokens=False))
@@ -55,42 +55,42 @@ def embeddings(
     about: dict[str, Any],
     fields: dict[str, Any],
 ) -> torch.Tensor:
-    """All that precedes the answer, as vectors.
+    """Compute the embeddings of all tokens before the answer.
 
     Args:
-        table: The model's input embeddings.
-        tokenizer: Its tokenizer.
+        table: The input embeddings of the model.
+        tokenizer: The tokenizer of the model.
         prompt: The trained vectors, [P, D].
-        about: What prompt.json says.
+        about: The contents of prompt.json.
         fields: The fields of the template.
 
     Returns:
-        [T, D].
+        The embeddings [T, D].
     """
     before, after = about["before"].format_map(fields), about["after"].format_map(fields).rstrip()
-    lead = list(about["lead"])
+    bos_ids = list(about["bos_ids"])
     if about["chat"]:
         given = f"{before}{after}{about['system'] or ''}{tokenizer.chat_template}"
-        slot = next(chr(code) for code in range(0xE000, 0xF900) if chr(code) not in given)  # stands for the prompt
+        slot = next(chr(code) for code in range(0xE000, 0xF900) if chr(code) not in given)  # marks the prompt slot
         turns = [{"role": "user", "content": before + slot + after}]
         if about["system"] is not None:
             turns.insert(0, {"role": "system", "content": about["system"]})
         text = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
-        (before, _, after), lead = text.partition(slot), []
-    front = torch.tensor(lead + tokens(tokenizer, before, True, about["marks"]), dtype=torch.long, device="cpu")
+        (before, _, after), bos_ids = text.partition(slot), []
+    front = torch.tensor(bos_ids + tokens(tokenizer, before, True, about["marks"]), dtype=torch.long, device="cpu")
     back = torch.tensor(tokens(tokenizer, after, False, about["marks"]), dtype=torch.long, device="cpu")
     return torch.cat([table(front), prompt.to(table(back).dtype), table(back)]).detach()
 
 
 def encoded(vectors: torch.Tensor) -> str:
-    """As the server wants it: what torch.save writes, in base64."""
+    """Encode vectors for the server: the output of torch.save in base64."""
     buffer = io.BytesIO()
     torch.save(vectors.clone(), buffer)
     return base64.b64encode(buffer.getvalue()).decode()
 
 
 def ask_server(url: str, model: str, vectors: torch.Tensor, max_tokens: int) -> str:
-    """The completion of an OpenAI-compatible server of vLLM."""
+    """Request a completion from vLLM's OpenAI-compatible server."""
     body = {"model": model, "prompt": "", "prompt_embeds": encoded(vectors), "max_tokens": max_tokens, "temperature": 0}
     request = urllib.request.Request(
         f"{url.rstrip('/')}/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
@@ -100,7 +100,7 @@ def ask_server(url: str, model: str, vectors: torch.Tensor, max_tokens: int) -> 
 
 
 def ask_offline(model: str, revision: str | None, vectors: torch.Tensor, max_tokens: int) -> str:
-    """The completion of vLLM itself."""
+    """Generate a completion with vLLM in this process."""
     from vllm import LLM, SamplingParams
 
     settings = SamplingParams(temperature=0, max_tokens=max_tokens)
@@ -110,16 +110,16 @@ def ask_offline(model: str, revision: str | None, vectors: torch.Tensor, max_tok
 
 
 def main() -> None:
-    """Ask one question."""
+    """Answer one question."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     about = json.loads((HERE / "prompt.json").read_text(encoding="utf-8"))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=about["base_model"], help="its embeddings are what the text is made of")
-    parser.add_argument("--served", help="the model's name on the server; --model without it")
-    parser.add_argument("--fields", type=json.loads, default=about["example"], help="of the template, as JSON")
+    parser.add_argument("--model", default=about["base_model"], help="the model for the embeddings of the text")
+    parser.add_argument("--served", help="name of the model on the server; default: --model")
+    parser.add_argument("--fields", type=json.loads, default=about["example"], help="fields of the template, as JSON")
     where = parser.add_mutually_exclusive_group(required=True)
-    where.add_argument("--server", help="URL of vLLM's OpenAI-compatible server, with its /v1")
+    where.add_argument("--server", help="URL of vLLM's OpenAI-compatible server, including /v1")
     where.add_argument("--offline", action="store_true", help="run vLLM in this process")
     args = parser.parse_args()
     prompt = torch.load(HERE / "prompt_embeds.pt", weights_only=True)

@@ -1,4 +1,4 @@
-"""The frozen language model: load, quantise, embed, score answers over a shared prefix, generate.
+"""The frozen language model: loading, quantisation, embedding, scoring over shared prefixes, generation.
 
 Names are imported when they are first used, as most modules here import transformers, which takes seconds.
 """

@@ -1,9 +1,9 @@
-"""What is particular to some architectures, so that their attention follows a `Layout` too.
+"""Adaptations that make the attention of particular architectures follow a `PackedLayout`.
 
-Most architectures of transformers look their attention up by name, and are called with a window and a scale. These do
-not: attention that is written out in the layer (Falcon, BLOOM, MPT, GPT-J, CodeGen, GPT-Neo, GPT-NeoX Japanese, XGLM),
-a window that stands in the mask alone (PhiMoE), layers that read another layer's keys and values, and inputs of each
-layer that belong to a token (Gemma 3n, Gemma 4).
+Most architectures of transformers look up their attention function by name and pass it a window and a scale. The
+exceptions are architectures with attention code in the layer (Falcon, BLOOM, MPT, GPT-J, CodeGen, GPT-Neo, GPT-NeoX
+Japanese, XGLM), a window that only the mask contains (PhiMoE), layers that read the keys and values of another layer,
+and per-layer token inputs (Gemma 3n, Gemma 4).
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from lightning_prompts.lm.attention import ATTENTION_NAME, Bias, followed_layout
 
 
 def attention_of(config: PretrainedConfig) -> str | None:
-    """The attention implementation to build a model with; ``None`` for its default, where attention is written out."""
+    """The attention implementation for a model; ``None`` for the default, if the layer contains its attention code."""
     written_out = ("falcon", "bloom", "mpt", "gptj", "codegen", "gpt_neox_japanese", "gpt_neo", "xglm")
     return None if config.model_type in written_out else ATTENTION_NAME
 
 
 def adapt(model: PreTrainedModel) -> PreTrainedModel:
-    """Let a model follow layouts, in place.
+    """Change a model in place, so that its attention follows layouts.
 
     Args:
-        model: As transformers has built it, with the attention implementation `attention_of`.
+        model: A model of transformers, built with the attention implementation `attention_of`.
     """
     for module in model.modules():
         if change := _CHANGES.get(type(module).__name__):
@@ -41,11 +41,11 @@ def adapt(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-# --- attention that is written out in the layer ----------------------------------------------------------------------
+# --- attention code in the layer -------------------------------------------------------------------------------------
 
 
 def _dot_product(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Any:  # noqa: ANN401
-    """GPT-J, CodeGen, GPT-Neo and GPT-NeoX Japanese: the part between rotation and output projection."""
+    """Replace the attention between rotation and output projection of GPT-J, CodeGen, GPT-Neo and GPT-NeoX Japanese."""
     layout = followed_layout()
     if layout is None:
         return type(module)._attn(module, query, key, value, mask)
@@ -65,7 +65,7 @@ def _falcon(module: Any, hidden_states: Tensor, alibi: Tensor | None, *args: Any
     if module.config.alibi:
         slopes, scale = _slopes(module, hidden_states.device).bfloat16(), float(module.inv_norm_factor)
 
-        def rounded(positions: Tensor) -> Tensor:  # as Falcon's own biases are
+        def rounded(positions: Tensor) -> Tensor:  # Falcon rounds its biases to bfloat16
             return (slopes[:, None] * positions[:, None]).float() * scale
 
         bias = rounded
@@ -120,18 +120,18 @@ def _slopes(module: Any, device: torch.device) -> Tensor:  # noqa: ANN401
 
 
 def _alibi(slopes: Tensor) -> Bias:
-    """A bias that falls with the distance from the last key: what all keys of a query share cancels in the softmax."""
+    """Make a bias from the distance to the last key; a term that all keys of a query share cancels in the softmax."""
     return lambda positions: slopes.float()[:, None] * (positions - positions.amax(-1, keepdim=True))[:, None]
 
 
 def _no_alibi(module: Any, *args: Any, **kwargs: Any) -> Tensor | None:  # noqa: ANN401
-    """BLOOM's biases of the plain path; by a layout there is no mask to make them from, and `_bloom` needs none."""
+    """Build the biases of BLOOM's plain path; with a layout there is no mask to build them from, nor need for them."""
     layout = followed_layout()
     return type(module).build_alibi_tensor(module, *args, **kwargs) if layout is None else None
 
 
 def _falcon_alibi(module: Any, inputs: Any) -> None:  # noqa: ANN401
-    """As `_no_alibi`, for Falcon."""
+    """Switch off the biases of Falcon's plain path; see `_no_alibi`."""
     del inputs
     module.use_alibi = module.config.alibi and followed_layout() is None
 
@@ -150,36 +150,39 @@ def _gpt_neo(module: Any) -> None:  # noqa: ANN401
 
 
 def _read_layer(module: Any) -> int:  # noqa: ANN401
-    """The layer that keeps the keys and values which a sharing layer reads."""
+    """The index of the layer whose keys and values this layer reads."""
     config = module.config
-    stores = [layer for layer, mode in enumerate(config.kv_sharing_modes)
-              if mode == "store" and config.layer_types[layer] == module.layer_type]  # fmt: skip
+    stores = [
+        layer
+        for layer, mode in enumerate(config.kv_sharing_modes)
+        if mode == "store" and config.layer_types[layer] == module.layer_type
+    ]
     return stores[-1]
 
 
-# --- inputs of each layer --------------------------------------------------------------------------------------------
+# --- per-layer token inputs ------------------------------------------------------------------------------------------
 
 
 class TokenInputs:
-    """Gives Gemma 3n and Gemma 4 the inputs of each layer, which belong to a token, where they are called with vectors.
+    """Adds the per-layer token inputs of Gemma 3n and Gemma 4 to passes that start from vectors.
 
-    A vector that is equal to a token's embedding is that token, wherever it comes from. Any other vector, such as that
-    of a soft prompt, gets the inputs of the padding token, as images do in these models.
+    A vector that equals the embedding of a token counts as that token. Any other vector, such as a vector of a soft
+    prompt, gets the inputs of the padding token, as images do in these models.
 
     Args:
-        decoder: The decoder that has the tables.
+        decoder: The decoder with the embedding tables.
     """
 
     def __init__(self, decoder: Any) -> None:  # noqa: ANN401
-        """Look at nothing yet."""
+        """Start without digests of the embeddings."""
         self.decoder = decoder
         self._known: tuple[Tensor, Tensor] | None = None
-        self._table: int | None = None  # where the embeddings lay that are known
+        self._table: int | None = None  # address of the embeddings that `_known` was computed from
 
     def __call__(
         self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Add ``per_layer_inputs`` to what a model is called with."""
+        """Add ``per_layer_inputs`` to the arguments of a model."""
         vectors = kwargs.get("inputs_embeds")
         if vectors is None or kwargs.get("per_layer_inputs") is not None:
             return args, kwargs
@@ -188,12 +191,12 @@ class TokenInputs:
 
     @torch.no_grad()
     def tokens(self, vectors: Tensor) -> Tensor:
-        """Ids ``[...]`` of the tokens that vectors ``[..., D]`` are, the padding token's for others."""
+        """Look up the token ids ``[...]`` of vectors ``[..., D]``; other vectors get the padding token."""
         table = self.decoder.embed_tokens
         if self._known is None or self._table != table.weight.data_ptr():
             self._table = table.weight.data_ptr()
             ids = torch.arange(len(table.weight), device=vectors.device)
-            # Of tokens with equal embeddings the first counts: the sort is stable.
+            # The stable sort picks the first of several tokens with equal embeddings.
             self._known = torch.cat([_digest(table(part)) for part in ids.split(4096)]).sort(stable=True)
         known, ids = self._known
         wanted = _digest(vectors.to(table.weight.dtype))
@@ -203,7 +206,7 @@ class TokenInputs:
 
 
 def _digest(vectors: Tensor) -> Tensor:
-    """A 64-bit number for each vector, the same for equal ones: ``[..., D]`` -> ``[...]``."""
+    """Compute a 64-bit digest of each vector, ``[..., D]`` -> ``[...]``; equal vectors have equal digests."""
     bits = vectors.contiguous().view(torch.int16 if vectors.element_size() == 2 else torch.int32).long()
     factors = torch.arange(1, bits.shape[-1] + 1, device=bits.device) * 0x5851F42D4C957F2D + 1
     mixed = (bits ^ (bits << 29)) * factors

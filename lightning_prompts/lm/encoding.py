@@ -1,11 +1,11 @@
-"""Text to token ids and back. The language model owns the only tokenizer; no other module calls it for pieces of text.
+"""Text to token ids and back. Only this module calls the tokenizer of the language model for pieces of text.
 
-A row is a list of integers: a token id, or ``-1 - p`` for position ``p`` of the prompt. The parts around the prompt
-slot are tokenised one by one, the same way for every method, so that a soft prompt, a hard prompt and a fixed text are
+A row is a list of integers: token ids, and ``-1 - p`` for position ``p`` of the prompt. The parts around the prompt
+slot are tokenised separately, in the same way for every method, so that soft prompts, hard prompts and fixed texts are
 compared on the same tokens.
 
 Many tokenizers change the start of a text (they add or drop a space). A piece inside a text is therefore tokenised and
-decoded behind a mark, a short text whose own tokens are then taken off.
+decoded after a mark: a short text whose tokens are then removed.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from lightning_prompts.types import Example
 
 log = logging.getLogger(__name__)
 
-ROWS_KEPT = 10_000  # encoded; some kilobytes each
+ROWS_KEPT = 10_000  # size of the cache of encoded rows, a few kilobytes each
 PRIVATE_USE = range(0xE000, 0xF900)  # characters without a meaning; one of them marks the prompt slot in a chat
-# What stands ahead of a piece while it is tokenised, in order of preference: nothing that would merge with the piece.
+# Texts to put before a piece for its tokenisation, in order of preference; a mark must not merge with the piece.
 MARKS = {"space": ("a", ".", "1", "\n"), "word": ("\n", "1", ".", "|")}
 FOLLOWERS = {"space": ("a", ".", "1", " a"), "word": (" a", "\n", ".", "|")}
-# Texts that a tokenizer gives back unchanged if it loses nothing at the ends of a piece or within it.
+# A tokenizer is lossless if encoding and decoding return these texts unchanged.
 PROBES = (" a", "a ", "\na", "a\n", "  a  b", "\n\na\n\n", "A a", "a\tb", "a , b .", "\ufb01 e\u0301")
 
 
@@ -39,9 +39,9 @@ class Row:
     """One example as token ids.
 
     Attributes:
-        context: What the LM is conditioned on, prompt positions as ``-1 - p``.
-        answer: The answer's token ids, empty when there is no reference.
-        end: Token ids of what follows the answer, where they are to be scored too.
+        context: Token ids that the LM is conditioned on, with prompt positions as ``-1 - p``.
+        answer: Token ids of the answer; empty without a reference.
+        end: Token ids of the text after the answer, if they are scored.
     """
 
     context: list[int]
@@ -60,12 +60,12 @@ Way = TypeVar("Way", str, tuple[int, ...])
 
 @dataclass(frozen=True, slots=True)
 class LabelTokens:
-    """Classes as token sequences.
+    """The token sequences of the classes.
 
     Attributes:
-        tokens: The sequences, with their ends where labels begin alike; see `Encoder.label_tokens`.
-        owners: The class of each, an index.
-        classes: ``Y``, how many there are.
+        tokens: The sequences, with an end if one label is a prefix of another; see `Encoder.label_tokens`.
+        owners: The index of the class of each sequence.
+        classes: ``Y``, the number of classes.
     """
 
     tokens: tuple[tuple[int, ...], ...]
@@ -74,22 +74,22 @@ class LabelTokens:
 
 
 class Encoder:
-    """Turns examples into rows, and tokens into text.
+    """Encodes examples as rows, and decodes tokens.
 
     Args:
-        tokenizer: The LM's tokenizer.
-        name: The model, for error messages.
-        rows: Rows of the model's embeddings; ``None`` where that is unknown.
+        tokenizer: The tokenizer of the LM.
+        name: Name of the model in error messages.
+        rows: Number of embeddings of the model; ``None`` if unknown.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, name: str = "the model", rows: int | None = None) -> None:
-        """Find out what the tokenizer does to the start of a text, and whether it loses anything."""
+        """Probe how the tokenizer changes the start of a text, and whether it is lossless."""
         self.tokenizer = tokenizer
         self.name = name
         self.rows = rows
         plain = self._encode("a")
         full = tokenizer.encode("a", add_special_tokens=True)
-        # The tokens that start a sequence (BOS); an end-of-sequence token after the text must not be copied.
+        # The tokens that start a sequence (BOS), without an end-of-sequence token after the text.
         self.bos_ids: list[int] = full[: full.index(plain[0])] if plain and plain[0] in full else []
         marks = {mark: self._encode(mark) for mark in itertools.chain(*MARKS.values())}
         self._marks = {
@@ -97,7 +97,7 @@ class Encoder:
             for mark, ids in marks.items()
             if tokenizer.unk_token_id not in ids and self._decode(ids).lstrip(" ") == mark
         }
-        # Marks behind which a word and the same word with a space ahead are different tokens.
+        # Marks after which a word has different tokens with and without a leading space.
         self._telling = {mark for mark in self._marks if self._encode(f"{mark}a") != self._encode(f"{mark} a")}
         self._direct = all(self._encode(text) == self._behind_mark(text) for text in ("a", "1", " a", "\na"))
         self._decoded_behind: list[int] = []
@@ -106,18 +106,18 @@ class Encoder:
             self._decoded_behind = self._marks["a"]
         controls = {token.content: token for token in tokenizer.added_tokens_decoder.values() if token.special}
         longest = sorted(controls, key=len, reverse=True)
-        # Control tokens, and at the end of a text those and the white space that they swallow.
+        # Control tokens, and control tokens at the end of a text with the white space that they strip.
         self._control = re.compile("|".join(map(re.escape, longest)) or "(?!)")
         self._control_end = re.compile(
             "|".join(re.escape(text) + r"\s*" * controls[text].rstrip + r"\Z" for text in longest) or "(?!)"
         )
-        # Words that were added to the vocabulary may swallow the white space around them.
+        # Tokens that were added to the vocabulary may strip the white space around them.
         greedy = [token for token in tokenizer.added_tokens_decoder.values() if token.lstrip or token.rstrip]
         self._lossless = all(self.text(self._inside(text)) == text for text in PROBES)
         self._lossless = self._lossless and all(token.special for token in greedy)
         if not self._lossless and "\n" not in self.text(self._inside("a\na")):
             log.warning("the tokenizer of %s drops line breaks, so a stop such as \\n never matches an answer", name)
-        self._rows: dict[tuple[object, ...], Row] = {}  # an epoch meets the same examples as the one before
+        self._rows: dict[tuple[object, ...], Row] = {}  # all epochs have the same examples
         self._label_tokens: dict[tuple[Labels, str | None], LabelTokens] = {}
 
     def _encode(self, text: str) -> list[int]:
@@ -128,11 +128,11 @@ class Encoder:
         return str(decoded)
 
     def marks(self) -> dict[str, list[str]]:
-        """What is put ahead of a piece inside a text to tokenise it, by what it begins with, in order of preference."""
+        """The marks for a piece inside a text, by the kind of its first character, in order of preference."""
         return {kind: [] if self._direct else self._ordered(kind) for kind in MARKS}
 
     def _ordered(self, kind: str) -> list[str]:
-        """The marks that this tokenizer keeps as they are, telling ones first."""
+        """The marks that this tokenizer keeps unchanged; those first that separate a word from a word with a space."""
         return sorted((mark for mark in MARKS[kind] if mark in self._marks), key=lambda mark: mark not in self._telling)
 
     def _mark_of(self, text: str) -> str | None:
@@ -144,20 +144,20 @@ class Encoder:
         return None
 
     def _behind_mark(self, text: str) -> list[int]:
-        """Tokens of a piece without those of the mark ahead of it; all its tokens where there is no such mark."""
+        """Tokenise a piece after a mark and remove the tokens of the mark; without a mark if none fits."""
         mark = self._mark_of(text)
         return self._encode(text) if mark is None else self._encode(mark + text)[len(self._marks[mark]) :]
 
     def _inside(self, text: str) -> list[int]:
-        """Tokens of a piece that something precedes, unchecked."""
+        """Tokenise a piece inside a text, without checks."""
         return self._encode(text) if self._direct or not text else self._behind_mark(text)
 
     def text(self, ids: Sequence[int], special: bool = True) -> str:
-        """Token ids as they read inside a text, with their leading space.
+        """Decode token ids as they read inside a text, with their leading space.
 
         Args:
             ids: The token ids.
-            special: Whether to show special tokens.
+            special: Whether to include special tokens.
         """
         if not self._decoded_behind:
             return self._decode(ids, special)
@@ -165,30 +165,31 @@ class Encoder:
         return whole[len(head) :] if whole.startswith(head) else self._decode(ids, special)
 
     def round_trips(self, ids: Sequence[int]) -> bool:
-        """Whether tokens are the same again after they were written as text."""
+        """Whether decoding and encoding tokens returns the same tokens."""
         return self.tokenizer.unk_token_id not in ids and self._inside(self.text(ids)) == list(ids)
 
     def tokens(self, text: str, start: bool = False) -> list[int]:
-        """Token ids of a piece of text, without special tokens.
+        """Tokenise a piece of text, without special tokens.
 
         Args:
             text: The piece, with the white space that belongs to it.
-            start: Whether it starts a sequence; elsewhere a tokenizer that adds a space to every text is kept from it.
+            start: Whether the piece starts a sequence. Otherwise, a tokenizer that adds a space to every text does not
+                add one here.
 
         Raises:
-            UserError: The tokenizer cannot keep the piece as it is; or the model has no embedding of a token.
+            UserError: The tokenizer changes the piece, or the model has no embedding for a token.
         """
         ids = self._piece(text, start)
-        if text and not self._lossless and "\n" in self._marks:  # it may stand between line breaks
+        if text and not self._lossless and "\n" in self._marks:  # the neighbours may be line breaks
             before, after = ("\n" if end.isspace() and not start else "" for end in (text[0], text[-1]))
             self._check_same(before + text + after, [*self._known(before), *ids, *self._inside(after)], text)
         return ids
 
     def _piece(self, text: str, start: bool = False, last: bool = False, ahead: str = "") -> list[int]:
-        """`tokens` of a piece of a row, whose neighbours are known: the text ahead of it; nothing follows the last."""
+        """Tokenise a piece of a row, given the text ahead of it and whether it is the last piece; see `tokens`."""
         if not text:
             return []
-        if control := self._control_end.search(ahead):  # it may swallow white space, or a text begins behind it
+        if control := self._control_end.search(ahead):  # it may strip white space, or start a new text
             own, both = self._encode(control[0]), self._encode(control[0] + text)
             if both[: len(own)] == own:
                 return self._with_embeddings(both[len(own) :])
@@ -200,7 +201,7 @@ class Encoder:
         if glued and self._encode(f"a{text}") != [*self._encode("a"), *ids]:
             raise UserError(
                 f"the tokenizer of {self.name} reads {_short(text)} like {_short(' ' + text)}: it drops the spaces "
-                "between words; begin that text with a space, or use another model"
+                "between words; start the text with a space, or use another model"
             )
         mark = "" if start or self._direct or mark is None else mark
         for follower in () if last else FOLLOWERS["space" if text[-1].isspace() else "word"]:
@@ -210,16 +211,16 @@ class Encoder:
         return ids
 
     def _with_embeddings(self, ids: list[int]) -> list[int]:
-        """The ids.
+        """Return the ids after a check.
 
         Raises:
-            UserError: The model has no embedding of one of them.
+            UserError: The model has no embedding for one of them.
         """
         if self.rows is not None and max(ids, default=0) >= self.rows:
             token = self.tokenizer.convert_ids_to_tokens(max(ids))
             raise UserError(
-                f"the tokenizer of {self.name} gives token {token!r} the id {max(ids)}, and the model has only "
-                f"{self.rows} embeddings; resize the model's embeddings and save it again, or leave {token!r} out"
+                f"the tokenizer of {self.name} gives token {token!r} the id {max(ids)}, but the model has only "
+                f"{self.rows} embeddings; resize the embeddings and save the model again, or leave {token!r} out"
             )
         return ids
 
@@ -227,20 +228,25 @@ class Encoder:
         return self._marks.get(mark, [])
 
     def _check_same(self, text: str, ids: list[int], piece: str) -> None:
-        """Raise a `UserError` if a text is read as something else than its pieces are."""
+        """Raise a `UserError` if the tokens of a text differ from those of its pieces."""
         whole = self._encode(text)
         if whole != ids and self._decode(whole) != self._decode(ids):
             raise UserError(
-                f"the tokenizer of {self.name} does not keep the white space at the ends of {_short(piece)}: it makes "
-                f"{_short(self._decode(whole))} of {_short(text)}, and {_short(self._decode(ids))} of its pieces; "
-                "leave that white space out, or use another model"
+                f"the tokenizer of {self.name} does not keep the white space at the ends of {_short(piece)}: it turns "
+                f"{_short(text)} into {_short(self._decode(whole))}, and its pieces into {_short(self._decode(ids))}; "
+                "remove the white space, or use another model"
             )
 
     def row(self, example: Example, length: int, with_end: bool = False) -> Row:
-        """Encode one example around a prompt of ``length`` tokens, with what follows its answer if asked.
+        """Encode one example around a prompt of ``length`` tokens.
+
+        Args:
+            example: The example.
+            length: Tokens of the prompt.
+            with_end: Whether to include the text after the answer.
 
         Raises:
-            UserError: Nothing precedes the answer, the answer has no tokens, or the tokenizer has no chat template.
+            UserError: The answer has no context or no tokens, or the tokenizer has no chat template.
         """
         texts = (example.before, example.after, example.answer, example.end, example.chat, example.system)
         key = (*texts, length, with_end)
@@ -257,11 +263,11 @@ class Encoder:
     def _row(self, example: Example, length: int, with_end: bool) -> Row:
         before, after, answer = self.texts(example)
         slot = [-1 - p for p in range(length)]
-        lead = [] if example.chat else self._with_embeddings(list(self.bos_ids))
+        bos_ids = [] if example.chat else self._with_embeddings(list(self.bos_ids))
         front = self._piece(before, start=True)
         start = not (before or slot)
         back = self._piece(after, start, ahead="" if slot else before)
-        context = lead + front + slot + back
+        context = bos_ids + front + slot + back
         if not context:
             raise UserError("nothing precedes the answer; give the template some text or the prompt a length")
         if answer is None:
@@ -280,10 +286,10 @@ class Encoder:
         return row
 
     def warn_of_losses(self, examples: Iterable[Example]) -> None:
-        """Log the first row whose text the tokenizer does not read as it is, for each way to do so, and how many do.
+        """Log texts that the tokenizer changes: for each kind of change the first row, and the number of rows.
 
-        A row may hold a control token, such as the one that ends a turn, or a text that the tokenizer has no tokens
-        for. An answer may become another one, as on a tokenizer without capitals.
+        The kinds are a control token in a row (such as the one that ends a turn), text without tokens, and an answer
+        that becomes another one (for example with a lower-case tokenizer).
         """
         found: dict[str, list[str]] = {"control": [], "unknown": [], "answer": []}
         for example in examples:
@@ -291,40 +297,40 @@ class Encoder:
             for name, value in example.fields.items():
                 if (match := self._control.search(str(value))) and str(value).strip() in text:
                     found["control"].append(
-                        f"{where}: field {name!r} holds {match[0]!r}, which the tokenizer of {self.name} reads as a "
-                        "control token and not as text; change that text unless it is meant"
+                        f"{where}: field {name!r} contains {match[0]!r}, which the tokenizer of {self.name} reads as a "
+                        "control token and not as text; change the text unless this is intended"
                     )
             if self._lossless:
                 continue
             if self.tokenizer.unk_token_id in self._encode(self._control.sub("", text)):
                 found["unknown"].append(
-                    f"{where}: the tokenizer of {self.name} has no token for a part of {_short(text)}; change that "
+                    f"{where}: the tokenizer of {self.name} has no token for a part of {_short(text)}; change the "
                     "text, or use another model"
                 )
             elif example.answer and not example.labels:
                 kept = self.text(self._inside(example.answer), special=False)
                 if kept.strip() != self._control.sub("", example.answer).strip():
                     found["answer"].append(
-                        f"{where}: the tokenizer of {self.name} makes {_short(kept.strip())} of the answer "
-                        f"{_short(example.answer.strip())}, so that no generation equals it; change the answer, or use "
-                        "another model"
+                        f"{where}: the tokenizer of {self.name} turns the answer {_short(example.answer.strip())} into "
+                        f"{_short(kept.strip())}, so no generation can match it; change the answer, or use another "
+                        "model"
                     )
-        for told in found.values():
-            if told:
-                log.warning("%s%s", told[0], f" (and {len(told) - 1} more like it)" if told[1:] else "")
+        for messages in found.values():
+            if messages:
+                log.warning("%s%s", messages[0], f" (and {len(messages) - 1} more like it)" if messages[1:] else "")
 
     def label_tokens(self, example: Example) -> LabelTokens:
-        """The token sequences that stand for an example's classes: every verbaliser with a leading space and without.
+        """Return the token sequences of an example's classes: each verbaliser with and without a leading space.
 
-        Where a sequence of one class begins a sequence of another, a text that begins with ``10`` begins with ``1``
-        too, and ``1`` is never the less likely one. All sequences of such classes go on to where the label ends: with
-        what `row` scores behind an answer, or with the end token where the template has nothing there.
+        If a sequence of one class is a prefix of a sequence of another (``1`` and ``10``), the shorter one would never
+        be less likely. In this case all sequences include the end of the label: the tokens that `row` scores after an
+        answer, or the end token if the template has no text there.
 
         Args:
-            example: Its labels count, and its end.
+            example: An example; only its labels and its end matter.
 
         Raises:
-            UserError: Two classes are the same tokens, or nothing tells where their labels end.
+            UserError: Two classes have the same tokens, or nothing marks the end of their labels.
         """
         labels, key = example.labels, (example.labels, example.end)
         if key not in self._label_tokens:
@@ -333,7 +339,7 @@ class Encoder:
                 tokens = tuple(self.tokens(text))
                 if owners.setdefault(tokens, index) != index:
                     raise UserError(
-                        f"labels {labels[owners[tokens]][0]!r} and {labels[index][0]!r} are the same tokens, "
+                        f"labels {labels[owners[tokens]][0]!r} and {labels[index][0]!r} have the same tokens, "
                         f"those of {text!r}; give them different verbalisers"
                     )
             if alike := begin_alike(owners, labels):
@@ -342,14 +348,15 @@ class Encoder:
         return self._label_tokens[key]
 
     def _label_end(self, example: Example, alike: str) -> list[int]:
-        """What follows a label, at best what training teaches; empty where there is neither text nor end token."""
+        """Token ids of the end of a label: the end that training teaches, else the end token, else nothing."""
         if end := self._end(example):
             return end
         if end := self._end(replace(example, end=None)):
             log.warning(
-                "%s begin alike, and the template has no text after {answer} that training could teach: the model's "
-                "end token tells them apart; a template that ends with a text (\\n) is better", alike,
-            )  # fmt: skip
+                "%s begin alike, and the template has no text after {answer}, so the end token of the model "
+                "distinguishes them; prefer a template that ends with a text (\\n)",
+                alike,
+            )
         return end
 
     def _end(self, example: Example) -> list[int]:
@@ -359,10 +366,10 @@ class Encoder:
         return [] if eos is None else self._with_embeddings([int(eos)])
 
     def texts(self, example: Example) -> tuple[str, str, str | None]:
-        """An example's text in front of the prompt slot, behind it, and its answer; a chat is written out.
+        """Return an example's text before the prompt slot, the text after it, and the answer; render a chat.
 
         Raises:
-            UserError: The tokenizer has no chat template.
+            UserError: The tokenizer has no chat template, or the chat template changes the text.
         """
         if not example.chat:
             return example.before, example.after, example.answer
@@ -378,7 +385,7 @@ class Encoder:
         except (TemplateError, TypeError, ValueError) as error:
             if example.system is not None and self._renders(turns[1:]):
                 raise UserError(
-                    f"the chat template of {self.name} takes no system turn; leave out data.system"
+                    f"the chat template of {self.name} does not support a system turn; remove data.system"
                 ) from error
             raise UserError(
                 f"the chat template of {self.name} fails ({' '.join(str(error).split())[:200]}); set chat: false"
@@ -389,12 +396,12 @@ class Encoder:
             count = text.count(slot)
             raise UserError(
                 f"the chat template of {self.name} {'changes' if count == 1 else f'shows {count} times'} the user's "
-                f"turn {_short(turn.replace(slot, ''))}; it must show it once and unchanged: set chat: false"
+                f"turn {_short(turn.replace(slot, ''))}; it must show the turn once and unchanged; set chat: false"
             )
         if example.system is not None and example.system.strip() not in text:
             raise UserError(
                 f"the chat template of {self.name} drops or changes the system turn {_short(example.system)}; "
-                "leave out data.system"
+                "remove data.system"
             )
         before, _, after = text.partition(slot)
         return before, after, example.answer
@@ -408,7 +415,7 @@ class Encoder:
 
 
 def unused_character(text: str) -> str:
-    """A private-use character that a text does not hold."""
+    """Return a private-use character that a text does not contain."""
     return next(chr(code) for code in PRIVATE_USE if chr(code) not in text)
 
 
@@ -417,7 +424,7 @@ def _short(text: str) -> str:
 
 
 def written(labels: Labels) -> list[tuple[str, int]]:
-    """Every way to write some classes, with a leading space and without, and the class of each."""
+    """Return each verbaliser with and without a leading space, and the index of its class."""
     return [
         (way, index)
         for index, verbalisers in enumerate(labels)
@@ -427,10 +434,10 @@ def written(labels: Labels) -> list[tuple[str, int]]:
 
 
 def begin_alike(owners: Mapping[Way, int], labels: Labels) -> str | None:
-    """The names of two classes of which one's text or tokens are the beginning of the other's, if there are such.
+    """Name two classes of which one's text or tokens are a prefix of the other's; ``None`` if there are none.
 
     Args:
-        owners: The class of each way to write one.
+        owners: The class of each text or token sequence.
         labels: The classes.
     """
     for way, owner in owners.items():
@@ -441,34 +448,32 @@ def begin_alike(owners: Mapping[Way, int], labels: Labels) -> str | None:
 
 
 def with_ends(owners: Mapping[Way, int], labels: Labels, end: Way) -> dict[Way, int]:
-    """Ways to write classes that begin alike, each with its end.
+    """Append the end to the texts or token sequences of classes that begin alike.
 
     Args:
-        owners: The class of each way.
+        owners: The class of each text or token sequence.
         labels: The classes.
-        end: What follows an answer.
+        end: The text or tokens after an answer.
 
     Raises:
-        UserError: There is no end, or one class's way is the beginning of another's even so.
+        UserError: There is no end, or one class is still a prefix of another.
     """
     ended = {way + end: owner for way, owner in owners.items()}
     if alike := begin_alike(ended, labels):
-        why = "even with the text after {answer}" if end else "and nothing tells where one ends"
-        raise UserError(
-            f"{alike} begin alike, {why}; end the template with a text that no label has in it, such as \\n"
-        )
+        why = "even with the text after {answer}" if end else "and nothing marks the end of a label"
+        raise UserError(f"{alike} begin alike, {why}; end the template with a text that no label contains, such as \\n")
     return ended
 
 
 def check_fits(example: Example, total: int, length: int, name: str, context: int) -> None:
-    """Raise a `UserError` if ``total`` tokens, ``length`` of them the prompt, are more than a model's context window.
+    """Raise a `UserError` if an example does not fit into the context window of a model.
 
     Args:
-        example: What the tokens are of.
-        total: How many there are.
-        length: How many of them are the prompt's.
-        name: The model.
-        context: Its window.
+        example: The example.
+        total: Tokens of the row, including the prompt.
+        length: Tokens of the prompt.
+        name: Name of the model.
+        context: Context window of the model in tokens.
     """
     if total > context:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Where numbers stop being finite."""
+"""Find the first module with non-finite outputs."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 
 def first_not_finite(module: nn.Module, run: Callable[[], Any]) -> str | None:
-    """Run something, and name the first part of a module whose output is not finite.
+    """Run a function and return the name of the first submodule whose output is not finite.
 
     Args:
-        module: Its parts are watched.
-        run: What runs it.
+        module: The module to watch.
+        run: Function that runs the module.
 
     Returns:
-        The part's name within ``module``; ``None`` where all outputs are finite.
+        The name of the submodule within ``module``; ``None`` if all outputs are finite.
     """
     found: list[str] = []
     handles = [part.register_forward_hook(_watch(name, found)) for name, part in module.named_modules() if name]
@@ -26,7 +26,7 @@ def first_not_finite(module: nn.Module, run: Callable[[], Any]) -> str | None:
         with ExitStack() as stack:
             for part in module.modules():
                 by_module: Any = getattr(part, "by_module", None)
-                if by_module is not None:  # a language model, whose modules may run as one graph
+                if by_module is not None:  # a language model that may run as a CUDA graph
                     stack.enter_context(by_module())
             run()
     finally:
@@ -35,11 +35,11 @@ def first_not_finite(module: nn.Module, run: Callable[[], Any]) -> str | None:
     return found[0] if found else None
 
 
-def _watch(name: str, found: list[str]) -> Any:  # noqa: ANN401 - torch's own hook
+def _watch(name: str, found: list[str]) -> Any:  # noqa: ANN401 - a torch hook
     def hook(module: nn.Module, inputs: Any, output: Any) -> None:  # noqa: ANN401
         tensors = output if isinstance(output, tuple) else (output,)
-        if not all(bool(torch.isfinite(part).all()) for part in tensors
-                   if isinstance(part, Tensor) and part.is_floating_point()):  # fmt: skip
+        numbers = [part for part in tensors if isinstance(part, Tensor) and part.is_floating_point()]
+        if not all(bool(torch.isfinite(part).all()) for part in numbers):
             found.append(name)
 
     return hook

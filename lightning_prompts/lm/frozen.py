@@ -1,6 +1,6 @@
-"""The frozen language model: the one place that embeds, scores and generates.
+"""The frozen language model, which embeds, scores and generates.
 
-Training loss, evaluation, candidate scores and rewards all come from `FrozenLM.score`.
+Training losses, evaluation, candidate scores and rewards use the same scores.
 """
 
 from __future__ import annotations
@@ -30,21 +30,26 @@ from lightning_prompts.types import Example
 
 
 class FrozenLM(PackedLM):
-    """A causal language model that never changes, and its tokenizer; see `PackedLM` for how it is run.
+    """A frozen causal language model with its tokenizer.
 
     Args:
-        model: A transformers causal LM that runs with this project's attention.
-        tokenizer: Its tokenizer.
-        name: What to call it in messages and checkpoints.
+        model: A causal LM of transformers with the attention of this project.
+        tokenizer: The tokenizer of the model.
+        name: Name of the model in messages and checkpoints.
         attention: See `LMConfig`.
         graphs: See `LMConfig`.
         compile: See `LMConfig`.
     """
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, attention: Attention = "auto",
-        graphs: bool = True, compile: Switch = "auto",
-    ) -> None:  # fmt: skip
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        name: str,
+        attention: Attention = "auto",
+        graphs: bool = True,
+        compile: Switch = "auto",
+    ) -> None:
         """Wrap a loaded model; see `load`."""
         super().__init__(model, name, attention, graphs, compile)
         self.tokenizer = tokenizer
@@ -66,17 +71,17 @@ class FrozenLM(PackedLM):
         """Load a model.
 
         Args:
-            config: Which model.
-            tokenizer: In the place of the model's own, if one is given.
-            device: Where the weights go, straight from their files; ``None`` for torch's default device.
+            config: Settings of the model.
+            tokenizer: Replaces the tokenizer of the model, unless ``None``.
+            device: Device of the weights, which are read directly onto it; ``None`` for torch's default device.
 
         Raises:
-            UserError: See `lightning_prompts.lm.loading.load_model`.
+            UserError: The model is behind a server; or see `lightning_prompts.lm.loading.load_model`.
         """
         if config.server is not None:
             raise UserError(
-                f"{config.name} is behind a server ({config.server.base_url}), which gives texts and no vectors or "
-                "gradients; leave out server, so that the model itself is loaded"
+                f"{config.name} is behind a server ({config.server.base_url}), which provides texts but no vectors or "
+                "gradients; remove server to load the model itself"
             )
         model, own = load_model(config, device)
         return cls(model, tokenizer or own, config.name, config.attention, config.graphs, config.compile)
@@ -95,11 +100,11 @@ class FrozenLM(PackedLM):
 
     @property
     def tokens_forwarded(self) -> int:
-        """Prompt, text and answer tokens run through the model, by this process."""
+        """Number of tokens that this process has run through the model."""
         return self.usage.tokens
 
     def describe(self) -> str:
-        """Name, precision and size."""
+        """Return name, precision and size as text."""
         frozen = sum(parameter.numel() for parameter in self.parameters() if not parameter.requires_grad)
         return f"{self.name} in {str(self.model.dtype).removeprefix('torch.')}: {frozen:,} parameters, frozen"
 
@@ -107,26 +112,26 @@ class FrozenLM(PackedLM):
 
     @torch.no_grad()
     def embedding_matrix(self) -> Tensor:
-        """E, the embeddings of the whole vocabulary, ``[V, D]`` in the LM's dtype; made once, not to be changed."""
+        """Return E, the embeddings ``[V, D]`` of the vocabulary in the LM's dtype; cached, do not modify."""
         if self._matrix is None or self._matrix.device != self.device:
             self._matrix = self.embed(torch.arange(self.vocabulary, device=self.device))
         return self._matrix
 
     def token_ids(self, text: str) -> Tensor:
-        """Token ids ``[P]`` of a piece of text, on the LM's device; ``P`` may be 0."""
+        """Tokenise a piece of text into ids ``[P]`` on the LM's device; ``P`` may be 0."""
         return to_device(torch.tensor(self.encoder.tokens(text), dtype=torch.long, device="cpu"), self.device)
 
     def embed_text(self, text: str) -> Tensor:
-        """Embeddings ``[P, D]`` of a piece of text, in the LM's dtype."""
+        """Embed a piece of text as vectors ``[P, D]`` in the LM's dtype."""
         return self.embed(self.token_ids(text))
 
     def no_prompt(self) -> Tensor:
-        """A prompt without vectors, ``[0, D]``."""
+        """Return an empty prompt, ``[0, D]``."""
         return torch.empty(0, self.width, device=self.device)
 
     @torch.no_grad()
     def nearest_tokens(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """The vocabulary tokens most similar to some vectors.
+        """Find the tokens of the vocabulary with the highest cosine similarity to vectors.
 
         Args:
             vectors: ``[P, D]``.
@@ -139,19 +144,19 @@ class FrozenLM(PackedLM):
         return ids, similarity
 
     def text(self, ids: Tensor | list[int], special: bool = True) -> str:
-        """Token ids as they read inside a text, special tokens included unless told otherwise."""
+        """Decode token ids as they read inside a text; ``special`` decides whether to include special tokens."""
         return self.encoder.text(ids.tolist() if isinstance(ids, Tensor) else ids, special)
 
     # --- encoding ---------------------------------------------------------------------------------------------------
 
     def encode(self, examples: Sequence[Example], length: int, with_end: bool = False, ahead: int = 0) -> list[Row]:
-        """Token ids of examples around a prompt.
+        """Encode examples around a prompt.
 
         Args:
             examples: ``B`` examples.
-            length: Places of the prompt slot.
-            with_end: Encode what follows the answers, too.
-            ahead: Keys and values in front of everything, which take places of the context window.
+            length: Tokens of the prompt slot.
+            with_end: Whether to include the text after the answers.
+            ahead: Keys and values before all tokens, which count towards the context window.
 
         Raises:
             UserError: See `Encoder.row`; or a row is longer than the context window.
@@ -162,18 +167,18 @@ class FrozenLM(PackedLM):
         return rows
 
     def check_fits(self, example: Example, total: int, length: int) -> None:
-        """Raise a `UserError` if ``total`` tokens, ``length`` of them the prompt, are more than the context window."""
+        """Raise a `UserError` if ``total`` tokens, ``length`` of them the prompt, exceed the context window."""
         check_fits(example, total, length, self.name, self.context)
 
     def check_lengths(self, examples: Sequence[Example], length: int, ahead: int = 0) -> None:
-        """Raise a `UserError` if an example does not fit the context window, tokenising only those that might not."""
+        """Raise a `UserError` if an example exceeds the context window; tokenise only examples that might."""
         for example in examples:
             if example.chat or ahead + length + 64 + _bytes(example) > self.context:
                 self.encode([example], length, with_end=True, ahead=ahead)
 
     @torch.no_grad()
     def key_values(self, vectors: Tensor) -> KeyValues:
-        """Keys and values of vectors ``[P, D]`` that start a text, as the LM itself computes them."""
+        """Compute the LM's keys and values of vectors ``[P, D]`` at the start of a text."""
         cache = KVCache(len(vectors))
         embeddings, layout = self.pack([[[-1 - p for p in range(len(vectors))]]], vectors, cache)
         self.logits(embeddings, layout, layout.last)
@@ -182,26 +187,26 @@ class FrozenLM(PackedLM):
         return own if self.shards is None else self.shards.all_heads(own)
 
     def prompt_logits(self, before: list[int], vectors: Tensor) -> Tensor:
-        """Logits ``[P, V]`` that predict each of ``P`` vectors in a row from what precedes it, differentiable in them.
+        """Compute the logits ``[P, V]`` that predict each of ``P`` consecutive vectors, differentiable in the vectors.
 
         Args:
-            before: Token ids ahead of the vectors, at least one.
+            before: Token ids before the vectors, at least one.
             vectors: ``[P, D]``.
         """
-        slot = [-1 - p for p in range(len(vectors) - 1)]  # nothing follows the last one
+        slot = [-1 - p for p in range(len(vectors) - 1)]  # the last vector predicts nothing
         embeddings, layout = self.pack([[before + slot]], vectors)
         self.usage.calls += 1
         return self.logits(embeddings, layout, range(len(before) - 1, len(before) + len(slot)))
 
     def score(self, examples: Sequence[Example], prompt: Prompt, with_end: bool = False) -> Scores:
-        """Teacher-forced log-likelihood of the reference answers, differentiable in the prompt.
+        """Compute the teacher-forced log-likelihood of the reference answers, differentiable in the prompt.
 
         Args:
             examples: ``B`` examples with answers.
-            prompt: Vectors in the prompt slot, ``[P, D]`` for all examples or ``[B, P, D]`` for each its own; ``P``
-                may be 0. Or keys and values in front of everything; the slot is empty then. Gradients are those of
-                repeating the prompt in every row.
-            with_end: Score what follows the answers, too.
+            prompt: Vectors in the prompt slot, ``[P, D]`` for all examples or ``[B, P, D]`` with one prompt per
+                example; ``P`` may be 0. Or keys and values before all tokens, with an empty prompt slot. Gradients
+                equal those of repeating the prompt in every row.
+            with_end: Whether to score the text after the answers.
 
         Returns:
             The scores, on the LM's device.
@@ -212,23 +217,23 @@ class FrozenLM(PackedLM):
         return self.score_rows(self.encode_answers(examples, prompt, with_end), prompt)
 
     def score_rows(self, rows: Sequence[Row], prompt: Prompt, group: int | None = None) -> Scores:
-        """`score` for rows that are token ids already, each with an answer; see `answer_logits`."""
+        """Score encoded rows with answers; see `score` and `answer_logits`."""
         return answer_scores(self.answer_logits(rows, prompt, group), rows)
 
     def answer_logits(self, rows: Sequence[Row], prompt: Prompt, group: int | None = None) -> Tensor:
-        """Logits ``[N, V]`` in float32 that predict the rows' answer and end tokens, one row after another.
+        """Compute float32 logits ``[N, V]`` that predict the answer and end tokens, in the order of the rows.
 
         Args:
             rows: ``B`` rows.
             prompt: See `score`.
-            group: Every ``group`` rows share more than all do (a candidate prompt on several examples, or an example
-                under several prompts): what they share is run once per group.
+            group: Number of consecutive rows with a longer common prefix than all rows have (a candidate prompt on
+                several examples, or an example with several prompts). The common prefix runs once per group.
         """
         groups = [] if group is None else [group]
         return self.plan_logits(Plan.of_answers(rows, groups, same_for_all(prompt)), prompt)
 
     def plan_logits(self, plan: Plan, prompt: Prompt) -> Tensor:
-        """Logits ``[N, V]`` in float32 at the places that a plan asks for, in one pass."""
+        """Compute float32 logits ``[N, V]`` at the places of a plan, in one pass."""
         embeddings, layout = self.pack(plan.levels, prompt, rows=plan.rows)
         spots: list[int] = []
         for level, places in plan.heads:
@@ -236,7 +241,7 @@ class FrozenLM(PackedLM):
             assert brought is not None
             spots += (brought.offset + places).tolist()
         logits = self.logits(embeddings, layout, spots)
-        self.usage.calls += plan.continuations  # counted once, where a pass that ran out of memory runs in parts
+        self.usage.calls += plan.continuations  # after the pass, so that a retry after out-of-memory counts once
         return logits
 
     @torch.no_grad()
@@ -247,28 +252,29 @@ class FrozenLM(PackedLM):
         prompt: Prompt,
         groups: Sequence[int] = (),
     ) -> Tensor:
-        """Log-probabilities of several continuations of each of ``N`` contexts, each context run once.
+        """Compute log-probabilities of continuations of ``N`` contexts, running each context once.
 
         Args:
-            contexts: Token ids, at least one each, ``-1 - p`` for position ``p`` of the prompt.
-            continuations: Of each context, token ids of as many continuations as it has, at least one token each.
+            contexts: Token ids, at least one each, with ``-1 - p`` for position ``p`` of the prompt.
+            continuations: For each context, the token ids of its continuations, at least one token each.
             prompt: See `score`.
-            groups: Every so many contexts share more than all do, and of these every so many still more; each a
-                divisor of the one before. What they share is run once per group.
+            groups: Sizes of nested groups of consecutive contexts with a longer common prefix, from large to small;
+                each size divides the one before. A common prefix runs once per group.
 
         Returns:
-            Sums over tokens, in nats, float32: of the first context's continuations, then of the second's, ...
+            Log-probabilities in nats, float32, summed over the tokens of each continuation, in the order of the
+            contexts.
         """
         plan = Plan.of(contexts, continuations, groups, same_for_all(prompt))
         return plan.log_probs(self.plan_logits(plan, prompt))
 
     def hidden_states(self, rows: Sequence[list[int]], prompt: Prompt, layer: int = -1) -> list[Tensor]:
-        """The LM's hidden states at every token of some texts, differentiable in the prompt.
+        """Compute the LM's hidden states at all tokens of texts, differentiable in the prompt.
 
         Args:
-            rows: Token ids of ``B`` texts, ``-1 - p`` for position ``p`` of the prompt.
+            rows: Token ids of ``B`` texts, with ``-1 - p`` for position ``p`` of the prompt.
             prompt: See `score`.
-            layer: 0 for the embeddings, ``k`` for what layer ``k`` puts out, -1 for the last layer behind its norm.
+            layer: 0 for the embeddings, ``k`` for the output of layer ``k``, -1 for the last layer after its norm.
 
         Returns:
             ``[T, D]`` for each text, in the LM's dtype.
@@ -282,7 +288,11 @@ class FrozenLM(PackedLM):
         return [torch.cat([shared, part]) for part in own]
 
     def encode_answers(self, examples: Sequence[Example], prompt: Prompt, with_end: bool = False) -> list[Row]:
-        """`encode` for scoring with a prompt: every example must have an answer."""
+        """Encode examples for scoring with a prompt.
+
+        Raises:
+            UserError: An example has no answer, or see `encode`.
+        """
         for example in examples:
             if example.answer is None:
                 raise UserError(f"{example.source or 'example'} has no answer to score; use predict for it")
@@ -292,13 +302,13 @@ class FrozenLM(PackedLM):
     def generate(
         self, examples: Sequence[Example], prompt: Prompt, max_new_tokens: int, sampling: Sampling | None = None
     ) -> list[str]:
-        """Answers, greedy or drawn, batched, with keys and values cached.
+        """Generate answers in a batch with a KV cache, greedily or by sampling.
 
         Args:
-            examples: ``B`` examples; their reference answers are not looked at.
-            prompt: As in `score`.
-            max_new_tokens: At most so many tokens each, fewer where the context window ends.
-            sampling: How to draw; ``None`` takes the likeliest token each time.
+            examples: ``B`` examples; their reference answers are ignored.
+            prompt: See `score`.
+            max_new_tokens: Maximum number of tokens per answer; fewer at the end of the context window.
+            sampling: How to sample; ``None`` for greedy decoding.
 
         Returns:
             One text per example, up to its ``stop`` pattern or the end token, stripped.
@@ -318,9 +328,16 @@ class FrozenLM(PackedLM):
         stops: Sequence[str] | None = None,
         sampling: Sampling | None = None,
     ) -> list[list[int]]:
-        """Token ids after each row's context, without an end token; ``stops`` only end rows early.
+        """Generate token ids after the context of each row, without the end token.
 
-        Where memory runs out, halves of the rows are run one after the other, with the same result.
+        If memory runs out, the rows are generated in halves, with the same result.
+
+        Args:
+            rows: ``B`` rows.
+            prompt: See `score`.
+            max_new_tokens: Maximum number of tokens per row; fewer at the end of the context window.
+            stops: Regular expression of each row that ends it early; the matched text is kept. ``None`` for none.
+            sampling: How to sample; ``None`` for greedy decoding.
         """
         ahead = ahead_of(prompt)
         limits = [min(max_new_tokens, self.context - ahead - len(row.context)) for row in rows]
@@ -329,34 +346,34 @@ class FrozenLM(PackedLM):
         return generate_tokens(self, rows, prompt, ending, sampling)
 
     def end_tokens(self) -> set[int]:
-        """Tokens that end a text."""
+        """Return the tokens that end a text."""
         ends = {self.tokenizer.eos_token_id}
         configured = getattr(self.model.generation_config, "eos_token_id", None)
         ends.update(configured if isinstance(configured, list) else [configured])
         return {int(end) for end in ends if end is not None}
 
-    # --- text alone; see `TextModel` --------------------------------------------------------------------------------
+    # --- text only; see `TextModel` ---------------------------------------------------------------------------------
 
     @property
     def chats(self) -> bool:
-        """Whether its tokenizer has a chat template."""
+        """Whether the tokenizer has a chat template."""
         return bool(self.tokenizer.chat_template)
 
     def count(self, text: str) -> int:
-        """Tokens of a text."""
+        """Count the tokens of a text."""
         return len(self.encoder.tokens(text))
 
     def length(self, example: Example) -> int:
-        """Tokens of an example's context, with an empty prompt."""
+        """Count the tokens of an example's context with an empty prompt."""
         return len(self.encoder.row(replace(example, answer=None), 0).context)
 
     def write(
         self, examples: Sequence[Example], prompt: str, max_new_tokens: int, sampling: Sampling | None = None
     ) -> list[str]:
-        """`generate` with a prompt of text."""
+        """Generate answers with a text as prompt; see `generate`."""
         return self.generate(examples, self.embed_text(prompt), max_new_tokens, sampling)
 
 
 def _bytes(example: Example) -> int:
-    """An upper bound on a byte-level tokenizer's tokens."""
+    """Upper bound on the tokens of an example, for a byte-level tokenizer."""
     return len(f"{example.before}{example.after}{example.answer or ''}{example.end or ''}".encode())

@@ -1,4 +1,4 @@
-"""Fuses the small operations of a decoder layer into few kernels."""
+"""Compile decoder layers, to fuse their small operations into few kernels."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ RECOMPILATIONS = 32
 
 
 def compile_layers(model: PreTrainedModel) -> bool:
-    """Compile the decoder layers of a model, which share one compilation; attention itself stays as it is.
+    """Compile the decoder layers of a model, except their attention. The layers share one compilation.
 
     Args:
-        model: On a CUDA device.
+        model: A model on a CUDA device.
 
     Returns:
-        Whether anything was compiled: not without Triton, not with gradient checkpointing or quantised weights, not
-        where attention is written out in the layer.
+        Whether any layer was compiled. Compilation needs Triton, and does not support gradient checkpointing, quantised
+        weights, or layers that contain their attention code.
     """
     quantized = getattr(model, "quantization_method", None) is not None
     if importlib.util.find_spec("triton") is None or quantized or attention_of(model.config) is None:
         return False
     layers = [layer for layer in _layers(model) if not getattr(layer, "gradient_checkpointing", False)]
-    # What attention does depends on the layout, and its kernels are fused already.
+    # The operations of attention depend on the layout, and its kernels are already fused.
     AttentionInterface.register(ATTENTION_NAME, torch.compiler.disable(attention_forward))
     for layer in layers:
         layer.compile(dynamic=True)
-    # Shapes, precisions, and passes with and without a gradient each count; beyond the limit layers run as they are.
+    # Each shape, precision and gradient mode needs a compilation. Beyond the limit, layers run without compilation.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILATIONS)
     return bool(layers)
 
 
 def uncompile_layers(model: PreTrainedModel) -> None:
-    """Run the decoder layers of a model as they are again."""
+    """Run the decoder layers of a model without compilation again."""
     for layer in _layers(model):
         layer._compiled_call_impl = None
 

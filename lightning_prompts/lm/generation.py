@@ -1,4 +1,4 @@
-"""Generation with cached keys and values, of which rows share what they have in common."""
+"""Batched generation with a KV cache that stores shared prefixes once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lightning_prompts.lm.attention import KVCache, Layout
+from lightning_prompts.lm.attention import KVCache, PackedLayout
 from lightning_prompts.lm.encoding import Row
 from lightning_prompts.lm.key_values import Prompt, same_for_all
 from lightning_prompts.lm.memory import out_of_memory
@@ -24,13 +24,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Ending:
-    """Where generated rows end.
+    """Stopping criteria of generation.
 
     Attributes:
-        limits: Tokens of each row at most, ``[B]``; none where it is not positive.
-        stops: Regular expression of each row, ``[B]``; it ends where that first matches its text.
-        tokens: Tokens that end a row, and are no part of it.
-        text: From token ids to text; the second argument is whether special tokens are shown.
+        limits: Maximum number of tokens of each row, ``[B]``; no tokens if it is not positive.
+        stops: Regular expression of each row or ``None``, ``[B]``; a row stops when its text matches.
+        tokens: Tokens that end a row and are not part of it.
+        text: Decodes token ids; the second argument decides whether to include special tokens.
     """
 
     limits: Sequence[int]
@@ -39,33 +39,34 @@ class Ending:
     text: Callable[[list[int], bool], str]
 
     def part(self, rows: slice) -> Ending:
-        """Of some rows."""
+        """Return the criteria of a slice of the rows."""
         return Ending(self.limits[rows], self.stops[rows], self.tokens, self.text)
 
     def reached(self, row: int, ids: list[int]) -> bool:
-        """Whether a row is at its end."""
+        """Whether a row has reached its end."""
         return len(ids) == self.limits[row] or self._stopped(ids, self.stops[row])
 
     def _stopped(self, ids: list[int], stop: str | None) -> bool:
         if stop is None:
             return False
         text = self.text(ids, False).lstrip()
-        return not text.endswith("\ufffd") and re.search(stop, text) is not None  # half a character is no reason yet
+        # Do not match a text that ends within a multi-byte character.
+        return not text.endswith("\ufffd") and re.search(stop, text) is not None
 
 
 def generate_tokens(
     lm: PackedLM, rows: Sequence[Row], prompt: Prompt, ending: Ending, sampling: Sampling | None
 ) -> list[list[int]]:
-    """Token ids after each row's context, without an end token.
+    """Generate token ids after the context of each row, without the end token.
 
-    Where memory runs out, halves of the rows are run one after the other, with the same result.
+    If memory runs out, the rows are generated in halves, with the same result.
 
     Args:
         lm: The model.
         rows: ``B`` rows.
         prompt: See `FrozenLM.score`.
-        ending: Where rows end.
-        sampling: How to draw; ``None`` takes the likeliest token each time.
+        ending: Stopping criteria.
+        sampling: How to sample; ``None`` for greedy decoding.
     """
     try:
         return _generate(lm, rows, prompt, ending, sampling)
@@ -85,7 +86,7 @@ def generate_tokens(
 
 
 def reads_late(device: torch.device) -> bool:
-    """Whether tokens are read while the next pass runs: on GPUs, which would wait for the host otherwise."""
+    """Whether to read tokens while the next pass runs, so that a GPU does not wait for the host."""
     return device.type == "cuda"
 
 
@@ -109,10 +110,10 @@ def _generate(
         before = lm.usage + Usage()
         logits = lm.logits(embeddings, layout, layout.last)
         chosen = logits.argmax(-1) if sampling is None else sampling.choose(logits, step)
-        # A row at its limit is still run; it overwrites its own last place, so it never grows beyond its cache. The
-        # next pass is planned while the device still computes this one.
+        # A row at its limit still runs and overwrites its last place, so it never outgrows its cache. The host plans
+        # the next pass while the device computes this one.
         columns = [length + min(step, limit - 1) for length, limit in zip(lengths, ending.limits, strict=True)]
-        layout = Layout([[1] * len(rows)], lm.device, cache=cache, columns=columns, attention=lm.attention)
+        layout = PackedLayout([[1] * len(rows)], lm.device, cache=cache, columns=columns, attention=lm.attention)
         unread.append(Download(chosen))
         while len(unread) > (late and step + 1 < steps) and not all(done):
             for b, token in enumerate(unread.pop(0).tolist()):
@@ -123,7 +124,7 @@ def _generate(
                 done[b] = ending.reached(b, generated[b])
         if all(done):
             if unread:
-                lm.usage = before  # all rows had ended ahead of the last pass, which is not counted
+                lm.usage = before  # all rows ended before the last pass, so do not count it
             break
         embeddings = lm.embed(chosen)
     lm.usage.calls += len(rows)

@@ -1,10 +1,10 @@
-"""A pass of one shape as CUDA graphs: the host launches one thing, not thousands of kernels.
+"""CUDA graphs of passes: the host launches one graph instead of thousands of kernels.
 
-A decoder layer launches some hundred kernels, each of which a modern GPU finishes before Python asks for the next. The
-second pass of a shape is captured, forward and backward, and replayed from then on: what changes between batches
-(embeddings, keys and values in front, the numbers of a `Layout`) is copied to where the graphs read it. All graphs
-share one pool of memory, which a replay overwrites; while a forward pass waits for its backward pass, other passes run
-without graphs.
+A decoder layer launches about a hundred kernels, and a modern GPU finishes each before Python launches the next. The
+second pass of a shape is captured, forward and backward; later passes of the shape replay the graphs. The inputs that
+change between batches (embeddings, keys and values before all tokens, the index arrays of a `PackedLayout`) are copied
+to the addresses that the graphs read. All graphs share one memory pool, which a replay overwrites. While a replayed
+forward pass waits for its backward pass, other passes run without graphs.
 """
 
 from __future__ import annotations
@@ -20,67 +20,74 @@ import torch
 from torch import Tensor
 
 from lightning_prompts.errors import in_one_line
-from lightning_prompts.lm.attention import Layout
+from lightning_prompts.lm.attention import PackedLayout
 from lightning_prompts.lm.key_values import KeyValues
 from lightning_prompts.lm.memory import out_of_memory
 
 log = logging.getLogger(__name__)
 
-# Of passes in training and validation, and what they read and write at most; the least used one makes room.
+# Limits of the number of graphs for training and validation, and of the bytes of their inputs and outputs. The least
+# recently used graph is evicted.
 MOST_GRAPHS = 32
 MOST_BYTES = 4 << 30
-# So many passes of a shape run without a graph before one is captured where another has to make room: otherwise rare
-# shapes would take turns at being captured.
+# Passes of a shape without a graph before a capture that evicts another graph, so that rare shapes do not evict each
+# other in turn.
 PASSES_TO_MAKE_ROOM = 8
-Pass: TypeAlias = Callable[[Tensor, Layout, Tensor], Tensor]
+Pass: TypeAlias = Callable[[Tensor, PackedLayout, Tensor], Tensor]
 
 
 class Graphs:
-    """Runs passes, and replays those of known shapes.
+    """Runs passes, and replays CUDA graphs for shapes that it has captured.
 
     Args:
-        forward: From packed embeddings ``[M, D]``, their layout and ``N`` places to logits ``[N, V]``.
-        most: Keep so many graphs.
+        forward: Computes logits ``[N, V]`` from packed embeddings ``[M, D]``, their layout and ``N`` places.
+        most: Maximum number of graphs.
     """
 
     def __init__(self, forward: Pass, most: int = MOST_GRAPHS) -> None:
-        """Capture nothing yet."""
+        """Start without graphs."""
         self._forward = forward
         self._most = most
-        self._seen: Counter[object] = Counter()  # passes of each shape that ran without a graph
+        self._seen: Counter[object] = Counter()  # passes of each shape without a graph
         self._known: OrderedDict[object, _Graph] = OrderedDict()
-        # Graphs of a generation read its `KVCache`, and are dropped with it.
+        # The graphs of a generation read its `KVCache` and are freed with it.
         self._decoding: weakref.WeakKeyDictionary[object, dict[object, _Graph]] = weakref.WeakKeyDictionary()
         self._pool: Any = None
-        self._keeper: torch.cuda.CUDAGraph | None = None  # empty; CUDA frees a pool that no graph uses
+        self._keeper: torch.cuda.CUDAGraph | None = None  # an empty graph, because CUDA frees a pool without graphs
         self._stream: torch.cuda.Stream | None = None
         self._waiting: weakref.ref[_Ticket] | None = None
         self.off: str | None = None  # why no more graphs are captured
-        self.captured = 0  # shapes, in all
+        self.captured = 0  # total number of captured shapes
 
     def __reduce__(self) -> tuple[type[Graphs], tuple[Pass, int]]:
-        """A copy has captured nothing."""
+        """Copy without graphs."""
         return Graphs, (self._forward, self._most)
 
-    def run(self, embeddings: Tensor, layout: Layout, places: Tensor) -> Tensor:
-        """Logits ``[N, V]`` in float32, differentiable in the embeddings and in what stands in front of them."""
+    def run(self, embeddings: Tensor, layout: PackedLayout, places: Tensor) -> Tensor:
+        """Compute float32 logits ``[N, V]``, differentiable in the embeddings and in the keys and values before them.
+
+        Args:
+            embeddings: Packed embeddings ``[M, D]``.
+            layout: Their layout.
+            places: Places of the logits, ``[N]``.
+        """
         inputs = [embeddings, *_tensors(layout.past)]
         gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
         if self.off is not None or self.busy or torch.cuda.is_current_stream_capturing():
             return self._eager(embeddings, layout, places)
         cache = layout.cache
         if cache is not None and not layout.later:
-            return self._eager(embeddings, layout, places)  # the first pass of a batch comes once
+            return self._eager(embeddings, layout, places)  # the first pass of a generation does not recur
         kinds = tuple((tensor.shape, tensor.dtype, tensor.requires_grad) for tensor in inputs)
-        # What is captured in inference mode can be written to in inference mode alone.
+        # Tensors that are captured in inference mode can be written only in inference mode.
         key = (layout.shape, len(places), gradient, kinds, _autocast(), torch.is_inference_mode_enabled())
         known = self._known if cache is None else self._decoding.setdefault(cache, {})
         graph = known.get(key)
         if graph is None:
             full = cache is None and (len(self._known) >= self._most or self._bytes() > MOST_BYTES)
             if self._seen[key] < (PASSES_TO_MAKE_ROOM if full else 1):
-                # The first pass of a shape runs without a graph, so that one-time set-up (handles, compiled kernels) is
-                # not captured; with a gradient, its backward pass as well.
+                # The first pass of a shape, and its backward pass if it has one, run without a graph, so that one-time
+                # setup (library handles, compiled kernels) is not captured.
                 logits = self._eager(embeddings, layout, places)
                 if gradient:
                     logits.register_hook(lambda gradient: self._seen.update([key]))
@@ -91,7 +98,7 @@ class Graphs:
             if graph is None:
                 return self._eager(embeddings, layout, places)
             known[key] = graph
-            self._seen[key] = 1  # where it makes room, it waits again
+            self._seen[key] = 1  # after an eviction, the shape waits again
             while len(self._known) > self._most or (len(self._known) > 1 and self._bytes() > MOST_BYTES):
                 self._known.popitem(last=False)
         if cache is None:
@@ -104,11 +111,11 @@ class Graphs:
         return replayed
 
     def _bytes(self) -> int:
-        """What graphs read and write, beside their common pool."""
+        """Bytes of the inputs and outputs of all graphs, outside of their memory pool."""
         return sum(graph.bytes for graph in self._known.values())
 
     def forget(self) -> None:
-        """Drop all graphs, and the memory that they hold."""
+        """Free all graphs and their memory."""
         self._seen.clear()
         self._known.clear()
         self._decoding.clear()
@@ -120,20 +127,20 @@ class Graphs:
         ticket = None if self._waiting is None else self._waiting()
         return ticket is not None and not ticket.used
 
-    def _eager(self, embeddings: Tensor, layout: Layout, places: Tensor) -> Tensor:
+    def _eager(self, embeddings: Tensor, layout: PackedLayout, places: Tensor) -> Tensor:
         try:
             return self._forward(embeddings, layout, places).float()
         except RuntimeError as error:
             if not out_of_memory(error) or not self._known or self.busy:
                 raise
-        log.warning("out of memory: CUDA graphs are dropped, and no more are captured")
+        log.warning("out of memory: freeing all CUDA graphs and capturing no more")
         self.off = "out of memory"
         self.forget()
         torch.cuda.empty_cache()
         return self._forward(embeddings, layout, places).float()
 
-    def _captured(self, embeddings: Tensor, layout: Layout, places: Tensor, gradient: bool) -> _Graph | None:
-        """Graphs of a pass, or ``None`` where it cannot be captured."""
+    def _captured(self, embeddings: Tensor, layout: PackedLayout, places: Tensor, gradient: bool) -> _Graph | None:
+        """Capture the graphs of a pass; ``None`` if this fails."""
         if self._pool is None:
             self._pool, self._stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
             self._keeper = torch.cuda.CUDAGraph()
@@ -142,9 +149,9 @@ class Graphs:
         assert self._stream is not None
         try:
             graph = _Graph(self._forward, embeddings, layout, places, gradient, self._pool, self._stream)
-        except Exception as error:  # noqa: BLE001 - whatever a model does that a graph cannot hold
+        except Exception as error:  # noqa: BLE001 - a capture can fail with any error
             self.off = in_one_line(error)
-            log.warning("no CUDA graphs from here on (%s); steps run as before", self.off)
+            log.warning("CUDA graphs are switched off (%s); steps run without them", self.off)
             torch.cuda.synchronize()
             self.forget()
             torch.cuda.empty_cache()
@@ -154,29 +161,35 @@ class Graphs:
 
 
 class _Ticket:
-    """Stands for a forward pass until its backward pass is done, or its result is gone."""
+    """Marks a replayed forward pass until its backward pass has run, or its result is freed."""
 
     used = False
 
 
 class _Graph:
-    """One shape, captured.
+    """The captured graphs of one shape.
 
     Attributes:
-        numbers: Where the graphs read the layout's numbers.
-        places: Where they read the places of logits.
-        inputs: Where they read the other tensors.
-        output: Where the forward graph writes logits.
-        gradient: Where the backward graph reads the gradient of the logits.
-        gradients: Where it writes those of the inputs; ``None`` for those without.
-        bytes: How large these are.
+        numbers: Input buffer of the layout's index arrays.
+        places: Input buffer of the places of logits.
+        inputs: Input buffers of the other tensors.
+        output: Output buffer of the logits.
+        gradient: Input buffer of the gradient of the logits.
+        gradients: Output buffers of the gradients of ``inputs``; ``None`` for inputs without a gradient.
+        bytes: Total size of these buffers except ``numbers`` and ``places``.
     """
 
     def __init__(
-        self, forward: Pass, embeddings: Tensor, layout: Layout, places: Tensor, gradient: bool, pool: Any,  # noqa: ANN401
+        self,
+        forward: Pass,
+        embeddings: Tensor,
+        layout: PackedLayout,
+        places: Tensor,
+        gradient: bool,
+        pool: Any,  # noqa: ANN401
         stream: torch.cuda.Stream,
-    ) -> None:  # fmt: skip
-        """Capture."""
+    ) -> None:
+        """Capture the forward pass, and with a gradient the backward pass."""
         past = _tensors(layout.past)
         self.numbers, self.places = layout.numbers.clone(), places.clone()
         self.inputs = [_like(tensor, gradient) for tensor in (embeddings, *past)]
@@ -211,14 +224,14 @@ class _Graph:
 
     @torch.no_grad()
     def forward(self, numbers: Tensor, places: Tensor, inputs: Sequence[Tensor]) -> Tensor:
-        """A copy of the logits, in float32."""
+        """Replay the forward pass and return a copy of the logits in float32."""
         torch._foreach_copy_([self.numbers, self.places, *self.inputs], [numbers, places, *inputs])
         self._forward_graph.replay()
         return self.output.to(torch.float32, copy=True)
 
     @torch.no_grad()
     def backward(self, gradient: Tensor) -> list[Tensor | None]:
-        """Copies of the inputs' gradients."""
+        """Replay the backward pass and return copies of the gradients of the inputs."""
         assert self.gradient is not None
         assert self._backward_graph is not None
         self.gradient.copy_(gradient)
@@ -227,7 +240,7 @@ class _Graph:
 
 
 class _Replay(torch.autograd.Function):
-    """The two graphs as one operation."""
+    """Both graphs as one differentiable operation."""
 
     @staticmethod
     def forward(ctx: Any, graph: _Graph, ticket: _Ticket, numbers: Tensor, places: Tensor, *inputs: Tensor) -> Tensor:  # noqa: ANN401
@@ -238,8 +251,8 @@ class _Replay(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         if ctx.ticket.used:
             raise RuntimeError(
-                "backward() ran twice through one pass of the LM, which a CUDA graph cannot; set model.lm.graphs to "
-                "false"
+                "backward() ran twice through one pass of the LM, which CUDA graphs do not support; set "
+                "model.lm.graphs to false"
             )
         ctx.ticket.used = True
         return (None, None, None, None, *ctx.graph.backward(gradient))
@@ -247,7 +260,7 @@ class _Replay(torch.autograd.Function):
 
 @contextlib.contextmanager
 def _capturing(graph: torch.cuda.CUDAGraph, pool: Any) -> Any:  # noqa: ANN401
-    """As `torch.cuda.graph`, which empties torch's cache of memory each time; other threads may go on meanwhile."""
+    """Capture a graph like `torch.cuda.graph`, without emptying the allocator's cache or stopping other threads."""
     graph.capture_begin(pool=pool, capture_error_mode="thread_local")
     try:
         yield
@@ -268,6 +281,6 @@ def _autocast() -> tuple[bool, torch.dtype]:
 
 
 def _same_autocast() -> Any:  # noqa: ANN401
-    """The autocast of the moment, without a cache: what it holds would be read after a graph has overwritten it."""
+    """Use the current autocast settings without a cache, whose tensors a graph would overwrite."""
     enabled, dtype = _autocast()
     return torch.autocast("cuda", dtype, cache_enabled=False) if enabled else contextlib.nullcontext()

@@ -1,4 +1,4 @@
-"""A prompt as keys and values of each layer, and what a prompt can be to the LM."""
+"""Prompts of the LM: vectors, or keys and values of each layer."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class KeyValues:
-    """Keys and values that every token sees, as if ``P`` tokens stood in front of everything.
+    """Keys and values that every token attends to, as if ``P`` tokens came before all others.
 
-    A layer has the shapes of its own cache, so models whose key/value heads are fewer than their attention heads, or
-    differ between layers, need no special case.
+    The shapes are those of the KV cache of each layer, so models with fewer key/value heads than attention heads, or
+    with different shapes per layer, need no special case.
 
     Attributes:
         layers: Keys ``[P, Hkv, Dh]`` and values ``[P, Hkv, Dh]`` of each layer.
@@ -34,25 +34,24 @@ class KeyValues:
         return [(key.shape[1:], value.shape[1:]) for key, value in self.layers]
 
     def flatten(self) -> Tensor:
-        """All layers side by side, ``[P, W]`` float32."""
+        """Concatenate all layers to ``[P, W]`` in float32."""
         return torch.cat([part.flatten(1).float() for pair in self.layers for part in pair], -1)
 
     @classmethod
     def unflatten(cls, flat: Tensor, widths: Sequence[tuple[torch.Size, torch.Size]]) -> KeyValues:
-        """The inverse of `flatten`."""
+        """Invert `flatten`."""
         sizes = [shape.numel() for pair in widths for shape in pair]
         shapes = [shape for pair in widths for shape in pair]
         parts = [part.unflatten(-1, shape) for part, shape in zip(flat.split(sizes, -1), shapes, strict=True)]
         return cls(list(zip(parts[::2], parts[1::2], strict=True)))
 
 
-Prompt: TypeAlias = (
-    Tensor | KeyValues
-)  # vectors in the prompt slot, [P, D] or [B, P, D]; or keys and values in front of it all
+# Vectors in the prompt slot, [P, D] or [B, P, D]; or keys and values before all tokens.
+Prompt: TypeAlias = Tensor | KeyValues
 
 
 def slot_length(prompt: Prompt) -> int:
-    """How many places of the prompt slot a prompt takes: ``P``, or 0 for keys and values."""
+    """Tokens of the prompt slot: ``P`` for vectors, 0 for keys and values."""
     return 0 if isinstance(prompt, KeyValues) else prompt.shape[-2]
 
 
@@ -62,10 +61,10 @@ def prompt_length(prompt: Prompt) -> int:
 
 
 def same_for_all(prompt: Prompt) -> bool:
-    """Whether the prompt is one for all rows."""
+    """Whether all rows have the same prompt."""
     return isinstance(prompt, KeyValues) or prompt.dim() == 2
 
 
 def ahead_of(prompt: Prompt) -> int:
-    """Keys and values in front of everything."""
+    """Number of keys and values before all tokens: 0 for vectors, ``P`` for keys and values."""
     return prompt.length if isinstance(prompt, KeyValues) else 0

@@ -1,4 +1,4 @@
-"""From an `LMConfig` to a transformers model and its tokenizer."""
+"""Load the transformers model and the tokenizer of an `LMConfig`."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from lightning_prompts.randomness import seeded
 
 log = logging.getLogger(__name__)
 
-# A folder's own code is refused even where a library loads it without a word about trust; 0 stands for "don't ask".
+# Refuse custom code of a model folder even where a library does not pass trust_remote_code. 0 means "do not ask".
 dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
 
 RANDOM = "random:"
@@ -50,19 +50,19 @@ def load_model(
     """Load weights and tokenizer, frozen and in eval mode.
 
     Args:
-        config: What to load.
-        device: Where the weights go, straight from their files; ``None`` for torch's default device.
+        config: Settings of the model.
+        device: Device of the weights, which are read directly onto it; ``None`` for torch's default device.
 
     Returns:
-        The model, with this project's attention, and its tokenizer.
+        The model, with the attention of this project, and its tokenizer.
 
     Raises:
-        UserError: The name is unknown, weights are missing, or the architecture cannot be packed.
+        UserError: The name is unknown, weights are missing, or the architecture is not supported.
     """
     device = torch.get_default_device() if device is None else torch.device(device)
     dtype = dtype_of(config, device)
     folder = str(embedded_folder(config.name)) if config.name in EMBEDDED else config.name
-    transformers_logging.disable_progress_bar()  # loading takes a second; the conversion before it may show one
+    transformers_logging.disable_progress_bar()  # only for loading, not for the conversion before it
     if config.name.startswith(RANDOM):
         model, tokenizer = _random_model(config, dtype, device)
     else:
@@ -71,11 +71,11 @@ def load_model(
         _checkpoint_gradients(model)
     check_supported(model.config, config.name)
     _check_vocabulary(model, tokenizer, config.name)
-    _say_what_is_not_quantized(model, config)
+    _warn_of_unquantized_experts(model, config)
     model.requires_grad_(False)
     for module in model.modules():
-        # bitsandbytes packs 4-bit weights for the CPU at the first pass without gradient, and from then on none comes
-        # through them, silently: training would stop at the first validation.
+        # At the first pass without gradients, bitsandbytes repacks 4-bit weights for the CPU. Later passes then have no
+        # gradients, without an error, so training would stop at the first validation.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
     return model, tokenizer
@@ -85,8 +85,8 @@ def check_supported(config: PretrainedConfig, name: str) -> None:
     """Raise a `UserError` for an architecture that packed scoring does not support.
 
     Args:
-        config: The model's.
-        name: What to call it.
+        config: Configuration of the model.
+        name: Name of the model in messages.
     """
     layer_types = set(getattr(config.get_text_config(), "layer_types", None) or ["full_attention"])
     if unknown := layer_types - {"full_attention", "sliding_attention"}:
@@ -98,50 +98,53 @@ def check_supported(config: PretrainedConfig, name: str) -> None:
 
 
 def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-    """Raise a `UserError` for tokens without embeddings; a text with a special one is refused when it comes."""
+    """Raise a `UserError` for tokens without embeddings; warn if all of them are special tokens."""
     rows = len(next(iter(model.get_input_embeddings().parameters())))
     beyond = {token: index for token, index in tokenizer.get_vocab().items() if index >= rows}
     if not beyond:
         return
     special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
-    told = (
-        f"model {name!r} has {rows} embeddings, and its tokenizer has {max(beyond.values()) + 1} tokens "
+    message = (
+        f"model {name!r} has {rows} embeddings, but its tokenizer has {max(beyond.values()) + 1} tokens "
         f"({', '.join(map(repr, sorted(beyond, key=beyond.__getitem__)[:3]))} and so on have none)"
     )
     if not special.issuperset(beyond.values()):
-        raise UserError(f"{told}; call resize_token_embeddings and save the model again, or use its own tokenizer")
-    log.warning("%s; a text that holds one of these special tokens is refused", told)
+        raise UserError(f"{message}; call resize_token_embeddings and save the model again, or use its own tokenizer")
+    log.warning("%s; texts that contain one of these special tokens raise an error", message)
 
 
-def _say_what_is_not_quantized(model: PreTrainedModel, config: LMConfig) -> None:
-    """Log the weights of experts, which bitsandbytes leaves as they are: they are in no linear layers."""
+def _warn_of_unquantized_experts(model: PreTrainedModel, config: LMConfig) -> None:
+    """Log the weights of experts, which bitsandbytes does not quantise because they are not in linear layers."""
     if config.quantization in (None, "none"):
         return
     left = [weight for weight in model.parameters() if weight.dim() > 2 and weight.is_floating_point()]
     if left:
         size = sum(weight.numel() * weight.element_size() for weight in left)
         log.warning(
-            "model %r: quantization %s leaves the weights of its experts in %s, which takes %.1f MiB; "
-            "model.lm.dtype: bfloat16 halves what float32 takes",
-            config.name, config.quantization, str(left[0].dtype).removeprefix("torch."), size / 2**20,
-        )  # fmt: skip
+            "model %r: quantization %s leaves the weights of its experts in %s, which take %.1f MiB; "
+            "model.lm.dtype: bfloat16 halves the memory of float32",
+            config.name,
+            config.quantization,
+            str(left[0].dtype).removeprefix("torch."),
+            size / 2**20,
+        )
 
 
 def _checkpoint_gradients(model: PreTrainedModel) -> None:
-    """Forget activations and compute them again in the backward pass."""
+    """Enable gradient checkpointing."""
     if not model.supports_gradient_checkpointing:
         raise UserError(
             f"{type(model).__name__} does not support gradient checkpointing; set gradient_checkpointing: false"
         )
-    # Not the re-entrant kind: it sees no gradient towards what reaches a layer by other ways than its input (a prefix).
-    # The frozen model draws nothing, so there is no random state to keep, which a CUDA graph could not.
+    # Re-entrant checkpointing loses gradients of tensors that are not inputs of the layer (a prefix). The frozen model
+    # is deterministic, so no RNG state needs to be preserved, which CUDA graphs do not support.
     settings = {"use_reentrant": False, "context_fn": checkpoint_contexts, "preserve_rng_state": False}
-    if hasattr(model, "activation_checkpointing_enable"):  # its name in newer versions
+    if hasattr(model, "activation_checkpointing_enable"):  # the name in newer versions
         model.activation_checkpointing_enable(settings)
     else:
         model.gradient_checkpointing_enable(settings)
-    model.disable_input_require_grads()  # which the re-entrant kind would need
-    # transformers checkpoints layers in training mode only, where some drop out activations themselves (OPT, XGLM).
+    model.disable_input_require_grads()  # only re-entrant checkpointing needs it
+    # transformers checkpoints layers only in training mode, in which some layers apply dropout (OPT, XGLM).
     for module in model.modules():
         for owner in (module, getattr(module, "config", None)):
             rates = vars(owner).items() if owner is not None else ()
@@ -150,10 +153,10 @@ def _checkpoint_gradients(model: PreTrainedModel) -> None:
 
 
 def load_tokenizer(config: LMConfig) -> PreTrainedTokenizerBase:
-    """The tokenizer of the model that ``config`` names, without its weights.
+    """Load the tokenizer of a model, without its weights.
 
     Raises:
-        UserError: It is not to be had.
+        UserError: The tokenizer cannot be loaded.
     """
     if config.name.startswith(RANDOM):
         return byte_tokenizer()
@@ -183,10 +186,10 @@ def _pretrained(
 
 
 def _from_files(folder: str, config: LMConfig, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    """The model of a folder or hub id, quantised if the config says so."""
+    """Load the model of a folder or hub id, quantised according to the config."""
     found = AutoConfig.from_pretrained(folder, revision=config.revision, trust_remote_code=False)
-    check_supported(found, config.name)  # before minutes of loading
-    with device:  # transformers reads each weight straight onto the default device
+    check_supported(found, config.name)  # before loading, which can take minutes
+    with device:  # transformers reads each weight directly onto the default device
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             folder,
             config=found,
@@ -205,7 +208,7 @@ def _why_not(config: LMConfig, error: Exception) -> str:
 
 
 def _check_hub(name: str, config: LMConfig) -> None:
-    """Say quickly that a hub id is not to be had; without this, every file would be asked for again and again."""
+    """Raise a `UserError` quickly for an unavailable hub id, without retries for each file."""
     if Path(name).is_absolute() or name.startswith("."):
         raise UserError(f"model folder {name!r} does not exist")
     try:
@@ -214,7 +217,7 @@ def _check_hub(name: str, config: LMConfig) -> None:
         HfApi().model_info(name, revision=config.revision, timeout=10)
     except Exception as error:
         raise UserError(
-            f"model {name!r} is neither embedded, nor a local folder, nor to be had from the hub "
+            f"model {name!r} is neither embedded, nor a local folder, nor available on the hub "
             f"(no such id, or no network: {type(error).__name__}); {nearest(name, [*EMBEDDED, RANDOM + 'TYPE'])}"
         ) from error
 
@@ -230,7 +233,7 @@ def _quantization(config: LMConfig, dtype: torch.dtype) -> BitsAndBytesConfig | 
 def _random_model(
     config: LMConfig, dtype: torch.dtype, device: torch.device
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A model with random weights, the same ones on every device, and a byte-level tokenizer where it has none."""
+    """Make a model with random weights, equal on every device, and its tokenizer, byte-level if it has none."""
     with _of_shape(config.name), seeded(0), torch.device("cpu"):
         model_config, tokenizer = _random_config(config.name)
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
@@ -245,7 +248,7 @@ def _random_model(
 
 
 def _random_config(name: str) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
-    """The shape that a name after ``random:`` gives, and its tokenizer."""
+    """Parse the name of a random model into its configuration and its tokenizer."""
     shape, *pairs = name.removeprefix(RANDOM).split(",")
     tokenizer: PreTrainedTokenizerBase = byte_tokenizer()
     overrides = dict(pair.split("=", 1) for pair in pairs)
@@ -266,7 +269,7 @@ def _random_config(name: str) -> tuple[PretrainedConfig, PreTrainedTokenizerBase
 
 @contextmanager
 def _of_shape(name: str) -> Iterator[None]:
-    """Whatever is wrong with a shape is told in one line."""
+    """Turn all errors of a random model's configuration into one-line `UserError`s."""
     try:
         yield
     except (OSError, ValueError, TypeError, ImportError, AttributeError, StrictDataclassError) as error:
@@ -277,11 +280,11 @@ def _of_shape(name: str) -> Iterator[None]:
 
 
 def weightless_model(config: LMConfig, device: torch.device | str = "cpu") -> PreTrainedModel:
-    """The model that ``config`` names without its weights, on the meta device: its shape and nothing else.
+    """Make the model of a config on the meta device, without weights.
 
     Args:
-        config: What would be loaded.
-        device: Where it would run, which decides what ``dtype: auto`` means.
+        config: Settings of the model.
+        device: Device that the model would run on, which resolves ``dtype: auto``.
 
     Raises:
         UserError: The name is unknown, or the architecture is not supported.
@@ -321,7 +324,7 @@ def _number(text: str) -> int | float | bool | str:
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer of the 256 bytes and an end token, for models without one of their own."""
+    """Make a tokenizer with the 256 bytes and an end token, for models without a tokenizer."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {symbol: index for index, symbol in enumerate(alphabet)}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))

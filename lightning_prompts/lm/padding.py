@@ -1,4 +1,4 @@
-"""Rows of different lengths side by side."""
+"""Pad rows of different lengths."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lightning_prompts.lm.transfer import to_device
 
 
 def padded(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Rows ``[T, D]`` as one tensor ``[B, T, D]``, zeros behind the shorter ones, and their mask ``[B, T]`` bool."""
+    """Pad rows ``[T, D]`` with zeros to one tensor ``[B, T, D]``; return it with its boolean mask ``[B, T]``."""
     lengths = to_device([len(part) for part in parts], parts[0].device)
     together = pad_sequence(list(parts), batch_first=True)
     return together, torch.arange(together.shape[1], device=together.device) < lengths[:, None]

@@ -1,6 +1,6 @@
-"""The usual way to score answers: every row padded and whole, logits at every position.
+"""Score answers without packing: padded rows, and logits at every position.
 
-It is the reference that the packed path is tested and measured against, with transformers' own masks and attention.
+This is the reference for tests and benchmarks of the packed path. It uses the masks and the attention of transformers.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from lightning_prompts.types import Example
 def score_plain(
     lm: FrozenLM, examples: Sequence[Example], prompt: Tensor, padding: Literal["left", "right"] = "right"
 ) -> Scores:
-    """`FrozenLM.score` without packing or sharing.
+    """Compute `FrozenLM.score` without packing or shared prefixes.
 
     Args:
         lm: The model.
         examples: ``B`` examples with answers.
         prompt: ``[P, D]`` or ``[B, P, D]``.
-        padding: The side on which shorter rows are padded.
+        padding: The side of the padding tokens.
     """
     rows = lm.encode_answers(examples, prompt)
-    full = [row.context + row.answer for row in rows]  # without what follows the answer
+    full = [row.context + row.answer for row in rows]  # without the text after the answer
     width = max(map(len, full))
     starts = [width - len(ids) if padding == "left" else 0 for ids in full]
     prompts = prompt if prompt.dim() == 3 else prompt.expand(len(rows), *prompt.shape)

@@ -1,4 +1,4 @@
-"""Plans a pass on the host: which tokens run, where logits are needed, and which tokens they predict."""
+"""Plan a pass on the host: the tokens to run, the places of the logits, and the tokens that they predict."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ Tokens = Sequence[int]
 class Plan:
     """One forward pass over contexts and the continuations to score after them.
 
-    What a training step does not need, which tokens are scored, is worked out when it is asked for.
+    The scored tokens are computed on first use, because training steps do not need them.
 
     Attributes:
         levels: See `build_prefix_tree`; ``-1 - p`` stands for position ``p`` of the prompt.
-        rows: Index of the level that has one segment for each context.
-        heads: Where logits are needed: a level, and places among its tokens; ``N`` places in all.
+        rows: Index of the level with one segment per context.
+        heads: Places of the logits: indices of levels, each with places among the tokens of the level; ``N`` in total.
         texts: Token ids of the continuations of each context.
-        feeds: Of each context, the tokens to run behind it; see `distinct_feeds`.
-        first: Index of the logits behind each context, ``[contexts]``.
-        starts: Index of the logits behind the first token of its feeds, ``[contexts]``.
+        feeds: Token sequences to run after each context; see `distinct_feeds`.
+        first: Index of the logits after each context, ``[contexts]``.
+        starts: Index of the logits after the first token of the feeds of each context, ``[contexts]``.
     """
 
     levels: list[list[list[int]]]
@@ -50,21 +50,21 @@ class Plan:
         groups: Sequence[int],
         shared_prompt: bool,
     ) -> Plan:
-        """Plan to score continuations, with each context run once.
+        """Plan to score continuations, running each context once.
 
         Args:
             contexts: Token ids, at least one each.
-            continuations: For each context, token ids of its continuations, at least one token each.
-            groups: Sizes of groups of neighbouring contexts that share more than all contexts do, each a divisor of
-                the one before. What a group shares runs once.
+            continuations: For each context, the token ids of its continuations, at least one token each.
+            groups: Sizes of nested groups of consecutive contexts with a longer common prefix, from large to small;
+                each size divides the one before. A common prefix runs once per group.
             shared_prompt: See `shared_prefix`.
         """
-        assert all(map(len, itertools.chain.from_iterable(continuations))), "a continuation has a token at least"
+        assert all(map(len, itertools.chain.from_iterable(continuations))), "a continuation needs at least one token"
         feeds = [distinct_feeds(several) for several in continuations]
         counts = np.array([sum(map(len, fed)) for fed in feeds])
-        before = counts.cumsum() - counts  # fed tokens of the contexts ahead
+        before = counts.cumsum() - counts  # fed tokens of the contexts before
         ahead = np.arange(len(contexts))
-        single = max(map(len, feeds)) <= 1  # then a continuation is the end of its row
+        single = max(map(len, feeds)) <= 1  # then the continuation is part of its row
         run = contexts
         if single:
             run = [context + fed[0] if fed else context for context, fed in zip(contexts, feeds, strict=True)]
@@ -80,28 +80,28 @@ class Plan:
 
     @classmethod
     def of_answers(cls, rows: Sequence[Row], groups: Sequence[int], shared_prompt: bool) -> Plan:
-        """Plan to score the answer of each row, and its end; see `of`."""
+        """Plan to score the answer and the end of each row; see `of`."""
         contexts = [row.context for row in rows]
         return cls.of(contexts, [[row.answer + row.end] for row in rows], groups, shared_prompt)
 
     @property
     def tokens_to_run(self) -> int:
-        """Tokens of all segments."""
+        """Number of tokens of all segments."""
         return sum(map(sum, self.counts))
 
     @property
     def counts(self) -> list[list[int]]:
-        """Tokens of the segments of each level."""
+        """Number of tokens of each segment, by level."""
         return [[len(segment) for segment in level] for level in self.levels]
 
     @property
     def logits(self) -> int:
-        """``N``, at how many places there are logits."""
+        """``N``, the number of places with logits."""
         return sum(len(places) for _, places in self.heads)
 
     @property
     def continuations(self) -> int:
-        """How many there are."""
+        """Number of continuations."""
         return sum(map(len, self.texts))
 
     @functools.cached_property
@@ -122,35 +122,38 @@ class Plan:
 
     @property
     def predicted_by(self) -> NDArray[np.int64]:
-        """For each token to score, the index ``[n]`` of the logits that predict it."""
+        """Index of the logits that predict each scored token, ``[n]``."""
         return self._targets[0]
 
     @property
     def tokens(self) -> NDArray[np.int64]:
-        """The tokens to score, ``[n]``, of one continuation after another."""
+        """The scored tokens in the order of the continuations, ``[n]``."""
         return self._targets[1]
 
     @property
     def owners(self) -> NDArray[np.int64]:
-        """The continuation that each of them is part of, ``[n]``."""
+        """Index of the continuation of each scored token, ``[n]``."""
         return self._targets[2]
 
     def log_probs(self, logits: Tensor) -> Tensor:
-        """Log-probabilities ``[continuations]`` in nats, from logits ``[N, V]`` in float32."""
+        """Compute log-probabilities ``[continuations]`` in nats from float32 logits ``[N, V]``."""
         places, tokens, owners = to_device_together(self._targets, logits.device)
         values = torch.log_softmax(logits, -1)[places, tokens]
         return values.new_zeros(self.continuations).index_add(0, owners, values)
 
 
 def side_by_side(feeds: Sequence[list[list[int]]]) -> list[list[int]]:
-    """The feeds behind each of ``N`` contexts, as many segments for each: empty ones behind those with fewer."""
+    """Concatenate the feeds of all contexts, with empty segments so that each context has the same number."""
     most = max(map(len, feeds))
     return [feed for several in feeds for feed in (several + [[]] * (most - len(several)))]
 
 
 def distinct_feeds(continuations: Sequence[Tokens]) -> list[list[int]]:
-    """The tokens to run to predict continuations: all but the last of each, without what another one begins with."""
-    if len(continuations) == 1:  # an answer may be long, and a set of all its beginnings large
+    """Return the token sequences to run to predict continuations.
+
+    A continuation needs all its tokens but the last. Sequences that are prefixes of others are left out.
+    """
+    if len(continuations) == 1:  # a shortcut: the set of all prefixes of a long answer is large
         only = list(continuations[0][:-1])
         return [only] if only else []
     kept: list[list[int]] = []
@@ -164,15 +167,15 @@ def distinct_feeds(continuations: Sequence[Tokens]) -> list[list[int]]:
 
 
 def shared_prefix(contexts: Sequence[list[int]], shared_prompt: bool) -> list[int]:
-    """The longest run of tokens that all contexts start with.
+    """Return the longest common prefix that leaves at least one token to each context.
 
-    At least one token is left to each context, since its last hidden state predicts the answer's first token.
+    The hidden state of the last token of a context predicts the first token of its answer.
 
     Args:
-        contexts: Token ids, ``-1 - p`` for position ``p`` of the prompt.
-        shared_prompt: Whether the prompt's positions hold the same vectors in every row.
+        contexts: Token ids, with ``-1 - p`` for position ``p`` of the prompt.
+        shared_prompt: Whether all rows have the same vectors at the positions of the prompt.
     """
-    # What the first and the last in alphabetical order share, all share.
+    # The common prefix of all contexts is that of the first and the last in lexicographic order.
     first, other = min(contexts), max(contexts)
     limit = min(map(len, contexts)) - 1
     for index in range(limit):
@@ -184,16 +187,16 @@ def shared_prefix(contexts: Sequence[list[int]], shared_prompt: bool) -> list[in
 def build_prefix_tree(
     contexts: Sequence[list[int]], feeds: Sequence[list[int]], groups: Sequence[int], shared_prompt: bool
 ) -> list[list[list[int]]]:
-    """Cut rows into levels of segments, so that tokens that rows share run once.
+    """Divide rows into levels of segments, so that shared tokens run once.
 
     Args:
-        contexts: Of ``B`` rows, those of a group next to each other.
-        feeds: The tokens of each row to run, its context first.
-        groups: Rows in a group at each level, each a divisor of the one before; the first is mostly ``B``.
+        contexts: Contexts of ``B`` rows, with the rows of a group next to each other.
+        feeds: The tokens of each row to run, starting with its context.
+        groups: Rows per group at each level, usually starting with ``B``; each number divides the one before.
         shared_prompt: See `shared_prefix`.
 
     Returns:
-        The segments of each shared level, and last the rest of each row.
+        The segments of each shared level, then the rest of each row.
     """
     levels = []
     depth, size = [0], len(contexts)

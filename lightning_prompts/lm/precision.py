@@ -1,4 +1,4 @@
-"""Which precision a device is fast at; for a CPU it is measured once per machine."""
+"""The fast precision of a device; for CPUs it is measured once per machine."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 def dtype_of(config: LMConfig, device: torch.device | str) -> torch.dtype:
-    """The dtype that ``config`` asks for; ``auto`` is `fast_dtype` of the device that the LM runs on."""
+    """Return the dtype of a config; ``auto`` resolves to the `fast_dtype` of the device."""
     if config.dtype == "auto":
         return fast_dtype(torch.device(device).type)
     dtype: torch.dtype = getattr(torch, config.dtype)
@@ -30,17 +30,17 @@ def dtype_of(config: LMConfig, device: torch.device | str) -> torch.dtype:
 
 
 def for_device(config: LMConfig, device: torch.device | str) -> LMConfig:
-    """``config`` with the dtype that ``auto`` stands for on a device."""
+    """Return the config with ``dtype: auto`` resolved for a device."""
     name: Any = str(dtype_of(config, device)).removeprefix("torch.")
     return replace(config, dtype=name) if config.dtype == "auto" else config
 
 
 @cache
 def fast_dtype(device_type: str) -> torch.dtype:
-    """bfloat16 where a kind of device is fast at it, else float32.
+    """Return bfloat16 if a type of device is fast at it, otherwise float32.
 
-    A GPU is fast at it if it supports it. A CPU is measured; the result is kept in the cache folder, or else runs on a
-    machine that happens to be busy would differ.
+    A GPU is fast at bfloat16 if it supports it. For a CPU, the result of a measurement is stored in the cache folder,
+    because a new measurement on a busy machine could differ between runs.
 
     Args:
         device_type: ``cpu``, ``cuda``, ``mps`` and so on.
@@ -62,16 +62,16 @@ def fast_dtype(device_type: str) -> torch.dtype:
 
 
 def _multiplies_bfloat16(device_type: str) -> bool:
-    """Whether a device knows bfloat16 at all."""
+    """Whether a device supports products of bfloat16 matrices."""
     try:
         one = torch.ones(2, 2, dtype=torch.bfloat16, device=device_type)
         return float((one @ one).sum()) == 8.0
-    except (RuntimeError, TypeError):  # which of them depends on the device
+    except (RuntimeError, TypeError):  # the type depends on the device
         return False
 
 
 def _measured() -> str:
-    """By matrix products in turn; the best of many, as a busy machine is only ever slower."""
+    """Time matrix products in both dtypes alternately, and compare the fastest of each."""
     generator = torch.Generator().manual_seed(0)
     best = {torch.float32: float("inf"), torch.bfloat16: float("inf")}
     left, right = (torch.randn(size, 1024, generator=generator, device="cpu") for size in (256, 1024))
@@ -82,19 +82,23 @@ def _measured() -> str:
             left @ right
             best[dtype] = min(best[dtype], time.perf_counter() - start)
     chosen = "bfloat16" if best[torch.bfloat16] < 0.8 * best[torch.float32] else "float32"
-    log.info("dtype auto: %s (matmul %.2f ms in float32, %.2f ms in bfloat16)", chosen,
-             1e3 * best[torch.float32], 1e3 * best[torch.bfloat16])  # fmt: skip
+    log.info(
+        "dtype auto: %s (matmul %.2f ms in float32, %.2f ms in bfloat16)",
+        chosen,
+        1e3 * best[torch.float32],
+        1e3 * best[torch.bfloat16],
+    )
     return chosen
 
 
 def _keep(path: Path, known: dict[str, str]) -> None:
-    """Write it down; a machine that does not let us measures again next time."""
+    """Write the result to the cache; without a writable cache, the next run measures again."""
     with suppress(OSError, UserError):
         write_atomic(path, json.dumps(known))
 
 
 def _processor() -> str:
-    """The processor's name, and how many threads torch may use."""
+    """Return the name of the processor and the number of threads of torch."""
     name = platform.processor()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -1,16 +1,16 @@
-"""Whether an architecture is scored packed as it scores itself: tried out before it is used.
+"""Check that packed scores of an architecture equal its own scores, before it is used.
 
-A packed sequence is right only if attention follows its `Layout` and nothing else looks across tokens. Architectures
-break that in many ways (a window that stands in the mask alone, a mixer that is no attention, an encoder that is taken
-for a decoder), most of them without an error. So a *twin* is probed: a model of the same class and of the same features
-with two layers of each kind, a width of 64 and random weights, in float32 on the CPU. The model itself is not probed:
-with billions of weights it would take seconds, in bfloat16 or quantised its own rounding would hide what differs, and
-its window of thousands of tokens would never end within a probe's rows.
+Packed scoring is correct only if attention follows its `PackedLayout` and nothing else mixes tokens. Architectures
+violate this in many ways (a window that only the mask contains, a token mixer other than attention, an encoder loaded
+as a decoder), mostly without an error. The probe therefore compares scores of a *twin*: a model of the same class with
+the same features, but with two layers of each kind, a width of 64 and random weights, in float32 on the CPU. The model
+itself is unsuitable: billions of weights would take seconds, rounding in bfloat16 or quantised weights would hide
+differences, and the rows of a probe would be shorter than its window of thousands of tokens.
 
-The reference is what transformers computes for one row at a time, from token ids, without a cache, with the attention
-that it takes by default (SDPA where an architecture has it: Falcon's eager attention counts its ALiBi biases twice),
-and eager attention where scores are capped, which some versions of transformers leave out of SDPA without a word.
-That a twin is right is remembered in the user's cache folder, by what that depends on.
+The reference is the output of transformers for one row at a time, from token ids, without a cache, with the default
+attention (SDPA if supported, because Falcon's eager attention adds its ALiBi biases twice). Models with capped scores
+use eager attention, because some versions of transformers silently ignore the cap in SDPA. The user's cache folder
+stores successful probes under a digest of everything that they depend on.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from lightning_prompts.errors import UserError
 from lightning_prompts.files import cache_root, write_atomic
 from lightning_prompts.lm.architectures import adapt, attention_of
-from lightning_prompts.lm.attention import KVCache, Layout
+from lightning_prompts.lm.attention import KVCache, PackedLayout
 from lightning_prompts.lm.encoding import Row
 from lightning_prompts.lm.generation import Ending, generate_tokens
 from lightning_prompts.lm.key_values import KeyValues
@@ -44,37 +44,37 @@ from lightning_prompts.lm.plan import build_prefix_tree
 
 log = logging.getLogger(__name__)
 
-SHARED = [5, 9, 30, 7, 21]  # tokens that both rows begin with
+SHARED = [5, 9, 30, 7, 21]  # common prefix of both rows
 ROWS = [[*SHARED, 11, 40, 8, 33, 17, 25, 12], [*SHARED, 42, 6, 19, 28]]
 GENERATED = 3
-TOLERANCE = 1e-3  # of log-probabilities of random weights, which differ by whole nats from token to token
+TOLERANCE = 1e-3  # of log-probabilities in nats; with random weights they differ by whole nats between tokens
 
 
 def probe(config: PretrainedConfig, name: str) -> None:
-    """Raise a `UserError` if a model would not be scored as it scores itself.
+    """Raise a `UserError` if packed scores of a model would differ from its own scores.
 
     Args:
-        config: The model's.
-        name: What to call it.
+        config: Configuration of the model.
+        name: Name of the model in messages.
     """
     try:
         twin = twin_config(config)
-        right = cache_root() / "probes" / _key(twin)  # only what is right is remembered: an error may pass
+        right = cache_root() / "probes" / _key(twin)  # store only successes, because an error may be temporary
         if right.exists():
             return
         found = difference(twin)
-    except Exception as error:  # noqa: BLE001 - whatever an architecture raises, it is not supported
+    except Exception as error:  # noqa: BLE001 - an architecture can raise any error
         found = _failed(config, error)
     if found:
         raise UserError(f"model {name!r} ({config.model_type}) cannot be scored packed: {found}; use another model")
     try:
         write_atomic(right, "")
     except (OSError, UserError) as error:
-        log.debug("what the probe has found is not kept: %s", error)
+        log.debug("cannot store the result of the probe: %s", error)
 
 
 def difference(twin: PretrainedConfig) -> str:
-    """What is wrong with a small model in packed scoring, in words; empty if nothing is."""
+    """Describe the first difference between packed scores and own scores of a small model; empty if there is none."""
     try:
         with torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.no_grad(), _quiet():
             torch.manual_seed(0)
@@ -86,15 +86,15 @@ def difference(twin: PretrainedConfig) -> str:
 
 def _failed(config: PretrainedConfig, error: Exception) -> str:
     log.debug("the probe of %s failed", config.model_type, exc_info=True)
-    return f"a small one fails with {type(error).__name__} ({' '.join(str(error).split())[:160]})"
+    return f"a small model of its kind fails with {type(error).__name__} ({' '.join(str(error).split())[:160]})"
 
 
 def _build(config: PretrainedConfig) -> tuple[PreTrainedModel, PreTrainedModel]:
-    """A model as transformers has it, and one as it is used here, with the same weights."""
+    """Build an unchanged model of transformers and an adapted one with the same weights."""
     capped = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
     own = _model(config, "eager" if capped else None)
     for weight in own.parameters():
-        # As they are drawn, weights are so small that hardly anything depends on attention, and biases are zero.
+        # Default weights are too small for attention to matter, and default biases are zero.
         if weight.dim() > 1:
             weight.normal_(0, weight.shape[-1] ** -0.5 * 1.5)
         else:
@@ -117,7 +117,7 @@ def _compare(own: PreTrainedModel, lm: _Watched) -> str:
     nothing = lm.embed(torch.empty(0, dtype=torch.long, device="cpu"))
     first = [_logits(own, ids) for ids in ROWS]
     if not _close(*(logits[: len(SHARED)] for logits in first)):
-        return "it is not causal: a token changes what is predicted before it"
+        return "it is not causal: a token changes predictions before it"
     if not _close(torch.cat([part[len(SHARED) - 1 :] for part in first]), _packed(lm, ROWS, len(SHARED))):
         return "its packed log-probabilities differ from those that transformers computes row by row"
     cache = KVCache(3)
@@ -126,7 +126,7 @@ def _compare(own: PreTrainedModel, lm: _Watched) -> str:
     prefix = KeyValues([cache.rows[layer] for layer in sorted(cache.rows)])
     rest = [ids[3:] for ids in ROWS]
     if not _close(torch.cat([part[len(SHARED) - 1 :] for part in first]), _packed(lm, rest, len(SHARED) - 3, prefix)):
-        return "keys and values in front differ from tokens in front"
+        return "keys and values before all tokens have another effect than the tokens they come from"
     ending = Ending([GENERATED] * len(ROWS), [None] * len(ROWS), set(), lambda ids, special: "")
     lm.seen.clear()
     generated = generate_tokens(lm, [Row(ids, []) for ids in ROWS], nothing, ending, None)
@@ -137,25 +137,25 @@ def _compare(own: PreTrainedModel, lm: _Watched) -> str:
 
 
 class _Watched(PackedLM):
-    """Keeps the logits that it has put out."""
+    """Records its logits."""
 
     def __init__(self, model: PreTrainedModel, name: str) -> None:
         super().__init__(model, name)
         self.seen: list[Tensor] = []
 
-    def logits(self, embeddings: Tensor, layout: Layout, places: Sequence[int] | Tensor) -> Tensor:
+    def logits(self, embeddings: Tensor, layout: PackedLayout, places: Sequence[int] | Tensor) -> Tensor:
         self.seen.append(super().logits(embeddings, layout, places))
         return self.seen[-1]
 
 
 def _logits(own: PreTrainedModel, ids: list[int]) -> Tensor:
-    """Logits ``[T, V]`` of one row."""
+    """Compute the logits ``[T, V]`` of one row."""
     logits: Tensor = own(input_ids=torch.tensor([ids], device="cpu"), use_cache=False).logits
     return logits[0]
 
 
 def _packed(lm: PackedLM, rows: list[list[int]], shared: int, prefix: KeyValues | None = None) -> Tensor:
-    """Logits ``[N, V]`` of rows behind what they share, whose last token is the first to be looked at."""
+    """Compute packed logits ``[N, V]`` of rows, from the last shared token on."""
     prompt = lm.embed(torch.empty(0, dtype=torch.long, device="cpu")) if prefix is None else prefix
     levels = build_prefix_tree(rows, rows, [len(rows)], shared_prompt=True)
     embeddings, layout = lm.pack(levels, prompt)
@@ -173,7 +173,7 @@ def _close(one: Tensor, other: Tensor) -> bool:
 # --- the twin --------------------------------------------------------------------------------------------------------
 
 HEADS, WINDOW, VOCABULARY = 4, 4, 64
-# Numbers of a config that a twin has smaller, by what their names end with.
+# Upper limits of a twin's settings, by the ends of their names.
 _SIZES: dict[str, int] = {
     "vocab_size": VOCABULARY, "vocab_size_per_layer_input": VOCABULARY, "n_vocab": VOCABULARY,
     "group_vocab": VOCABULARY, "token_id": VOCABULARY - 1, "token_index": VOCABULARY - 1,
@@ -192,7 +192,7 @@ _HEAD_WIDTHS = ("head_dim", "rotary_dim", "d_kv", "kv_channels")
 
 
 def twin_config(config: PretrainedConfig) -> PretrainedConfig:
-    """A small config with the features of a large one: two layers of each kind, and a window that rows outgrow."""
+    """Make a small config with the features of a large one: two layers of each kind, and a window shorter than rows."""
     twin = copy.deepcopy(config)
     twin.__dict__.pop("quantization_config", None)
     for part in (twin, *(getattr(twin, name, None) for name in twin.sub_configs)):
@@ -207,7 +207,7 @@ def _shrink(config: PretrainedConfig) -> None:
     if layers is not None:
         _pick_layers(config, layers)
     smaller = functools.partial(_smaller, heads=heads, width=width)
-    spec = getattr(config, "_heterogeneity_spec", None)  # what differs from layer to layer (Gemma 4)
+    spec = getattr(config, "_heterogeneity_spec", None)  # overrides for single layers (Gemma 4)
     for overrides in spec.per_layer_overrides.values() if spec else ():
         for key, value in overrides.items():
             wider = key.endswith(_HEAD_WIDTHS) and value > vars(config)[key]
@@ -229,8 +229,8 @@ def _shrink(config: PretrainedConfig) -> None:
                 rope[key] = [width // 2 - 2 * (width // 6), width // 6, width // 6]
 
 
-def _smaller(key: str, value: Any, heads: int | None, width: int) -> Any:  # noqa: ANN401 - whatever a config holds
-    """A number of a config as a twin has it; anything else as it is."""
+def _smaller(key: str, value: Any, heads: int | None, width: int) -> Any:  # noqa: ANN401 - any value of a config
+    """Reduce a number of a config for a twin; return other values unchanged."""
     if isinstance(value, float) and key.endswith(("softcapping", "softcap", "logit_cap")):
         return min(value, 1.0)
     if isinstance(value, bool) or not isinstance(value, int):
@@ -248,7 +248,7 @@ def _smaller(key: str, value: Any, heads: int | None, width: int) -> Any:  # noq
 
 
 def _pick_layers(config: PretrainedConfig, layers: int) -> None:
-    """Two layers of each kind; kinds differ in any list that has an entry for each layer."""
+    """Reduce a config to two layers of each kind, where kinds differ in any list with one entry per layer."""
     lists = {
         key: value for key, value in vars(config).items() if isinstance(value, list | tuple) and len(value) == layers
     }
@@ -267,13 +267,13 @@ def _pick_layers(config: PretrainedConfig, layers: int) -> None:
 
 
 def _number(config: PretrainedConfig, name: str) -> int | None:
-    """A number by its common name, which architectures spell differently."""
+    """Read a number by its common name, which some architectures spell differently."""
     value = vars(config).get(config.attribute_map.get(name, name))
     return value if isinstance(value, int) else None
 
 
 def _ropes(config: PretrainedConfig) -> list[dict[str, Any]]:
-    """Dictionaries of rotary settings; some configs have one for each kind of layer."""
+    """Return the dictionaries of rotary settings; some configs have one for each kind of layer."""
     rope = getattr(config, "rope_parameters", None)
     if not isinstance(rope, dict):
         return []
@@ -287,7 +287,7 @@ def _rotary_parts(config: PretrainedConfig) -> list[float]:
 
 
 def _key(twin: PretrainedConfig) -> str:
-    """The name of what has been found: of the twin, the versions of what runs it, and the code here."""
+    """Compute the file name of a result from the twin, the versions of torch and transformers, and this code."""
     features = {key: value for key, value in twin.to_dict().items() if key not in ("_name_or_path", "dtype")}
     described = json.dumps(features, sort_keys=True, default=str)
     return f"{twin.model_type}-{_digest_of(described + transformers.__version__ + torch.__version__ + _code())}"
@@ -299,14 +299,14 @@ def _digest_of(text: str) -> str:
 
 @functools.cache
 def _code() -> str:
-    """The sources that decide what a probe finds."""
+    """Digest the source files that the result of a probe depends on."""
     names = ("probe", "architectures", "attention", "packed", "generation", "plan", "key_values")
     return _digest_of("".join(Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8") for name in names))
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Nothing that a twin warns about is meant for anyone."""
+    """Silence the warnings of a twin, which do not concern the user."""
     level = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     try:

@@ -1,4 +1,4 @@
-"""Drawing tokens at a temperature, the same ones for a row whatever stands beside it in the batch."""
+"""Sample tokens at a temperature, independent of the other rows in the batch."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from lightning_prompts.lm.transfer import to_device
 
 
 class Sampling:
-    """Draws the next token of each row by the inverse of its distribution function.
+    """Samples the next token of each row by inverse transform sampling.
 
-    One number in [0, 1) for each row and step decides, and it follows from the row's own seed: neither the other rows
-    nor the length of the longest one matters.
+    The seed of a row determines one uniform number in [0, 1) per step. Samples therefore do not depend on other rows or
+    on the length of the longest row.
 
     Args:
-        temperature: Logits are divided by it; above 0.
-        seeds: One of each row.
-        group: So many rows next to each other are draws for one context, which is run once.
+        temperature: Divisor of the logits, above 0.
+        seeds: One seed per row.
+        group: Number of consecutive rows that are samples for the same context, which runs once; ``None`` for none.
 
     Raises:
-        UserError: The temperature is no number above 0.
+        UserError: The temperature is not a finite number above 0.
     """
 
     def __init__(self, temperature: float, seeds: Sequence[int], group: int | None = None) -> None:
-        """Nothing is drawn yet."""
+        """Make one generator per row."""
         check_finite("temperature", temperature, above=True)
         self.temperature = temperature
         self.group = group
@@ -36,13 +36,13 @@ class Sampling:
         self._drawn: list[Tensor] = []
 
     def part(self, rows: slice) -> Sampling:
-        """The same draws for some of the rows."""
+        """Return the same samples for a slice of the rows."""
         seeds = self.seeds[rows]
         group = self.group if self.group is not None and len(seeds) % self.group == 0 else None
         return Sampling(self.temperature, seeds, group)
 
     def choose(self, logits: Tensor, step: int) -> Tensor:
-        """Tokens ``[B]`` drawn from logits ``[B, V]``; steps count from 0, each is asked for once or more."""
+        """Sample tokens ``[B]`` from logits ``[B, V]``; the same step, counted from 0, gives the same numbers."""
         while len(self._drawn) <= step:
             drawn = [torch.rand(1, dtype=torch.double, generator=one, device="cpu") for one in self._generators]
             self._drawn.append(torch.cat(drawn))

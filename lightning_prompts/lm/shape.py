@@ -1,4 +1,4 @@
-"""What a memory plan needs to know of an LM and of a method: sizes, and no weights."""
+"""Sizes of an LM and of a method for a memory plan, without weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lightning_prompts.lm.config import LMConfig
 from lightning_prompts.lm.encoding import Encoder
 from lightning_prompts.lm.loading import load_tokenizer, weightless_model
 
-# Bytes of a weight of a linear layer through bitsandbytes: int8 has a scale per row, nf4 one per 64 weights.
+# Bytes per weight of a linear layer in bitsandbytes: int8 has one scale per row, nf4 one per 64 weights.
 _QUANTIZED = {"int8": 1.0, "nf4": 0.5 + 4 / 64}
 
 
@@ -24,9 +24,9 @@ class Linear:
     """A linear layer of a decoder layer.
 
     Attributes:
-        name: Within its decoder layer (``mlp.up_proj``).
-        inputs: Width of its input.
-        outputs: Width of its output.
+        name: Name within the decoder layer (``mlp.up_proj``).
+        inputs: Width of the input.
+        outputs: Width of the output.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Linear:
 
     @property
     def reads(self) -> str:
-        """What names its input: projections of one part that have the same width read the same."""
+        """A name of its input; input projections of the same part, such as q_proj and k_proj, share their input."""
         part, _, own = self.name.rpartition(".")
         return f"{part} {own if own in ('o_proj', 'down_proj', 'c_proj') else ''}"
 
@@ -45,23 +45,23 @@ class LMShape:
     """Sizes of a causal LM.
 
     Attributes:
-        name: What to call it.
-        dtype: Of its weights and activations.
-        quantization: Of its linear layers; ``none`` for none.
+        name: Name of the model.
+        dtype: Dtype of weights and activations.
+        quantization: Quantisation of the linear layers; ``none`` for none.
         layers: ``L``.
         width: ``D``.
         inner: Width of the feed-forward part.
-        gated: Whether that part has a gate.
+        gated: Whether the feed-forward part has a gate.
         heads: ``H``.
         kv_heads: ``Hkv``.
         head_width: ``Dh``.
         vocabulary: ``V``.
-        context: Tokens of the longest row.
+        context: Context window in tokens.
         linears: The linear layers of one decoder layer.
-        in_layers: Parameters of all decoder layers.
-        outside: All other parameters: embeddings, the head unless it is tied to them, the last norm.
+        in_layers: Number of parameters of all decoder layers.
+        outside: Number of all other parameters: embeddings, the head unless it is tied to them, the last norm.
         gradient_checkpointing: See `LMConfig`.
-        encoder: From text to tokens.
+        encoder: Encodes text as tokens.
     """
 
     name: str
@@ -86,15 +86,15 @@ class LMShape:
     def of(
         cls, config: LMConfig, tokenizer: PreTrainedTokenizerBase | None = None, device: torch.device | str = "cpu"
     ) -> LMShape:
-        """The sizes of the model that ``config`` names, from its configuration alone.
+        """Return the sizes of a model from its configuration, without loading weights.
 
         Args:
-            config: What would be loaded.
-            tokenizer: In the place of the model's own.
-            device: Where it would run; see `weightless_model`.
+            config: Settings of the model.
+            tokenizer: Replaces the tokenizer of the model, unless ``None``.
+            device: Device that the model would run on; see `weightless_model`.
 
         Raises:
-            UserError: There is no such model.
+            UserError: The model does not exist or is not supported.
         """
         model = weightless_model(config, device)
         text = model.config.get_text_config()
@@ -129,20 +129,20 @@ class LMShape:
 
     @property
     def bytes_each(self) -> int:
-        """Bytes of a number in the LM's dtype."""
+        """Bytes per number in the LM's dtype."""
         return self.dtype.itemsize
 
     @property
     def key_value_width(self) -> int:
-        """``W``: keys and values of one token in all layers."""
+        """``W``, the width of the keys and values of one token in all layers."""
         return 2 * self.layers * self.kv_heads * self.head_width
 
     def weight_bytes(self, shards: int = 1, heads: int = 1) -> float:
-        """Bytes of the weights in one process.
+        """Compute the bytes of the weights in one process.
 
         Args:
-            shards: Processes that each weight of a decoder layer is split over.
-            heads: Processes that the heads of each layer are split over.
+            shards: Number of processes over which each weight of a decoder layer is sharded.
+            heads: Number of processes over which the heads of each layer are split.
         """
         linear = self.layers * sum(layer.inputs * layer.outputs for layer in self.linears)
         each = _QUANTIZED.get(self.quantization, self.bytes_each)
@@ -152,19 +152,19 @@ class LMShape:
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """What a method adds to its LM.
+    """The memory that a method needs in addition to its LM.
 
     Attributes:
-        trained: Parameters with gradients and an optimiser's state, float32.
-        kept: Further float32 numbers that it keeps: initial values, copies of E.
-        saved: Float32 numbers that a step keeps for the backward pass outside of the LM.
-        length: ``P``, places in the prompt slot.
-        ahead: Keys and values in front of everything.
-        per_question: Every row has a prompt of its own.
-        backward: Whether a step follows a gradient through the LM.
-        inputs_saved: Widths of the inputs of linear layers that each decoder layer keeps, for weights that are trained.
-        rows: Rows of a pass without gradient, where a step has passes of that kind only; ``None`` for the batch's.
-        shape: The LM, where it is another than the config's.
+        trained: Number of float32 parameters with gradients and optimiser state.
+        kept: Number of further float32 values: initial values, copies of E.
+        saved: Number of float32 values that a step saves for the backward pass outside of the LM.
+        length: ``P``, tokens of the prompt slot.
+        ahead: Number of keys and values before all tokens.
+        per_question: Whether every row has its own prompt.
+        backward: Whether a step backpropagates through the LM.
+        inputs_saved: Total width of the inputs of linear layers that each decoder layer saves for trained weights.
+        rows: Rows of a pass, for steps with passes without gradients only; ``None`` for the rows of the batch.
+        shape: The LM of the method, if it is not that of the config.
     """
 
     trained: int = 0

@@ -1,10 +1,10 @@
-"""A frozen LM that is larger than one device: its weights spread over several processes.
+"""Shard a frozen LM that is larger than one device over several processes.
 
-Two ways, together or alone. *Tensor parallel*: every process has some heads of each layer and some columns of its
-feed-forward part, and all work on the same texts. The packed attention needs no change, since it takes the number of
-heads from its input; keys and values that are trained (prefix tuning) are cut by head, their gradients put together.
-*Fully sharded* (FSDP2): every process has a piece of each weight, puts a layer together when it is needed, and works on
-texts of its own. What embeds tokens stays whole in every process, as prompts are made of it.
+Two modes can be combined. *Tensor parallelism*: every process has some heads of each layer and some columns of its
+feed-forward part, and all processes work on the same texts. The packed attention needs no change, because it takes the
+number of heads from its input. Trained keys and values (prefix tuning) are split by head, and their gradients are
+gathered. *Fully sharded data parallelism* (FSDP2): every process has a shard of each weight, gathers a layer when it
+runs, and works on its own texts. The embeddings are not sharded, because prompts are made of them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm.key_values import KeyValues
 
-# What transformers calls a layer's way to be split. Norms of single heads stay as they are: nothing in them is trained.
+# Names of parallel styles in transformers. Norms of single heads are replicated, because they are not trained.
 _STYLES: dict[str, Callable[[], ParallelStyle] | None] = {
     "colwise": ColwiseParallel,
     "rowwise": RowwiseParallel,
@@ -35,25 +35,25 @@ _STYLES: dict[str, Callable[[], ParallelStyle] | None] = {
 
 
 class Lockstep:
-    """Keeps processes together that need each other for every pass.
+    """Synchronises the passes of processes that need each other for every pass.
 
-    Before a pass without gradient each says that it has one to run; a process that has none left, and waits for the
-    others, runs an idle one beside them until nobody has. Passes with a gradient are as many in all processes, so
-    before them all wait for each other.
+    Before a pass without a gradient, each process announces it. A process that has finished and waits for the others
+    runs idle passes until no process has a pass left. The number of passes with a gradient is equal in all processes,
+    so before such a pass all processes wait for each other.
 
     Args:
         group: The ``torch.distributed`` group of the processes.
-        device: Where they talk.
+        device: Device type of the messages between processes.
         idle: Runs an idle pass.
     """
 
     def __init__(self, group: dist.ProcessGroup, device: str, idle: Callable[[], None]) -> None:
-        """All are together."""
+        """Start without an idle pass."""
         self.group, self.device, self.idle = group, device, idle
         self._idling = False
 
     def before_pass(self) -> None:
-        """Called ahead of each pass."""
+        """Synchronise before a pass; call this before each pass."""
         if self._idling:
             return
         if torch.is_grad_enabled():
@@ -62,7 +62,7 @@ class Lockstep:
             self._busy(True)
 
     def wait(self) -> None:
-        """Until no process has anything to run."""
+        """Run idle passes until no process has a pass left."""
         while self._busy(False):
             self._idling = True
             try:
@@ -78,21 +78,21 @@ class Lockstep:
 
 
 class Shards:
-    """How a model is spread, and what that asks of those who use it.
+    """The sharding of a model over a mesh.
 
     Args:
-        mesh: With dimensions ``data_parallel`` and ``tensor_parallel``.
+        mesh: Mesh with the dimensions ``data_parallel`` and ``tensor_parallel``.
         idle: Runs an idle pass of the model.
     """
 
     def __init__(self, mesh: DeviceMesh, idle: Callable[[], None]) -> None:
-        """See `shard`."""
+        """Keep the parts of the mesh; `shard` does the sharding."""
         self.heads = mesh["tensor_parallel"] if mesh["tensor_parallel"].size() > 1 else None
         data = mesh["data_parallel"]
         self.lockstep = Lockstep(data.get_group(), mesh.device_type, idle) if data.size() > 1 else None
 
     def own_heads(self, past: KeyValues) -> KeyValues:
-        """The keys and values of this process's heads, differentiable: every process gets the whole gradient."""
+        """Select the keys and values of this process's heads; every process gets the full gradient."""
         if self.heads is None:
             return past
         mesh = self.heads
@@ -103,7 +103,7 @@ class Shards:
         return KeyValues([(cut(key), cut(value)) for key, value in past.layers])
 
     def all_heads(self, own: KeyValues) -> KeyValues:
-        """The inverse of `own_heads`, without gradient."""
+        """Gather the keys and values of all heads, without gradient: the inverse of `own_heads`."""
         if self.heads is None:
             return own
         mesh = self.heads
@@ -115,15 +115,15 @@ class Shards:
 
 
 def shard(model: PreTrainedModel, mesh: DeviceMesh, name: str) -> None:
-    """Spread the weights of a frozen model over a mesh.
+    """Shard the weights of a frozen model over a mesh, in place.
 
     Args:
-        model: Loaded, whole, in every process.
-        mesh: With dimensions ``data_parallel`` and ``tensor_parallel``.
-        name: What to call the model in messages.
+        model: The model with all weights, in every process.
+        mesh: Mesh with the dimensions ``data_parallel`` and ``tensor_parallel``.
+        name: Name of the model in messages.
 
     Raises:
-        UserError: It cannot be split like that.
+        UserError: The model does not support this mesh.
     """
     if getattr(model, "is_quantized", False):
         raise UserError(
@@ -133,28 +133,26 @@ def shard(model: PreTrainedModel, mesh: DeviceMesh, name: str) -> None:
         _split_heads(model, mesh["tensor_parallel"], name)
     if mesh["data_parallel"].size() > 1:
         if model.dtype == torch.float16:
-            raise UserError(
-                "float16 is not searched for overflows where weights are sharded; use model.lm.dtype bfloat16"
-            )
+            raise UserError("overflows of float16 cannot be located in sharded weights; set model.lm.dtype to bfloat16")
         _split_weights(model, mesh["data_parallel"])
 
 
 def heads_plan(model: PreTrainedModel, size: int, name: str) -> dict[str, str]:
-    """How the architecture splits its layers by heads; weights are not looked at.
+    """Return the tensor-parallel plan of an architecture, without reading weights.
 
     Args:
-        model: The model, on the meta device at least.
-        size: Processes that share the heads.
-        name: What to call the model in messages.
+        model: The model, which may be on the meta device.
+        size: Number of processes that split the heads.
+        name: Name of the model in messages.
 
     Raises:
-        UserError: It cannot be split over so many.
+        UserError: The model cannot be split over this number of processes.
     """
     config = model.config.get_text_config()
     plan: dict[str, str] = dict(getattr(config, "base_model_tp_plan", None) or {})
     unknown = sorted({style for style in plan.values() if style not in _STYLES})
     if not plan or unknown:
-        why = f"layers split by {', '.join(unknown)}" if unknown else "no plan for it in transformers"
+        why = f"layers split by {', '.join(unknown)}" if unknown else "no tensor-parallel plan in transformers"
         raise UserError(
             f"{name} ({config.model_type}) has {why}, so it cannot be split by heads; set "
             "trainer.strategy.tensor_parallel_size to 1 and data_parallel_size to the number of devices"
@@ -168,14 +166,14 @@ def heads_plan(model: PreTrainedModel, size: int, name: str) -> dict[str, str]:
     for what, count in counts.items():
         if count % size:
             raise UserError(
-                f"{name} has {count} {what}, which {size} processes cannot share evenly; set "
+                f"{name} has {count} {what}, which cannot be split evenly over {size} processes; set "
                 "trainer.strategy.tensor_parallel_size to a divisor"
             )
     return plan
 
 
 def _split_heads(model: PreTrainedModel, mesh: DeviceMesh, name: str) -> None:
-    """Tensor parallel, by the architecture's own plan."""
+    """Apply tensor parallelism with the plan of the architecture."""
     plan = heads_plan(model, mesh.size(), name)
     styles = {pattern: made() for pattern, style in plan.items() if (made := _STYLES[style]) is not None}
     parallelize_module(model.base_model, mesh, styles)
@@ -185,11 +183,11 @@ def _split_heads(model: PreTrainedModel, mesh: DeviceMesh, name: str) -> None:
 
 
 def _split_weights(model: PreTrainedModel, mesh: DeviceMesh) -> None:
-    """Fully sharded, layer by layer."""
+    """Apply fully sharded data parallelism to each layer."""
     for module in list(model.modules()):
         if isinstance(module, GradientCheckpointingLayer):
             fully_shard(module, mesh=mesh)
     whole: set[Any] = {*model.get_input_embeddings().parameters(), *model.get_output_embeddings().parameters()}
-    # The whole model, too, so that the next layer is on its way while one computes. Not its ``base_model``, by whose
-    # class transformers finds what to put out: this changes the class.
+    # Also shard the whole model, so that the next layer is prefetched while a layer computes. Do not shard its
+    # ``base_model``: FSDP changes the class, by which transformers selects the outputs.
     fully_shard(model, mesh=mesh, ignored_params=whole)

@@ -1,7 +1,7 @@
-"""Hidden states of a frozen LM never change: they are computed once per set of questions and kept on disk.
+"""A disk cache of the hidden states of questions, which the frozen LM computes once per set of questions.
 
-A file is safetensors, so it is memory-mapped, holds no code, and a truncated one is found out when it is opened. Its
-name is a digest of everything that the states depend on: the model's weights, their dtype, the layer and the token ids.
+The files are safetensors: memory-mapped, without code, and checked for truncation when they are opened. The name of a
+file is a digest of everything that the states depend on: the model's weights, their dtype, the layer and the token ids.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ _TOKENS_PER_PASS = 4096
 
 @dataclass(frozen=True)
 class Query:
-    """What of the LM's reading of a question a network gets to see.
+    """Which hidden states of the question the refiner reads.
 
     Attributes:
-        instruction: Text ahead of the question; it has its influence on the question's states, its own are left out.
-        layer: 0 for the embeddings, ``k`` for what layer ``k`` puts out, -1 for the last layer behind its norm.
+        instruction: Text before the question. The states of the question depend on it; its own states are left out.
+        layer: 0 for the embeddings, ``k`` for the output of layer ``k``, -1 for the last layer after its norm.
     """
 
     instruction: str = "Write a prompt that helps to answer this question.\nQuestion: "
@@ -51,29 +51,32 @@ class Query:
     def check(self, lm: FrozenLM) -> None:
         """Raise a `UserError` if the LM has no such layer."""
         if not -1 <= self.layer <= lm.layers:
-            raise UserError(f"query.layer must be -1 or from 0 to {lm.layers}, the LM's layers; got {self.layer}")
+            raise UserError(f"query.layer must be from -1 to {lm.layers}, the number of layers, got {self.layer}")
 
     def check_question(self, lm: FrozenLM, example: Example) -> None:
-        """Raise a `UserError` that names the row if its question cannot be read; tokenises only where it might be."""
+        """Raise a `UserError` with the row of an unusable question; tokenise only questions that might be unusable."""
         length = len(example.question.encode()) + len(self.instruction.encode()) + 8
         if length > lm.context or not example.question.strip():
             self.tokens(lm, example.question, f"{example.source}: " if example.source else "")
 
     def tokens(self, lm: FrozenLM, question: str, where: str = "") -> tuple[list[int], int]:
-        """Token ids of the instruction and the question, and how many of them come before the question.
+        """Encode the instruction and the question.
 
         Args:
             lm: The language model.
             question: The question.
-            where: The beginning of an error message.
+            where: Prefix of error messages.
+
+        Returns:
+            The token ids, and the number of tokens before the question.
 
         Raises:
-            UserError: They do not fit the context window, or the question has no tokens.
+            UserError: They exceed the context window, or the question has no tokens.
         """
         head = list(lm.encoder.bos_ids) + lm.encoder.tokens(self.instruction, start=True)
         ids = lm.encoder.tokens(question, start=not head)
         if not ids:
-            raise UserError(f"{where}the question is empty, so there is nothing to refine a prompt from")
+            raise UserError(f"{where}the question is empty, so no prompt can be refined from it; drop the row")
         if len(head) + len(ids) > lm.context:
             raise UserError(
                 f"{where}question {question[:40]!r}... has {len(head) + len(ids)} tokens with the query's instruction, "
@@ -87,13 +90,13 @@ class StateStore:
 
     Args:
         lm: The frozen language model.
-        query: How it reads a question.
-        pooled: Keep the mean over a question's tokens alone: a hundredth of the space.
-        folder: Where the files lie; the user's cache folder by default.
+        query: Which hidden states to store.
+        pooled: Whether to store only the mean over the tokens of a question, in about a hundredth of the space.
+        folder: Folder of the files; ``None`` for the user's cache folder.
     """
 
     def __init__(self, lm: FrozenLM, query: Query, pooled: bool, folder: Path | None = None) -> None:
-        """Nothing is computed before `prepare`."""
+        """Start without files; see `prepare`."""
         self.lm = lm
         self.query = query
         self.pooled = pooled
@@ -101,13 +104,16 @@ class StateStore:
         self._files: list[_File] = []
 
     def prepare(self, questions: Sequence[str], progress: bool = True) -> Path:
-        """Make the states of some questions, unless a file with them is there, and open it.
+        """Open the file of the states of questions; compute the states if the file does not exist.
 
-        Safe when several processes start at once (a lock) and when one is killed half-way (an atomic rename).
+        A lock makes this safe for concurrent processes, and an atomic rename makes it safe against interruption.
 
         Args:
-            questions: In any order; repeated ones count once.
-            progress: Show a progress bar.
+            questions: Questions in any order; duplicates are stored once.
+            progress: Whether to show a progress bar.
+
+        Returns:
+            The path of the file.
 
         Raises:
             UserError: The folder cannot be written, or see `Query.tokens`.
@@ -125,22 +131,26 @@ class StateStore:
                     file = _File.open(path, key, wanted)
         except OSError as error:
             raise UserError(
-                f"hidden states cannot be kept in {self.folder} ({error.strerror or error}); set "
-                "LIGHTNING_PROMPTS_CACHE to a folder with room, or --model.cache_states false"
+                f"cannot write hidden states to {self.folder} ({error.strerror or error}); set "
+                "LIGHTNING_PROMPTS_CACHE to a folder with enough space, or --model.cache_states false"
             ) from error
         assert file is not None, f"{path} was written and is not readable"
         self._files.append(file)
         return path
 
     def __call__(self, questions: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """States of some questions; those that were not prepared are computed.
+        """Return the states of questions; compute states that were not prepared.
 
         Returns:
-            ``[B, T, D]`` float32 on the LM's device, zero where a question has no more tokens, and their mask
-            ``[B, T]`` bool.
+            The states ``[B, T, D]`` in float32 on the LM's device, padded with zeros, and their boolean mask ``[B,
+            T]``.
         """
-        found = {question: states for question in set(questions) for file in self._files
-                 if (states := file.get(question)) is not None}  # fmt: skip
+        found = {
+            question: states
+            for question in set(questions)
+            for file in self._files
+            if (states := file.get(question)) is not None
+        }
         missing = sorted(set(questions) - set(found))
         found.update(zip(missing, self.compute(missing), strict=True))
         parts = [found[question] for question in questions]
@@ -148,7 +158,7 @@ class StateStore:
         return padded([part.float() for part in here])
 
     def compute(self, questions: Sequence[str]) -> list[Tensor]:
-        """The states of some questions, by a forward pass of the LM, in its dtype."""
+        """Compute the states of questions with the LM, in its dtype."""
         return self._compute([self.query.tokens(self.lm, question) for question in questions])
 
     @torch.no_grad()
@@ -169,8 +179,8 @@ class StateStore:
         return digest.hexdigest()
 
     def _write(self, path: Path, key: str, encoded: list[tuple[list[int], int]], progress: bool) -> None:
-        """Write a file batch by batch, so that it never has to fit into memory."""
-        for left_over in path.parent.glob(f"{path.name}.*.part"):  # by a process that was killed; the lock is ours
+        """Write a file batch by batch, so that it does not need to fit into memory."""
+        for left_over in path.parent.glob(f"{path.name}.*.part"):  # from a killed process; we hold the lock
             left_over.unlink(missing_ok=True)
         counts = [1 if self.pooled else len(ids) - start for ids, start in encoded]
         dtype = self.lm.model.dtype
@@ -180,9 +190,12 @@ class StateStore:
         header = {
             "__metadata__": {"key": key},
             "offsets": {"dtype": "I64", "shape": [len(offsets)], "data_offsets": [0, len(tail)]},
-            "states": {"dtype": _DTYPES[dtype], "shape": [sum(counts), self.lm.width],
-                       "data_offsets": [len(tail), len(tail) + size]},
-        }  # fmt: skip
+            "states": {
+                "dtype": _DTYPES[dtype],
+                "shape": [sum(counts), self.lm.width],
+                "data_offsets": [len(tail), len(tail) + size],
+            },
+        }
         text = json.dumps(header).encode()
         text += b" " * (-len(text) % 8)
         handle, name = tempfile.mkstemp(prefix=f"{path.name}.", suffix=".part", dir=path.parent)
@@ -190,8 +203,8 @@ class StateStore:
             with os.fdopen(handle, "wb") as file:
                 file.write(len(text).to_bytes(8, "little") + text + tail)
                 batches = list(_batches(encoded))
-                for batch in track(batches, f"hidden states of {len(encoded):,} questions",
-                                   console=Console(stderr=True), disable=not progress):  # fmt: skip
+                title = f"hidden states of {len(encoded):,} questions"
+                for batch in track(batches, title, console=Console(stderr=True), disable=not progress):
                     for part in self._compute(batch):
                         file.write(_bytes(part))
                 file.flush()
@@ -203,9 +216,9 @@ class StateStore:
 
 
 class _File:
-    """An open file of states; a copy of it, in this process or another, is the same file opened again."""
+    """An open file of states. Copying or unpickling it opens the file again."""
 
-    def __init__(self, path: Path, handle: Any, spans: dict[str, tuple[int, int]]) -> None:  # noqa: ANN401 - safe_open's own
+    def __init__(self, path: Path, handle: Any, spans: dict[str, tuple[int, int]]) -> None:  # noqa: ANN401
         self.path, self.rows, self.spans = path, handle.get_slice("states"), spans
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -213,7 +226,7 @@ class _File:
 
     @classmethod
     def open(cls, path: Path, key: str, questions: list[str]) -> _File | None:
-        """The file, or ``None`` if there is none that is whole and for these questions."""
+        """Open a file; return ``None`` if it is missing, damaged, or for other questions."""
         if not path.is_file():
             return None
         try:
@@ -227,12 +240,12 @@ class _File:
             return None
 
     def get(self, question: str) -> Tensor | None:
-        """``[T, D]``, read from the map."""
+        """Read the states ``[T, D]`` of a question; ``None`` if the file does not contain it."""
         span = self.spans.get(question)
         return None if span is None else self.rows[span[0] : span[1]]
 
 
-def _open(path: Path) -> Any:  # noqa: ANN401 - safe_open's own
+def _open(path: Path) -> Any:  # noqa: ANN401 - safe_open has no public type
     return safe_open(path, framework="pt", device="cpu").__enter__()  # type: ignore[no-untyped-call]
 
 
@@ -241,7 +254,7 @@ def _open_again(path: Path, spans: dict[str, tuple[int, int]]) -> _File:
 
 
 def _batches(encoded: Sequence[tuple[list[int], int]]) -> Iterator[Sequence[tuple[list[int], int]]]:
-    """Cut into passes of bounded size."""
+    """Divide questions into passes with a bounded number of tokens."""
     start = tokens = 0
     for index, (ids, _) in enumerate(encoded):
         if index > start and tokens + len(ids) > _TOKENS_PER_PASS:
@@ -253,7 +266,7 @@ def _batches(encoded: Sequence[tuple[list[int], int]]) -> Iterator[Sequence[tupl
 
 
 def _fingerprint(lm: FrozenLM) -> str:
-    """A digest that changes when the model's weights do: a sample of each of them."""
+    """Compute a digest of the model from a sample of each of its weights."""
     digest = hashlib.blake2b(digest_size=16)
     for name, parameter in sorted(lm.model.named_parameters()):
         flat = parameter.detach().flatten()
@@ -263,5 +276,5 @@ def _fingerprint(lm: FrozenLM) -> str:
 
 
 def _bytes(values: Tensor) -> bytes:
-    """The numbers of a tensor on any device, in any dtype."""
+    """Return the raw bytes of a tensor."""
     return values.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()

@@ -1,4 +1,4 @@
-"""Copies between the host and the device of the LM that do not wait for it."""
+"""Asynchronous copies between the host and the device of the LM."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from torch import Tensor
 
 
 def to_device(values: Tensor | Sequence[float] | NDArray[np.int64], device: torch.device) -> Tensor:
-    """Copy numbers of the host to a device; the host does not wait for the copy.
+    """Copy numbers from the host to a device asynchronously.
 
     Args:
-        values: Integers become int64, other numbers float32.
-        device: Where they are needed. On the CPU a tensor or array is not copied.
+        values: A tensor, an array, or numbers: integers become int64, others float32.
+        device: Target device. For the CPU, tensors and arrays are not copied.
     """
     tensor = torch.as_tensor(values, device="cpu")
-    if device.type == "cuda":  # only pinned memory is copied while the host goes on
+    if device.type == "cuda":  # asynchronous copies need pinned memory
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
 
 
 def to_device_together(parts: Sequence[NDArray[np.int64]], device: torch.device) -> list[Tensor]:
-    """Copy several arrays of integers at once; the results keep their shapes and share one block of memory."""
+    """Copy several arrays of integers in one transfer; the results keep their shapes and share one storage."""
     if device.type == "cpu":
         return [torch.from_numpy(part) for part in parts]
     return views(to_device(np.concatenate([part.ravel() for part in parts]), device), parts)
 
 
 class Download:
-    """A tensor of integers on its way to the host, which waits for it only when it reads it.
+    """An asynchronous copy of a tensor of integers to the host, which waits only when it reads the values.
 
     Args:
-        tensor: On any device.
+        tensor: A tensor on any device.
     """
 
     def __init__(self, tensor: Tensor) -> None:
@@ -48,13 +48,13 @@ class Download:
             self._done.record()
 
     def tolist(self) -> list[int]:
-        """The numbers."""
+        """Wait for the copy and return the numbers."""
         if self._done is not None:
             self._done.synchronize()
         return self._host.tolist()
 
 
 def views(flat: Tensor, parts: Sequence[NDArray[np.int64]]) -> list[Tensor]:
-    """Parts of one block of memory ``[N]``, with the shapes of some arrays of ``N`` numbers in all."""
+    """Split a tensor ``[N]`` into views with the shapes of arrays that have ``N`` numbers in total."""
     sizes = [part.size for part in parts]
     return [piece.view(part.shape) for piece, part in zip(flat.split(sizes), parts, strict=True)]

@@ -19,7 +19,7 @@ from lightning_prompts.lm.transfer import to_device
 from lightning_prompts.methods.discrete import DiscretePromptMethod
 from lightning_prompts.objectives import Likelihood
 from lightning_prompts.prompts.initializers import FromText, Initializer
-from lightning_prompts.prompts.vocabulary import usable_tokens
+from lightning_prompts.prompts.vocabulary import allowed_tokens
 from lightning_prompts.search.candidates import draw_candidates, survives, top_tokens
 from lightning_prompts.search.optimizer import SearchOptimizer
 from lightning_prompts.search.scoring import CandidateScorer, Racing, race
@@ -105,7 +105,7 @@ class HardPromptSearch(DiscretePromptMethod):
         Raises:
             UserError: There are fewer allowed tokens than ``top_k``, or the initial prompt is no text.
         """
-        self.register_buffer("allowed_ids", usable_tokens(self.lm, self.readable), persistent=False)
+        self.register_buffer("allowed_ids", allowed_tokens(self.lm, self.readable), persistent=False)
         if self.top_k > (count := int(self.allowed_ids.sum())):
             raise UserError(f"top_k ({self.top_k}) is more than the {count} tokens that a prompt may have")
         if self.length is None:

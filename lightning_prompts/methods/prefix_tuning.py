@@ -14,7 +14,7 @@ from lightning_prompts.lm import KeyValues, LMConfig, LMShape, MemoryEstimate
 from lightning_prompts.methods.base import PromptMethod
 from lightning_prompts.objectives import Likelihood
 from lightning_prompts.prompts.initializers import Initializer, RandomTokens
-from lightning_prompts.prompts.key_values import KeyValuePrompt, PrefixMLP
+from lightning_prompts.prompts.prefix import Prefix, PrefixMLP
 from lightning_prompts.types import Batch
 
 
@@ -73,7 +73,7 @@ class PrefixTuning(PromptMethod):
                 f"length ({self.length}) leaves no room in the context window of {self.lm.name} ({self.lm.context})"
             )
         like = self.lm.key_values(RandomTokens()(self.lm, min(64, self.lm.context)))  # for the scale
-        self.prefix = KeyValuePrompt(self.init.key_values(self.lm, self.length), like, self.mlp)
+        self.prefix = Prefix(self.init.key_values(self.lm, self.length), like, self.mlp)
 
     def checkpoint_meta(self) -> dict[str, str | int]:
         """See `PromptMethod`; the network has parameters of its own."""

@@ -20,7 +20,7 @@ from lightning_prompts.lm import LMConfig, LMShape, MemoryEstimate, Query
 from lightning_prompts.methods.refined import RefinerMethod
 from lightning_prompts.objectives import Likelihood, Objective
 from lightning_prompts.prompts.initializers import Initializer, RandomTokens
-from lightning_prompts.prompts.vocabulary import usable_tokens
+from lightning_prompts.prompts.vocabulary import allowed_tokens
 from lightning_prompts.refiners.heads import Head, Tied
 from lightning_prompts.refiners.networks import MLPRefiner, RefinerNetwork
 from lightning_prompts.refiners.refiner import ScoreRefiner, VectorRefiner, part_sizes
@@ -125,7 +125,7 @@ class RefinerTuning(RefinerMethod):
         matrix = self.lm.embedding_matrix().float()
         if isinstance(self.estimator, ScoreRelaxation):
             self.register_buffer("matrix", matrix, persistent=False)
-            self.register_buffer("allowed_ids", usable_tokens(self.lm, self.readable), persistent=False)
+            self.register_buffer("allowed_ids", allowed_tokens(self.lm, self.readable), persistent=False)
             base = self.estimator.start(self.lm.nearest_tokens(start)[0], matrix, self.init_logit)
             self.refiner = ScoreRefiner(base, matrix, self.network, self.head, self.lm.width)
         else:

@@ -32,7 +32,7 @@ from lightning_prompts.lm import LMConfig, LMShape, MemoryEstimate, Query
 from lightning_prompts.lm.transfer import to_device
 from lightning_prompts.methods.refined import RefinerMethod
 from lightning_prompts.objectives.rewards import AnswerLikelihood, Reward, needs_likelihood
-from lightning_prompts.prompts.vocabulary import usable_tokens
+from lightning_prompts.prompts.vocabulary import allowed_tokens
 from lightning_prompts.refiners.heads import Head, Tied
 from lightning_prompts.refiners.networks import RefinerNetwork, masked_mean
 from lightning_prompts.refiners.refiner import ScoreRefiner
@@ -148,7 +148,7 @@ class ReinforceRefiner(RefinerMethod):
         """Start at what the LM says after ``start``."""
         self.query.check(self.lm)
         self.reward.check(self.lm.device)
-        allowed_ids = usable_tokens(self.lm, self.readable)
+        allowed_ids = allowed_tokens(self.lm, self.readable)
         ids = list(self.lm.encoder.bos_ids) + self.lm.encoder.tokens(self.start, start=True)
         if not ids:
             raise UserError("start is empty; give the text whose continuation the first prompts are drawn from")

@@ -21,7 +21,7 @@ from lightning_prompts.lm import LMConfig, LMShape, MemoryEstimate
 from lightning_prompts.methods.discrete import DiscretePromptMethod
 from lightning_prompts.objectives import Likelihood
 from lightning_prompts.prompts.initializers import Initializer, RandomTokens
-from lightning_prompts.prompts.vocabulary import usable_tokens
+from lightning_prompts.prompts.vocabulary import allowed_tokens
 from lightning_prompts.search.rounding import Rounding, coordinate_descent
 from lightning_prompts.search.scoring import CandidateScorer
 from lightning_prompts.types import Batch, Example
@@ -105,7 +105,7 @@ class RelaxedPromptTuning(DiscretePromptMethod):
             UserError: The rounding wants to try more tokens than there are.
         """
         self.register_buffer("matrix", self.lm.embedding_matrix().float(), persistent=False)
-        self.register_buffer("allowed_ids", usable_tokens(self.lm, self.readable), persistent=False)
+        self.register_buffer("allowed_ids", allowed_tokens(self.lm, self.readable), persistent=False)
         if self.rounding is not None and self.rounding.top_k > (count := int(self.allowed_ids.sum())):
             raise UserError(f"rounding.top_k ({self.rounding.top_k}) is more than the {count} tokens of a prompt")
         ids = self.lm.nearest_tokens(self.init(self.lm, self.length))[0]

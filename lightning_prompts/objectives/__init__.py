@@ -1,4 +1,4 @@
-"""What is good: objectives turn scores into a loss, rewards judge texts."""
+"""Objectives compute a loss from scores; rewards rate generated texts."""
 
 from lightning_prompts.objectives.base import Objective
 from lightning_prompts.objectives.bertscore import BertScoreLoss

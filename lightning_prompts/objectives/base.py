@@ -1,4 +1,4 @@
-"""What an objective is."""
+"""The interface of objectives."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from lightning_prompts.lm.encoding import Row
 
 
 class Objective(ABC):
-    """From what the LM says about the reference answers to a loss."""
+    """Computes a loss from the LM's predictions of the reference answers."""
 
     @property
     @abstractmethod
     def name(self) -> str:
-        """The third word of a method's triple."""
+        """Name of the objective in the description of a method."""
 
     @property
     def with_end(self) -> bool:
-        """Whether what follows the answers is to be scored."""
+        """Whether to score the text after the answers."""
         return False
 
     def check(self, lm: FrozenLM) -> None:
-        """Raise a `UserError` if this LM cannot be trained for it."""
+        """Raise a `UserError` if the objective does not support this LM."""
         del lm
 
     @abstractmethod
     def loss(self, lm: FrozenLM, rows: Sequence[Row], logits: Tensor, scores: Scores) -> Tensor:
-        """The loss, a scalar.
+        """Compute the scalar loss.
 
         Args:
             lm: The frozen language model.
             rows: ``B`` rows.
-            logits: ``[N, V]`` float32, which predict their answer and end tokens; see `FrozenLM.answer_logits`.
-            scores: The same as scores, ``[B]``.
+            logits: Logits of the answer and end tokens, ``[N, V]`` float32; see `FrozenLM.answer_logits`.
+            scores: Scores from these logits, ``[B]``.
         """

@@ -16,13 +16,13 @@ from lightning_prompts.objectives.base import Objective
 
 @dataclass(frozen=True)
 class Likelihood(Objective):
-    """Mean negative log-likelihood of the reference answers' tokens, and of how the answers end.
+    """Mean negative log-likelihood of the tokens of the reference answers, and of the ends of the answers.
 
     Attributes:
-        mean_over: ``examples`` weighs every example alike, as the reported NLL does; ``tokens`` weighs every answer
-            token alike, so that long answers count more.
-        end_weight: Weight of the text after ``{answer}`` in the template, which is no part of the reported NLL. With 0
-            a prompt learns what to answer and not where to stop.
+        mean_over: ``examples`` gives all examples equal weight, as in the reported NLL; ``tokens`` gives all answer
+            tokens equal weight, so that long answers count more.
+        end_weight: Weight of the text after ``{answer}`` in the template, which the reported NLL does not include. With
+            0, a prompt learns what to answer but not where to stop.
     """
 
     mean_over: Literal["examples", "tokens"] = "examples"
@@ -39,7 +39,7 @@ class Likelihood(Objective):
 
     @property
     def with_end(self) -> bool:
-        """Whether the ends of answers are to be scored."""
+        """Whether to score the ends of the answers."""
         return self.end_weight > 0
 
     def loss(self, lm: FrozenLM, rows: Sequence[Row], logits: Tensor, scores: Scores) -> Tensor:
@@ -47,16 +47,16 @@ class Likelihood(Objective):
         return self(scores)
 
     def __call__(self, scores: Scores) -> Tensor:
-        """The loss, a scalar in nats."""
+        """Compute the scalar loss in nats."""
         mean_tokens = scores.tokens.float().mean() if scores.mean_tokens is None else scores.mean_tokens
         return self.per_example(scores, mean_tokens).mean()
 
     def per_example(self, scores: Scores, mean_tokens: float | Tensor) -> Tensor:
-        """What each example adds to the loss, in nats; the loss is the mean.
+        """Compute the loss of each example in nats; the total loss is the mean.
 
         Args:
             scores: ``[B]``, or ``[C, B]`` for several prompts.
-            mean_tokens: Answer tokens per example, on average over all examples that the mean will be taken of.
+            mean_tokens: Mean number of answer tokens per example, over all examples of the mean loss.
         """
         nll = scores.nll if self.mean_over == "examples" else scores.nll * scores.tokens / mean_tokens
         return nll + self.end_weight * scores.end_nll

@@ -1,4 +1,4 @@
-"""Rewards: how good answers are, in [0, 1]. The same functions judge in training (REINFORCE) and in evaluation."""
+"""Rewards rate answers in [0, 1], in training (REINFORCE) and in evaluation."""
 
 from __future__ import annotations
 
@@ -23,34 +23,34 @@ if TYPE_CHECKING:
 
 
 class Reward(ABC):
-    """Something that judges answers."""
+    """Rates answers."""
 
-    needs_text = True  # or else the likelihood of the reference answer is all it needs
+    needs_text = True  # False if the reward needs only the likelihood of the reference answer
 
     @property
     def name(self) -> str:
-        """In the names of metrics: the class's name in small letters, unless a subclass says otherwise."""
+        """Name of the reward in metrics, by default the name of the class in snake case."""
         return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(self).__name__).lower()
 
     def check(self, device: torch.device) -> None:  # noqa: B027 - most rewards need nothing
-        """Load what it needs before anything starts.
+        """Load models and packages that the reward needs, before the run starts.
 
         Args:
-            device: Where the run computes.
+            device: Device of the run.
 
         Raises:
-            UserError: Something is not to be had.
+            UserError: A model or a package is not available.
         """
 
     @abstractmethod
     def __call__(self, texts: Sequence[str], references: Sequence[str], likelihoods: Sequence[float]) -> list[float]:
-        """Judge answers.
+        """Rate answers.
 
         Args:
-            texts: ``B`` generated answers; may be empty where the reward needs none.
+            texts: ``B`` generated answers; may be empty if the reward needs no texts.
             references: The reference answers.
-            likelihoods: How likely the reference answers are, per token (the geometric mean), in [0, 1]; may be empty
-                where the reward needs texts alone.
+            likelihoods: Likelihood of the reference answers per token (geometric mean), in [0, 1]; may be empty if the
+                reward needs only texts.
 
         Returns:
             ``B`` values in [0, 1].
@@ -58,7 +58,7 @@ class Reward(ABC):
 
 
 class TextReward(Reward):
-    """Judges one answer after the other; a subclass gives `judge`.
+    """Rates each answer separately; subclasses implement `judge`.
 
     >>> class SameLength(TextReward):
     ...     def judge(self, text: str, reference: str) -> float:
@@ -70,10 +70,10 @@ class TextReward(Reward):
 
     @abstractmethod
     def judge(self, text: str, reference: str) -> float:
-        """How good an answer is.
+        """Rate an answer.
 
         Args:
-            text: What was generated.
+            text: The generated answer.
             reference: The reference answer.
 
         Returns:
@@ -93,7 +93,7 @@ class TextReward(Reward):
 
 @dataclass(frozen=True)
 class ExactMatch(TextReward):
-    """1 for the reference answer to the letter.
+    """1 for an answer that equals the reference exactly, except for white space around it, otherwise 0.
 
     >>> ExactMatch()(["cold", "Cold"], ["cold", "cold"], [])
     [1.0, 0.0]
@@ -119,7 +119,7 @@ class NumericMatch(TextReward):
 
 @dataclass(frozen=True)
 class TokenF1(TextReward):
-    """F1 of the shared words.
+    """F1 of the words that answer and reference have in common.
 
     >>> TokenF1()(["a red apple"], ["the apple is red"], [])
     [0.8]
@@ -132,7 +132,7 @@ class TokenF1(TextReward):
 
 @dataclass(frozen=True)
 class AnswerLikelihood(Reward):
-    """How likely the reference answer is, per token: dense where exact match is nearly always 0."""
+    """Likelihood of the reference answer per token, a dense reward where exact match is nearly always 0."""
 
     needs_text = False
 
@@ -143,11 +143,11 @@ class AnswerLikelihood(Reward):
 
 @dataclass(frozen=True)
 class BertScore(Reward):
-    """BERTScore F1 by the package of its authors (Zhang et al. 2020), at least 0; 0 for empty texts.
+    """BERTScore F1 of the authors' package (Zhang et al. 2020), clipped to [0, 1]; 0 for empty texts.
 
     Attributes:
         model: ``all-minilm-l6-v2`` (embedded), a hub id such as ``roberta-large``, or a local folder.
-        layer: Which layer; ``None`` for the package's own choice for the model, else the last one.
+        layer: Layer of the model; ``None`` for the package's choice for the model, or the last one.
     """
 
     model: str = EMBEDDED_SCORER
@@ -167,12 +167,12 @@ class BertScore(Reward):
     def __call__(self, texts: Sequence[str], references: Sequence[str], likelihoods: Sequence[float]) -> list[float]:
         """See `Reward`."""
         values = [0.0] * len(texts)
-        judged = [b for b, pair in enumerate(zip(texts, references, strict=True)) if all(map(str.strip, pair))]
-        if judged:
+        nonempty = [b for b, pair in enumerate(zip(texts, references, strict=True)) if all(map(str.strip, pair))]
+        if nonempty:
             scorer = _bert_scorer(self.model, self.layer)
-            with contextlib.redirect_stderr(io.StringIO()):  # it warns of texts that it gives 0
-                found = scorer.score([texts[b] for b in judged], [references[b] for b in judged])[2]
-            for b, value in zip(judged, found.tolist(), strict=True):
+            with contextlib.redirect_stderr(io.StringIO()):  # hide warnings of texts with score 0
+                found = scorer.score([texts[b] for b in nonempty], [references[b] for b in nonempty])[2]
+            for b, value in zip(nonempty, found.tolist(), strict=True):
                 values[b] = min(max(float(value), 0.0), 1.0)
         return values
 
@@ -182,19 +182,17 @@ class Mixture(Reward):
     """A weighted mean of rewards.
 
     Attributes:
-        rewards: At least one.
-        weights: As many, none negative.
+        rewards: At least one reward.
+        weights: One weight per reward, at least 0.
     """
 
     rewards: list[Reward]
     weights: list[float]
 
     def __post_init__(self) -> None:
-        """Check that the two lists go together."""
+        """Check that the lists match."""
         if not self.rewards or len(self.rewards) != len(self.weights):
-            raise UserError(
-                f"reward: {len(self.rewards)} rewards and {len(self.weights)} weights; give as many of each"
-            )
+            raise UserError(f"reward: {len(self.rewards)} rewards and {len(self.weights)} weights; give each a weight")
         for weight in self.weights:
             check_finite("reward.weights", weight)
         if not any(self.weights):
@@ -206,18 +204,18 @@ class Mixture(Reward):
         return "+".join(reward.name for reward in self.rewards)
 
     def check(self, device: torch.device) -> None:
-        """All of them."""
+        """Check all rewards."""
         for reward in self.rewards:
             reward.check(device)
 
     @property
     def needs_text(self) -> bool:  # type: ignore[override]
-        """Whether one of them does."""
+        """Whether any reward needs texts."""
         return any(reward.needs_text for reward in self.rewards)
 
     @property
     def needs_likelihood(self) -> bool:
-        """Whether one of them is the likelihood."""
+        """Whether any reward needs the likelihood."""
         return any(needs_likelihood(reward) for reward in self.rewards)
 
     def __call__(self, texts: Sequence[str], references: Sequence[str], likelihoods: Sequence[float]) -> list[float]:
@@ -231,7 +229,7 @@ class Mixture(Reward):
 
 
 def needs_likelihood(reward: Reward) -> bool:
-    """Whether the reference answers must be scored for this reward."""
+    """Whether a reward needs the likelihood of the reference answers."""
     return reward.needs_likelihood if isinstance(reward, Mixture) else isinstance(reward, AnswerLikelihood)
 
 
@@ -253,7 +251,7 @@ def _bert_scorer(model: str, layer: int | None) -> BERTScorer:
         bars = transformers_logging.is_progress_bar_enabled()
         transformers_logging.disable_progress_bar()
         try:
-            with torch.device("cpu"):  # `BertScore.check` says where it is used
+            with torch.device("cpu"):  # `BertScore.check` moves it to its device
                 scorer = bert_score.BERTScorer(model_type=folder, num_layers=chosen, device="cpu")
         finally:
             if bars:
@@ -261,16 +259,16 @@ def _bert_scorer(model: str, layer: int | None) -> BERTScorer:
     except (OSError, ValueError, ImportError) as error:
         raise UserError(
             f"BERTScore model {model!r} does not load: {' '.join(str(error).split())[:200]}; "
-            f"give {EMBEDDED_SCORER} (embedded), a local folder, or a hub id with a network"
+            f"use {EMBEDDED_SCORER} (embedded), a local folder, or a hub id (with a network)"
         ) from error
-    # Tokenizers without a limit of their own give one that is too large a number to truncate at.
+    # A tokenizer without a limit has a model_max_length that is too large for truncation.
     limit = int(getattr(config, "max_position_embeddings", None) or 512) - _first_position(scorer._model)
     scorer._tokenizer.model_max_length = min(scorer._tokenizer.model_max_length, limit)
     return scorer
 
 
 def _first_position(model: torch.nn.Module) -> int:
-    """The position of a text's first token: RoBERTa's kind counts on from that of the padding."""
+    """Return the position of the first token; in models like RoBERTa, positions start after the padding index."""
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
             return 0 if module.padding_idx is None else module.padding_idx + 1

@@ -1,4 +1,4 @@
-"""Several objectives at once."""
+"""A weighted sum of objectives."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from lightning_prompts.objectives.base import Objective
 
 @dataclass(frozen=True)
 class WeightedSum(Objective):
-    """The sum of objectives, each times its weight.
+    """The weighted sum of objectives.
 
     Attributes:
-        objectives: At least one.
-        weights: As many, none negative.
+        objectives: At least one objective.
+        weights: One weight per objective, at least 0.
     """
 
     objectives: list[Objective]
     weights: list[float]
 
     def __post_init__(self) -> None:
-        """Check that the two lists go together."""
+        """Check that the lists match."""
         if not self.objectives or len(self.objectives) != len(self.weights):
             raise UserError(
-                f"objective: {len(self.objectives)} objectives and {len(self.weights)} weights; give as many of each"
+                f"objective: {len(self.objectives)} objectives and {len(self.weights)} weights; give each a weight"
             )
         for weight in self.weights:
             check_finite("objective.weights", weight)
@@ -44,7 +44,7 @@ class WeightedSum(Objective):
 
     @property
     def with_end(self) -> bool:
-        """Whether one of them wants it."""
+        """Whether any objective scores the text after the answers."""
         return any(part.with_end for part in self.objectives)
 
     def check(self, lm: FrozenLM) -> None:

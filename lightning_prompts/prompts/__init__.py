@@ -1,1 +1,1 @@
-"""What is optimised, and how it starts."""
+"""Trainable prompts and their initialisers."""

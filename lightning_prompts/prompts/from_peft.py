@@ -1,4 +1,4 @@
-"""Starting from a PEFT adapter: its folder is read as data, and PEFT itself is not needed."""
+"""Initialise prompts from a PEFT adapter. The files are read as data, without PEFT."""
 
 from __future__ import annotations
 
@@ -18,25 +18,37 @@ from lightning_prompts.lm import FrozenLM, KeyValues
 from lightning_prompts.prompts.initializers import Initializer
 
 CONFIG, TENSORS, PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
-ABOUT = "prompt.json"  # what this project's own exports say beside the files
+ABOUT = "prompt.json"  # metadata in exports of this project
 PROMPT_TUNING, PREFIX_TUNING, LORA = "PROMPT_TUNING", "PREFIX_TUNING", "LORA"
-# What makes of the same tensors something else than a plain LoRA.
-VARIANTS = ("use_rslora", "use_dora", "use_qalora", "use_bdlora", "rank_pattern", "alpha_pattern", "layer_replication",
-            "alora_invocation_tokens", "arrow_config", "kasa_config", "monteclora_config", "velora_config")  # fmt: skip
-# Ways to start that leave the model's own weights alone; the others (PiSSA, OLoRA, CorDA, LoftQ, ...) take what they
-# start from off the weights, which PEFT does again when it loads such an adapter.
+# Settings that make an adapter something other than a plain LoRA.
+VARIANTS = (
+    "use_rslora",
+    "use_dora",
+    "use_qalora",
+    "use_bdlora",
+    "rank_pattern",
+    "alpha_pattern",
+    "layer_replication",
+    "alora_invocation_tokens",
+    "arrow_config",
+    "kasa_config",
+    "monteclora_config",
+    "velora_config",
+)
+# Initialisations that keep the weights of the model. The others (PiSSA, OLoRA, CorDA, LoftQ, ...) subtract the initial
+# update from the weights, and PEFT does so again when it loads the adapter.
 STARTS = (None, True, False, "gaussian", "orthogonal", "eva")
 
 
 @dataclass(frozen=True)
 class FromPeft(Initializer):
-    """What a PEFT adapter has learned: soft prompts of prompt tuning, prefixes of prefix tuning, LoRA's updates.
+    """Start from a PEFT adapter: a soft prompt of prompt tuning, a prefix of prefix tuning, or a LoRA.
 
-    A prefix can start from a soft prompt, too, as it can from any vectors. The folder is read again whenever the run is
-    put together, by ``test`` as well, so keep it. Only safetensors are read.
+    A prefix can also start from a soft prompt, as from any vectors. Every command on the run, including ``test``, reads
+    the folder again, so keep it. Only safetensors are supported.
 
     Attributes:
-        folder: With ``adapter_config.json`` and ``adapter_model.safetensors``.
+        folder: Folder with ``adapter_config.json`` and ``adapter_model.safetensors``.
     """
 
     folder: str
@@ -45,7 +57,7 @@ class FromPeft(Initializer):
         """See `Initializer`.
 
         Raises:
-            UserError: The folder is none of an adapter, or the adapter is of another kind, model or length.
+            UserError: The folder contains no adapter, or the adapter has another type, model or length.
         """
         return self._vectors(lm, length, self.read(PROMPT_TUNING)[1])
 
@@ -60,24 +72,24 @@ class FromPeft(Initializer):
         return KeyValues.unflatten(flat.to(lm.device), widths)
 
     def _vectors(self, lm: FrozenLM, length: int, tensors: Mapping[str, Tensor]) -> Tensor:
-        """``[P, D]``; without the tokens that an export of this project has put in front, as templates have them."""
+        """Return the vectors ``[P, D]`` without template tokens that an export of this project has folded in."""
         vectors = self._prompt(tensors)[self._folded() :]
         self._check_shape(lm, "D", vectors, length, lm.width)
         return vectors.to(lm.device)
 
     def updates(self, like: Mapping[str, Tensor], rank: int, alpha: int) -> dict[str, Tensor]:
-        """LoRA's updates.
+        """Read the updates of a LoRA.
 
         Args:
-            like: By PEFT's names, what there must be.
-            rank: Of the updates.
-            alpha: Their scale, times the rank.
+            like: The expected tensors by their names in PEFT.
+            rank: Expected rank of the updates.
+            alpha: Expected scale of the updates times the rank.
 
         Returns:
-            The adapter's tensors by the same names, float32.
+            The tensors of the adapter by the same names, float32.
 
         Raises:
-            UserError: See `__call__`; or the adapter has another rank, scale or other layers.
+            UserError: See `__call__`; or the adapter has another rank, another scale or other layers.
         """
         config, tensors = self.read(LORA)
         for name, setting, mine in (("r", "rank", rank), ("lora_alpha", "alpha", alpha)):
@@ -87,49 +99,47 @@ class FromPeft(Initializer):
                 )
         odd = [name for name in VARIANTS if config.get(name)]
         if odd:
-            raise UserError(
-                f"adapter {self.folder} has {odd[0]} set, which LoraTuning does not know; give a plain LoRA"
-            )
+            raise UserError(f"adapter {self.folder} sets {odd[0]}, which LoraTuning does not support; use a plain LoRA")
         start = config.get("init_lora_weights")
         if start not in STARTS:
             raise UserError(
-                f"adapter {self.folder} was started with init_lora_weights {start!r}, which changes the model's own "
-                "weights, too; have PEFT save it as a plain LoRA (path_initial_model_for_weight_conversion)"
+                f"adapter {self.folder} was initialised with init_lora_weights {start!r}, which changes the weights of "
+                "the model; save it as a plain LoRA with PEFT (path_initial_model_for_weight_conversion)"
             )
         if set(tensors) != set(like):
             name = min(set(tensors) ^ set(like))
             where = "lacks" if name in like else "has"
             raise UserError(
-                f"adapter {self.folder} {where} {name}, for other layers than this run's; set model.target_modules to "
-                f"the adapter's ({config.get('target_modules')})"
+                f"adapter {self.folder} {where} {name}, because its layers differ from this run's; set "
+                f"model.target_modules to those of the adapter ({config.get('target_modules')})"
             )
         for name, value in tensors.items():
             if value.shape != like[name].shape:
                 raise UserError(
-                    f"adapter {self.folder} is for another model: its {name} is {list(value.shape)}, and this one's "
+                    f"adapter {self.folder} is for another model: its {name} has shape {list(value.shape)}, expected "
                     f"{list(like[name].shape)}"
                 )
         return {name: value.float() for name, value in tensors.items()}
 
     def read(self, *kinds: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """The adapter's configuration and tensors.
+        """Read the configuration and the tensors of the adapter.
 
         Args:
-            kinds: PEFT's types that will do.
+            kinds: The supported types of adapters, as PEFT names them.
 
         Raises:
             UserError: See `__call__`.
         """
         folder = Path(self.folder)
         if not (folder / CONFIG).is_file():
-            raise UserError(f"{folder} is no folder of a PEFT adapter: it has no {CONFIG}")
+            raise UserError(f"{folder} contains no PEFT adapter: {CONFIG} is missing")
         config = _json(folder / CONFIG)
         kind = config.get("peft_type")
         if kind not in kinds:
-            raise UserError(f"adapter {folder} is of the type {kind}; here it must be {' or '.join(kinds)}")
+            raise UserError(f"adapter {folder} has type {kind}, expected {' or '.join(kinds)}")
         if not (folder / TENSORS).is_file():
             hint = (
-                f": {PICKLED} may hold code and is not read; save it as safetensors"
+                f": {PICKLED} may contain code and is not read; save the adapter as safetensors"
                 if (folder / PICKLED).exists()
                 else ""
             )
@@ -145,7 +155,7 @@ class FromPeft(Initializer):
     def _prompt(self, tensors: Mapping[str, Tensor]) -> Tensor:
         if set(tensors) != {"prompt_embeddings"} or tensors["prompt_embeddings"].dim() != 2:
             raise UserError(
-                f"adapter {self.folder} holds {', '.join(sorted(tensors)) or 'nothing'}, not prompt_embeddings"
+                f"adapter {self.folder} contains {', '.join(sorted(tensors)) or 'nothing'}, not prompt_embeddings"
             )
         return tensors["prompt_embeddings"].float()
 
@@ -153,14 +163,14 @@ class FromPeft(Initializer):
         path = Path(self.folder) / ABOUT
         count = _json(path).get("folded", 0) if path.is_file() else 0
         if not isinstance(count, int) or count < 0:
-            raise UserError(f"{path}: folded must be a number of tokens, got {count!r}")
+            raise UserError(f"{path}: folded must be a number of tokens, at least 0, got {count!r}")
         return count
 
     def _check_shape(self, lm: FrozenLM, letter: str, found: Tensor, length: int, width: int) -> None:
         if found.shape[1] != width:
             raise UserError(
-                f"adapter {self.folder} is for another model: its width ({letter}) is {found.shape[1]}, and that of "
-                f"{lm.name} {width}"
+                f"adapter {self.folder} is for another model: its width ({letter}) is {found.shape[1]}, but that of "
+                f"{lm.name} is {width}"
             )
         if len(found) != length:
             raise UserError(f"adapter {self.folder} has length {len(found)}, not {length}; set model.length to it")
@@ -170,7 +180,7 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError, RecursionError) as error:
-        raise UserError(f"{path} is no JSON: {' '.join(str(error).split())[:100]}") from error
+        raise UserError(f"{path} is not valid JSON: {' '.join(str(error).split())[:100]}") from error
     if not isinstance(found, dict):
-        raise UserError(f"{path} holds no JSON object")
+        raise UserError(f"{path} does not contain a JSON object")
     return found

@@ -1,7 +1,7 @@
-"""How a soft prompt starts. Initialisation and learning rate dominate the quality of prompt tuning.
+"""Initialisers of soft prompts and prefixes.
 
-Each initialiser is a class, so that its settings are typed and documented where they are used:
-``--model.init FromText --model.init.text " antonyms"``. A new one is a subclass of `Initializer` anywhere in Python.
+Initialisation and learning rate dominate the quality of prompt tuning. Each initialiser is a class with typed settings:
+``--model.init FromText --model.init.text " antonyms"``. To add an initialiser, subclass `Initializer`.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from torch import Tensor
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm import FrozenLM, KeyValues
 from lightning_prompts.lm.transfer import to_device
-from lightning_prompts.prompts.vocabulary import usable_tokens
+from lightning_prompts.prompts.vocabulary import allowed_tokens
 from lightning_prompts.randomness import run_seed
 
 
 class Initializer(ABC):
-    """Makes the vectors that a soft prompt starts from, and so the keys and values of a prefix."""
+    """Makes the initial vectors of a soft prompt, or the initial keys and values of a prefix."""
 
     @abstractmethod
     def __call__(self, lm: FrozenLM, length: int) -> Tensor:
-        """The initial prompt.
+        """Make the initial prompt.
 
         Args:
             lm: The frozen language model.
@@ -35,7 +35,7 @@ class Initializer(ABC):
         """
 
     def key_values(self, lm: FrozenLM, length: int) -> KeyValues:
-        """The initial prefix: what the LM itself computes for the vectors.
+        """Make the initial prefix: the LM's keys and values of the initial vectors.
 
         Args:
             lm: The frozen language model.
@@ -46,7 +46,7 @@ class Initializer(ABC):
 
 @dataclass(frozen=True)
 class VocabNormal(Initializer):
-    """Normal with the mean and standard deviation that E has in each dimension."""
+    """Normal noise with the mean and the standard deviation of E in each dimension."""
 
     def __call__(self, lm: FrozenLM, length: int) -> Tensor:
         """See `Initializer`."""
@@ -57,14 +57,14 @@ class VocabNormal(Initializer):
 
 @dataclass(frozen=True)
 class RandomTokens(Initializer):
-    """Rows of E drawn at random (Lester et al. 2021, section 3.2, "sampled vocabulary")."""
+    """Random rows of E (Lester et al. 2021, section 3.2, "sampled vocabulary")."""
 
     def __call__(self, lm: FrozenLM, length: int) -> Tensor:
         """See `Initializer`."""
         generator = _generator()
         named = set(lm.tokenizer.all_special_ids)
         drawable = [token for token in range(min(len(lm.tokenizer), lm.vocabulary)) if token not in named]
-        allowed_ids = usable_tokens(lm).tolist()
+        allowed_ids = allowed_tokens(lm).tolist()
 
         def draw(count: int) -> list[int]:
             indices = torch.randint(len(drawable), (count,), generator=generator, device="cpu")
@@ -72,16 +72,16 @@ class RandomTokens(Initializer):
 
         chosen = draw(length)
         while wrong := [place for place, token in enumerate(chosen) if not allowed_ids[token]]:
-            chosen[wrong[0]] = draw(1)[0]  # one by one, so that the others stay what the seed makes them
+            chosen[wrong[0]] = draw(1)[0]  # redraw one by one, so that the other tokens keep their value for the seed
         return lm.embed(to_device(chosen, lm.device)).detach().float()
 
 
 @dataclass(frozen=True)
 class FromText(Initializer):
-    """The embeddings of a phrase, repeated or cut to the prompt's length.
+    """The embeddings of a phrase, repeated or truncated to the length of the prompt.
 
     Attributes:
-        text: The phrase; mind its leading space.
+        text: The phrase, including its leading space.
     """
 
     text: str
@@ -92,16 +92,16 @@ class FromText(Initializer):
         return lm.embed(ids.repeat(-(-length // len(ids)))[:length]).detach().float()
 
     def token_ids(self, lm: FrozenLM) -> Tensor:
-        """The phrase's own tokens, ``[P]``."""
+        """Tokenise the phrase into ids ``[P]``."""
         return text_ids(lm, self.text)
 
 
 @dataclass(frozen=True)
 class Hybrid(Initializer):
-    """The embeddings of a phrase first, `VocabNormal` vectors after them.
+    """The embeddings of a phrase, followed by `VocabNormal` vectors.
 
     Attributes:
-        text: The phrase; mind its leading space.
+        text: The phrase, including its leading space.
     """
 
     text: str
@@ -122,7 +122,7 @@ class Zeros(Initializer):
 
 
 def text_ids(lm: FrozenLM, text: str) -> Tensor:
-    """Token ids ``[P]`` of a phrase that stands inside a text.
+    """Tokenise a phrase inside a text into ids ``[P]``.
 
     Raises:
         UserError: The phrase has no tokens.
@@ -134,5 +134,5 @@ def text_ids(lm: FrozenLM, text: str) -> Tensor:
 
 
 def _generator() -> torch.Generator:
-    """For what an initialiser draws."""
+    """Make the generator of an initialiser."""
     return torch.Generator().manual_seed(run_seed())

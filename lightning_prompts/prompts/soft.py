@@ -1,4 +1,4 @@
-"""Soft prompts: vectors where tokens would be."""
+"""Soft prompts: trainable vectors in the place of token embeddings."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from lightning_prompts.randomness import from_run_seed
 
 
 class Reparametrization(ABC):
-    """A network between a prompt's parameters and the prompt, folded away on export."""
+    """A network between the parameters of a prompt and the prompt, merged on export."""
 
     @abstractmethod
     def build(self, width: int) -> nn.Module:
-        """A module that maps ``[P, D]`` to ``[P, D]``, with ``D = width``."""
+        """Make a module that maps ``[P, D]`` to ``[P, D]``, with ``D = width``."""
 
 
 @dataclass(frozen=True)
 class ResidualMLP(Reparametrization):
     """``x + W2 relu(W1 x)``, shared by all positions.
 
-    ``W2`` starts at zero, so that the prompt starts where its initialiser put it.
+    ``W2`` starts at zero, so that the network does not change the initial prompt.
 
     Attributes:
-        hidden: Width of the network.
+        hidden: Hidden width of the network.
     """
 
     hidden: int = 32
@@ -50,10 +50,10 @@ class _Residual(nn.Module):
 
 
 class SoftPrompt(nn.Module):
-    """``P`` trainable vectors, float32 whatever the LM's precision.
+    """``P`` trainable vectors in float32, independent of the precision of the LM.
 
     Args:
-        initial: ``[P, D]``, kept to tell how far the prompt has moved.
+        initial: Initial vectors ``[P, D]``, kept to measure how far the prompt has moved.
         reparametrization: A network between the parameters and the prompt, or ``None``.
     """
 
@@ -69,5 +69,5 @@ class SoftPrompt(nn.Module):
         )
 
     def forward(self) -> Tensor:
-        """The prompt, ``[P, D]``."""
+        """Return the prompt ``[P, D]``."""
         return self.embeddings if self.network is None else self.network(self.embeddings)

@@ -1,4 +1,4 @@
-"""Which tokens a prompt may be made of."""
+"""The tokens that a prompt may contain."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from torch import Tensor
 
 from lightning_prompts.lm import FrozenLM
 
-# Words and their parts, with or without a leading space, and punctuation that a reader expects in a sentence.
+# Words and parts of words with or without a leading space, and common punctuation.
 READABLE = re.compile(r" ?[A-Za-z]+|[ ]?[.,:;!?'\"()-]")
 
 
 def control_tokens(lm: FrozenLM) -> list[int]:
-    """Tokens that mean something to a program and nothing to a reader: ends, turns of a chat, file separators."""
+    """Return the control tokens: end tokens, turns of a chat, file separators."""
     added = [token for token, what in lm.tokenizer.added_tokens_decoder.items() if what.special]
     return sorted(token for token in {*lm.tokenizer.all_special_ids, *added} if token < lm.vocabulary)
 
 
-def usable_tokens(lm: FrozenLM, readable: bool = False) -> Tensor:
-    """Tokens that text can contain: no special ones, none beyond the tokenizer's.
+def allowed_tokens(lm: FrozenLM, readable: bool = False) -> Tensor:
+    """Return a mask of the tokens of the tokenizer, without control tokens.
 
     Args:
         lm: The frozen language model.
-        readable: Only words of ASCII letters and punctuation.
+        readable: Whether to allow only words of ASCII letters and punctuation.
 
     Returns:
-        ``[V]`` bool.
+        Boolean mask ``[V]``.
     """
     allowed_ids = torch.zeros(lm.vocabulary, dtype=torch.bool, device="cpu")
     known = [token for token in sorted(lm.tokenizer.get_vocab().values()) if token < lm.vocabulary]

@@ -1,1 +1,1 @@
-"""Networks that write a prompt for each question from the frozen LM's hidden states."""
+"""Networks that generate a prompt for each question from the hidden states of the frozen LM."""

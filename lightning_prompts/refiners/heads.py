@@ -1,6 +1,7 @@
-"""From features to vectors or scores: the widest part of a Refiner, and so a choice.
+"""Heads of a Refiner: from features to vectors or scores.
 
-Every position has weights of its own. All heads start at zero: before training, each question gets the same prompt.
+The head is the widest part of a Refiner, so its size is a choice. Every position has its own weights. All heads start
+at zero, so that all questions have the same prompt before training.
 """
 
 from __future__ import annotations
@@ -15,19 +16,19 @@ from lightning_prompts.errors import UserError
 
 
 class Head(ABC):
-    """A kind of head; `build` makes one."""
+    """Settings of a head; `build` makes its module."""
 
     @abstractmethod
     def outputs(self, width: int, vocabulary: int) -> int:
-        """How many numbers each position's features become."""
+        """Return the number of outputs of the linear layer of a position."""
 
     @abstractmethod
     def extra(self, vocabulary: int) -> int:
-        """Further parameters, shared by all positions."""
+        """Return the number of parameters that all positions share."""
 
     @abstractmethod
     def build(self, features: int, length: int, width: int, vocabulary: int) -> nn.Module:
-        """A module from features ``[B, P, F]`` and directions ``[V, D]`` to scores ``[B, P, V]``.
+        """Make a module from features ``[B, P, F]`` and directions ``[V, D]`` to scores ``[B, P, V]``.
 
         Args:
             features: ``F``.
@@ -37,13 +38,13 @@ class Head(ABC):
         """
 
     def size(self, features: int, length: int, width: int, vocabulary: int) -> int:
-        """How many parameters `build` makes."""
+        """Return the number of parameters of the module."""
         return length * (features + 1) * self.outputs(width, vocabulary) + self.extra(vocabulary)
 
 
 @dataclass(frozen=True)
 class Tied(Head):
-    """A vector ``[P, D]``, compared with the LM's own embeddings: no parameter per token."""
+    """Vectors ``[P, D]`` whose dot products with the LM's embeddings are the scores, without parameters per token."""
 
     def outputs(self, width: int, vocabulary: int) -> int:
         """``D``."""
@@ -64,7 +65,7 @@ class _Tied(nn.Module):
         self.linear = PositionLinear(length, features, width)
 
     def vectors(self, features: Tensor) -> Tensor:
-        """``[B, P, D]``."""
+        """Compute vectors ``[B, P, D]``."""
         return self.linear(features)  # type: ignore[no-any-return]
 
     def forward(self, features: Tensor, directions: Tensor) -> Tensor:
@@ -73,10 +74,10 @@ class _Tied(nn.Module):
 
 @dataclass(frozen=True)
 class Factored(Head):
-    """Scores of low rank: features to ``rank`` numbers, and a learned matrix ``[rank, V]``.
+    """Low-rank scores: a linear layer to ``rank`` numbers, and a learned matrix ``[rank, V]``.
 
     Attributes:
-        rank: Of the scores.
+        rank: Rank of the scores.
     """
 
     rank: int = 64
@@ -112,10 +113,10 @@ class _Factored(nn.Module):
 
 @dataclass(frozen=True)
 class Full(Head):
-    """Weights for every token at every position, ``F * P * V``: what was published, and mostly too large.
+    """Separate weights for every token at every position, ``F * P * V``: the published head, usually too large.
 
     Attributes:
-        max_parameters: Refuse to be built with more.
+        max_parameters: Raise an error for a larger head.
     """
 
     max_parameters: float = 1e8
@@ -132,13 +133,13 @@ class Full(Head):
         """See `Head`.
 
         Raises:
-            UserError: It would exceed ``max_parameters``.
+            UserError: The head would exceed ``max_parameters``.
         """
         size = self.size(features, length, width, vocabulary)
         if not size <= self.max_parameters:
             raise UserError(
                 f"the full head would have {size:,} parameters ({features} features x {length} positions x "
-                f"{vocabulary:,} tokens), more than max_parameters ({self.max_parameters:,.0f}): use head: Tied or "
+                f"{vocabulary:,} tokens), more than max_parameters ({self.max_parameters:,.0f}); use head: Tied or "
                 "Factored, or raise model.head.max_parameters"
             )
         return _Full(features, length, vocabulary)
@@ -155,14 +156,14 @@ class _Full(nn.Module):
 
 
 class PositionLinear(nn.Module):
-    """A linear layer for each position, ``[B, P, F]`` -> ``[B, P, O]``, zero at first."""
+    """A linear layer for each position, ``[B, P, F]`` -> ``[B, P, O]``, initially zero."""
 
     def __init__(self, length: int, features: int, outputs: int) -> None:
-        """All zeros."""
+        """Initialise all weights with zeros."""
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(length, features, outputs))
         self.bias = nn.Parameter(torch.zeros(length, outputs))
 
     def forward(self, features: Tensor) -> Tensor:
-        """``[B, P, F]`` -> ``[B, P, O]``."""
+        """Apply the layer of each position, ``[B, P, F]`` -> ``[B, P, O]``."""
         return torch.einsum("bpf,pfo->bpo", features, self.weight) + self.bias

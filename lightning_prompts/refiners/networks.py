@@ -1,4 +1,4 @@
-"""From the hidden states of a question to features for each position of its prompt."""
+"""Networks from the hidden states of a question to features for each position of its prompt."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from lightning_prompts.errors import UserError
 
 
 class RefinerNetwork(ABC):
-    """A kind of network; `build` makes one."""
+    """Settings of a network; `build` makes its module."""
 
-    pooled: ClassVar[bool]  # it reads the mean of a question's hidden states, and not each of them
+    pooled: ClassVar[bool]  # whether the network reads only the mean of a question's hidden states
 
     @abstractmethod
     def build(self, width: int, length: int) -> nn.Module:
-        """A module from hidden states ``[B, T, D]`` and their mask ``[B, T]`` to features ``[B, P, F]``.
+        """Make a module from hidden states ``[B, T, D]`` and their mask ``[B, T]`` to features ``[B, P, F]``.
 
         Args:
             width: ``D``.
@@ -34,7 +34,7 @@ class RefinerNetwork(ABC):
 
 @dataclass(frozen=True)
 class MLPRefiner(RefinerNetwork):
-    """Masked mean over the question, one hidden layer with ReLU, the same features for every position.
+    """A masked mean over the question and one hidden layer with ReLU; all positions have the same features.
 
     Attributes:
         hidden: ``F``.
@@ -72,12 +72,12 @@ class _MLP(nn.Module):
 
 @dataclass(frozen=True)
 class TransformerRefiner(RefinerNetwork):
-    """``P`` learned queries; in each layer they attend to the question, then to each other.
+    """``P`` learned queries, which attend to the question and then to each other in each layer.
 
     Attributes:
-        width: ``F``, of the queries.
-        layers: How many layers.
-        heads: Attention heads, a divisor of ``width``.
+        width: ``F``, the width of the queries.
+        layers: Number of layers.
+        heads: Number of attention heads, a divisor of ``width``.
     """
 
     width: int = 256
@@ -121,7 +121,7 @@ class _Queries(nn.Module):
 
 
 class _Block(nn.Module):
-    """Cross-attention, self-attention, feed-forward, each behind a norm of its own."""
+    """Cross-attention, self-attention and feed-forward layer, each after its own norm."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -139,6 +139,6 @@ class _Block(nn.Module):
 
 
 def masked_mean(states: Tensor, mask: Tensor) -> Tensor:
-    """Mean of ``[B, T, D]`` over the positions that ``mask [B, T]`` names, so that padding does not count."""
+    """Compute the mean ``[B, D]`` of ``[B, T, D]`` over the positions in a mask ``[B, T]``."""
     weights = mask.to(states.dtype)[..., None]
     return (states * weights).sum(1) / weights.sum(1)

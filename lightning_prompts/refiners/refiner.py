@@ -1,4 +1,4 @@
-"""A Refiner: a learned prompt for the task, and what a network changes in it for each question."""
+"""Refiners: a learned prompt for the task plus a change of a network for each question."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from lightning_prompts.refiners.networks import RefinerNetwork
 class VectorRefiner(nn.Module):
     """Prompts of vectors: ``base + scale * RMS(E) * tanh(delta(question))``.
 
-    Bounded by the embeddings' own size, because a raw output leaves their range at the first steps and the LM with it.
+    The change is bounded relative to the scale of the embeddings, because an unbounded output leaves their range in the
+    first steps, and the LM then fails.
 
     Args:
-        base: Where the prompt starts, ``[P, D]``.
+        base: Initial prompt, ``[P, D]``.
         size: RMS(E), the root mean square of the LM's embeddings.
-        network: What reads the question.
-        head: `Tied`; the others know no vectors.
+        network: The network that reads the question.
+        head: `Tied`, the only head with vectors.
         width: ``D`` of the hidden states.
-        scale: How far a question may move the prompt, in units of ``size``.
+        scale: Largest change of the prompt for a question, in units of ``size``.
 
     Raises:
         UserError: The head has no vectors.
@@ -31,11 +32,11 @@ class VectorRefiner(nn.Module):
     def __init__(
         self, base: Tensor, size: float, network: RefinerNetwork, head: Head, width: int, scale: float
     ) -> None:
-        """Start at ``base``, whatever the question."""
+        """Start at ``base`` for every question."""
         super().__init__()
         if not isinstance(head, Tied):
             raise UserError(
-                f"estimator Soft needs head: Tied, as {type(head).__name__} gives scores of tokens and no vectors; "
+                f"estimator Soft needs head: Tied, because {type(head).__name__} has scores of tokens but no vectors; "
                 "use it with StraightThrough or GumbelSoftmax"
             )
         self.register_buffer("initial", base.clone())
@@ -47,26 +48,26 @@ class VectorRefiner(nn.Module):
         self.to(base.device)
 
     def forward(self, states: Tensor, mask: Tensor) -> Tensor:
-        """Prompts ``[B, P, D]`` from hidden states ``[B, T, D]`` float32 and their mask ``[B, T]``."""
+        """Compute prompts ``[B, P, D]`` from float32 hidden states ``[B, T, D]`` and their mask ``[B, T]``."""
         delta = self.head.vectors(self.network(states, mask))  # type: ignore[operator]
         return self.base + self.reach * torch.tanh(delta)
 
 
 class ScoreRefiner(nn.Module):
-    """Scores over tokens: ``base + delta(question)``, where E gives the tied head its directions, all of length one.
+    """Scores over tokens: ``base + delta(question)``. The tied head uses the normalised rows of E as directions.
 
     Args:
         base: Initial scores ``[P, V]``.
-        matrix: The embeddings of the tokens that are scored, ``[V, D]`` float32.
-        network: What reads the question; ``None`` for one prompt for the task.
-        head: How its features become scores.
+        matrix: Embeddings of the scored tokens, ``[V, D]`` float32.
+        network: The network that reads the question; ``None`` for one prompt for the task.
+        head: The head that computes scores from features.
         width: ``D`` of the hidden states.
     """
 
     directions: Tensor
 
     def __init__(self, base: Tensor, matrix: Tensor, network: RefinerNetwork | None, head: Head, width: int) -> None:
-        """Start at ``base``, whatever the question."""
+        """Start at ``base`` for every question."""
         super().__init__()
         self.base = nn.Parameter(base.clone())
         self.register_buffer("directions", torch.empty_like(matrix), persistent=False)
@@ -80,18 +81,18 @@ class ScoreRefiner(nn.Module):
         self.to(base.device)
 
     def set_matrix(self, matrix: Tensor) -> None:
-        """The embeddings of the tokens that are scored, ``[V, D]``."""
+        """Set the embeddings of the scored tokens, ``[V, D]``."""
         self.directions.copy_(nn.functional.normalize(matrix, dim=-1))
 
     def forward(self, states: Tensor, mask: Tensor) -> Tensor:
-        """Scores ``[B, P, V]`` from hidden states ``[B, T, D]`` float32 and their mask ``[B, T]``."""
+        """Compute scores ``[B, P, V]`` from float32 hidden states ``[B, T, D]`` and their mask ``[B, T]``."""
         if self.network is None or self.head is None:
             return self.base.expand(len(states), -1, -1)
         return self.base + self.head(self.network(states, mask), self.directions)  # type: ignore[no-any-return]
 
 
 def part_sizes(refiner: nn.Module) -> dict[str, int]:
-    """How many parameters the base, the network and the head have."""
+    """Count the parameters of the base, the network and the head."""
     sizes: dict[str, int] = {}
     for name, parameter in refiner.named_parameters():
         part = name.partition(".")[0]

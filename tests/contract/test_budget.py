@@ -41,7 +41,7 @@ from lightning_prompts.methods import (
 from lightning_prompts.objectives import BertScoreLoss
 from lightning_prompts.objectives.rewards import ExactMatch
 from lightning_prompts.prompts.initializers import FromText
-from lightning_prompts.prompts.key_values import PrefixMLP
+from lightning_prompts.prompts.prefix import PrefixMLP
 from lightning_prompts.refiners.networks import MLPRefiner
 from lightning_prompts.search.scoring import Racing
 from support.dln_toys import Toy, network
@@ -243,7 +243,7 @@ def test_any_limit_stops_training(limit: dict[str, float], tmp_path: Path, caplo
     assert used[name] * (steps - 1) / steps < value or name == "memory_gb"
     said = [record.getMessage() for record in caplog.records if f"budget.{name} is" in record.getMessage()]
     assert len(said) == 1
-    assert said[0].endswith("training ends here")
+    assert said[0].endswith("stopping")
     rate = fit.optimizers[0].param_groups[0]["lr"]
     if name == "memory_gb":
         assert rate > 0.01, "memory says nothing about how far the run is"
@@ -291,7 +291,7 @@ def test_a_used_up_budget_trains_nothing_more(name: str, tmp_path: Path, caplog:
         fit.save_checkpoint(tmp_path / "x.ckpt")
         counts.append((tmp_path / "budget.json").read_text())
         assert fit.global_step == 1
-        assert ("so nothing is trained" in caplog.text) == (checkpoint is not None)
+        assert ("so there is no training" in caplog.text) == (checkpoint is not None)
     assert counts[0] == counts[1]
 
 

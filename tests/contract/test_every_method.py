@@ -82,7 +82,7 @@ def test_export_writes_a_prompt_or_refuses(
     saved = fitted(name).checkpoint(STEPS) if name in TRAINED else None
     made = export_format(name)
     if made is None:
-        with pytest.raises(UserError, match=r"has no prompt to export|writes a prompt for each question"):
+        with pytest.raises(UserError, match=r"has no prompt to export|generates a prompt for each question"):
             export(name, "text", saved, tmp_path, monkeypatch)
         return
     folder = export(name, made, saved, tmp_path, monkeypatch)

@@ -202,7 +202,7 @@ def test_what_stands_in_front_is_folded_in(runs: dict[str, Path], adapters: dict
     assert torch.equal(vectors[-3:], method.current_prompt().detach())
     about = json.loads((folder / "prompt.json").read_text())
     assert (about["folded"], about["folded_text"]) == (12, "Here are two")
-    assert "12 virtual tokens are the text in front" in (folder / "README.md").read_text()
+    assert "12 virtual tokens are the text before" in (folder / "README.md").read_text()
 
 
 def test_the_start_of_a_sequence_is_folded_in(starter: str, tmp_path: Path) -> None:
@@ -212,7 +212,7 @@ def test_the_start_of_a_sequence_is_folded_in(starter: str, tmp_path: Path) -> N
     assert json.loads((made / "prompt.json").read_text())["folded"] == 1
     assert len(load_file(made / "adapter_model.safetensors")["prompt_embeddings"]) == 4
     readme = (made / "README.md").read_text()
-    assert "no other may be put before the text" in readme
+    assert "do not add them before the text" in readme
     export(fitted(tmp_path / "prefix", *METHODS["prefix"], *FRONT, model=starter), "peft")
 
 
@@ -255,7 +255,7 @@ def test_tensors_with_what_is_said_about_them(
 def test_an_infill_prompt_is_for_tensors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = fitted(tmp_path / "run", *SOFT, *AFTER_QUESTION)
     words = ["--base", str(tmp_path / "base")]
-    refused(folder, "peft", "--format safetensors, npy or vllm carries the prompt with its template", capsys, *words)
+    refused(folder, "peft", "; use --format safetensors, npy or vllm", capsys, *words)
     assert not (tmp_path / "base").exists()
     export(folder, "safetensors")
     export(folder, "vllm", *words)
@@ -301,7 +301,7 @@ def test_tokens_that_no_text_has(tmp_path: Path, capsys: pytest.CaptureFixture[s
     checkpoint = torch.load(path, weights_only=True)
     checkpoint["state_dict"]["best_ids"][:] = tiny.encoder.tokens("é")[0]
     torch.save(checkpoint, path)
-    refused(folder, "text", "the prompt's tokens become others when their text", capsys)
+    refused(folder, "text", "tokenising the text of the prompt, ", capsys)
 
 
 def test_several_layers(tmp_path: Path) -> None:
@@ -344,7 +344,7 @@ def test_what_is_never_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str
     thought = measured(tmp_path / "thought", "--model", "ChainOfThought", "--model.reasoning_tokens", "4")
     assert "Let's think step by step. {hidden}" in (export(thought, "text") / "prompt.txt").read_text()
     assert "no `metrics.json`" not in (fixed / "export" / "text" / "README.md").read_text()
-    refused(fixed, "peft", "--format text can", capsys)
+    refused(fixed, "peft", "use --format text", capsys)
 
 
 def test_a_mixture_with_a_template_for_each_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -361,7 +361,7 @@ def test_a_mixture_with_a_template_for_each_task(tmp_path: Path, capsys: pytest.
     about = json.loads((export(folder, "safetensors", "--examples", "12") / "prompt.json").read_text())
     assert set(about["prompts"][0]["templates"]) == {"a", "b"}
     refused(folder, "vllm", "set data.template", capsys, "--base", str(tmp_path / "base"))
-    refused(folder, "peft", "differs from question to question", capsys, "--base", str(tmp_path / "base"))
+    refused(folder, "peft", "differs between questions", capsys, "--base", str(tmp_path / "base"))
 
 
 # --- vLLM ------------------------------------------------------------------------------------------------------------
@@ -429,7 +429,7 @@ def test_vllm_runs_the_revision_that_was_trained_on(monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=LLM, SamplingParams=dict))
     assert vllm_example.ask_offline("a/b", "abc", torch.zeros(2, 4), 3) == "so"
     assert made == [{"model": "a/b", "revision": "abc", "enable_prompt_embeds": True}]
-    about = {"chat": False, "prompts": [{"prompt": "", "templates": {"": "x"}}], "after": " {question}", "lead": []}
+    about = {"chat": False, "prompts": [{"prompt": "", "templates": {"": "x"}}], "after": " {question}", "bos_ids": []}
     for revision in ("abc", None):
         base = BaseModel(LMConfig("a/b", revision=revision), "a/b", "a/b")
         told: Any = SimpleNamespace(base=base, about=about, kind="vectors", examples=[Example("", "", None)])
@@ -509,7 +509,7 @@ def test_the_card_s_code_runs(
     ids = method.lm.generate_tokens(method.lm.encode([example], *_places(method)), method.current_prompt(), 3)[0]
     readme = (tmp_path / "x" / "README.md").read_text()
     (block,) = CODE.findall(readme)
-    assert "Run this in the folder that holds `x`." in readme
+    assert "Run this in the folder that contains `x`." in readme
     monkeypatch.chdir(tmp_path)
     capsys.readouterr()
     with torch.no_grad():
@@ -552,7 +552,7 @@ def test_the_card_s_code_chooses_classes(
             "--model.lm.calibrate_labels", calibrate]  # fmt: skip
     folder = fitted(tmp_path / "run", *{**METHODS, **TEXTS}[name], model=speller, steps=2, task=task)
     readme = (export(folder, made, "--out", str(tmp_path / "x")) / "README.md").read_text()
-    assert "The answer is a class" in readme
+    assert "The answer is the likeliest class" in readme
     assert "generated answer ends" not in readme
     method, (example,) = restored(folder), some(folder, 1)
     wanted = method.evaluate([example], method.current_prompt())[0]["label"]
@@ -570,7 +570,7 @@ def test_the_card_warns_of_batches_in_the_harness(adapters: dict[str, Path]) -> 
     for name in ("soft", "prefix, mlp"):
         readme = (adapters[name] / "README.md").read_text()
         assert "--tasks TASK --batch_size 1\n" in readme
-        assert "Keep `--batch_size 1`." in readme
+        assert "Use `--batch_size 1`." in readme
     assert "--batch_size" not in (adapters["lora"] / "README.md").read_text()
 
 
@@ -582,7 +582,7 @@ def _places(method: PromptMethod) -> tuple[int, bool, int]:
 def test_a_tokenizer_that_cuts_otherwise_is_told(starter: str, tmp_path: Path) -> None:
     """It starts every text with a space, and so a text after the prompt as well."""
     folder = fitted(tmp_path / "run", *SOFT, "--data.template", "{prompt}{question} and {answer}", model=starter)
-    assert "cuts the text otherwise" in (export(folder, "peft") / "README.md").read_text()
+    assert "gives other tokens" in (export(folder, "peft") / "README.md").read_text()
 
 
 # --- refusals --------------------------------------------------------------------------------------------------------
@@ -593,8 +593,8 @@ REFINER = ["--model", "RefinerTuning", "--model.length", "2", "--model.cache_sta
 @pytest.mark.parametrize(
     ("words", "made", "says"),
     [
-        (REFINER, "peft", "RefinerTuning writes a prompt for each question"),
-        (REFINER, "safetensors", "predictions.jsonl has the prompt of each"),
+        (REFINER, "peft", "RefinerTuning generates a prompt for each question"),
+        (REFINER, "safetensors", "see predictions.jsonl for the prompts"),
         (["--model", "ScratchTransformer", "--model.layers", "1", "--model.width", "16", "--model.heads", "2"],
          "peft", "has no prompt to export"),
     ],
@@ -608,13 +608,17 @@ def test_what_no_format_carries(
 @pytest.mark.parametrize(
     ("name", "made", "says"),
     [
-        ("soft", "text", "--format peft, safetensors, npy or vllm can"),
-        ("prefix", "vllm", "--format peft, safetensors or npy can"),
+        ("soft", "text", "use --format peft, safetensors, npy or vllm"),
+        ("prefix", "vllm", "use --format peft, safetensors or npy"),
         ("prefix", "text", "keys and values"),
-        ("lora", "safetensors", "weight updates to export, which --format safetensors cannot carry; --format peft can"),
-        ("lora", "vllm", "--format peft can"),
-        ("soft", "peft", "give --base FOLDER"),
-        ("soft", "vllm", "give --base FOLDER"),
+        (
+            "lora",
+            "safetensors",
+            "--format safetensors does not support the weight updates of LoraTuning; use --format peft",
+        ),
+        ("lora", "vllm", "use --format peft"),
+        ("soft", "peft", "use --base FOLDER"),
+        ("soft", "vllm", "use --base FOLDER"),
     ],
 )
 def test_what_a_format_does_not_carry(
@@ -633,14 +637,14 @@ def test_bad_folders(runs: dict[str, Path], tmp_path: Path, capsys: pytest.Captu
     (half / "checkpoints").mkdir()
     refused(half, "safetensors", "best.ckpt does not exist", capsys)
     (half / "checkpoints" / "best.ckpt").write_bytes(b"hello")
-    refused(half, "safetensors", "damaged or no checkpoint", capsys)
+    refused(half, "safetensors", "damaged or not a checkpoint", capsys)
     other = (runs["prefix"] / "checkpoints" / "best.ckpt").read_bytes()
     (half / "checkpoints" / "best.ckpt").write_bytes(other)
     refused(half, "safetensors", "another method", capsys)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
-    refused(runs["soft"], "safetensors", "is no export", capsys, "--out", str(tmp_path / "mine"), "--overwrite")
-    refused(runs["soft"], "peft", "holds no model", capsys, "--base", str(tmp_path / "mine"))
+    refused(runs["soft"], "safetensors", "is not an export", capsys, "--out", str(tmp_path / "mine"), "--overwrite")
+    refused(runs["soft"], "peft", "contains no model", capsys, "--base", str(tmp_path / "mine"))
     made = export(runs["soft"], "safetensors", "--out", str(tmp_path / "x"))
     refused(runs["soft"], "safetensors", "--overwrite", capsys, "--out", str(made))
     export(runs["soft"], "safetensors", "--checkpoint", "last", "--out", str(made), "--overwrite")
@@ -681,26 +685,26 @@ def test_a_prefix_starts_from_a_soft_prompt(runs: dict[str, Path], adapters: dic
     ("name", "change", "says"),
     [
         ("soft", {"length": 5}, "has length 3, not 5; set model.length"),
-        ("soft", {"missing": "adapter_config.json"}, "is no folder of a PEFT adapter"),
+        ("soft", {"missing": "adapter_config.json"}, "contains no PEFT adapter: adapter_config.json is missing"),
         ("soft", {"missing": "adapter_model.safetensors"}, "has no adapter_model.safetensors"),
-        ("soft", {"pickled": True}, "may hold code and is not read"),
+        ("soft", {"pickled": True}, "may contain code and is not read"),
         ("soft", {"cut": True}, "is damaged"),
-        ("soft", {"config": "{"}, "is no JSON"),
-        ("soft", {"config": "[]"}, "holds no JSON object"),
-        ("soft", {"config": '{"peft_type": "IA3"}'}, "is of the type IA3; here it must be PROMPT_TUNING"),
-        ("soft", {"tensors": {"prompt_embeddings": torch.zeros(3, 7)}}, "its width (D) is 7, and that of"),
+        ("soft", {"config": "{"}, "is not valid JSON"),
+        ("soft", {"config": "[]"}, "does not contain a JSON object"),
+        ("soft", {"config": '{"peft_type": "IA3"}'}, "has type IA3, expected PROMPT_TUNING"),
+        ("soft", {"tensors": {"prompt_embeddings": torch.zeros(3, 7)}}, "its width (D) is 7, but that of"),
         ("soft", {"tensors": {"prompt_embeddings": torch.full((3, 32), torch.nan)}}, "not finite"),
-        ("soft", {"tensors": {"other": torch.zeros(3, 32)}}, "holds other, not prompt_embeddings"),
+        ("soft", {"tensors": {"other": torch.zeros(3, 32)}}, "contains other, not prompt_embeddings"),
         ("prefix", {"length": 2}, "has length 3, not 2"),
         ("prefix", {"tensors": {"prompt_embeddings": torch.zeros(3, 7)}}, "its width (W) is 7"),
         ("lora", {"rank": 3}, "has rank 2, not 3; set model.rank"),
-        ("lora", {"target_modules": ["q_proj"]}, "for other layers than this run's; set model.target_modules"),
+        ("lora", {"target_modules": ["q_proj"]}, "because its layers differ from this run's; set model.target_modules"),
         ("lora", {"tensors": 1}, "is for another model"),
-        ("lora", {"set": {"init_lora_weights": "pissa"}}, "'pissa', which changes the model's own weights"),
-        ("lora", {"set": {"init_lora_weights": "pissa_niter_4"}}, "'pissa_niter_4', which changes the model's own"),
-        ("lora", {"set": {"alora_invocation_tokens": [1, 2]}}, "has alora_invocation_tokens set"),
-        ("lora", {"set": {"use_qalora": True}}, "has use_qalora set"),
-        ("soft", {"about": '{"folded": null}'}, "folded must be a number of tokens, got None"),
+        ("lora", {"set": {"init_lora_weights": "pissa"}}, "'pissa', which changes the weights of the model"),
+        ("lora", {"set": {"init_lora_weights": "pissa_niter_4"}}, "'pissa_niter_4', which changes the weights"),
+        ("lora", {"set": {"alora_invocation_tokens": [1, 2]}}, "sets alora_invocation_tokens"),
+        ("lora", {"set": {"use_qalora": True}}, "sets use_qalora"),
+        ("soft", {"about": '{"folded": null}'}, "folded must be a number of tokens, at least 0, got None"),
     ],
 )
 def test_adapters_that_do_not_fit(
@@ -735,7 +739,7 @@ def test_adapters_that_do_not_fit(
 
 def test_other_types_are_told_apart(adapters: dict[str, Path], tiny: FrozenLM) -> None:
     prefix = adapters["prefix"]
-    with pytest.raises(UserError, match=r"is of the type PREFIX_TUNING; here it must be PROMPT_TUNING"):
+    with pytest.raises(UserError, match=r"has type PREFIX_TUNING, expected PROMPT_TUNING"):
         FromPeft(str(prefix))(tiny, 3)
     assert FromText("a").key_values(tiny, 3).length == 3
 
@@ -794,8 +798,8 @@ def test_push(runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert calls[2] == ("me/it", {"private": None, "exist_ok": True}), "an organisation's own default holds"
 
     for error, says in (
-        (ConnectionError("no route"), "with a network and a token"),
-        (huggingface_hub.errors.HfHubHTTPError.__bases__[0]("refused"), "with a network and a token"),
+        (ConnectionError("no route"), "check the network and the token"),
+        (huggingface_hub.errors.HfHubHTTPError.__bases__[0]("refused"), "check the network and the token"),
         (huggingface_hub.errors.LocalTokenNotFoundError("none"), "there is no token"),
     ):
 
@@ -807,7 +811,7 @@ def test_push(runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert commands.run([*words, "--push", "me/it"]) == 1
         err = capsys.readouterr().err
         assert says in err
-        assert "is written, but not uploaded" in err
+        assert "was written, but not uploaded" in err
         assert err.count("\n") == 1
 
 
@@ -833,14 +837,14 @@ def test_what_is_pushed_tells_no_places(
     monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", lambda self, **settings: None)
     capsys.readouterr()
     out = export(folder, made, "--out", str(tmp_path / "x"), "--push", "me/it")
-    assert "local paths and addresses of servers are left out of it" in capsys.readouterr().out
+    assert "the export contains no local paths and no addresses of servers" in capsys.readouterr().out
     name = Path(speller).name
     for path, told in contents(out).items():
         for place in (str(tmp_path), str(Path(speller).parent), "127.0.0.1"):
             assert place.encode() not in told, f"{path.name} tells of {place}"
     readme = (out / "README.md").read_text()
     assert "Local paths and addresses of servers are left out." in readme
-    assert f"a folder, called `{name}` here; put its path in the place" in readme
+    assert f"Replace the placeholder `{name}` by its path" in readme
     about = json.loads((out / "prompt.json").read_text())
     assert (about["model"], about["base_model"], about["prompts"][0]["model"]) == (name, name, name)
 

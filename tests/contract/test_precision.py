@@ -144,7 +144,7 @@ def test_where_scaling_does_not_help_it_says_so(tmp_path: Path) -> None:
     fit = trainer(
         tmp_path, max_steps=20, max_epochs=-1, limit_val_batches=0, callbacks=[GradientScaling(4.0), Broken()]
     )
-    with pytest.raises(UserError, match=r"the loss scale sank below 1 after 3 skipped steps: .* bfloat16"):
+    with pytest.raises(UserError, match=r"the loss scale fell below 1 after 3 skipped steps: .* bfloat16"):
         fit.fit(MAKE["soft"](HALF), datamodule=data())
 
 

@@ -40,7 +40,7 @@ def test_no_room_for_a_file(whole: Path, share: float, tmp_path: Path) -> None:
     run = Run(command("soft prompt", folder), log, small_files(int(share * last(whole).stat().st_size)))
     assert run.wait() == 1, run.output
     assert len(run.errors) == 1, run.output
-    assert "no room on the disk" in run.errors[0]
+    assert "no space left on the disk" in run.errors[0]
     assert "Traceback" not in run.output
     for path in folder.glob("checkpoints/*.ckpt"):
         check_readable(path)
@@ -71,7 +71,7 @@ def test_a_disk_that_fills_up(whole: Path, tmp_path: Path) -> None:
     assert done.returncode == 1, done.stderr
     errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     assert len(errors) == 1, done.stderr
-    assert "no room on the disk" in errors[0]
+    assert "no space left on the disk" in errors[0]
     assert "Traceback" not in done.stderr
     copy = Path(f"{disk}.copy") if namespace else disk / "run"
     assert last(copy).exists()

@@ -77,7 +77,7 @@ def test_interrupted(whole: tuple[str, dict[str, Any]], number: int, code: int, 
     run.send(number)
     assert run.wait() == code, run.output
     assert "Traceback" not in run.output
-    assert f"go on with --ckpt_path {last(folder)}" in run.output
+    assert f"resume with --ckpt_path {last(folder)}" in run.output
     stopped = result(folder)["global_step"]
     assert 0 < stopped < expected["global_step"]
     assert resume(method, folder, log).wait() == 0, log.read_text()
@@ -89,7 +89,7 @@ def test_interrupted_twice_ends_at_once(tmp_path: Path) -> None:
     folder, log = tmp_path / "run", tmp_path / "log"
     run = Run(command("soft prompt", folder), log)
     run.send(signal.SIGINT, when=last(folder).exists)
-    run.send(signal.SIGINT, when=lambda: "once more" in run.output)
+    run.send(signal.SIGINT, when=lambda: "send it again" in run.output)
     assert run.wait() == 130, run.output
     assert resume("soft prompt", folder, log).wait() == 0, log.read_text()
 

@@ -84,7 +84,7 @@ def test_ctrl_c_stops_all_at_the_same_step(tmp_path: Path) -> None:
             time.sleep(0.1)
         os.kill(first.pid, signal.SIGINT)  # of one is enough
         assert first.wait(timeout=60) == 130, log.read_text()
-        assert "go on with --ckpt_path" in log.read_text()
+        assert "resume with --ckpt_path" in log.read_text()
         assert "Traceback" not in log.read_text()
     finally:
         if first.poll() is None:

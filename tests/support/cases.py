@@ -33,7 +33,7 @@ from lightning_prompts.methods import (
 from lightning_prompts.objectives import BertScoreLoss, Likelihood, WeightedSum
 from lightning_prompts.objectives.rewards import AnswerLikelihood, BertScore, ExactMatch, Mixture, TokenF1
 from lightning_prompts.prompts.initializers import FromText
-from lightning_prompts.prompts.key_values import PrefixMLP
+from lightning_prompts.prompts.prefix import PrefixMLP
 from lightning_prompts.prompts.soft import ResidualMLP
 from lightning_prompts.refiners.heads import Factored, Full
 from lightning_prompts.refiners.networks import MLPRefiner, TransformerRefiner

@@ -302,8 +302,8 @@ def test_bad_checkpoints(finished: Path, tmp_path: Path, capsys: pytest.CaptureF
         "missing": ("does not exist", None),
         "truncated": ("damaged", whole[: len(whole) // 2]),
         "flipped": ("damaged", whole[:9000] + bytes(byte ^ 0xFF for byte in whole[9000:9100]) + whole[9100:]),
-        "text": ("no checkpoint", b"hello"),
-        "pickle": ("no checkpoint", pickle.dumps(Crafted())),
+        "text": ("not a checkpoint", b"hello"),
+        "pickle": ("not a checkpoint", pickle.dumps(Crafted())),
     }
     for name, (words, content) in files.items():
         path = tmp_path / f"{name}.ckpt"

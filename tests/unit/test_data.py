@@ -151,7 +151,7 @@ def test_predict_needs_no_answers(name: str, text: str, tmp_path: Path) -> None:
         ),
         ("a.jsonl", '{"question": "x", "answer": "y"}\n{"question": ', "line 2 is not valid JSON"),
         ("a.json", '[{"question": "x", "answer": "y"},', "is not valid JSON"),
-        ("a.jsonl", '{"question": "x", "answer": ["y"]}', "row 1: field 'answer' is a list, not a text"),
+        ("a.jsonl", '{"question": "x", "answer": ["y"]}', "row 1: field 'answer' is a list, not text"),
         ("a.jsonl", '["question", "answer"]', "row 1 is a list, not an object"),
         ("a.parquet", "no parquet", "not readable as parquet"),
         ("a.csv", 'question,answer\n1,2\n"', "a.csv"),

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_prompts.lm import FrozenLM, KeyValues, LMConfig, label_scores
-from lightning_prompts.lm.attention import Layout, bucket, packed_attention
+from lightning_prompts.lm.attention import PackedLayout, bucket, packed_attention
 from lightning_prompts.lm.cascade import parts_of
 from lightning_prompts.lm.config import Attention
 from lightning_prompts.lm.finite import first_not_finite
@@ -48,7 +48,7 @@ def attend(levels: Sequence[list[int]], attention: Attention, bucketed: bool, pa
     values = [torch.randn(tokens, heads, WIDTH, generator=draw) for heads in (HEADS, KV_HEADS, KV_HEADS, HEADS)]
     front = [torch.randn(past, KV_HEADS, WIDTH, generator=draw).requires_grad_() for _ in range(2)]
     keys = KeyValues([(front[0], front[1])]) if past else None
-    layout = Layout(levels, CPU, keys, attention=attention, bucketed=bucketed)
+    layout = PackedLayout(levels, CPU, keys, attention=attention, bucketed=bucketed)
     own = torch.cat([torch.arange(level.offset, level.offset + level.used) for level in layout.passing])
     placed = []
     for part in values:
@@ -77,7 +77,7 @@ def test_parts_and_padding_equal_explicit_attention(name: str, attention: Any, b
 
 def test_queries_dealt_to_copies_of_keys_equal_explicit_attention(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lightning_prompts.lm.cascade.QUERIES_OF_A_COPY", 2)
-    layout = Layout([[7], [4, 4]], CPU, attention="cascade")
+    layout = PackedLayout([[7], [4, 4]], CPU, attention="cascade")
     assert layout.parts[1][0].copies == 4
     expected = attend([[7], [4, 4]], "explicit", False, 0)
     for found, wanted in zip(attend([[7], [4, 4]], "cascade", False, 0), expected, strict=True):
@@ -85,7 +85,7 @@ def test_queries_dealt_to_copies_of_keys_equal_explicit_attention(monkeypatch: p
 
 
 def test_all_levels_in_one_part_are_cut_where_segments_end() -> None:
-    layout = Layout([[6], [3, 4], [2, 3, 1, 5]], CPU, attention="cascade", bucketed=True)
+    layout = PackedLayout([[6], [3, 4], [2, 3, 1, 5]], CPU, attention="cascade", bucketed=True)
     (own,), _ = parts_of(layout.above, layout.passing, together=True)
     separate, _ = parts_of(layout.above, layout.passing, together=False)
     cuts = [
@@ -97,7 +97,7 @@ def test_all_levels_in_one_part_are_cut_where_segments_end() -> None:
 
 
 def test_windows_that_hide_something_are_not_left_to_parts() -> None:
-    layout = Layout([[7], [3, 400]], CPU, attention="cascade")
+    layout = PackedLayout([[7], [3, 400]], CPU, attention="cascade")
     query, value = torch.zeros(layout.tokens, HEADS, WIDTH), torch.zeros(layout.tokens, KV_HEADS, WIDTH)
     assert layout.longest >= 407
     assert not layout.cascades(query, value, 406)
@@ -106,7 +106,7 @@ def test_windows_that_hide_something_are_not_left_to_parts() -> None:
 
 
 def test_parts_are_not_for_values_of_another_width_on_the_cpu() -> None:
-    layout = Layout([[700], [3, 400]], CPU)
+    layout = PackedLayout([[700], [3, 400]], CPU)
     query, value = torch.zeros(layout.tokens, 300, 8), torch.zeros(layout.tokens, 300, 4)
     assert layout.cascades(query, torch.zeros_like(query), None)
     assert not layout.cascades(query, value, None)
@@ -376,7 +376,7 @@ def test_what_cannot_be_captured_runs_as_before(
     for one in found:
         torch.testing.assert_close(one, tiny.score(batches()[0], prompt).nll, atol=1e-6, rtol=1e-5)
     assert replayed.captured is None
-    assert [record.message.split(" (")[0] for record in caplog.records] == ["no CUDA graphs from here on"]
+    assert [record.message.split(" (")[0] for record in caplog.records] == ["CUDA graphs are switched off"]
 
 
 def test_graphs_make_room_when_memory_runs_out(
@@ -417,5 +417,5 @@ def test_settings_reach_the_model() -> None:
 
 
 def test_a_layout_can_be_printed() -> None:
-    layout = Layout([[7], [3, 5, 2]], CPU, bucketed=True)
-    assert repr(layout) == "Layout(1 x at most 7 tokens; 3 x at most 8 tokens; 17 tokens and 6 of padding)"
+    layout = PackedLayout([[7], [3, 5, 2]], CPU, bucketed=True)
+    assert repr(layout) == "PackedLayout(1 x at most 7 tokens; 3 x at most 8 tokens; 17 tokens and 6 of padding)"

@@ -58,7 +58,7 @@ def test_the_candidate_benchmark_compares_the_same_thing(real: FrozenLM) -> None
     model = AutoModelForCausalLM.from_pretrained(benchmark.embedded_folder(benchmark.NAME), dtype=torch.float32).eval()
     rows = benchmark.ten_tokens(real, 5, "train")[:4]
     assert all(len(row.context) + len(row.answer) == 15 for row in rows)
-    candidates = benchmark.swaps(real, benchmark.initial(real, 5), rows, torch.Generator().manual_seed(0))[:3]
+    candidates = benchmark.replacements(real, benchmark.initial(real, 5), rows, torch.Generator().manual_seed(0))[:3]
     scores = benchmark.CandidateScorer(real).score(rows, candidates)
     for c, filled in enumerate(benchmark.fill(rows, candidates.tolist())):
         assert torch.allclose(scores.nll[c], benchmark.hugging_face(model, filled), atol=1e-4)

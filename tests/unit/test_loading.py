@@ -13,7 +13,7 @@ from lightning_prompts.errors import UserError
 from lightning_prompts.lm import FrozenLM, LMConfig, embedded, precision
 from lightning_prompts.lm.loading import byte_tokenizer
 from lightning_prompts.lm.precision import dtype_of, fast_dtype, for_device
-from lightning_prompts.prompts.vocabulary import usable_tokens
+from lightning_prompts.prompts.vocabulary import allowed_tokens
 from lightning_prompts.template import Template
 
 SMALLEST = "random:llama,hidden_size=16,num_attention_heads=2,num_key_value_heads=1,num_hidden_layers=1"
@@ -162,7 +162,7 @@ def with_more_tokens(folder: Path, lm: FrozenLM, special: bool) -> LMConfig:
 
 def test_tokens_without_embeddings_are_refused(tmp_path: Path, tiny: FrozenLM) -> None:
     config = with_more_tokens(tmp_path, tiny, special=False)
-    with pytest.raises(UserError, match=r"has 257 embeddings, and its tokenizer has 259 tokens \('<new>', '<newer>'"):
+    with pytest.raises(UserError, match=r"has 257 embeddings, but its tokenizer has 259 tokens \('<new>', '<newer>'"):
         FrozenLM.load(config)
 
 
@@ -171,14 +171,14 @@ def test_special_tokens_without_embeddings_are_refused_where_they_are_used(
 ) -> None:
     """Some models of the hub have such a token and never use it."""
     lm = FrozenLM.load(with_more_tokens(tmp_path, tiny, special=True))
-    assert "has 257 embeddings, and its tokenizer has 259 tokens" in caplog.text
+    assert "has 257 embeddings, but its tokenizer has 259 tokens" in caplog.text
     example = Template("{prompt}{question} {answer}").render({"question": "a <newer>", "answer": "b"}, "row 3")
     with pytest.raises(UserError, match=r"row 3: the tokenizer .* gives token '<newer>' the id 258.* 257 embeddings"):
         lm.encode([example], 1)
     lm.tokenizer.eos_token = "<new>"
     with pytest.raises(UserError, match="gives token '<new>' the id 257"):
         lm.encode([replace(example, after="a", end=None)], 1, with_end=True)
-    assert int(usable_tokens(lm).sum()) == 256
+    assert int(allowed_tokens(lm).sum()) == 256
 
 
 DOGE = "random:doge,hidden_size=32,intermediate_size=48,num_hidden_layers=2,num_attention_heads=4"
@@ -191,7 +191,7 @@ def test_experts_that_are_not_quantised_are_said(caplog: pytest.LogCaptureFixtur
     left = [weight for weight in lm.model.parameters() if weight.dim() == 3]
     assert left
     size = sum(weight.numel() for weight in left) * 4 / 2**20
-    assert f"leaves the weights of its experts in float32, which takes {size:.1f} MiB" in caplog.text
+    assert f"leaves the weights of its experts in float32, which take {size:.1f} MiB" in caplog.text
     caplog.clear()
     FrozenLM.load(LMConfig(MOE))
     assert "experts" not in caplog.text

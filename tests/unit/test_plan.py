@@ -297,7 +297,9 @@ def test_heads_that_cannot_be_shared_evenly() -> None:
     wide = LMConfig(f"random:llama,{WIDE.replace('key_value_heads=2', 'key_value_heads=1')}")
     methods = SoftPromptTuning(8, lm=wide), DeepLanguageNetwork(lm=LM, proposer=wide)
     for method in methods:
-        with pytest.raises(UserError, match=r"has 1 key/value heads, which 2 processes cannot share evenly; set "):
+        with pytest.raises(
+            UserError, match=r"has 1 key/value heads, which cannot be split evenly over 2 processes; set "
+        ):
             make_plan(method, [batch()], [batch()], Processes(1, 1, 2))
     assert make_plan(SoftPromptTuning(8, lm=LM), [batch()], [batch()], Processes(1, 1, 2)).peak > 0
 

@@ -141,12 +141,12 @@ REFUSED = {
     "bart": ({}, "its packed log-probabilities differ"),
     "pegasus": ({}, "its packed log-probabilities differ"),
     "doge": ({}, "its packed log-probabilities differ"),
-    "diffllama": ({}, "keys and values in front differ"),
-    "hrm_text": ({}, "keys and values in front differ"),
+    "diffllama": ({}, "keys and values before all tokens have another effect"),
+    "hrm_text": ({}, "keys and values before all tokens have another effect"),
     "lfm2": ({"layer_types": ["conv", "full_attention"] * 16}, "its packed log-probabilities differ"),
     "deepseek_v32": ({}, "its packed log-probabilities differ"),
-    "rwkv": ({}, "a small one fails with RuntimeError"),
-    "openai-gpt": ({}, "a small one fails with RuntimeError"),
+    "rwkv": ({}, "a small model of its kind fails with RuntimeError"),
+    "openai-gpt": ({}, "a small model of its kind fails with RuntimeError"),
     "prophetnet": ({}, "it is not causal"),
 }
 
@@ -208,7 +208,7 @@ BROKEN: dict[str, tuple[str, Callable[..., Any], str]] = {
     "sinks": ("gpt_oss", without("sinks"), "its packed log-probabilities differ"),
     "ALiBi": ("bloom", without("bias"), "its packed log-probabilities differ"),
     "a cap": ("gemma2", without("softcap"), "its packed log-probabilities differ"),
-    "layers": ("llama", one_memory, "keys and values in front differ"),
+    "layers": ("llama", one_memory, "keys and values before all tokens have another effect"),
     "memory": ("llama", forgetful, "generation with cached keys and values differs"),
 }  # fmt: skip
 

@@ -105,7 +105,7 @@ def test_openmathinstruct2(tmp_path: Path) -> None:
         (GSM8K, {"question": "", "answer": "#### 1"}, "row 1: field 'question' is empty"),
         (GSM8K, {"query": "q", "answer": "#### 1"}, "row 1 has no field 'question'"),
         (Math, {"problem": "p", "solution": "no box"}, "row 1 has no final answer"),
-        (GSM8K, {"question": "q", "answer": ["#### 1"]}, "row 1: field 'answer' is a list, not a text"),
+        (GSM8K, {"question": "q", "answer": ["#### 1"]}, "row 1: field 'answer' is a list, not text"),
         (OpenMathInstruct2, {"problem": "p", "generated_solution": "s", "expected_answer": " "}, "_answer' is empty"),
     ],
 )

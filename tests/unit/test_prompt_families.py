@@ -34,7 +34,7 @@ from lightning_prompts.methods import (
 )
 from lightning_prompts.objectives import Likelihood
 from lightning_prompts.prompts.initializers import FromText, Hybrid, RandomTokens, VocabNormal
-from lightning_prompts.prompts.key_values import PrefixMLP
+from lightning_prompts.prompts.prefix import PrefixMLP
 from lightning_prompts.search.candidates import survives
 from lightning_prompts.search.rounding import Rounding
 from lightning_prompts.template import Template

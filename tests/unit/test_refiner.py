@@ -241,8 +241,8 @@ def test_bad_settings(settings: dict[str, Any], message: str) -> None:
     [
         ({"head": Full()}, "estimator Soft needs head: Tied"),
         ({"estimator": StraightThrough(), "head": Full(100)}, "the full head would have"),
-        ({"query": Query(layer=9)}, "query.layer must be -1 or from 0 to 3"),
-        ({"objective": BertScoreLoss(layer=9)}, "objective.layer must be -1 or from 0 to 3"),
+        ({"query": Query(layer=9)}, "query.layer must be from -1 to 3"),
+        ({"objective": BertScoreLoss(layer=9)}, "objective.layer must be from -1 to 3"),
         ({"objective": BertScoreLoss(scorer="smollm2-135m-instruct")}, "has another vocabulary"),
     ],
 )
@@ -391,7 +391,7 @@ def test_states_of_bad_questions(tiny: FrozenLM, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="more than the context window"):
         StateStore(tiny, Query(), True, tmp_path).prepare(["x" * 500], progress=False)
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="hidden states cannot be kept in"):
+    with pytest.raises(UserError, match="cannot write hidden states to"):
         StateStore(tiny, Query(), True, tmp_path / "file" / "below").prepare(["a"], progress=False)
 
 

@@ -188,7 +188,9 @@ def test_labels_that_begin_alike_are_scored_with_their_ends(
     assert {" 1\n", "10\n", " no way\n", " yes", "no"} <= asked
     assert not {" 1", "1", " yes\n"} & asked
     count = len(server.requests)
-    with pytest.raises(UserError, match=r"^labels '1' and '10' begin alike, and nothing tells where one ends; end the"):
+    with pytest.raises(
+        UserError, match=r"^labels '1' and '10' begin alike, and nothing marks the end of a label; end the"
+    ):
         there.label_scores(alike(""), "Say it.")
     assert len(server.requests) == count
 
@@ -651,7 +653,7 @@ def test_methods_with_gradients_refuse_a_server(capsys: pytest.CaptureFixture[st
     for build in (lambda: SoftPromptTuning(3, lm=there), lambda: FixedPrompt("Say.", lm=there)):
         with pytest.raises(UserError, match=r"works on the LM's vectors.*leave out model\.lm\.server, or take Deep"):
             build()
-    with pytest.raises(UserError, match=r"is behind a server .*, which gives texts and no vectors"):
+    with pytest.raises(UserError, match=r"is behind a server .*, which provides texts but no vectors"):
         FrozenLM.load(there)
     words = ["fit", "--model", "SoftPromptTuning", "--data", "Antonyms", "--model.lm.server.base_url",
              "http://localhost:8000/v1", "--trainer.default_root_dir", str(tmp_path / "run")]  # fmt: skip
@@ -664,12 +666,12 @@ def test_methods_with_gradients_refuse_a_server(capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"base_url": "localhost:8000"}, "base_url must be an address as http"),
-        ({"base_url": "http://[::1/v1"}, "base_url must be an address as http"),
-        ({"base_url": "https://me:secret@host/v1"}, "no place for secrets"),
-        ({"base_url": "http://127.0.0.1:abc/v1"}, "must be an address"),
-        ({"base_url": "http://.../v1"}, "must be an address"),
-        ({"base_url": "https://host/v1?api-key=secret"}, "no place for secrets"),
+        ({"base_url": "localhost:8000"}, "base_url must be a URL such as http"),
+        ({"base_url": "http://[::1/v1"}, "base_url must be a URL such as http"),
+        ({"base_url": "https://me:secret@host/v1"}, "must not contain secrets"),
+        ({"base_url": "http://127.0.0.1:abc/v1"}, "must be a URL"),
+        ({"base_url": "http://.../v1"}, "must be a URL"),
+        ({"base_url": "https://host/v1?api-key=secret"}, "must not contain secrets"),
         ({"timeout": 0.0}, r"server\.timeout must be a finite number above 0"),
         ({"retries": -1}, r"server\.retries must be at least 0"),
         ({"concurrency": 0}, r"server\.concurrency must be at least 1"),
@@ -691,7 +693,7 @@ def test_what_the_server_decides_is_not_set_here() -> None:
         {"revision": "a"},
         {"gradient_checkpointing": True},
     ):
-        with pytest.raises(UserError, match=f"{next(iter(settings))} is decided where x runs"):
+        with pytest.raises(UserError, match=f"{next(iter(settings))} has no effect: x runs"):
             LMConfig("x", server=server, **settings)  # type: ignore[arg-type]
     with_parameters = replace(server, parameters={"top_p": 0.5})
     assert len({LMConfig("x", server=server): 1, LMConfig("x", server=with_parameters): 2}) == 2

@@ -418,7 +418,7 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("predictions.jsonl", b'{"answer": "a", "nll": 1}', "a row has no question"),
         ("predictions.jsonl", b"\0\0\0", "not a text file"),
         ("predictions.jsonl", b'{"question": "\xff"}', "not UTF-8"),
-        ("metrics.json", b"[1, 2]", "must hold names and values, got list"),
+        ("metrics.json", b"[1, 2]", "must contain names and values, got list"),
         ("metrics.json", b'{"test/nll": {}}', "test/nll must be a number"),
         ("metrics.json", b"[" * 100_000, "not valid JSON"),
         ("config.yaml", b"model: [", r"line \d is not valid YAML"),

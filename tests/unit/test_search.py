@@ -14,7 +14,7 @@ from lightning_prompts.lm import FrozenLM, Scores
 from lightning_prompts.lm.encoding import Row
 from lightning_prompts.lm.plain import score_plain
 from lightning_prompts.objectives import Likelihood
-from lightning_prompts.prompts.vocabulary import usable_tokens
+from lightning_prompts.prompts.vocabulary import allowed_tokens
 from lightning_prompts.search.candidates import draw_candidates, survives, top_tokens
 from lightning_prompts.search.passes import fill
 from lightning_prompts.search.rounding import Rounding, coordinate_descent
@@ -227,7 +227,7 @@ def test_prompts_that_text_cannot_carry_do_not_survive(real: FrozenLM) -> None:
 
 
 def test_readable_tokens_are_words(real: FrozenLM) -> None:
-    allowed_ids, readable = usable_tokens(real), usable_tokens(real, readable=True)
+    allowed_ids, readable = allowed_tokens(real), allowed_tokens(real, readable=True)
     for text in ("<|endoftext|>", "<|im_start|>", "<repo_name>", "<file_sep>", "<jupyter_start>"):
         token = real.tokenizer.convert_tokens_to_ids(text)
         assert real.text([token]) == text

@@ -92,7 +92,7 @@ def test_a_search_starts_with_its_defaults_and_keeps_words(kind: str, tmp_path: 
 
 def test_tokens_of_a_model_without_spaces_are_refused(tmp_path: Path) -> None:
     encoder = Encoder(tokenizer_of("words"), "m")
-    with pytest.raises(UserError, match=r"the tokenizer of m reads 'word' like ' word'.*begin that text with a space"):
+    with pytest.raises(UserError, match=r"the tokenizer of m reads 'word' like ' word'.*start the text with a space"):
         encoder.tokens("word")
 
 
@@ -160,8 +160,8 @@ def test_control_tokens_in_a_row_are_told_before_training(tmp_path: Path, caplog
     rows = QuestionAnswer(**files, template="{prompt} {question}<|end|> {answer}\n")  # type: ignore[arg-type]
     trainer(tmp_path, max_steps=1, limit_val_batches=0).fit(SoftPromptTuning(2, lm=LMConfig(TINY)), datamodule=rows)
     (told,) = [message for message in caplog.messages if "control token" in message]
-    assert "train.jsonl row 4: field 'question' holds '<|end|>', which the tokenizer of random:llama" in told
-    assert "as a control token and not as text; change that text unless it is meant (and 1 more like it)" in told
+    assert "train.jsonl row 4: field 'question' contains '<|end|>', which the tokenizer of random:llama" in told
+    assert "as a control token and not as text; change the text unless this is intended (and 1 more like it)" in told
 
 
 @pytest.mark.parametrize(
@@ -171,12 +171,12 @@ def test_control_tokens_in_a_row_are_told_before_training(tmp_path: Path, caplog
             "words",
             "hot unheard",
             "cold",
-            "has no token for a part of 'A word hot unheard: cold'; change that text, or use",
+            "has no token for a part of 'A word hot unheard: cold'; change the text, or use",
         ),
         ("unigram", "hot", "c\u00f6ld", "has no token for a part of 'A word hot: c\u00f6ld'"),
-        ("lowercase", "HOT", "Cold", "makes 'cold' of the answer 'Cold', so that no generation equals it"),
-        ("nfkc", "hot", "\ufb01ve", "makes 'five' of the answer '\ufb01ve'"),
-        ("nfkc", "hot", "a\u00a0b", "makes 'a b' of the answer 'a\\xa0b'"),
+        ("lowercase", "HOT", "Cold", "turns the answer 'Cold' into 'cold', so no generation can match it"),
+        ("nfkc", "hot", "\ufb01ve", "turns the answer '\ufb01ve' into 'five'"),
+        ("nfkc", "hot", "a\u00a0b", "turns the answer 'a\\xa0b' into 'a b'"),
         ("lowercase", "HOT", "cold", ""),
         ("words", "hot", "cold", ""),
         ("unigram", "hot  word", "cold", ""),
@@ -225,9 +225,9 @@ def test_a_question_may_hold_any_character(template: str) -> None:
         (PLAIN.replace("m.content", "m.content ~ m.content"), {}, "shows 2 times the user's turn"),
         (PLAIN.replace("m.content", "m.content | replace('?', '')"), {}, "changes the user's turn 'Say a.*once and"),
         (PLAIN.replace("in messages", "in messages if m.role == 'user'"), {"system": "Be brief."},
-         "drops or changes the system turn 'Be brief.'; leave out data.system"),
+         "drops or changes the system turn 'Be brief.'; remove data.system"),
         ("{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + PLAIN,
-         {"system": "Be brief."}, "takes no system turn; leave out data.system"),
+         {"system": "Be brief."}, "does not support a system turn; remove data.system"),
         ("{{ raise_exception('never') }}", {}, r"the chat template of m fails \(never\)"),
         ("{{ messages[0].content.nothing.more }}", {}, "the chat template of m fails"),
     ],

@@ -1,4 +1,4 @@
-"""Prefixes: keys and values of each layer, trained freely or through a network."""
+"""Trainable prefixes: keys and values of each layer, optionally reparametrised by a network."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from lightning_prompts.randomness import from_run_seed
 
 @dataclass(frozen=True)
 class PrefixMLP:
-    """``W2 tanh(W1 e)`` from an embedding ``e`` per position (Li & Liang 2021, section 4.3), folded away on export.
+    """``W2 tanh(W1 e)`` of one embedding ``e`` per position (Li & Liang 2021, section 4.3); merged on export.
 
     Attributes:
-        width: Of the embeddings.
-        hidden: Of the network.
+        width: Width of the embeddings.
+        hidden: Hidden width of the network.
     """
 
     width: int = 256
@@ -30,7 +30,7 @@ class PrefixMLP:
             raise UserError(f"model.mlp: width ({self.width}) and hidden ({self.hidden}) must be at least 1")
 
     def build(self, length: int, outputs: int) -> nn.Module:
-        """A module without inputs that gives ``[P, W]``, zeros at first: a prefix starts where it is initialised."""
+        """Make a module without inputs whose output ``[P, W]`` is zero initially."""
         with from_run_seed():
             return _EmbeddingMLP(length, self.width, self.hidden, outputs)
 
@@ -57,16 +57,16 @@ class _Free(nn.Module):
         return self.delta
 
 
-class KeyValuePrompt(nn.Module):
-    """Trainable keys and values, float32 whatever the LM's precision.
+class Prefix(nn.Module):
+    """Trainable keys and values in float32, independent of the precision of the LM.
 
-    What is trained is the distance from the start in units of the LM's own keys and values, layer by layer: their
-    scales differ by orders of magnitude between layers, and one learning rate has to serve all.
+    The parameters are offsets from the initial prefix in units of the scale of the LM's keys and values in each layer.
+    These scales differ by orders of magnitude between layers, but all layers have the same learning rate.
 
     Args:
-        initial: Where the prefix starts.
-        like: Keys and values of some text, for their scale.
-        mlp: The network, or ``None`` to train the keys and values themselves.
+        initial: The initial prefix.
+        like: Keys and values of a text, to measure their scale.
+        mlp: The network, or ``None`` to train the keys and values directly.
     """
 
     initial: Tensor
@@ -78,7 +78,8 @@ class KeyValuePrompt(nn.Module):
         self.widths = initial.widths
         flat = initial.flatten()
         self.register_buffer("initial", flat)
-        # One number per layer, and for keys and values apart; a checkpoint holds them, as they depend on a draw.
+        # One scale for the keys and one for the values of each layer. Checkpoints contain them, because they depend on
+        # the random text of ``like``.
         parts = [part for pair in like.layers for part in pair]
         self.register_buffer("scale", torch.stack([part.float().std() for part in parts]))
         self.sizes = [part[0].numel() for part in parts]
@@ -86,10 +87,10 @@ class KeyValuePrompt(nn.Module):
         self.network = (_Free(len(flat), outputs) if mlp is None else mlp.build(len(flat), outputs)).to(flat.device)
 
     def forward(self) -> KeyValues:
-        """The prefix."""
+        """Return the current prefix."""
         scale = torch.cat([number.expand(size) for number, size in zip(self.scale, self.sizes, strict=True)])
         return KeyValues.unflatten(self.initial + scale * self.network(), self.widths)
 
     def start(self) -> KeyValues:
-        """The prefix before training."""
+        """Return the initial prefix."""
         return KeyValues.unflatten(self.initial, self.widths)
