@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from conftest import TINY
 from jsonargparse import ArgumentParser
 from lightning_prompts.config_errors import settings_of
 
 from lightning_prompts import datamodules
 from lightning_prompts.cli import run
+from support.models import TINY
 
 DATASETS = [getattr(datamodules, name) for name in datamodules.__all__ if name != "TextDataModule"]
 SHARED = {"template", "stop", "chat", "system", "batch_size", "eval_batch_size", "max_train_examples", "seed"}
