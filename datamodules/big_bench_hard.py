@@ -33,6 +33,15 @@ INSTRUCTIONS = {
 
 @dataclass(frozen=True)
 class _Item:
+    """A row: its question, its target, and whether the target comes from the ``target_scores`` of BIG-bench."""
+
+    raw: RawRow
+    choices: Choices
+    target: str
+    scored: bool = False
+
+
+class BigBenchHard(LabelledTask):
     r"""Any of its 27 tasks.
 
     From the hub (``SaylorTwift/bbh``), or from local files: BIG-Bench Hard's own (``{"examples": [{"input": ...,
@@ -47,43 +56,6 @@ class _Item:
 
     Args:
         task: Name of the task on the hub, such as ``navigate``.
-    """
-
-    raw: RawRow
-    choices: Choices
-    target: str
-    scored: bool = False
-
-
-class BigBenchHard(LabelledTask):
-    r"""Any of its 27 tasks.
-
-    From the hub (``SaylorTwift/bbh``), or from local files: BIG-Bench Hard's own (``{"examples": [{"input": ...,
-    "target": ...}, ...]}``) or BIG-bench's ``task.json`` (``"target_scores"`` instead of ``"target"``), which is
-    written in the form of the other rows: the task's prefix, the question, the options. What has no file of its own is
-    held out of ``train``, or of the hub's 250 rows.
-
-    The classes of a question are the options that it lists, each ``(A)`` also as ``A``; else the targets of all rows,
-    where these are few. Tasks with other answers (``word_sorting``, ``object_counting``) have none. ``{stripped}`` is
-    the question without its options. Some tasks have a row or two whose target is none of the options; they are dropped
-    with a warning. A file where most rows are so is refused.
-
-    Args:
-        task: Name of the task on the hub, ``navigate``.
-        train: Local file to train on, and to hold out from. Questions of ``test`` that it has are dropped.
-        val: Local validation file.
-        test: Local test file.
-        balanced: Training batches with as many examples of each class as of any other.
-        template: Text with ``{prompt}``, ``{question}`` or ``{stripped}``, and ``{answer}``.
-        stop: Regular expression; a generated answer ends where it first matches.
-        chat: Render through the model's chat template.
-        system: The system turn of a chat.
-        val_size: Validation rows, at most.
-        test_size: Test rows, at most; ``None`` for all of the test file, or as many held out as for validation.
-        batch_size: Examples per training step.
-        eval_batch_size: Examples per evaluation step.
-        max_train_examples: Keep only so many training examples, drawn by ``seed``.
-        seed: Seed of what is drawn and held out, and of the order of options that BIG-bench does not list.
     """
 
     def __init__(self, task: str = "navigate", **kwargs: Any) -> None:

@@ -16,24 +16,16 @@ from lightning_prompts.types import Example
 
 @dataclass(frozen=True)
 class _Task:
-    r"""Sentences and the class of each.
+    """One of the datasets.
 
-    ``sst2`` (Socher et al. 2013) and ``mpqa`` (Wiebe et al. 2005): negative or positive. ``trec`` (Voorhees & Tice
-    2000): a question asks for a description, entity, expression, human, location or number. ``subj`` (Pang & Lee 2004):
-    subjective or objective. Rows come from the hub or from local files; one file (``train``) is enough. A label is the
-    name of a class or its number, in the order given here.
-
-    Args:
-        task: The dataset.
-        predict: Local file of sentences to classify; needs no labels.
-        sentence: Field of the local files that holds the sentence.
-        label: Field of the local files that holds the label.
-        order: The classes of the labels 0, 1, ... in the local files; ``None`` for the usual order.
-        labels: The ways to write a class, by its name, if its name is not the answer: ``{expression: [expression,
-            abbreviation]}``. The first is the answer.
-        balanced_val: Validation rows with the same number of rows of each class, for a balanced test file beside an
-            unbalanced training file, as in mpqa: 73% of its training rows are negative, so that a constant answer would
-            be right for 73% of the validation rows.
+    Attributes:
+        instruction: The task in a sentence.
+        classes: The classes of the labels 0, 1, ... in local files.
+        hub: The dataset on the hub.
+        sentence: The field with the sentence on the hub.
+        label: The field with the label on the hub.
+        hub_classes: The classes of the labels 0, 1, ... on the hub, if they differ from ``classes``.
+        codes: Other names of the classes.
     """
 
     instruction: str
@@ -86,33 +78,20 @@ class Classification(LabelledTask):
 
     ``sst2`` (Socher et al. 2013) and ``mpqa`` (Wiebe et al. 2005): negative or positive. ``trec`` (Voorhees & Tice
     2000): a question asks for a description, entity, expression, human, location or number. ``subj`` (Pang & Lee 2004):
-    subjective or objective. From the hub, or from local files; one file (``train``) is enough, what is missing is held
-    out of it. A label is a class's name or its number, in the order in which they are named here.
+    subjective or objective. Rows come from the hub or from local files; one file (``train``) is enough. A label is the
+    name of a class or its number, in the order given here.
 
     Args:
-        task: Which.
-        train: Local file to train on, and to hold out from.
-        val: Local validation file.
-        test: Local test file.
+        task: The dataset.
         predict: Local file of sentences to classify; needs no labels.
         sentence: Field of the local files that holds the sentence.
         label: Field of the local files that holds the label.
-        order: The classes that labels 0, 1, ... of the local files stand for; ``None`` for the usual order.
-        labels: The ways to write a class, by its name, where its name is not the one: ``{expression: [expression,
+        order: The classes of the labels 0, 1, ... in the local files; ``None`` for the usual order.
+        labels: The ways to write a class, by its name, if its name is not the answer: ``{expression: [expression,
             abbreviation]}``. The first is the answer.
-        balanced: Training batches with as many examples of each class as of any other.
-        balanced_val: The same for the validation rows, where the test file is balanced and the training file is not, as
-            with mpqa: 73% of its training rows are negative, and so much a constant answer would be right there.
-        template: Text with ``{prompt}``, ``{question}`` (the sentence), ``{answer}`` and any other field of the rows.
-        stop: Regular expression; a generated answer ends where it first matches.
-        chat: Render through the model's chat template.
-        system: The system turn of a chat.
-        val_size: Validation rows, at most.
-        test_size: Test rows, at most; ``None`` for all of the test file.
-        batch_size: Examples per training step.
-        eval_batch_size: Examples per evaluation step.
-        max_train_examples: Keep only so many training examples, drawn by ``seed``.
-        seed: Seed of what is drawn and held out.
+        balanced_val: Validation rows with the same number of rows of each class, for a balanced test file beside an
+            unbalanced training file, as in mpqa: 73% of its training rows are negative, so that a constant answer would
+            be right for 73% of the validation rows.
     """
 
     def __init__(
