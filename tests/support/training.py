@@ -22,7 +22,7 @@ from lightning_prompts.methods import (
     ScratchTransformer,
 )
 from lightning_prompts.prompts.initializers import FromText
-from lightning_prompts.prompts.key_values import PrefixMLP
+from lightning_prompts.prompts.prefix import PrefixMLP
 from lightning_prompts.search.rounding import Rounding
 from lightning_prompts.search.scoring import Racing
 from support.models import TINY

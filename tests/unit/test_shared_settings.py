@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 from jsonargparse import ArgumentParser
-from lightning_prompts.config_errors import settings_of
 
 from lightning_prompts import datamodules
 from lightning_prompts.cli import run
+from lightning_prompts.cli.classes import settings_of
 from support.models import TINY
 
 DATASETS = [getattr(datamodules, name) for name in datamodules.__all__ if name != "TextDataModule"]
