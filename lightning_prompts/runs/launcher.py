@@ -264,6 +264,9 @@ def attempt(spec: RunSpec) -> str:
         output.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         return f"{error.filename}: {error.strerror}"
+    # Loggers keep the stream that is there when they are imported; and the clock that measures training starts later.
+    from lightning_prompts import cli  # noqa: F401
+
     with output.open("w", encoding="utf-8") as file, redirect_stdout(file), redirect_stderr(file):
         try:
             launch(spec)
