@@ -11,7 +11,9 @@ import hashlib
 import importlib
 import json
 import os
+import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -220,13 +222,35 @@ def launch_all(
     from lightning_prompts.lm.reuse import keep_lms
 
     errors = {}
-    with keep_lms():
+    with keep_lms(), _remembered_interrupts() as interrupts:
         for spec in specs:
             begin(spec)
             if error := attempt(spec):
                 errors[spec.folder] = error
             end(spec, error)
+            if interrupts:
+                raise KeyboardInterrupt
     return errors
+
+
+@contextmanager
+def _remembered_interrupts() -> Iterator[list[int]]:
+    """Collect each Ctrl-C, besides raising it: Python drops exceptions that are raised while objects are freed."""
+    found: list[int] = []
+
+    def interrupted(number: int, frame: object) -> None:
+        found.append(number)
+        raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or before == signal.SIG_IGN:
+        yield found
+        return
+    signal.signal(signal.SIGINT, interrupted)
+    try:
+        yield found
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def attempt(spec: RunSpec) -> str:
@@ -240,6 +264,9 @@ def attempt(spec: RunSpec) -> str:
         output.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         return f"{error.filename}: {error.strerror}"
+    # Loggers keep the stream that is there when they are imported; and the clock that measures training starts later.
+    from lightning_prompts import cli  # noqa: F401
+
     with output.open("w", encoding="utf-8") as file, redirect_stdout(file), redirect_stderr(file):
         try:
             launch(spec)

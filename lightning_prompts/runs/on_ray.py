@@ -202,6 +202,4 @@ def _attempt(spec: RunSpec, place: str) -> str:
         Path(spec.folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         return f"{error.filename}: {error.strerror}; every machine of the cluster must see the same folders"
-    from lightning_prompts import cli  # noqa: F401 - before the clock that measures training
-
     return attempt(spec)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import signal
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
@@ -203,17 +204,38 @@ def test_errors_are_one_line_and_stop_no_other_run(tmp_path: Path) -> None:
     assert f"error: {told['value']}" in (tmp_path / "value" / "output.txt").read_text()
 
 
-@pytest.mark.parametrize("signal", [KeyboardInterrupt(), SystemExit(143), SystemExit(130)])
-def test_signals_end_all_runs(signal: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("ending", [KeyboardInterrupt(), SystemExit(143), SystemExit(130)])
+def test_signals_end_all_runs(ending: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def execute(args: list[str]) -> None:
-        raise signal
+        raise ending
 
     monkeypatch.setattr(cli, "execute", execute)
     started: list[RunSpec] = []
     spec = RunSpec(str(tmp_path / "a"), settings={"model": "FewShot"})
-    with pytest.raises(type(signal)):
+    with pytest.raises(type(ending)):
         launch_all([spec, spec], started.append)
     assert started == [spec]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interrupt_that_python_drops_ends_all_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.getsignal(signal.SIGINT)
+
+    class Freed:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+    def execute(args: list[str]) -> None:
+        Freed()
+        (tmp_path / "a" / "metrics.json").write_text("{}")
+
+    monkeypatch.setattr(cli, "execute", execute)
+    started: list[RunSpec] = []
+    spec = RunSpec(str(tmp_path / "a"), settings={"model": "FewShot"})
+    with pytest.raises(KeyboardInterrupt):
+        launch_all([spec, spec], started.append)
+    assert started == [spec]
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_a_finished_run_is_kept_and_read(tmp_path: Path) -> None:
