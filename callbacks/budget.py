@@ -133,7 +133,7 @@ class Budget(L.Callback):
         counts: dict[str, int] = {"tokens": added.tokens, **asdict(added)}
         # All processes come to the same, so that they stop at the same step. Those that share an LM's heads count the
         # same tokens, and have clocks and memory of their own.
-        sums = cast("PromptMethod", pl_module).replica.all_reduce(*counts.values())
+        sums = cast("PromptMethod", pl_module).data_parallel_rank.all_reduce(*counts.values())
         for name, count in zip(counts, sums, strict=True):
             self.used[name] += int(count)
         seconds, memory = self._time - time_before, peak_memory(pl_module.device) / GIGABYTE

@@ -21,17 +21,17 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class Replica:
-    """One of several that share the work on a batch; alone, it does all of it.
+class DataParallelRank:
+    """One of several processes that share the work on a batch; alone, it does all of it.
 
-    All of them know the whole batch, which is text; what is split is the work. So a step sees the same examples,
-    however many processes there are, and nothing has to be sent but results.
+    All processes know the whole batch, which is text, and split the work. So a step sees the same examples, however
+    many processes there are, and only results are sent.
 
     Attributes:
-        rank: Which one, from 0.
-        count: Of how many.
-        group: The ``torch.distributed`` group that they talk in; ``None`` for all processes.
-        ready: Called before this one talks to the others.
+        rank: Which process, from 0.
+        count: Number of processes.
+        group: Their ``torch.distributed`` group; ``None`` for all processes.
+        ready: Called before this process talks to the others.
     """
 
     rank: int = 0
@@ -40,7 +40,7 @@ class Replica:
     ready: Callable[[], None] = lambda: None
 
     def part(self, total: int) -> range:
-        """Which of ``total`` items are its own: neighbours, as many as the others have, give or take one."""
+        """The places of its own share of ``total`` items, all neighbours; shares differ by one item at most."""
         share, rest = divmod(total, self.count)
         start = self.rank * share + min(self.rank, rest)
         return range(start, start + share + (self.rank < rest))
@@ -48,7 +48,7 @@ class Replica:
     def part_of(self, batch: Batch) -> Batch:
         """Its own examples of a training batch, with their weight in the mean over all.
 
-        Where there are fewer examples than processes, some get one that counts nothing: all must do a step.
+        If there are fewer examples than processes, some get one of weight 0: every process must run a step.
         """
         if self.count == 1:
             return batch
@@ -60,7 +60,7 @@ class Replica:
         return part
 
     def all_gather(self, items: Sequence[Item]) -> list[Item]:
-        """The items of all, in order; everybody gets them. Tensors among them must be on the CPU."""
+        """The items of all processes, in order, for every process. Tensors among them must be on the CPU."""
         if self.count == 1:
             return list(items)
         self.ready()
@@ -69,7 +69,7 @@ class Replica:
         return [item for part in parts for item in part]
 
     def all_reduce(self, *values: float) -> list[float]:
-        """Each value, summed over all."""
+        """Each value, summed over all processes."""
         if self.count == 1:
             return list(values)
         self.ready()
@@ -81,11 +81,11 @@ class Replica:
     def map_across_ranks(
         self, items: Sequence[Item], work: Callable[[Sequence[Item]], Sequence[Result]]
     ) -> list[Result]:
-        """The results of some work, one for each item in order; each does its share, and everybody gets all.
+        """Share some work, and return the results of all items in order to every process.
 
         Args:
-            items: The same for all.
-            work: From some items, one or more, to as many results, whose tensors are on the CPU.
+            items: The items, the same in every process.
+            work: Turns one or more items into as many results; tensors must be on the CPU.
         """
         if self.count == 1:
             return list(work(items)) if items else []
@@ -94,10 +94,10 @@ class Replica:
 
 
 class MapAcrossRanks(Protocol):
-    """`Replica.map_across_ranks`, as something that has work to do may get it."""
+    """The type of `DataParallelRank.map_across_ranks`, for objects that share their work."""
 
     def __call__(self, items: Sequence[Item], work: Callable[[Sequence[Item]], Sequence[Result]]) -> list[Result]:
-        """See `Replica.map_across_ranks`."""
+        """See `DataParallelRank.map_across_ranks`."""
 
 
 def process_lost(error: BaseException) -> UserError | None:

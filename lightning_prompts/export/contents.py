@@ -51,11 +51,12 @@ def kind_of(method: PromptMethod) -> Kind:
         UserError: It is nothing that could be taken home as one prompt, or nothing that could be checked.
     """
     name = type(method).__name__
-    layers = method.layer_lms if isinstance(method, TextPromptMethod) else []
-    remote = next((config for config in layers if config.server is not None), None)
+    lms = method.layer_lms if isinstance(method, TextPromptMethod) else [method.lm_config]
+    remote = next((config for config in lms if config.server is not None), None)
     if remote is not None:
         raise UserError(
-            f"{remote.name} is behind a server, so its texts cannot be checked; they stand in prompt.txt of the run"
+            f"{remote.name} is behind a server, so its texts cannot be checked; they stand in prompt.txt or "
+            "config.yaml of the run"
         )
     if isinstance(method, ScratchTransformer):
         raise UserError(f"{name} has no prompt to export: it trains a model of its own")

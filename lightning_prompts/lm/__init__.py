@@ -4,12 +4,12 @@ from lightning_prompts.lm.config import LMConfig, Server
 from lightning_prompts.lm.frozen import FrozenLM
 from lightning_prompts.lm.key_values import KeyValues, Prompt, prompt_length, slot_length
 from lightning_prompts.lm.labels import LabelScores, label_scores
+from lightning_prompts.lm.language_model import LanguageModel
 from lightning_prompts.lm.remote import RemoteLM
 from lightning_prompts.lm.sampling import Sampling
 from lightning_prompts.lm.scores import Scores, answer_scores
 from lightning_prompts.lm.shape import LMShape, MemoryEstimate
 from lightning_prompts.lm.state_store import Query, StateStore
-from lightning_prompts.lm.text_model import TextModel
 from lightning_prompts.lm.usage import Usage
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "LMConfig",
     "LMShape",
     "LabelScores",
+    "LanguageModel",
     "MemoryEstimate",
     "Prompt",
     "Query",
@@ -26,7 +27,6 @@ __all__ = [
     "Scores",
     "Server",
     "StateStore",
-    "TextModel",
     "Usage",
     "answer_scores",
     "label_scores",

@@ -101,8 +101,8 @@ class LMConfig:
             deterministic; False never.
         calibrate_labels: Where answers are classes, take off what the model says without a question (contextual
             calibration, Zhao et al. 2021), whatever the method.
-        server: Where the model runs, if not here; ``name`` is then what the server calls it. For methods that improve
-            texts by texts, as their LM, that of a layer, or as proposer.
+        server: Where the model runs, if not here; ``name`` is then the server's name for it. For methods whose prompts
+            are texts and that need no gradient, as their LM, that of a layer, or as proposer.
     """
 
     name: str = "smollm2-135m-instruct"

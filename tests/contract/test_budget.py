@@ -104,7 +104,7 @@ class Watch(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         method: Any = pl_module
-        lms = [reader.lm for reader in method.readers.values()] if isinstance(method, TEXT) else [method.lm]
+        lms = [reader.lm for reader in method.cached_lms.values()] if isinstance(method, TEXT) else [method.lm]
         for lm in lms:
             lm.model.model.layers[0].register_forward_hook(self.count)
         self.switch(pl_module, True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
+from lightning_prompts.dln.cached_lm import CachedLM
 from lightning_prompts.dln.layer import LanguageLayer
 from lightning_prompts.dln.memory import PromptMemory
 from lightning_prompts.dln.messages import (
@@ -31,7 +32,6 @@ from lightning_prompts.dln.proposals import (
     RuleRewrites,
     distinct,
 )
-from lightning_prompts.dln.reader import Reader
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm import FrozenLM, LMConfig
 from lightning_prompts.types import Example
@@ -101,7 +101,7 @@ def request(lm: FrozenLM, parents: Sequence[str] = ("Start.", "Old."), cases: Se
     return Request(list(parents), cases, ["yes", "no"], BanditStats(), generator(), reader_of(lm))
 
 
-def shown(reader: Reader, source: Proposals, given: Request, monkeypatch: pytest.MonkeyPatch) -> list[Example]:
+def shown(reader: CachedLM, source: Proposals, given: Request, monkeypatch: pytest.MonkeyPatch) -> list[Example]:
     asked: list[Example] = []
 
     def draw(examples: Sequence[Example], *rest: object, **more: object) -> list[str]:

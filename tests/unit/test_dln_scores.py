@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_prompts.dln.cache import TextCache
+from lightning_prompts.dln.checkpointed_cache import CheckpointedCache
 from lightning_prompts.dln.layer import LanguageLayer, PlacedLayer
-from lightning_prompts.dln.reader import identity
 from lightning_prompts.dln.sharpening import ArgMaxWeights, Sharpening, SoftmaxSharpening, UniformWeights
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm import FrozenLM, LMConfig, label_scores
@@ -75,12 +74,12 @@ def test_what_is_known_is_not_asked_again(tiny: FrozenLM) -> None:
 
 
 def test_a_cache_goes_through_a_checkpoint(tiny: FrozenLM, tmp_path: Path) -> None:
-    cache = TextCache()
+    cache = CheckpointedCache()
     reader = reader_of(tiny, cache)
     scores = reader.class_log_probs(examples(), ["Go."])
     texts = reader.write(examples(), "Go.", 5)
     torch.save(cache.state(), tmp_path / "cache.ckpt")
-    restored = TextCache()
+    restored = CheckpointedCache()
     restored.load(torch.load(tmp_path / "cache.ckpt", weights_only=True))
     other, before = reader_of(tiny, restored), tiny.tokens_forwarded
     assert torch.equal(other.class_log_probs(examples(), ["Go."]), scores)
@@ -90,7 +89,7 @@ def test_a_cache_goes_through_a_checkpoint(tiny: FrozenLM, tmp_path: Path) -> No
 
 
 def test_a_cache_is_of_its_model(tiny: FrozenLM) -> None:
-    cache = TextCache()
+    cache = CheckpointedCache()
     other = FrozenLM.load(LMConfig(f"{TINY},num_hidden_layers=1"))
     for lm in (tiny, other):
         expected = reader_of(lm).class_log_probs(examples(), ["Go."])
@@ -98,13 +97,13 @@ def test_a_cache_is_of_its_model(tiny: FrozenLM) -> None:
     half = FrozenLM.load(LMConfig(TINY, dtype="bfloat16"))
     config = LMConfig(TINY)
     same = {
-        identity(tiny, config),
-        identity(tiny, replace(config, dtype="auto")),
-        identity(tiny, replace(config, quantization="none", calibrate_labels=True)),
+        tiny.identity(config),
+        tiny.identity(replace(config, dtype="auto")),
+        tiny.identity(replace(config, quantization="none", calibrate_labels=True)),
     }
     assert len(same) == 1
-    assert len({*same, identity(half, replace(config, dtype="auto")), identity(tiny, replace(config, revision="a")),
-                identity(tiny, replace(config, quantization="nf4"))}) == 4  # fmt: skip
+    assert len({*same, half.identity(replace(config, dtype="auto")), tiny.identity(replace(config, revision="a")),
+                tiny.identity(replace(config, quantization="nf4"))}) == 4  # fmt: skip
 
 
 def test_scores_of_another_precision_are_not_looked_up() -> None:
@@ -115,14 +114,14 @@ def test_scores_of_another_precision_are_not_looked_up() -> None:
 
     checkpoint: dict[str, object] = {}
     first, half, again = build(), build(dtype="bfloat16"), build()
-    scores = first.network.readers[-1].class_log_probs(examples(), ["Go."])
+    scores = first.network.lms[-1].class_log_probs(examples(), ["Go."])
     first.on_save_checkpoint(checkpoint)
-    expected = half.network.readers[-1].class_log_probs(examples(), ["Go."])
+    expected = half.network.lms[-1].class_log_probs(examples(), ["Go."])
     assert not torch.equal(expected, scores)
     half.cache.scores.clear()
     for method, wanted in ((half, expected), (again, scores)):
         method.on_load_checkpoint(checkpoint)
-        assert torch.equal(method.network.readers[-1].class_log_probs(examples(), ["Go."]), wanted)
+        assert torch.equal(method.network.lms[-1].class_log_probs(examples(), ["Go."]), wanted)
     assert again.calls == 0, "the same model's are"
 
 
@@ -140,7 +139,7 @@ def test_a_checkpoint_is_of_its_hidden_layers_models() -> None:
 
 
 def test_a_full_cache_forgets_the_oldest(tiny: FrozenLM) -> None:
-    cache = TextCache(entries=6)
+    cache = CheckpointedCache(entries=6)
     reader = reader_of(tiny, cache)
     first = reader.class_log_probs(examples(), ["Go.", "Say it."])
     assert len(cache.scores) == 6
