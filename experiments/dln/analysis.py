@@ -91,12 +91,12 @@ def draws(
 ) -> list[list[str]]:
     """Hidden texts of the layer below the top one, drawn at temperature 0.7, ``[K][B]``."""
     index = len(method.network.layers) - 2
-    layer, reader = method.network.layers[index], method.network.lms[index]
+    layer, cached = method.network.layers[index], method.network.lms[index]
     below = method.network.sample_hidden(examples, prompts)[index - 1] if index else [""] * len(examples)
     placed = [layer.place(example, under) for example, under in zip(examples, below, strict=True)]
     size = len(placed)
     return [
-        reader.draw(placed, prompts[index], layer.settings.max_new_tokens, 0.7, range(k * size, (k + 1) * size))
+        cached.draw(placed, prompts[index], layer.settings.max_new_tokens, 0.7, range(k * size, (k + 1) * size))
         for k in range(count)
     ]
 

@@ -109,7 +109,7 @@ def _lms(export: Export) -> Sequence[FrozenLM]:
     """The LM of each call."""
     method = export.run.method
     if isinstance(method, TextPromptMethod):
-        return [lm for reader in method.network.lms if isinstance(lm := reader.lm, FrozenLM)]
+        return [lm for cached in method.network.lms if isinstance(lm := cached.lm, FrozenLM)]
     return [method.lm] * len(_steps(export))
 
 

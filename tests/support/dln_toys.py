@@ -49,7 +49,7 @@ class Given(Proposals):
         return [Proposal(text, request.parents[0], "Given") for text in self.texts]
 
 
-def reader_of(lm: FrozenLM, cache: CheckpointedCache | None = None, **settings: bool) -> CachedLM:
+def cached_of(lm: FrozenLM, cache: CheckpointedCache | None = None, **settings: bool) -> CachedLM:
     return CachedLM(lm, lm.name, cache or CheckpointedCache(), 256.0, **settings)
 
 
@@ -57,10 +57,10 @@ def stepper_of(
     lm: FrozenLM, layers: Sequence[LanguageLayer], texts: Sequence[str] = ("Go.", "Say yes."), trust: float = 0.0,
     posterior: Posterior = Posterior(samples=3),  # noqa: B008
 ) -> Stepper:  # fmt: skip
-    reader = reader_of(lm)
+    cached = cached_of(lm)
     placed = [PlacedLayer(layer, index, len(layers)) for index, layer in enumerate(layers)]
     settings = StepSettings([Given(tuple(texts))], posterior, trust=trust)
-    return Stepper(LanguageNetwork(placed, [reader] * len(layers), 4), reader, settings)
+    return Stepper(LanguageNetwork(placed, [cached] * len(layers), 4), cached, settings)
 
 
 def generator(seed: int = 0) -> torch.Generator:

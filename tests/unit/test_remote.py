@@ -32,7 +32,7 @@ from lightning_prompts.lm.server_cache import ServerCache
 from lightning_prompts.methods import Ape, ChainOfThought, FewShot, FixedPrompt, SoftPromptTuning
 from lightning_prompts.types import Example
 from support.commands import code
-from support.dln_toys import FORWARD, PROPOSALS, YES_NO, Toy, examples, network, reader_of, trainer
+from support.dln_toys import FORWARD, PROPOSALS, YES_NO, Toy, cached_of, examples, network, trainer
 from support.models import TINY
 from support.references import alike
 from support.server import ServerProcess
@@ -163,7 +163,7 @@ def test_no_more_requests_at_once_than_allowed(server: ServerProcess, tmp_path: 
 
 def test_scores_are_those_of_the_model_itself(local: FrozenLM, server: ServerProcess, tmp_path: Path) -> None:
     there = cached(remote(server, tmp_path, log_probs=True))
-    here, prompts = reader_of(local), ["Say it.", "", "Answer!"]
+    here, prompts = cached_of(local), ["Say it.", "", "Answer!"]
     for calibrate in (False, True):
         there.calibrate = here.calibrate = calibrate
         expected = here.class_log_probs(examples(), prompts)
@@ -171,7 +171,7 @@ def test_scores_are_those_of_the_model_itself(local: FrozenLM, server: ServerPro
     texts = [[" so", " because of it"], ["", " no"], [" x", " x"], [" it is", " é"]]
     expected = here.log_probs(examples(), prompts, texts)
     assert torch.allclose(there.log_probs(examples(), prompts, texts), expected, atol=1e-4)
-    scores, wanted = (reader.label_scores(examples(), "Say it.") for reader in (there, here))
+    scores, wanted = (lm.label_scores(examples(), "Say it.") for lm in (there, here))
     assert torch.allclose(scores.log_probs, wanted.log_probs, atol=1e-4)
     assert scores.nll == pytest.approx(wanted.nll, abs=1e-4)
     count = len(server.requests)
@@ -183,10 +183,10 @@ def test_scores_are_those_of_the_model_itself(local: FrozenLM, server: ServerPro
 def test_labels_that_begin_alike_are_scored_with_their_ends(
     local: FrozenLM, server: ServerProcess, tmp_path: Path
 ) -> None:
-    there, here = cached(remote(server, tmp_path, log_probs=True)), reader_of(local)
+    there, here = cached(remote(server, tmp_path, log_probs=True)), cached_of(local)
     for calibrate in (False, True):
         there.calibrate = here.calibrate = calibrate
-        scores, wanted = (reader.label_scores(alike(), "Say it.") for reader in (there, here))
+        scores, wanted = (lm.label_scores(alike(), "Say it.") for lm in (there, here))
         assert torch.allclose(scores.log_probs, wanted.log_probs, atol=1e-4)
         assert scores.nll == pytest.approx(wanted.nll, abs=1e-4)
     asked = {request["body"]["prompt"].rpartition("Answer:")[2] for request in server.requests}
