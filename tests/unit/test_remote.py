@@ -212,6 +212,15 @@ def test_without_log_probabilities_it_says_so(server: ServerProcess, tmp_path: P
         liar.log_probs([replace(example, chat=True) for example in examples()], ["Go."], [[" so"]] * 4)
 
 
+def test_a_server_scores_texts_and_no_chats(tmp_path: Path) -> None:
+    there, chat = Server("http://127.0.0.1:9/v1", log_probs=True), [replace(examples()[0], chat=True)]
+    lm = RemoteLM(LMConfig("x", server=there), ServerCache(tmp_path))
+    assert (lm.can_score(examples()), lm.can_score(chat)) == (True, False)
+    assert lm.answer_nll(chat, "Say it.") == [None]
+    silent = RemoteLM(LMConfig("x", server=replace(there, log_probs=False)), ServerCache(tmp_path))
+    assert not silent.can_score(examples())
+
+
 def test_what_is_no_log_probability_is_not_taken_for_one(server: ServerProcess, tmp_path: Path) -> None:
     lm = remote(server, tmp_path, log_probs=True)
     said: list[float] = []
