@@ -138,7 +138,7 @@ class Budget(L.Callback):
         counts: dict[str, int] = {"tokens": added.tokens, **asdict(added)}
         # Reduce over processes, so that all stop at the same step. Tensor-parallel processes count the same tokens, but
         # have their own clock and memory.
-        totals = cast("PromptMethod", pl_module).replica.all_reduce(*counts.values())
+        totals = cast("PromptMethod", pl_module).data_parallel_rank.all_reduce(*counts.values())
         for name, count in zip(counts, totals, strict=True):
             self.used[name] += int(count)
         seconds, memory = self._time - time_before, peak_memory(pl_module.device) / GIGABYTE

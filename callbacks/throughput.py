@@ -53,7 +53,7 @@ class Throughput(L.Callback):
         self._examples += len(batch)
         self._tokens += cast("PromptMethod", pl_module).tokens_forwarded - self._tokens_before
         if logs_now(trainer):
-            (tokens,) = cast("PromptMethod", pl_module).replica.all_reduce(self._tokens)
+            (tokens,) = cast("PromptMethod", pl_module).data_parallel_rank.all_reduce(self._tokens)
             pl_module.log_dict(
                 {
                     "throughput/seconds_per_step": self._seconds / self._steps,

@@ -23,7 +23,7 @@ Beside them stands what comes and goes, of which the largest counts: at the head
 **Several LMs**, where layers or a proposer have their own, are all there at once, and pass in turn: of what a pass
 takes, the largest counts. Each is taken to read the same rows, as hidden texts and requests are yet to be written.
 
-**Classes** are scored without gradient, in passes of as many rows as `label_scores` takes together, with logits at the
+**Classes** are scored without gradient, in passes of as many rows as `FrozenLM.label_sums` takes, with logits at the
 end of each context and at every token of its labels that is run. Methods of text prompts bound their passes themselves.
 
 **What is trained** is float32, with a gradient and the optimiser's state. **Generation** keeps keys and values of the
@@ -94,7 +94,7 @@ class Packed:
 
     @classmethod
     def of_classes(cls, shape: LMShape, examples: Sequence[Example], extra: MemoryEstimate) -> Packed:
-        """What the first pass of `label_scores` packs for examples with classes."""
+        """What the first pass of `FrozenLM.label_sums` packs for examples with classes."""
         known = [shape.encoder.label_tokens(example) for example in examples]
         size = rows_of_a_pass(known, shape.vocabulary)
         rows = _rows(shape, examples[:size], extra, False)

@@ -21,7 +21,7 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class Replica:
+class DataParallelRank:
     """One of the data-parallel processes that split the work on a batch.
 
     Every process has the whole batch, which is text, and works on its part. A step therefore has the same examples for
@@ -97,10 +97,10 @@ class Replica:
 
 
 class MapAcrossRanks(Protocol):
-    """The signature of `Replica.map_across_ranks`."""
+    """The signature of `DataParallelRank.map_across_ranks`."""
 
     def __call__(self, items: Sequence[Item], work: Callable[[Sequence[Item]], Sequence[Result]]) -> list[Result]:
-        """See `Replica.map_across_ranks`."""
+        """See `DataParallelRank.map_across_ranks`."""
 
 
 def process_lost(error: BaseException) -> UserError | None:

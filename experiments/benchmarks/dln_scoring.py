@@ -26,8 +26,8 @@ from rich.progress import track
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from lightning_prompts.dln.cache import TextCache
-from lightning_prompts.dln.reader import Reader
+from lightning_prompts.dln.cached_lm import CachedLM
+from lightning_prompts.dln.checkpointed_cache import CheckpointedCache
 from lightning_prompts.lm import FrozenLM, LMConfig
 from lightning_prompts.lm.embedded import embedded_folder
 from lightning_prompts.lm.encoding import LabelTokens
@@ -118,9 +118,11 @@ def written(lm: FrozenLM, labels: tuple[str, ...], ways: int) -> LabelTokens:
 
 
 def shared(lm: FrozenLM, given: list[Example], prompts: list[str], known: LabelTokens, memory_mb: float) -> Tensor:
-    """Score with this project, ``[C, N, Y]``."""
-    sums = Reader(lm, lm.name, TextCache(), memory_mb).sums(given, prompts, [known.tokens] * len(given))
-    return class_log_probs(torch.tensor(sums), known)
+    """This project's: ``[C, N, Y]``."""
+    cached = CachedLM(lm, lm.name, CheckpointedCache(), memory_mb)
+    scores = cached.scores(given, prompts, [known.tokens] * len(given))
+    sums = [[[total for total, _ in several] for several in line] for line in scores]
+    return class_log_probs(torch.tensor(sums), known.owners)
 
 
 @torch.no_grad()
@@ -148,7 +150,7 @@ def full_passes(
             log_probs = logits[row, start - 1 : len(text) - 1].float().log_softmax(-1)
             sums.append(float(log_probs.gather(-1, torch.tensor(text[start:])[:, None]).sum()))
     grid = torch.tensor(sums).view(len(prompts), len(given), -1)
-    return class_log_probs(grid, known)
+    return class_log_probs(grid, known.owners)
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, Any]:

@@ -35,10 +35,10 @@ from lightning_prompts.datamodules import Antonyms
 from lightning_prompts.lm import FrozenLM, LMConfig
 from lightning_prompts.lm.embedded import embedded_folder
 from lightning_prompts.lm.encoding import Row
+from lightning_prompts.lm.passes import fill
 from lightning_prompts.objectives import Likelihood
 from lightning_prompts.prompts.vocabulary import allowed_tokens
 from lightning_prompts.search.candidates import draw_candidates, top_tokens
-from lightning_prompts.search.passes import fill
 from lightning_prompts.search.scoring import CandidateScorer, Racing, race
 
 NAME = "smollm2-135m-instruct"

@@ -83,7 +83,7 @@ def kinds(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def classes(method: DeepLanguageNetwork, examples: Sequence[Example], texts: Sequence[str], prompt: str) -> Tensor:
     """Log-probabilities of the classes after hidden texts, ``[B, Y]``."""
     placed = [method.network.top.place(example, text) for example, text in zip(examples, texts, strict=True)]
-    return method.network.readers[-1].class_log_probs(placed, [prompt])[0]
+    return method.network.lms[-1].class_log_probs(placed, [prompt])[0]
 
 
 def draws(
@@ -91,12 +91,12 @@ def draws(
 ) -> list[list[str]]:
     """Hidden texts of the layer below the top one, drawn at temperature 0.7, ``[K][B]``."""
     index = len(method.network.layers) - 2
-    layer, reader = method.network.layers[index], method.network.readers[index]
-    below = method.network.think(examples, prompts)[index - 1] if index else [""] * len(examples)
+    layer, cached = method.network.layers[index], method.network.lms[index]
+    below = method.network.sample_hidden(examples, prompts)[index - 1] if index else [""] * len(examples)
     placed = [layer.place(example, under) for example, under in zip(examples, below, strict=True)]
     size = len(placed)
     return [
-        reader.draw(placed, prompts[index], layer.settings.max_new_tokens, 0.7, range(k * size, (k + 1) * size))
+        cached.draw(placed, prompts[index], layer.settings.max_new_tokens, 0.7, range(k * size, (k + 1) * size))
         for k in range(count)
     ]
 
@@ -105,7 +105,7 @@ def information(
     method: DeepLanguageNetwork, examples: Sequence[Example], prompts: Sequence[str], count: int
 ) -> dict[str, Any]:
     """What hidden texts carry under some prompts."""
-    hidden = method.network.think(examples, prompts)[-1]
+    hidden = method.network.sample_hidden(examples, prompts)[-1]
     answered = classes(method, examples, hidden, prompts[-1])
     drawn = draws(method, examples, prompts, count)
     several = torch.stack([classes(method, examples, texts, prompts[-1]) for texts in drawn])
@@ -160,11 +160,11 @@ def one_run(run: Path, rows: Sequence[dict[str, Any]], arguments: argparse.Names
         {
             "layer": layer,
             "message": message,
-            "proposals": arms.counts[message],
-            "mean gain": f"{arms.mean(message):.4f}",
+            "proposals": stats.counts[message],
+            "mean gain": f"{stats.mean(message):.4f}",
         }
-        for layer, arms in enumerate(method.arms)
-        for message in range(len(arms.counts))
+        for layer, stats in enumerate(method.message_stats)
+        for message in range(len(stats.counts))
     ]
     print(f"\nMessages\n\n{table(gains)}")
     if len(method.prompts) < 2:
@@ -172,7 +172,9 @@ def one_run(run: Path, rows: Sequence[dict[str, Any]], arguments: argparse.Names
     examples = data.examples("test")[: max(arguments.examples, arguments.measured)]
     before, after = method.initial_prompts, method.active_prompts()
     with torch.no_grad():
-        texts = [method.network.think(examples[: arguments.examples], prompts)[-1] for prompts in (before, after)]
+        texts = [
+            method.network.sample_hidden(examples[: arguments.examples], prompts)[-1] for prompts in (before, after)
+        ]
         shown = [
             {"question": example.question, "answer": example.reference, "before": first, "after": second}
             for example, first, second in zip(examples, *texts, strict=False)

@@ -32,8 +32,8 @@ from lightning_prompts.lm import FrozenLM, LMConfig
 from lightning_prompts.lm.attention import ATTENTION_NAME
 from lightning_prompts.lm.encoding import Row as TextRow
 from lightning_prompts.lm.loading import byte_tokenizer
+from lightning_prompts.lm.passes import fill
 from lightning_prompts.methods import SoftPromptTuning
-from lightning_prompts.search.passes import fill
 from lightning_prompts.search.scoring import CandidateScorer
 
 SECONDS = 120  # for one job

@@ -54,8 +54,8 @@ CALLBACK_DEFAULTS: list[dict[str, Any]] = [
         "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
         "init_args": {
             "filename": "best",
-            "monitor": "val/nll",
-            "mode": "min",
+            "monitor": methods.PromptMethod.monitor.metric,
+            "mode": methods.PromptMethod.monitor.mode,
             "save_top_k": 1,
             "enable_version_counter": False,
             "save_on_train_epoch_end": False,
@@ -370,7 +370,7 @@ def _monitor(config: Namespace) -> None:
         if not (isclass(callback) and issubclass(callback, ModelCheckpoint) and isclass(method)):
             continue  # a function can also build a callback or a method
         settings = node.get("init_args", {})
-        if settings.get("monitor") == methods.PromptMethod.monitor[0] and "mode" in settings:
+        if settings.get("monitor") == methods.PromptMethod.monitor.metric and "mode" in settings:
             settings.monitor, settings.mode = getattr(method, "monitor", methods.PromptMethod.monitor)
 
 

@@ -1,4 +1,4 @@
-"""What hidden texts say about the answer."""
+"""How much information hidden texts carry about the answer."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from torch import Tensor
 
 
 def mutual_information(log_probs: Tensor) -> Tensor:
-    """How much a text says about the class, estimated from the class probabilities that follow from each of some texts.
+    """Estimate the mutual information of text and class from the class probabilities after each of several texts.
 
-    The entropy of their mean less the mean of their entropies: 0 where every text leads to the same probabilities, the
-    logarithm of the number of classes where texts decide it and all classes are as frequent. It is about the classes
-    that the LM gives, not about the right ones.
+    It is the entropy of their mean minus the mean of their entropies: 0 if every text leads to the same probabilities,
+    the logarithm of the number of classes if texts decide the class and all classes are equally frequent. It measures
+    the LM's classes, right or wrong.
 
     Args:
-        log_probs: Of ``Y`` classes after ``K`` texts, ``[K, Y]``; negative infinity for a class that is none.
+        log_probs: Of ``Y`` classes after ``K`` texts, ``[K, Y]``; negative infinity for a class that does not exist.
 
     Returns:
         A scalar, in nats.

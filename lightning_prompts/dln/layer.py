@@ -1,4 +1,4 @@
-"""A layer: a call of an LM with a prompt, which turns text into text."""
+"""A layer: a call of an LM with a prompt, from text to text."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ class LanguageLayer:
     r"""The settings of a layer.
 
     Attributes:
-        prompt: The prompt to start from; may be empty. ``None`` for the task's own instruction.
-        template: Text with ``{prompt}``, ``{question}`` (the input x), ``{hidden}`` (what the layer below wrote), other
-            fields of the data, and ``{answer}`` at the end, which is what this layer writes. ``None`` for the paper's:
-            a single layer uses the task's own template, others are told to think step by step, or shown the thoughts
-            of the layer below and asked for the answer.
-        residual: Whether the layer sees the input beside what the layer below wrote.
+        prompt: The initial prompt; may be empty. ``None`` for the task's own instruction.
+        template: Text with ``{prompt}``, ``{question}`` (the input x), ``{hidden}`` (the text of the layer below),
+            other fields of the data, and ``{answer}`` at the end, the text of this layer. ``None`` for the paper's: a
+            single layer uses the task's own template; of several, hidden layers are asked to reason step by step, and
+            the top layer is shown the text of the layer below and asked for the answer.
+        residual: Whether the layer sees the input beside the text of the layer below.
         learn: Whether the prompt changes.
-        strip_options: Leave the answer options out of the input, where the data has a field ``stripped`` without them;
+        strip_options: Leave the answer options out of the input if the data has a field ``stripped`` without them;
             ``None`` does so in the first of several layers, as the paper does.
-        max_new_tokens: How long a hidden text may get.
+        max_new_tokens: Limit of a hidden text.
         stop: Regular expression; a hidden text ends where it first matches.
         lm: The layer's own LM; ``None`` for the method's.
     """
@@ -59,19 +59,19 @@ class LanguageLayer:
 
 
 class PlacedLayer:
-    """A layer at its place in the network: which template it uses, what it sees.
+    """A layer at its place in the network, which decides its template and its input.
 
     Args:
         settings: The layer's settings.
-        index: Its place, 0 for the one that reads the input.
-        count: ``N``, how many layers there are.
+        index: Its place, 0 for the layer that reads the input.
+        count: ``N``, the number of layers.
 
     Raises:
         UserError: The template of the first layer asks for a hidden text, or that of a later one does not.
     """
 
     def __init__(self, settings: LanguageLayer, index: int, count: int) -> None:
-        """Choose the templates."""
+        """Choose the template."""
         self.settings, self.index = settings, index
         self.first, self.top = index == 0, index == count - 1
         self.strips = settings.strip_options if settings.strip_options is not None else self.first and not self.top
@@ -94,7 +94,7 @@ class PlacedLayer:
         return str(example.fields.get(STRIPPED, example.question)) if self.strips else example.question
 
     def shown(self, example: Example, hidden: str) -> str:
-        """What this layer reads, for a proposer: the input and what the layer below wrote, no more than it sees."""
+        """What a proposer is shown of this layer's input: as much as the layer sees."""
         if self.first:
             return self.question(example)
         return f"{self.question(example)}\n\nThoughts: {hidden}" if self.settings.residual else f"Thoughts: {hidden}"
@@ -104,11 +104,11 @@ class PlacedLayer:
 
         Args:
             example: From the task.
-            hidden: What the layer below wrote.
+            hidden: The text of the layer below.
             hint: Text after the input, for draws from a posterior.
 
         Returns:
-            An example whose answer is what the layer is to write: the task's for the top layer, else unknown.
+            An example whose answer is the layer's target: the task's answer for the top layer, else unknown.
         """
         if self.template is None and not hint:
             return example

@@ -1,4 +1,4 @@
-"""Which prompts were good on validation: the best, the memory, and when to go back."""
+"""The best prompts by validation, and when to return to them."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 class PromptMemory:
     """Keeps the best prompts, and counts validations without a better one.
 
-    Strictly better is better; what is as good as the best changes nothing.
+    Only a strictly better accuracy counts; ties change nothing.
 
     Args:
-        size: ``M``, prompts of all layers that are remembered, sorted by accuracy, the best first.
-        tolerance: So many validations in a row without a better accuracy lead back to the best prompts, one at least;
-            -1 for never.
+        size: ``M``, how many best prompts (of all layers) are remembered, sorted by accuracy.
+        tolerance: After this many validations in a row without a better accuracy (at least one), return to the best
+            prompts; -1 for never.
     """
 
     def __init__(self, size: int, tolerance: int) -> None:
-        """Nothing is known yet."""
+        """Start empty."""
         self.size, self.tolerance = size, tolerance
         self.best: list[str] | None = None
         self.best_accuracy = -1.0
@@ -26,15 +26,15 @@ class PromptMemory:
         self.entries: list[tuple[float, list[str]]] = []
 
     def update(self, prompts: Sequence[str], accuracy: float) -> list[str]:
-        """Take note of a validation.
+        """Record a validation.
 
         Returns:
-            The prompts to go on with: these, or the best ones.
+            The prompts to continue with: these, or the best ones.
         """
         if self.best is None or accuracy > self.best_accuracy:
             self.best, self.best_accuracy, self.patience = list(prompts), accuracy, 0
             self.entries.append((accuracy, list(prompts)))
-            self.entries.sort(key=lambda entry: -entry[0])  # stable: of equals the earlier one stays ahead
+            self.entries.sort(key=lambda entry: -entry[0])  # stable: the earlier of equals stays ahead
             del self.entries[self.size :]
             return list(prompts)
         self.patience += 1
@@ -44,11 +44,11 @@ class PromptMemory:
         return list(prompts)
 
     def of_layer(self, index: int) -> list[str]:
-        """The remembered prompts of a layer, the best first."""
+        """The remembered prompts of one layer, the best first."""
         return [prompts[index] for _, prompts in self.entries]
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint."""
+        """The state for a checkpoint."""
         return {
             "best": self.best,
             "best_accuracy": self.best_accuracy,
@@ -57,6 +57,6 @@ class PromptMemory:
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Take it back."""
+        """Restore the state."""
         self.best, self.best_accuracy, self.patience = state["best"], state["best_accuracy"], state["patience"]
         self.entries = [(accuracy, prompts) for accuracy, prompts in state["entries"]]

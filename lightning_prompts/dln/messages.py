@@ -1,7 +1,7 @@
-"""What the proposer is told to do with an instruction, and which message is told when.
+"""Messages that ask the proposer for a kind of change, and how to choose among them.
 
-The paper cycles through its messages. Treated as the arms of a bandit, they have measured gains: how much better the
-batch scored under a proposal than under the prompt that it was made from.
+The paper cycles through its messages. As a bandit problem, each message has gains: the reward of a proposal minus the
+reward of the prompt that it was made from.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ MESSAGES = (
 
 
 class BanditStats:
-    """Running statistics of the messages' gains; goes into checkpoints.
+    """Running statistics of the messages' gains; checkpoints keep them.
 
     Args:
-        count: How many messages.
+        count: Number of messages.
     """
 
     def __init__(self, count: int = len(MESSAGES)) -> None:
-        """No gain is known yet."""
+        """Start without gains."""
         self.counts = [0] * count
         self.sums = [0.0] * count
         self.squares = [0.0] * count
 
     def update(self, message: int, gain: float) -> None:
-        """Take note of what a message brought."""
+        """Record a gain of a message."""
         self.counts[message] += 1
         self.sums[message] += gain
         self.squares[message] += gain * gain
@@ -48,25 +48,25 @@ class BanditStats:
         return self.sums[message] / max(self.counts[message], 1)
 
     def deviation(self) -> float:
-        """Standard deviation of the gains around their message's mean, over all messages; 1 while unknown."""
+        """Standard deviation of all gains around their message's mean; 1 while unknown."""
         total = sum(self.counts) - sum(count > 0 for count in self.counts)
         rest = sum(self.squares[m] - self.counts[m] * self.mean(m) ** 2 for m in range(len(self.counts)))
         return math.sqrt(max(rest, 0.0) / total) if total > 0 and rest > 0 else 1.0
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint."""
+        """The state for a checkpoint."""
         return {"counts": self.counts, "sums": self.sums, "squares": self.squares}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Take it back."""
+        """Restore the state."""
         self.counts, self.sums, self.squares = (list(state[name]) for name in ("counts", "sums", "squares"))
 
 
 class MessageChoice(ABC):
-    """Which message a proposal gets."""
+    """Chooses the message of a proposal."""
 
     @abstractmethod
-    def choose(self, arms: BanditStats, index: int, generator: torch.Generator) -> int | None:
+    def choose(self, stats: BanditStats, index: int, generator: torch.Generator) -> int | None:
         """The message of proposal ``index`` of a step; ``None`` for none."""
 
 
@@ -74,37 +74,37 @@ class MessageChoice(ABC):
 class NoMessage(MessageChoice):
     """No message."""
 
-    def choose(self, arms: BanditStats, index: int, generator: torch.Generator) -> int | None:
+    def choose(self, stats: BanditStats, index: int, generator: torch.Generator) -> int | None:
         """See `MessageChoice`."""
         return None
 
 
 @dataclass(frozen=True)
 class CycledMessages(MessageChoice):
-    """One after another, as the authors do."""
+    """One after another, as in the paper."""
 
-    def choose(self, arms: BanditStats, index: int, generator: torch.Generator) -> int | None:
+    def choose(self, stats: BanditStats, index: int, generator: torch.Generator) -> int | None:
         """See `MessageChoice`."""
-        return index % len(arms.counts)
+        return index % len(stats.counts)
 
 
 @dataclass(frozen=True)
 class UniformMessages(MessageChoice):
-    """Any, with the same probability."""
+    """Uniformly at random."""
 
-    def choose(self, arms: BanditStats, index: int, generator: torch.Generator) -> int | None:
+    def choose(self, stats: BanditStats, index: int, generator: torch.Generator) -> int | None:
         """See `MessageChoice`."""
-        return int(torch.randint(len(arms.counts), (1,), generator=generator, device="cpu"))
+        return int(torch.randint(len(stats.counts), (1,), generator=generator, device="cpu"))
 
 
 @dataclass(frozen=True)
 class ThompsonSampling(MessageChoice):
-    """The one whose gain is largest by a draw from what is known of it (Thompson 1933), gains taken as normal.
+    """Thompson sampling (Thompson 1933) with normal gains: the message whose drawn mean gain is largest.
 
-    A message counts as if ``prior`` gains of 0 had been seen, so that an untried one is drawn with a wide spread.
+    Each message starts with ``prior`` gains of 0, so that draws of an untried one are widely spread.
 
     Attributes:
-        prior: How many.
+        prior: Number of gains of 0.
     """
 
     prior: float = 1.0
@@ -113,22 +113,22 @@ class ThompsonSampling(MessageChoice):
         """Check the setting."""
         check_finite("ThompsonSampling.prior", self.prior, above=True)
 
-    def choose(self, arms: BanditStats, index: int, generator: torch.Generator) -> int | None:
+    def choose(self, stats: BanditStats, index: int, generator: torch.Generator) -> int | None:
         """See `MessageChoice`."""
-        noise = torch.randn(len(arms.counts), generator=generator, dtype=torch.double, device="cpu").tolist()
-        deviation = arms.deviation()
+        noise = torch.randn(len(stats.counts), generator=generator, dtype=torch.double, device="cpu").tolist()
+        deviation = stats.deviation()
         return _largest(
             [
-                (arms.sums[m] + math.sqrt(arms.counts[m] + self.prior) * deviation * noise[m])
-                / (arms.counts[m] + self.prior)
-                for m in range(len(arms.counts))
+                (stats.sums[m] + math.sqrt(stats.counts[m] + self.prior) * deviation * noise[m])
+                / (stats.counts[m] + self.prior)
+                for m in range(len(stats.counts))
             ]
         )
 
 
 @dataclass(frozen=True)
 class UpperConfidence(MessageChoice):
-    """The one whose gain might be largest (UCB1, Auer et al. 2002), untried ones first.
+    """The message with the largest upper confidence bound (UCB1, Auer et al. 2002), untried ones first.
 
     Attributes:
         width: Of the confidence interval, in standard deviations of the gains.
@@ -140,14 +140,15 @@ class UpperConfidence(MessageChoice):
         """Check the setting."""
         check_finite("UpperConfidence.width", self.width)
 
-    def choose(self, arms: BanditStats, index: int, generator: torch.Generator) -> int | None:
-        """See `MessageChoice`; gains are known after a step, so the proposals of one step take the best in turn."""
-        tried = sum(arms.counts)
+    def choose(self, stats: BanditStats, index: int, generator: torch.Generator) -> int | None:
+        """See `MessageChoice`; gains come after the step, so the first proposals of a step take the untried in turn."""
+        tried = sum(stats.counts)
         bounds = [
-            math.inf if not count
-            else arms.mean(m) + self.width * arms.deviation() * math.sqrt(2 * math.log(tried) / count)
-            for m, count in enumerate(arms.counts)
-        ]  # fmt: skip
+            stats.mean(m) + self.width * stats.deviation() * math.sqrt(2 * math.log(tried) / count)
+            if count
+            else math.inf
+            for m, count in enumerate(stats.counts)
+        ]
         order = sorted(range(len(bounds)), key=lambda m: -bounds[m])
         untried = sum(math.isinf(bound) for bound in bounds)
         return order[index % untried] if untried else order[0]

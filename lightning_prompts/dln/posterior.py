@@ -8,22 +8,22 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from lightning_prompts.dln.cached_lm import CachedLM
 from lightning_prompts.dln.layer import PlacedLayer
-from lightning_prompts.dln.reader import Reader
 from lightning_prompts.dln.sharpening import Sharpening, SoftmaxSharpening
 from lightning_prompts.errors import UserError, check_finite
 from lightning_prompts.types import Example
 
 
 @dataclass(frozen=True)
-class Thought:
-    """What a draw may look at.
+class LatentSample:
+    """The context of a latent sample: what a draw of a hidden text may depend on.
 
     Attributes:
         example: The task's example.
-        below: What the layer below wrote.
-        draft: What the layer itself wrote.
-        target: What should follow from the thought: the answer, or the best thought of the layer above.
+        below: The text of the layer below.
+        draft: The layer's own text in the forward pass.
+        target: The text that should follow: the answer, or the best draw of the layer above.
         right: Whether the network's answer was right.
         next_prompt: The prompt of the layer above.
     """
@@ -40,43 +40,43 @@ class PosteriorTemplate(ABC):
     """A way to ask for a hidden text."""
 
     @abstractmethod
-    def place(self, layer: PlacedLayer, prompt: str, thought: Thought) -> tuple[Example, str]:
-        """The example that is asked, its slot open, and what goes into the slot."""
+    def place(self, layer: PlacedLayer, prompt: str, sample: LatentSample) -> tuple[Example, str]:
+        """The example to ask about, with an open prompt slot, and the prompt that fills it."""
 
 
 @dataclass(frozen=True)
 class PriorTemplate(PosteriorTemplate):
-    """The layer as it is, the target unknown."""
+    """The layer as it is; it does not see the target."""
 
-    def place(self, layer: PlacedLayer, prompt: str, thought: Thought) -> tuple[Example, str]:
+    def place(self, layer: PlacedLayer, prompt: str, sample: LatentSample) -> tuple[Example, str]:
         """See `PosteriorTemplate`."""
-        return layer.place(thought.example, thought.below), prompt
+        return layer.place(sample.example, sample.below), prompt
 
 
 @dataclass(frozen=True)
 class GivenAnswer(PosteriorTemplate):
-    """The layer, told the target behind the input.
+    """The layer with the target after the input.
 
     Attributes:
-        text: What tells it; ``{target}`` stands for the target.
+        text: Text after the input, with ``{target}`` for the target.
     """
 
     text: str = "\n\nGiven that the answer is:\n{target}"
 
     def __post_init__(self) -> None:
-        """Check the text."""
+        """Check the setting."""
         if "{target}" not in self.text:
             raise UserError(f"GivenAnswer.text must have {{target}} in it, got {self.text!r}")
 
-    def place(self, layer: PlacedLayer, prompt: str, thought: Thought) -> tuple[Example, str]:
+    def place(self, layer: PlacedLayer, prompt: str, sample: LatentSample) -> tuple[Example, str]:
         """See `PosteriorTemplate`."""
-        hint = self.text.replace("{target}", thought.target)
-        return layer.place(thought.example, thought.below, hint), prompt
+        hint = self.text.replace("{target}", sample.target)
+        return layer.place(sample.example, sample.below, hint), prompt
 
 
 @dataclass(frozen=True)
 class EditThought(PosteriorTemplate):
-    """B_h: shown the draft and the target, asked to refine a thought that led to a right answer, to fix another.
+    """B_h: the LM sees draft and target, and refines a draft that led to a right answer or fixes another.
 
     Attributes:
         refine: The message for drafts with a right answer.
@@ -86,14 +86,14 @@ class EditThought(PosteriorTemplate):
     refine: str = "Rewrite the thoughts more clearly, so that the answer follows from them."
     fix: str = "Correct the thoughts, so that the answer follows from them."
 
-    def place(self, layer: PlacedLayer, prompt: str, thought: Thought) -> tuple[Example, str]:
+    def place(self, layer: PlacedLayer, prompt: str, sample: LatentSample) -> tuple[Example, str]:
         """See `PosteriorTemplate`."""
         text = (
-            f"What is asked for:\n{thought.next_prompt}\n\nThe problem:\n{layer.question(thought.example)}\n\n"
-            f"Thoughts about it:\n{thought.draft}\n\nThe answer should be:\n{thought.target}\n\n"
-            f"{self.refine if thought.right else self.fix}\n\nThoughts:"
+            f"What is asked for:\n{sample.next_prompt}\n\nThe problem:\n{layer.question(sample.example)}\n\n"
+            f"Thoughts about it:\n{sample.draft}\n\nThe answer should be:\n{sample.target}\n\n"
+            f"{self.refine if sample.right else self.fix}\n\nThoughts:"
         )
-        placed = layer.place(thought.example, thought.below)
+        placed = layer.place(sample.example, sample.below)
         return replace(placed, before="", after=text), ""
 
 
@@ -105,7 +105,7 @@ class Posterior:
         samples: ``K``, draws for each example.
         temperature: Of the draws; 0 for the likeliest text alone.
         templates: Draw ``k`` uses template ``k`` modulo their number; ``None`` for `GivenAnswer` alone.
-        sharpening: How much each draw counts.
+        sharpening: How draws are weighed.
     """
 
     samples: int = 5
@@ -122,21 +122,30 @@ class Posterior:
         check_finite("posterior.temperature", self.temperature)
 
     def draw(
-        self, layer: PlacedLayer, reader: Reader, prompt: str, thoughts: Sequence[Thought], generator: torch.Generator
+        self,
+        layer: PlacedLayer,
+        lm: CachedLM,
+        prompt: str,
+        samples: Sequence[LatentSample],
+        generator: torch.Generator,
     ) -> list[list[str]]:
         """Draws ``[B][K]``; some may be empty."""
-        seeds = torch.randint(2**62, (len(thoughts), self.samples), generator=generator, device="cpu").tolist()
-        drawn = [[""] * self.samples for _ in thoughts]
+        seeds = torch.randint(2**62, (len(samples), self.samples), generator=generator, device="cpu").tolist()
+        drawn = [[""] * self.samples for _ in samples]
         templates = [GivenAnswer()] if self.templates is None else self.templates
         for start, template in enumerate(templates):
             places = list(range(start, self.samples, len(templates)))
             if not places:
                 continue
-            asked = [template.place(layer, prompt, thought) for thought in thoughts]
-            texts = reader.draw(
-                [example for example, _ in asked for _ in places], asked[0][1], layer.settings.max_new_tokens,
-                self.temperature, [seeds[b][k] for b in range(len(thoughts)) for k in places], len(places),
-            )  # fmt: skip
+            asked = [template.place(layer, prompt, sample) for sample in samples]
+            texts = lm.draw(
+                [example for example, _ in asked for _ in places],
+                asked[0][1],
+                layer.settings.max_new_tokens,
+                self.temperature,
+                [seeds[b][k] for b in range(len(samples)) for k in places],
+                len(places),
+            )
             for index, text in enumerate(texts):
                 drawn[index // len(places)][places[index % len(places)]] = text
         return drawn

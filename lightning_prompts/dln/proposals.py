@@ -1,4 +1,4 @@
-"""New prompts from old ones (B_pi of the paper): written by an LM, mined from examples, or rewritten by rule."""
+"""Sources of new prompts (B_pi of the paper): an LM writes them, examples are added, or rules rewrite them."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from dataclasses import dataclass
 
 import torch
 
+from lightning_prompts.dln.cached_lm import CachedLM
 from lightning_prompts.dln.messages import MESSAGES, BanditStats, CycledMessages, MessageChoice
-from lightning_prompts.dln.reader import Reader
 from lightning_prompts.errors import UserError, check_finite
 from lightning_prompts.types import Example
 
 
 @dataclass(frozen=True)
 class Case:
-    """What a layer did with an example of the batch.
+    """An example of the batch with a layer's output.
 
     Attributes:
-        input: What it saw.
-        output: What it wrote.
-        target: What it should have written.
+        input: The layer's input.
+        output: Its output.
+        target: Its target.
         right: Whether the network's answer was right.
     """
 
@@ -40,8 +40,8 @@ class Proposal:
     Attributes:
         text: The prompt.
         parent: The prompt that it was made from.
-        kind: The class that made it.
-        message: Which message the proposer was given, if any.
+        kind: Name of the class that made it.
+        message: Index of the message to the proposer, if any.
     """
 
     text: str
@@ -52,31 +52,31 @@ class Proposal:
 
 @dataclass(frozen=True)
 class Request:
-    """What a layer's proposals are made from.
+    """A request for proposals for a layer.
 
     Attributes:
         parents: The current prompt, then those of the memory.
-        cases: Of the batch.
-        options: The names of the classes, where all examples have the same and the layer answers; else empty.
-        arms: What the messages have brought so far.
-        generator: Of everything random.
-        proposer: The LM that writes.
+        cases: The batch.
+        options: The names of the classes, if all examples have the same ones and the layer answers; else empty.
+        stats: Statistics of the messages so far.
+        generator: Source of all random numbers.
+        proposer: The LM that writes proposals.
     """
 
     parents: Sequence[str]
     cases: Sequence[Case]
     options: Sequence[str]
-    arms: BanditStats
+    stats: BanditStats
     generator: torch.Generator
-    proposer: Reader
+    proposer: CachedLM
 
     def shuffled(self) -> list[Case]:
-        """The batch in a fresh order."""
+        """The batch in a new random order."""
         order = torch.randperm(len(self.cases), generator=self.generator, device="cpu")
         return [self.cases[index] for index in order.tolist()]
 
     def seed(self) -> int:
-        """A fresh seed."""
+        """A new random seed."""
         return int(torch.randint(2**62, (1,), generator=self.generator, device="cpu"))
 
 
@@ -85,11 +85,11 @@ class Proposals(ABC):
 
     @abstractmethod
     def propose(self, request: Request) -> list[Proposal]:
-        """Prompts to try; empty ones and duplicates are sorted out later, see `distinct`."""
+        """Propose prompts; `distinct` removes empty ones and duplicates later."""
 
 
 def distinct(proposals: Sequence[Proposal], known: Sequence[str]) -> list[Proposal]:
-    """Without the empty ones, those that are known already, and all but the first of equals."""
+    """Remove empty proposals, known ones, and all but the first of equals."""
     seen = {" ".join(text.split()) for text in known}
     kept = []
     for proposal in proposals:
@@ -114,10 +114,10 @@ MARKS = re.compile(r"^(?:[>*#\-\s\"'`]|(?:the |a )?(?:new |improved )?instructio
 
 
 def _check_written(source: Proposals, count: int, max_new_tokens: int, temperature: float, shown: int = 0) -> None:
-    """Check the settings of a source that has an LM write.
+    """Check the settings of a source that asks an LM.
 
     Raises:
-        UserError: One is too small or no finite number.
+        UserError: A setting is too small or not finite.
     """
     kind = type(source).__name__
     for name, value in (("count", count), ("max_new_tokens", max_new_tokens)):
@@ -130,17 +130,17 @@ def _check_written(source: Proposals, count: int, max_new_tokens: int, temperatu
 
 @dataclass(frozen=True)
 class LanguageModelProposals(Proposals):
-    """An LM in the part of a teacher rewrites an instruction, seeing what it did well and where it failed.
+    """An LM in the role of a teacher rewrites an instruction; it sees correct answers and errors.
 
     Attributes:
-        count: How many.
-        temperature: Of the writing.
-        max_new_tokens: How long an instruction may get.
-        held_out: Each proposal sees a random half of the batch, while all of it judges.
-        shown: At most so many examples are shown; fewer where the context window ends.
-        stop: Regular expression; an instruction ends where it first matches. A newline helps against small LMs, which
-            go on with the pattern of the examples.
-        messages: Which message is given.
+        count: Number of proposals.
+        temperature: Sampling temperature.
+        max_new_tokens: Limit of an instruction.
+        held_out: Each proposal sees a random half of the batch, while the whole batch scores it.
+        shown: Limit of examples in a question; fewer if the context window is too small.
+        stop: Regular expression; an instruction ends where it first matches. A newline stops small LMs from continuing
+            the pattern of the examples.
+        messages: How messages are chosen.
     """
 
     count: int = 19
@@ -164,12 +164,12 @@ class LanguageModelProposals(Proposals):
             ) from error
 
     def propose(self, request: Request) -> list[Proposal]:
-        """See `Proposals`: number ``j`` rewrites parent ``j`` modulo their number, seeing the batch in a new order."""
+        """See `Proposals`: proposal ``j`` rewrites parent ``j`` modulo their number, with the batch in a new order."""
         asked: list[Example] = []
         made: list[tuple[str, int | None]] = []
         for index in range(self.count):
             parent = request.parents[index % len(request.parents)]
-            message = self.messages.choose(request.arms, index, request.generator)
+            message = self.messages.choose(request.stats, index, request.generator)
             cases = request.shuffled()
             if self.held_out:
                 cases = cases[: (len(cases) + 1) // 2]
@@ -185,7 +185,7 @@ class LanguageModelProposals(Proposals):
 
     @staticmethod
     def write(parent: str, message: int | None, cases: Sequence[Case]) -> str:
-        """The question as text."""
+        """Write the question to the LM."""
         text = FRAME.format(prompt=parent)
         for heading, form, right in (("Done well:\n\n", SUCCESS, True), ("Errors:\n\n", ERROR, False)):
             mine = [case for case in cases if case.right == right]
@@ -197,20 +197,20 @@ class LanguageModelProposals(Proposals):
 
 
 def fitted(
-    proposer: Reader, cases: Sequence[Case], room: int, stop: str, write: Callable[[Sequence[Case]], str]
+    proposer: CachedLM, cases: Sequence[Case], room: int, stop: str, write: Callable[[Sequence[Case]], str]
 ) -> Example:
-    """The question to a proposer, with as many of the cases as its context window takes.
+    """Build a question to a proposer, with as many cases as its context window takes.
 
     Args:
-        proposer: The LM that is asked.
-        cases: What is to be shown, the most important first. Where not all fit, those that would not even fit alone are
-            left out first, so that one long example does not cost the others; then those at the end.
-        room: Tokens that the proposer may write.
+        proposer: The LM.
+        cases: The cases to show, the most important first. If not all fit, cases that would not fit alone are left out
+            first, so that one long example does not displace the others; then those at the end.
+        room: Number of tokens that the proposer may write.
         stop: See `Example`.
-        write: From cases to the question.
+        write: Writes the question with some cases.
 
     Raises:
-        UserError: The question does not even fit without cases.
+        UserError: The question does not fit even without cases.
     """
 
     def question(shown: Sequence[Case]) -> Example | None:
@@ -229,24 +229,24 @@ def fitted(
     )
 
 
-def _question(proposer: Reader, text: str, stop: str) -> Example:
-    """As a chat where the proposer has one."""
+def _question(proposer: CachedLM, text: str, stop: str) -> Example:
+    """A question, as a chat if the proposer takes chats."""
     return Example(before=text, after="", answer=None, stop=stop, chat=proposer.lm.chats, source="proposal")
 
 
 def _instruction(text: str) -> str:
-    """What of the proposer's text is the instruction."""
+    """Extract the instruction from the proposer's text."""
     return MARKS.sub("", text).strip().strip("\"'`*").strip()
 
 
 @dataclass(frozen=True)
 class Paraphrases(Proposals):
-    """An LM says the same in other words (the resampling of APE, Zhou et al. 2023, section 3.3).
+    """An LM paraphrases an instruction (the resampling of APE, Zhou et al. 2023, section 3.3).
 
     Attributes:
-        count: How many.
-        temperature: Of the writing.
-        max_new_tokens: How long an instruction may get.
+        count: Number of proposals.
+        temperature: Sampling temperature.
+        max_new_tokens: Limit of an instruction.
     """
 
     count: int = 8
@@ -275,10 +275,10 @@ class InducedInstructions(Proposals):
     """An LM guesses the instruction from inputs and outputs alone (APE's forward mode, Zhou et al. 2023, section 3.1).
 
     Attributes:
-        count: How many.
-        shown: Examples in each question; fewer where the context window ends.
-        temperature: Of the writing.
-        max_new_tokens: How long an instruction may get.
+        count: Number of proposals.
+        shown: Examples in each question; fewer if the context window is too small.
+        temperature: Sampling temperature.
+        max_new_tokens: Limit of an instruction.
     """
 
     count: int = 15
@@ -303,7 +303,7 @@ class InducedInstructions(Proposals):
 
     @staticmethod
     def write(cases: Sequence[Case]) -> str:
-        """The question as text."""
+        """Write the question to the LM."""
         pairs = "".join(SUCCESS.format(input=case.input, target=case.target) for case in cases)
         return (
             "I gave a friend an instruction. Following it, the friend read each input and wrote its output:"
@@ -316,12 +316,12 @@ class InducedInstructions(Proposals):
 
 @dataclass(frozen=True)
 class MinedExamples(Proposals):
-    """Adds worked examples of the batch to an instruction, in the place of those that an earlier step has added.
+    """Adds worked examples of the batch to an instruction, in place of those that an earlier step has added.
 
     Attributes:
-        count: How many proposals.
-        shots: At most so many examples in each, one at least.
-        errors_first: Take what the network got wrong before the rest.
+        count: Number of proposals.
+        shots: Limit of examples in each, at least 1.
+        errors_first: Take examples with wrong answers first.
     """
 
     count: int = 4
@@ -353,18 +353,23 @@ class MinedExamples(Proposals):
 
 @dataclass(frozen=True)
 class RuleRewrites(Proposals):
-    """Readable changes to an instruction by rule: sentences added, dropped or turned round, the options named.
+    """Rewrites an instruction by rules: add, drop or reorder sentences, or name the options.
 
     Attributes:
-        count: How many proposals.
+        count: Number of proposals.
     """
 
     count: int = 4
 
     ADDED = (
-        "Think carefully before you answer.", "Look at every word.", "Compare the options with each other.",
-        "Answer with one word.", "Do not guess.", "Be exact.", "Read the whole input first.",
-    )  # fmt: skip
+        "Think carefully before you answer.",
+        "Look at every word.",
+        "Compare the options with each other.",
+        "Answer with one word.",
+        "Do not guess.",
+        "Be exact.",
+        "Read the whole input first.",
+    )
     OPENINGS = ("Question: ", "Task: ", "Instruction: ", "You are an expert. ", "Please answer: ")
 
     def __post_init__(self) -> None:
@@ -373,7 +378,7 @@ class RuleRewrites(Proposals):
             raise UserError(f"RuleRewrites.count must be at least 1, got {self.count}")
 
     def propose(self, request: Request) -> list[Proposal]:
-        """See `Proposals`: rewrites of all parents by all rules, some of them drawn."""
+        """See `Proposals`: a random choice among the rewrites of all parents by all rules."""
         known = set(request.parents)
         made = [
             Proposal(text, parent, type(self).__name__)
@@ -385,7 +390,7 @@ class RuleRewrites(Proposals):
         return [made[index] for index in order[: self.count]]
 
     def rewrites(self, prompt: str, options: Sequence[str]) -> list[str]:
-        """Every rewrite of a prompt."""
+        """All rewrites of a prompt."""
         body, heading, examples = prompt.partition(MinedExamples.HEADING)
         sentences = re.split(r"(?<=[.!?:])\s+", body.strip())
         texts = [f"{body} {sentence}".strip() for sentence in self.ADDED if sentence not in body]

@@ -1,4 +1,4 @@
-"""How good a candidate prompt is on a batch, and which candidate wins."""
+"""Rewards of candidate prompts on a batch, and the choice of the best one."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def expected_log_probs(log_probs: Tensor, inputs: Tensor, targets: Tensor) -> Te
 
 
 def divergence(log_probs: Tensor, inputs: Tensor) -> Tensor:
-    """How far each candidate moves the classes: the batch mean of KL(current || candidate).
+    """How far each candidate moves the class probabilities: the batch mean of KL(current || candidate).
 
     Args:
-        log_probs: Of the classes, ``[C, B, J, Y]``, the current prompt first; negative infinity where there is none.
+        log_probs: Of the classes, ``[C, B, J, Y]``, the current prompt first; negative infinity beyond the last class.
         inputs: Weights of the texts that the layer reads, ``[B, J]``.
 
     Returns:
@@ -38,7 +38,7 @@ def divergence(log_probs: Tensor, inputs: Tensor) -> Tensor:
 def best(rewards: Tensor) -> int:
     """The index of the largest reward ``[C]``; the current prompt, which is the first, wins every tie.
 
-    What is not a number is no reward.
+    NaN never wins.
     """
     rewards = rewards.nan_to_num(nan=float("-inf"))
     return 0 if rewards[0] >= rewards.max() else int(rewards.argmax())

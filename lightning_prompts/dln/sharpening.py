@@ -1,4 +1,4 @@
-"""How much each draw from a posterior counts (section 4.2 of the paper, and its ablations)."""
+"""Weights of the draws from a posterior (section 4.2 of the paper, and its ablations)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Sharpening(ABC):
 
     @property
     def uses_prior(self) -> bool:
-        """Whether it looks at how likely the draws are; a server may not say."""
+        """Whether the draws' own log-probabilities count; a server may not give them."""
         return True
 
     @abstractmethod
@@ -24,12 +24,12 @@ class Sharpening(ABC):
         """Unnormalised log-weights ``[B, K]``.
 
         Args:
-            answer: How likely the target is after each draw, ``[B, K]``, length-normalised.
-            prior: How likely each draw is, ``[B, K]``, length-normalised.
+            answer: Log-probability of the target after each draw per token, ``[B, K]``.
+            prior: Log-probability of each draw per token, ``[B, K]``.
         """
 
     def __call__(self, answer: Tensor, prior: Tensor, there: Tensor) -> Tensor:
-        """Weights ``[B, K]`` that sum to 1 over the draws that are ``there`` (``[B, K]`` bool); 0 where none is."""
+        """Weights ``[B, K]`` that sum to 1 over the draws that are ``there``, ``[B, K]`` bool; 0 if none is."""
         scores = self.score(answer, prior).masked_fill(~there, float("-inf"))
         return torch.softmax(scores, -1).nan_to_num(0.0)
 
@@ -39,7 +39,7 @@ class SoftmaxSharpening(Sharpening):
     """The softmax of ``alpha * (log p(target | draw) + log p(draw))``.
 
     Attributes:
-        alpha: Larger counts the best draws more; 0 counts all alike.
+        alpha: Larger values favour the best draws; 0 weighs all alike.
         prior: Whether the second term counts.
     """
 
@@ -62,7 +62,7 @@ class SoftmaxSharpening(Sharpening):
 
 @dataclass(frozen=True)
 class UniformWeights(Sharpening):
-    """No sharpening: all draws alike."""
+    """No sharpening: all draws weigh the same."""
 
     @property
     def uses_prior(self) -> bool:
@@ -76,10 +76,10 @@ class UniformWeights(Sharpening):
 
 @dataclass(frozen=True)
 class ArgMaxWeights(Sharpening):
-    """The best draw alone, the first of equals.
+    """Only the best draw, the first of equals.
 
     Attributes:
-        prior: Whether the draw's own probability counts.
+        prior: Whether the draws' own log-probabilities count.
     """
 
     prior: bool = True

@@ -1,8 +1,8 @@
 """One step of a Deep Language Network: from a batch to the prompts of the next step (algorithms 1 and 2 of the paper).
 
-With one layer it is DLN-1: propose, score, take the best. With more, hidden texts are latent variables: each hidden
-layer's are drawn from a posterior, the top one's first, weighed, and then serve as targets of their layer and as inputs
-of the layer above. The paper has two layers; for more, the best draw of a layer is the target of the layer below.
+With one layer it is DLN-1: propose, score, take the best. With more, hidden texts are latent variables. Each hidden
+layer draws them from a posterior, beginning with the top one. Weighed, they are targets of their layer and inputs of
+the layer above. The paper has two layers; with more, the best draw of a layer is the target of the layer below.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_prompts.dln.cached_lm import CachedLM
 from lightning_prompts.dln.memory import PromptMemory
 from lightning_prompts.dln.messages import BanditStats
 from lightning_prompts.dln.network import Answer, LanguageNetwork
-from lightning_prompts.dln.posterior import Posterior, Thought
+from lightning_prompts.dln.posterior import LatentSample, Posterior
 from lightning_prompts.dln.proposals import Case, Proposal, Proposals, Request, distinct
-from lightning_prompts.dln.reader import Reader
 from lightning_prompts.dln.rewards import best, divergence, expected_log_probs
 from lightning_prompts.errors import UserError
 from lightning_prompts.types import Example
@@ -28,12 +28,12 @@ from lightning_prompts.types import Example
 
 @dataclass(frozen=True)
 class StepSettings:
-    """What a step does.
+    """Settings of a step.
 
     Attributes:
-        proposals: Where candidates come from.
-        posterior: How hidden texts are drawn; without effect for one layer.
-        trust: Weight of the divergence from the current prompt's classes.
+        proposals: Sources of candidates.
+        posterior: How hidden texts are drawn; unused for one layer.
+        trust: Weight of the divergence from the current prompt's class probabilities.
         max_prompt_tokens: Longer proposals are dropped.
     """
 
@@ -45,10 +45,10 @@ class StepSettings:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A prompt that was scored.
+    """A scored prompt.
 
     Attributes:
-        proposal: Where it comes from.
+        proposal: The prompt and its origin.
         reward: Its reward on the batch.
         chosen: Whether it is the next step's prompt.
     """
@@ -60,14 +60,14 @@ class Candidate:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What came of a step.
+    """The result of a step.
 
     Attributes:
-        prompts: Of the next step.
-        answers: Of the forward pass.
-        candidates: By layer; none for a layer that did not learn or had no proposals.
-        rewards: By layer, of the current prompt and of the chosen one.
-        empty: Layers all of whose proposals were filtered out.
+        prompts: Prompts of the next step.
+        answers: Answers of the forward pass.
+        candidates: By layer; none for a layer that does not learn or has no proposals.
+        rewards: By layer: the rewards of the current prompt and of the chosen one.
+        empty: Layers whose proposals were all filtered out.
     """
 
     prompts: list[str]
@@ -103,7 +103,7 @@ class Forward:
 
     Attributes:
         examples: The batch, ``B`` examples.
-        prompts: Of the layers.
+        prompts: Prompts of the layers.
         hidden: Texts of all layers but the top one, ``[N - 1][B]``.
         answers: ``[B]``.
     """
@@ -115,11 +115,11 @@ class Forward:
 
     @property
     def wrong(self) -> list[int]:
-        """The examples whose answer was wrong."""
+        """The places of examples with a wrong answer."""
         return [b for b, answer in enumerate(self.answers) if not answer.right]
 
     def below(self, index: int) -> list[str]:
-        """What layer ``index`` read beside the input, ``[B]``."""
+        """The texts that layer ``index`` read beside the input, ``[B]``."""
         return self.hidden[index - 1] if index else [""] * len(self.examples)
 
 
@@ -137,21 +137,21 @@ class Draws:
 
     @property
     def best(self) -> list[str]:
-        """The text of the largest weight, the first of equals, ``[B]``."""
+        """The texts with the largest weight, the first of equals, ``[B]``."""
         return [several[k] for several, k in zip(self.texts, self.weights.argmax(-1).tolist(), strict=True)]
 
 
 class Stepper:
-    """Takes steps.
+    """Runs training steps.
 
     Args:
         network: The layers.
         proposer: The LM that writes proposals.
-        settings: What a step does.
+        settings: See `StepSettings`.
     """
 
-    def __init__(self, network: LanguageNetwork, proposer: Reader, settings: StepSettings) -> None:
-        """Nothing is run yet."""
+    def __init__(self, network: LanguageNetwork, proposer: CachedLM, settings: StepSettings) -> None:
+        """Keep the settings."""
         self.network, self.proposer, self.settings = network, proposer, settings
 
     def step(
@@ -159,23 +159,23 @@ class Stepper:
         examples: Sequence[Example],
         prompts: Sequence[str],
         memory: PromptMemory,
-        arms: Sequence[BanditStats],
+        stats: Sequence[BanditStats],
         error_weight: float,
         generator: torch.Generator,
     ) -> StepResult:
-        """One step.
+        """Run one step.
 
         Args:
             examples: The batch, ``B`` examples with references.
-            prompts: Of the layers; the weights of draws follow from these, and all are replaced together.
-            memory: Prompts that may be rewritten beside the current ones, and are candidates themselves.
-            arms: What the messages have brought, by layer; updated.
-            error_weight: ``lambda_t`` of this step, what the likelihood of hidden texts that led to errors costs.
-            generator: Of everything random.
+            prompts: Prompts of the layers. They give the weights of draws, and are replaced together.
+            memory: Prompts that are rewritten beside the current ones, and are candidates themselves.
+            stats: Statistics of the messages, by layer; updated.
+            error_weight: ``lambda_t`` of this step: the penalty for the likelihood of hidden texts that led to errors.
+            generator: Source of all random numbers.
 
         Returns:
-            The result; the same prompts where a network of several layers got every answer right. A single layer looks
-            for likelier answers all the same, as the paper's DLN-1 does.
+            The result. A network of several layers keeps its prompts if every answer is right. A single layer looks for
+            likelier answers all the same, as DLN-1 does in the paper.
         """
         seen = self.forward(examples, prompts)
         new = list(prompts)
@@ -189,7 +189,7 @@ class Stepper:
             cases = self.cases(index, seen, draws)
             parents = [prompts[index], *memory.of_layer(index)]
             options = self._options(index, examples)
-            request = Request(list(dict.fromkeys(parents)), cases, options, arms[index], generator, self.proposer)
+            request = Request(list(dict.fromkeys(parents)), cases, options, stats[index], generator, self.proposer)
             known, fresh = self.candidates(index, request)
             if not fresh:
                 result.empty.append(index)
@@ -207,34 +207,32 @@ class Stepper:
             by_text = {proposal.text: value for proposal, value in zip(proposals, values, strict=True)}
             for proposal, value in zip(proposals, values, strict=True):
                 gain = value - by_text[proposal.parent]
-                if proposal.message is not None and math.isfinite(gain):  # one that is not would stay in all means
-                    arms[index].update(proposal.message, gain)
+                if proposal.message is not None and math.isfinite(gain):  # NaN would stay in the means
+                    stats[index].update(proposal.message, gain)
         return result
 
     def forward(self, examples: Sequence[Example], prompts: Sequence[str]) -> Forward:
-        """The forward pass."""
-        hidden = self.network.think(examples, prompts)
+        """Run the forward pass."""
+        hidden = self.network.sample_hidden(examples, prompts)
         answers = self.network.answer(examples, hidden, prompts)
         return Forward(list(examples), list(prompts), hidden, answers)
 
     # --- latent texts -----------------------------------------------------------------------------------------------
 
     def posterior(self, seen: Forward, generator: torch.Generator) -> list[Draws]:
-        """Draws of every hidden layer, the top one's first in time, the first layer's first in the list."""
+        """Draw hidden texts of every hidden layer, from the top one down; the list starts with the first layer."""
         draws: list[Draws] = []
         examples, prompts = seen.examples, seen.prompts
         targets = [example.target for example in examples]
         for index in reversed(range(len(seen.hidden))):
             layer, above, below = self.network.layers[index], index + 1, seen.below(index)
-            thoughts = [
-                Thought(example, under, draft, target, answer.right, prompts[above])
+            samples = [
+                LatentSample(example, under, draft, target, answer.right, prompts[above])
                 for example, under, draft, target, answer in zip(
                     examples, below, seen.hidden[index], targets, seen.answers, strict=True
                 )
             ]
-            texts = self.settings.posterior.draw(
-                layer, self.network.readers[index], prompts[index], thoughts, generator
-            )
+            texts = self.settings.posterior.draw(layer, self.network.lms[index], prompts[index], samples, generator)
             placed = [layer.place(example, under) for example, under in zip(examples, below, strict=True)]
             sharpening = self.settings.posterior.sharpening
             prior = torch.zeros(len(texts), len(texts[0]), dtype=torch.double, device="cpu")
@@ -249,10 +247,10 @@ class Stepper:
             targets = draws[0].best
         return draws
 
-    # --- candidates and what they are worth ---------------------------------------------------------------------------
+    # --- candidates and their rewards ---------------------------------------------------------------------------------
 
     def cases(self, index: int, seen: Forward, draws: Sequence[Draws]) -> list[Case]:
-        """What a layer did and should have done: the answers, or for a hidden layer the best draws as targets."""
+        """Inputs, outputs and targets of a layer: the reference answers, or the best draws for a hidden layer."""
         layer = self.network.layers[index]
         outputs = [answer.text for answer in seen.answers] if layer.top else seen.hidden[index]
         targets = [example.target for example in seen.examples] if layer.top else draws[index].best
@@ -269,8 +267,8 @@ class Stepper:
         return [verbalisers[0] for verbalisers in same.pop()]
 
     def candidates(self, index: int, request: Request) -> tuple[list[Proposal], list[Proposal]]:
-        """The current prompt and those of the memory; the proposals that are new, not empty and not too long."""
-        lm = self.network.readers[index].lm
+        """The current prompt with those of the memory, and the proposals that are new, not empty and not too long."""
+        lm = self.network.lms[index].lm
         known = [Proposal(text, text, "memory" if c else "current") for c, text in enumerate(request.parents)]
         made = [proposal for source in self.settings.proposals for proposal in source.propose(request)]
         fresh = [
@@ -310,10 +308,10 @@ class Stepper:
         read: Draws,
         texts: Sequence[Sequence[str]] | None,
     ) -> tuple[Tensor, Tensor | None]:
-        """How likely texts ``[B][K]`` (``None`` for the answers) are to a layer that reads ``[B][J]``.
+        """Log-probabilities of texts ``[B][K]`` (``None`` for the answers) under a layer that reads ``[B][J]``.
 
         Returns:
-            ``[C, B, J, K]``, and of the top layer's classes, if any, ``[C, B, J, Y]``.
+            ``[C, B, J, K]``, and log-probabilities of the top layer's classes, if any, ``[C, B, J, Y]``.
         """
         layer, count = self.network.layers[index], len(read.texts[0])
         placed = [

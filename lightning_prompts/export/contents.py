@@ -51,8 +51,8 @@ def kind_of(method: PromptMethod) -> Kind:
         UserError: The result is not a single prompt, or cannot be checked.
     """
     name = type(method).__name__
-    layers = method.layer_lms if isinstance(method, TextPromptMethod) else []
-    remote = next((config for config in layers if config.server is not None), None)
+    lms = method.layer_lms if isinstance(method, TextPromptMethod) else [method.lm_config]
+    remote = next((config for config in lms if config.server is not None), None)
     if remote is not None:
         raise UserError(
             f"{remote.name} is behind a server, so its texts cannot be checked; they are in prompt.txt of the run"

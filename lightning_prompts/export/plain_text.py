@@ -110,7 +110,7 @@ def _lms(export: Export) -> Sequence[FrozenLM]:
     """Return the LM of each call."""
     method = export.run.method
     if isinstance(method, TextPromptMethod):
-        return [lm for reader in method.network.readers if isinstance(lm := reader.lm, FrozenLM)]
+        return [lm for cached in method.network.lms if isinstance(lm := cached.lm, FrozenLM)]
     return [method.lm] * len(_steps(export))
 
 

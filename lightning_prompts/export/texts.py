@@ -102,12 +102,12 @@ def _chain_of_thought(method: ChainOfThought, templates: Mapping[str, str]) -> l
 def _layers(method: TextPromptMethod, templates: Mapping[str, str]) -> list[Step]:
     """Return one call per layer, from the layer that reads the input to the layer that answers."""
     steps = []
-    for layer, reader, prompt in zip(method.placed, method.network.readers, method.active_prompts(), strict=True):
+    for layer, cached, prompt in zip(method.placed, method.network.lms, method.active_prompts(), strict=True):
         own = templates if layer.template is None else {"": layer.template}
         length = method.max_new_tokens if layer.top else layer.settings.max_new_tokens
         stop = None if layer.top else layer.settings.stop
         question = STRIPPED if layer.strips else "question"
-        steps.append(Step(prompt, own, reader.lm.name, stop, length, question))
+        steps.append(Step(prompt, own, cached.lm.name, stop, length, question))
     return steps
 
 

@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from lightning_prompts.lm.frozen import FrozenLM
     from lightning_prompts.lm.key_values import KeyValues, Prompt, prompt_length, slot_length
     from lightning_prompts.lm.labels import LabelScores, label_scores
+    from lightning_prompts.lm.language_model import LanguageModel
     from lightning_prompts.lm.remote import RemoteLM
     from lightning_prompts.lm.sampling import Sampling
     from lightning_prompts.lm.scores import Scores, answer_scores
     from lightning_prompts.lm.shape import LMShape, MemoryEstimate
     from lightning_prompts.lm.state_store import Query, StateStore
-    from lightning_prompts.lm.text_model import TextModel
     from lightning_prompts.lm.usage import Usage
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "LMConfig",
     "LMShape",
     "LabelScores",
+    "LanguageModel",
     "MemoryEstimate",
     "Prompt",
     "Query",
@@ -35,7 +36,6 @@ __all__ = [
     "Scores",
     "Server",
     "StateStore",
-    "TextModel",
     "Usage",
     "answer_scores",
     "label_scores",
@@ -49,6 +49,7 @@ _MODULES = {
     "LMConfig": "config",
     "LMShape": "shape",
     "LabelScores": "labels",
+    "LanguageModel": "language_model",
     "MemoryEstimate": "shape",
     "Prompt": "key_values",
     "Query": "state_store",
@@ -57,7 +58,6 @@ _MODULES = {
     "Scores": "scores",
     "Server": "config",
     "StateStore": "state_store",
-    "TextModel": "text_model",
     "Usage": "usage",
     "answer_scores": "scores",
     "label_scores": "labels",

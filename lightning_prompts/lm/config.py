@@ -103,7 +103,7 @@ class LMConfig:
         calibrate_labels: For answers that are classes, correct the scores by those without a question (contextual
             calibration, Zhao et al. 2021), for every method.
         server: The server that runs the model, or ``None`` to run it locally. ``name`` is then the name of the model on
-            the server. Supported by methods that search over texts: for their LM, the LM of a layer, or the proposer.
+            the server. Supported by methods whose prompts are texts, for their LM, the LM of a layer, or the proposer.
     """
 
     name: str = "smollm2-135m-instruct"

@@ -16,9 +16,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm.attention import KVCache
 from lightning_prompts.lm.config import Attention, LMConfig, Switch
+from lightning_prompts.lm.continuations import ContinuationScorer
 from lightning_prompts.lm.encoding import Encoder, Row, check_fits
 from lightning_prompts.lm.generation import Ending, generate_tokens
-from lightning_prompts.lm.key_values import KeyValues, Prompt, ahead_of, same_for_all, slot_length
+from lightning_prompts.lm.key_values import KeyValues, Prompt, ahead_of, prompt_length, same_for_all, slot_length
+from lightning_prompts.lm.labels import rows_of_a_pass
+from lightning_prompts.lm.language_model import Continuation, LabelSums, LanguageModel, Scored
 from lightning_prompts.lm.loading import load_model
 from lightning_prompts.lm.packed import PackedLM
 from lightning_prompts.lm.plan import Plan, build_prefix_tree
@@ -29,8 +32,8 @@ from lightning_prompts.template import cut
 from lightning_prompts.types import Example
 
 
-class FrozenLM(PackedLM):
-    """A frozen causal language model with its tokenizer.
+class FrozenLM(PackedLM, LanguageModel):
+    """A causal language model that never changes, and its tokenizer; see `PackedLM` for how it is run.
 
     Args:
         model: A causal LM of transformers with the attention of this project.
@@ -40,6 +43,9 @@ class FrozenLM(PackedLM):
         graphs: See `LMConfig`.
         compile: See `LMConfig`.
     """
+
+    scores_together = True
+    texts_at_once = 64
 
     def __init__(
         self,
@@ -60,6 +66,7 @@ class FrozenLM(PackedLM):
         self.vocabulary = len(self._embedding_weight())
         self.encoder = Encoder(tokenizer, name, self.vocabulary)
         self._matrix: Tensor | None = None
+        self._scorers: dict[float, ContinuationScorer] = {}  # by the megabytes of a pass
 
     @classmethod
     def load(
@@ -108,6 +115,16 @@ class FrozenLM(PackedLM):
         frozen = sum(parameter.numel() for parameter in self.parameters() if not parameter.requires_grad)
         return f"{self.name} in {str(self.model.dtype).removeprefix('torch.')}: {frozen:,} parameters, frozen"
 
+    def connect(self) -> None:
+        """See `LanguageModel`."""
+
+    def identity(self, config: LMConfig) -> str:
+        """See `LanguageModel`.
+
+        The precision is the one that was loaded: what ``auto`` stands for depends on the machine.
+        """
+        return repr((config.name, config.revision, str(self.model.dtype), config.quantization or "none"))
+
     # --- embeddings -------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -124,6 +141,13 @@ class FrozenLM(PackedLM):
     def embed_text(self, text: str) -> Tensor:
         """Embed a piece of text as vectors ``[P, D]`` in the LM's dtype."""
         return self.embed(self.token_ids(text))
+
+    def text_vectors(self, text: str) -> Tensor:
+        """See `LanguageModel`."""
+        return self.embed_text(text).float()
+
+    def _vectors(self, prompt: Prompt | str) -> Prompt:
+        return self.embed_text(prompt) if isinstance(prompt, str) else prompt
 
     def no_prompt(self) -> Tensor:
         """Return an empty prompt, ``[0, D]``."""
@@ -175,6 +199,11 @@ class FrozenLM(PackedLM):
         for example in examples:
             if example.chat or ahead + length + 64 + _bytes(example) > self.context:
                 self.encode([example], length, with_end=True, ahead=ahead)
+
+    def check_examples(self, examples: Sequence[Example], length: int, ahead: int = 0) -> None:
+        """See `LanguageModel`."""
+        self.check_lengths(examples, length, ahead)
+        self.encoder.warn_of_losses(examples)
 
     @torch.no_grad()
     def key_values(self, vectors: Tensor) -> KeyValues:
@@ -300,19 +329,10 @@ class FrozenLM(PackedLM):
 
     @torch.no_grad()
     def generate(
-        self, examples: Sequence[Example], prompt: Prompt, max_new_tokens: int, sampling: Sampling | None = None
+        self, examples: Sequence[Example], prompt: Prompt | str, max_new_tokens: int, sampling: Sampling | None = None
     ) -> list[str]:
-        """Generate answers in a batch with a KV cache, greedily or by sampling.
-
-        Args:
-            examples: ``B`` examples; their reference answers are ignored.
-            prompt: See `score`.
-            max_new_tokens: Maximum number of tokens per answer; fewer at the end of the context window.
-            sampling: How to sample; ``None`` for greedy decoding.
-
-        Returns:
-            One text per example, up to its ``stop`` pattern or the end token, stripped.
-        """
+        """See `LanguageModel`; keys and values are cached, and texts end where the context window does."""
+        prompt = self._vectors(prompt)
         questions = [replace(example, answer=None) for example in examples]
         rows = self.encode(questions, slot_length(prompt), ahead=ahead_of(prompt))
         stops = [example.stop for example in examples]
@@ -352,7 +372,7 @@ class FrozenLM(PackedLM):
         ends.update(configured if isinstance(configured, list) else [configured])
         return {int(end) for end in ends if end is not None}
 
-    # --- text only; see `TextModel` ---------------------------------------------------------------------------------
+    # --- texts and their scores; see `LanguageModel` ----------------------------------------------------------------
 
     @property
     def chats(self) -> bool:
@@ -360,18 +380,86 @@ class FrozenLM(PackedLM):
         return bool(self.tokenizer.chat_template)
 
     def count(self, text: str) -> int:
-        """Count the tokens of a text."""
+        """Number of tokens of a text."""
         return len(self.encoder.tokens(text))
 
     def length(self, example: Example) -> int:
-        """Count the tokens of an example's context with an empty prompt."""
+        """Number of tokens of an example's context with an empty prompt."""
         return len(self.encoder.row(replace(example, answer=None), 0).context)
 
-    def write(
-        self, examples: Sequence[Example], prompt: str, max_new_tokens: int, sampling: Sampling | None = None
-    ) -> list[str]:
-        """Generate answers with a text as prompt; see `generate`."""
-        return self.generate(examples, self.embed_text(prompt), max_new_tokens, sampling)
+    def continuation(self, text: str) -> tuple[int, ...]:
+        """See `LanguageModel`."""
+        return tuple(self.encoder.tokens(text))
+
+    def label_texts(self, example: Example) -> Sequence[tuple[Continuation, int]]:
+        """See `LanguageModel`."""
+        known = self.encoder.label_tokens(example)
+        return list(zip(known.tokens, known.owners, strict=True))
+
+    def check_texts(
+        self, examples: Sequence[Example], prompts: Sequence[str], texts: Sequence[Sequence[Continuation]]
+    ) -> None:
+        """See `LanguageModel`."""
+        length = max(self.count(prompt) for prompt in prompts)
+        for example, several in zip(examples, texts, strict=True):
+            longest = max(map(len, several))
+            total = len(self.encoder.row(example, 1).context) - 1 + length + longest
+            self.check_fits(example, total, length)
+            if total == longest:
+                raise UserError(
+                    f"{example.source or 'example'}: nothing precedes the answer; give the template some text"
+                )
+
+    def text_scores(
+        self,
+        examples: Sequence[Example],
+        prompts: Sequence[str],
+        texts: Sequence[Sequence[Continuation]],
+        block: int = 1,
+        memory_mb: float = 256.0,
+    ) -> list[list[list[Scored]]]:
+        """See `LanguageModel`; each context is run once for all its texts."""
+        rows = [self.encoder.row(example, 1) for example in examples]
+        ids = [self.encoder.tokens(prompt) for prompt in prompts]
+        tokens = [[self.continuation(text) if isinstance(text, str) else text for text in several] for several in texts]
+        scorer = self._scorers.setdefault(memory_mb, ContinuationScorer(self, memory_mb))
+        grid = scorer.score(rows, ids, tokens, block)
+        return [
+            [[(value, len(text)) for value, text in zip(*pair, strict=True)] for pair in zip(line, tokens, strict=True)]
+            for line in grid
+        ]
+
+    def answer_nll(self, examples: Sequence[Example], prompt: Prompt | str) -> list[float | None]:
+        """See `LanguageModel`."""
+        nll: list[float | None] = self.score(examples, self._vectors(prompt)).nll.tolist()
+        return nll
+
+    @torch.no_grad()
+    def label_sums(self, examples: Sequence[Example], prompt: Prompt | str) -> LabelSums:
+        """See `LanguageModel`; one pass takes all examples, or as many as `rows_of_a_pass` allows."""
+        prompt = self._vectors(prompt)
+        labels = [self.encoder.label_tokens(example) for example in examples]
+        length = prompt_length(prompt)
+        ahead = length - slot_length(prompt)
+        rows = self.encode(examples, slot_length(prompt), ahead=ahead)
+        for example, known, row in zip(examples, labels, rows, strict=True):
+            self.check_fits(example, ahead + len(row.context) + max(map(len, known.tokens)), length)
+        continuations = [
+            [*known.tokens, *([row.answer] if row.answer else [])] for known, row in zip(labels, rows, strict=True)
+        ]
+        size = rows_of_a_pass(labels, self.vocabulary)
+        passes = []
+        for start in range(0, len(rows), size):
+            part = slice(start, start + size)
+            own = prompt[part] if isinstance(prompt, Tensor) and prompt.dim() == 3 else prompt
+            passes.append(self.continuation_scores([row.context for row in rows[part]], continuations[part], own))
+        parts = torch.cat(passes).split([len(several) for several in continuations])
+        last = torch.stack([part[-1] for part in parts]).tolist()  # the answer's, if there is one
+        return LabelSums(
+            [part[: len(known.tokens)] for part, known in zip(parts, labels, strict=True)],
+            [known.owners for known in labels],
+            [-value / len(row.answer) if row.answer else None for value, row in zip(last, rows, strict=True)],
+        )
 
 
 def _bytes(example: Example) -> int:

@@ -1,59 +1,59 @@
-"""Which class does the LM choose? Whole label strings are scored, each way to write them, over one shared context."""
+"""Class scoring: an LM chooses the class whose label texts are likeliest after the example."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm.encoding import LabelTokens
-from lightning_prompts.lm.frozen import FrozenLM
-from lightning_prompts.lm.key_values import Prompt, prompt_length, slot_length
+from lightning_prompts.lm.key_values import Prompt
+from lightning_prompts.lm.language_model import Continuation, LabelSums, LanguageModel, Scored
 from lightning_prompts.lm.plan import distinct_feeds
 from lightning_prompts.lm.transfer import to_device
 from lightning_prompts.types import Example
 
 CONTENT_FREE = ("N/A", "[MASK]", "")  # Zhao et al. 2021, section 5
-MOST_LOGITS = 1 << 28  # in a pass, about, where several rows are scored: 1 GiB in float32
-HIDDEN = "hidden"  # the field with what was thought about a question
+MOST_LOGITS = 1 << 28  # of a pass over several rows, about: 1 GiB in float32
+HIDDEN = "hidden"  # the field with the reasoning about a question
 
 
 @dataclass(frozen=True)
 class LabelScores:
-    """What the LM thinks of each example's classes.
+    """Class probabilities of examples.
 
     Attributes:
-        log_probs: Of the classes, in nats, ``[B, Y]`` float32; negative infinity behind an example's last class.
-        nll: Mean negative log-likelihood of the reference answer's tokens, in nats; ``None`` without one.
+        log_probs: Log-probabilities of the classes in nats, ``[B, Y]`` float32; negative infinity beyond an example's
+            last class.
+        nll: Mean negative log-likelihood of the reference answer's tokens in nats, ``[B]``; ``None`` without one.
     """
 
     log_probs: Tensor
     nll: list[float | None]
 
 
-def class_log_probs(sums: Tensor, labels: LabelTokens) -> Tensor:
-    """From sequences to classes: a class has the probability of all ways to write it, and there is no other class.
+def class_log_probs(sums: Tensor, owners: Sequence[int]) -> Tensor:
+    """Add up the probabilities of each class's texts, and normalise over the classes.
 
     Args:
-        sums: Log-probabilities of the sequences, ``[..., n]``.
-        labels: What they stand for.
+        sums: Log-probabilities of ``W`` texts, ``[..., W]``.
+        owners: The class of each text, ``[W]``; every class has at least one.
 
     Returns:
         Log-probabilities ``[..., Y]``.
     """
-    written: list[list[int]] = [[] for _ in range(labels.classes)]  # the sequences of each class
-    for index, owner in enumerate(labels.owners):
-        written[owner].append(index)
-    parts = [torch.logsumexp(sums[..., to_device(several, sums.device)], -1) for several in written]
+    texts: list[list[int]] = [[] for _ in range(max(owners) + 1)]  # of each class
+    for index, owner in enumerate(owners):
+        texts[owner].append(index)
+    parts = [torch.logsumexp(sums[..., to_device(several, sums.device)], -1) for several in texts]
     return torch.log_softmax(torch.stack(parts, -1), -1)
 
 
 def calibrated(log_probs: Tensor, content_free: Tensor) -> Tensor:
-    """Contextual calibration (Zhao et al. 2021): what the LM says without knowing the question is taken off.
+    """Contextual calibration (Zhao et al. 2021): divide by the class probabilities without a question.
 
     Args:
         log_probs: ``[..., Y]``.
@@ -62,18 +62,18 @@ def calibrated(log_probs: Tensor, content_free: Tensor) -> Tensor:
     Returns:
         Log-probabilities ``[..., Y]``.
     """
-    bias = torch.logsumexp(content_free, -2)  # of their mean, but for a constant
-    bias = bias.masked_fill(torch.isinf(log_probs), 0.0)  # there is no such class
+    bias = torch.logsumexp(content_free, -2)  # of their mean, up to a constant
+    bias = bias.masked_fill(torch.isinf(log_probs), 0.0)  # beyond the last class
     return torch.log_softmax(log_probs - bias, -1)
 
 
 def without_content(example: Example) -> list[Example]:
-    """The example with inputs that say nothing in the place of its question, and of what was thought about it.
+    """Replace the question, and the reasoning about it, by inputs without content.
 
     Raises:
-        UserError: The text has neither of them in it.
+        UserError: The text contains neither of them.
     """
-    # The top layer of a network may read the thoughts alone.
+    # The top layer of a network may read the reasoning alone.
     shown = [example.question, *([str(example.fields[HIDDEN])] if HIDDEN in example.fields else [])]
     if not any(text in example.before + example.after for text in shown):
         raise UserError(
@@ -93,73 +93,135 @@ def _replaced(text: str, old: Sequence[str], new: str) -> str:
     return text
 
 
-@torch.no_grad()
-def label_scores(lm: FrozenLM, examples: Sequence[Example], prompt: Prompt, calibrate: bool = False) -> LabelScores:
-    """Score the classes of examples over what all share, each example's context, and the tokens of its labels.
+def split_by_labels(examples: Sequence[Example]) -> tuple[list[int], list[int]]:
+    """The places of examples whose answer is a class, and of those whose answer is free text."""
+    labelled = [b for b, example in enumerate(examples) if example.labels]
+    return labelled, [b for b, example in enumerate(examples) if not example.labels]
 
-    One pass takes all examples, or as many as `MOST_LOGITS` allows where there are many labels.
+
+def label_scores(
+    lm: LanguageModel, examples: Sequence[Example], prompt: Prompt | str, calibrate: bool = False
+) -> LabelScores:
+    """Score the classes of examples.
 
     Args:
         lm: The model.
         examples: ``B`` examples with labels, not necessarily the same ones.
-        prompt: See `FrozenLM.score`.
-        calibrate: Take off what the LM says without a question; see `calibrated`.
+        prompt: See `LanguageModel.generate`.
+        calibrate: Divide by the class probabilities without a question; see `calibrated`.
 
     Raises:
-        UserError: See `FrozenLM.encode`, `Encoder.label_tokens` and `without_content`.
+        UserError: See `FrozenLM.encode`, `LanguageModel.label_texts`, `LanguageModel.check_texts` and
+            `without_content`.
     """
-    scored = _scores(lm, examples, prompt)
-    if not calibrate:
-        return scored
     per_row = isinstance(prompt, Tensor) and prompt.dim() == 3
-    place: dict[tuple[object, ...], int] = {}  # where nothing of an example is left, one of a kind is enough
-    empty: list[Example] = []
-    rows: list[int] = []
-    for b, example in enumerate(examples):
-        for bare in without_content(example):
-            key = (bare.before, bare.after, bare.labels, bare.end, b if per_row else 0)
-            if key not in place:
-                place[key] = len(empty)
-                empty.append(bare)
-            rows.append(place[key])
-    count = len(rows) // len(examples)
-    of_row = {index: n // count for n, index in enumerate(rows)}
-    own = prompt
-    if isinstance(prompt, Tensor) and per_row:
-        own = prompt[to_device([of_row[index] for index in range(len(empty))], prompt.device)]
-    bias = _scores(lm, [replace(bare, answer=None) for bare in empty], own).log_probs
-    owner = to_device(rows, lm.device).view(len(examples), count)
-    return LabelScores(calibrated(scored.log_probs, bias[owner]), scored.nll)
+
+    def score(part: Sequence[Example], rows: Sequence[int] | None) -> LabelSums:
+        own = prompt
+        if rows is not None and isinstance(prompt, Tensor) and per_row:
+            own = prompt[to_device(rows, prompt.device)]
+        return lm.label_sums(part, own)
+
+    return score_classes(examples, score, calibrate, per_row)
 
 
-def _scores(lm: FrozenLM, examples: Sequence[Example], prompt: Prompt) -> LabelScores:
-    labels = [lm.encoder.label_tokens(example) for example in examples]
-    length = prompt_length(prompt)
-    ahead = length - slot_length(prompt)
-    rows = lm.encode(examples, slot_length(prompt), ahead=ahead)
-    for example, known, row in zip(examples, labels, rows, strict=True):
-        lm.check_fits(example, ahead + len(row.context) + max(map(len, known.tokens)), length)
-    continuations = [
-        [*known.tokens, *([row.answer] if row.answer else [])] for known, row in zip(labels, rows, strict=True)
+@torch.no_grad()
+def score_classes(
+    examples: Sequence[Example],
+    score: Callable[[Sequence[Example], Sequence[int] | None], LabelSums],
+    calibrate: bool,
+    per_row: bool = False,
+) -> LabelScores:
+    """Turn scores of label texts into class probabilities, calibrated if asked for.
+
+    Args:
+        examples: ``B`` examples with labels.
+        score: Scores the label texts of some examples. Its second argument is ``None`` for ``examples`` themselves, and
+            else the place in ``examples`` that each one without content comes from.
+        calibrate: See `label_scores`.
+        per_row: Whether each example has a prompt of its own.
+
+    Returns:
+        Log-probabilities ``[..., B, Y]`` in the precision and on the device of the sums, and the NLL of the answers.
+    """
+    scored = score(examples, None)
+    log_probs = _padded(scored)
+    if calibrate:
+        bare, rows, places = _distinct_without_content(examples, per_row)
+        bias = _padded(score(bare, rows))
+        log_probs = calibrated(log_probs, bias[..., to_device(places, bias.device).view(len(examples), -1), :])
+    return LabelScores(log_probs, scored.nll)
+
+
+def text_label_sums(
+    lm: LanguageModel,
+    examples: Sequence[Example],
+    prompts: Sequence[str],
+    score: Callable[[Sequence[Example], Sequence[str], Sequence[Sequence[Continuation]]], list[list[list[Scored]]]],
+    answers: bool,
+) -> LabelSums:
+    """Score the label texts of examples under text prompts.
+
+    Args:
+        lm: Gives the label texts.
+        examples: ``B`` examples with labels.
+        prompts: ``C`` prompts.
+        score: See `LanguageModel.text_scores`.
+        answers: Whether to score the reference answers too, under the first prompt.
+
+    Returns:
+        Sums ``[C, W]`` of each example, float64 on the CPU.
+    """
+    labels = [lm.label_texts(example) for example in examples]
+    own = [lm.continuation(example.answer or "") if answers else "" for example in examples]
+    texts = [[text for text, _ in known] for known in labels]
+    asked = [
+        [*several, answer] if answer and answer not in several else several
+        for several, answer in zip(texts, own, strict=True)
     ]
-    size = rows_of_a_pass(labels, lm.vocabulary)
-    passes = []
-    for start in range(0, len(rows), size):
-        part = slice(start, start + size)
-        own = prompt[part] if isinstance(prompt, Tensor) and prompt.dim() == 3 else prompt
-        passes.append(lm.continuation_scores([row.context for row in rows[part]], continuations[part], own))
-    sums = torch.cat(passes)
-    parts = sums.split([len(several) for several in continuations])
-    log_probs = [class_log_probs(part[: len(known.tokens)], known) for part, known in zip(parts, labels, strict=True)]
-    last = torch.stack([part[-1] for part in parts]).tolist()  # the answer's, where there is one
-    return LabelScores(
-        pad_sequence(log_probs, batch_first=True, padding_value=float("-inf")),
-        [-value / len(row.answer) if row.answer else None for value, row in zip(last, rows, strict=True)],
-    )
+    grid = score(examples, prompts, asked)
+    sums = [
+        torch.tensor([[total for total, _ in line[n][: len(known)]] for line in grid], dtype=torch.double, device="cpu")
+        for n, known in enumerate(labels)
+    ]
+    nll: list[float | None] = []
+    for scored, several, answer in zip(grid[0], asked, own, strict=True):
+        total, count = scored[several.index(answer)] if answer else (0.0, 0)
+        nll.append(-total / max(count, 1) if answer else None)
+    return LabelSums(sums, [tuple(owner for _, owner in known) for known in labels], nll)
+
+
+def _padded(scored: LabelSums) -> Tensor:
+    """Log-probabilities of classes ``[..., B, Y]``, negative infinity beyond an example's last class."""
+    most = max(max(owners) + 1 for owners in scored.owners)
+    first = scored.sums[0]
+    result = first.new_full((*first.shape[:-1], len(scored.sums), most), float("-inf"))
+    for owners in dict.fromkeys(scored.owners):
+        places = [b for b, own in enumerate(scored.owners) if own == owners]
+        classes = class_log_probs(torch.stack([scored.sums[b] for b in places], -2), owners)
+        result[..., to_device(places, result.device), : classes.shape[-1]] = classes
+    return result
+
+
+def _distinct_without_content(examples: Sequence[Example], per_row: bool) -> tuple[list[Example], list[int], list[int]]:
+    """Examples without content, without answers, each once; where each comes from, and those of each example."""
+    place: dict[tuple[object, ...], int] = {}
+    bare: list[Example] = []
+    rows: list[int] = []
+    places: list[int] = []
+    for b, example in enumerate(examples):
+        for one in without_content(example):
+            key = (one.before, one.after, one.labels, one.end, b if per_row else 0)
+            if key not in place:
+                place[key] = len(bare)
+                bare.append(replace(one, answer=None))
+                rows.append(b)
+            places.append(place[key])
+    return bare, rows, places
 
 
 def rows_of_a_pass(labels: Sequence[LabelTokens], vocabulary: int) -> int:
-    """How many rows `label_scores` runs together; one at least, whatever its logits take.
+    """How many rows `FrozenLM.label_sums` runs together, at least one.
 
     Args:
         labels: Of each row.

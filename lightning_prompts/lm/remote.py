@@ -1,4 +1,4 @@
-"""An LM behind a server that speaks OpenAI's protocol: texts in, texts out, and log-probabilities where it has them."""
+"""A language model behind a server that speaks OpenAI's protocol."""
 
 from __future__ import annotations
 
@@ -10,12 +10,19 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
 
 from lightning_prompts.errors import UserError, nearest
-from lightning_prompts.lm.answer_cache import AnswerCache
 from lightning_prompts.lm.config import LMConfig
+from lightning_prompts.lm.encoding import begin_alike, with_ends, written
+from lightning_prompts.lm.key_values import Prompt
+from lightning_prompts.lm.labels import text_label_sums
+from lightning_prompts.lm.language_model import Continuation, LabelSums, LanguageModel, Scored
 from lightning_prompts.lm.sampling import Sampling
+from lightning_prompts.lm.server_cache import ServerCache
 from lightning_prompts.lm.usage import Usage
 from lightning_prompts.template import cut
 from lightning_prompts.types import Example
@@ -32,36 +39,38 @@ _Result = TypeVar("_Result")
 log = logging.getLogger(__name__)
 
 
-class RemoteLM:
-    """Has a server write and score texts, several requests at a time, each of them paid for once.
+class RemoteLM(LanguageModel):
+    """Asks a server to write and score texts: several requests at a time, and each only once.
 
-    The client of the package `openai` sends requests again, with growing waits. The key comes from the environment and
-    goes nowhere but into the requests' headers. Neither is asked for before there is a request: see `connect`.
+    The client of the package `openai` repeats failed requests with growing waits. The key comes from the environment
+    and goes into the requests' headers only. Neither is needed before the first request; see `connect`.
 
     Args:
         config: With a server.
-        cache: Where answers are kept; by default in the user's cache folder, unless the config says not at all.
+        cache: Where answers are kept; by default the user's cache folder, and nowhere if ``server.cache`` is false.
     """
 
-    width = vocabulary = 0  # a server shows no vectors
+    scores_together = False
+    texts_at_once = 1 << 30  # the server makes its own batches
 
-    def __init__(self, config: LMConfig, cache: AnswerCache | None = None) -> None:
-        """Nothing is sent yet."""
+    def __init__(self, config: LMConfig, cache: ServerCache | None = None) -> None:
+        """Keep the settings; nothing is sent yet."""
         assert config.server is not None
         self.config, self.server, self.name = config, config.server, config.name
-        self._empty_told = False
+        self.width = self.vocabulary = 0
+        self._warned_of_empty = False
         self.context = self.server.context
         self.usage = Usage()
-        self.cache = (cache or AnswerCache()) if self.server.cache else None
+        self.cache = (cache or ServerCache()) if self.server.cache else None
         self._key = ""
         self._client: Any = None
         self._lock = threading.Lock()
 
     def connect(self) -> None:
-        """Get all that a request needs, ahead of the first one; sends nothing.
+        """Create the client ahead of the first request; nothing is sent.
 
         Raises:
-            UserError: The package is not there, or the environment variable is not set.
+            UserError: The package ``openai`` is missing, or the environment variable holds no key.
         """
         with self._lock:
             if self._client is not None:
@@ -71,7 +80,7 @@ class RemoteLM:
             except ImportError as error:
                 raise UserError("a server needs the package openai: pip install openai") from error
             variable = self.server.api_key_variable
-            # Of a file or a line of Windows' there is often a line end with it, which no header can carry.
+            # A key from a file often ends with a line break, which no header can carry.
             self._key = os.environ.get(variable, "").strip() if variable else ""
             if variable and not self._key:
                 raise UserError(
@@ -80,64 +89,78 @@ class RemoteLM:
                 )
             if not (self._key.isascii() and self._key.isprintable()):
                 raise UserError(
-                    f"server.api_key_variable: what stands in the environment variable {variable} is no key: it has "
-                    "characters that no request can carry; set it again"
+                    f"server.api_key_variable: the environment variable {variable} is no key: some of its "
+                    "characters fit into no request; set it again"
                 )
             self._openai = openai
             self._client = openai.OpenAI(
-                base_url=self.server.base_url, api_key=self._key or NO_KEY, timeout=self.server.timeout,
+                base_url=self.server.base_url,
+                api_key=self._key or NO_KEY,
+                timeout=self.server.timeout,
                 max_retries=self.server.retries,
-            )  # fmt: skip
+            )
 
     def describe(self) -> str:
         """Name and address."""
         return f"{self.name} behind {self.server.base_url}"
 
+    def identity(self, config: LMConfig) -> str:
+        """See `LanguageModel`."""
+        del config
+        return repr((self.server.base_url, self.name, sorted((self.server.parameters or {}).items())))
+
     def barrier(self) -> None:
-        """See `FrozenLM`; nobody waits for a server's passes."""
+        """See `LanguageModel`; no process waits for a server's passes."""
 
     @property
     def tokens_forwarded(self) -> int:
-        """Tokens that the server says it has read and written."""
+        """Number of tokens that the server says it has read and written."""
         return self.usage.tokens
 
-    # --- text; see `TextModel` --------------------------------------------------------------------------------------
+    # --- texts ------------------------------------------------------------------------------------------------------
 
     @property
     def chats(self) -> bool:
-        """Whether it can be asked in a chat."""
+        """Whether the server takes chats."""
         return self.server.chat
 
     def count(self, text: str) -> int:
-        """Tokens of a text, about: the tokenizer is the server's."""
+        """Number of tokens of a text, an estimate: the tokenizer is the server's."""
         return math.ceil(len(text.encode()) / BYTES_PER_TOKEN)
 
     def length(self, example: Example) -> int:
-        """Tokens of an example's context with an empty prompt, about."""
+        """Number of tokens of an example's context with an empty prompt, an estimate."""
         return self.count(f"{example.system or ''}{example.before}{example.after}")
 
-    def check_lengths(self, examples: Sequence[Example], length: int, ahead: int = 0) -> None:
-        """Nothing is refused by an estimate; the server says what does not fit."""
+    def check_examples(self, examples: Sequence[Example], length: int, ahead: int = 0) -> None:
+        """See `LanguageModel`; an estimate refuses nothing."""
 
-    def write(
-        self, examples: Sequence[Example], prompt: str, max_new_tokens: int, sampling: Sampling | None = None
+    def text_vectors(self, text: str) -> Tensor:
+        """See `LanguageModel`."""
+        del text
+        return torch.empty(0, 0, device="cpu")
+
+    def _text_of(self, prompt: Prompt | str) -> str:
+        """A prompt that is a text."""
+        if isinstance(prompt, str):
+            return prompt
+        raise UserError(
+            f"{self.name} is behind a server ({self.server.base_url}), which takes texts and no vectors or keys and "
+            "values; leave out server, so that the model itself is loaded"
+        )
+
+    def generate(
+        self, examples: Sequence[Example], prompt: Prompt | str, max_new_tokens: int, sampling: Sampling | None = None
     ) -> list[str]:
-        """Texts after examples with a prompt, each by a request of its own.
+        """See `LanguageModel`; each text is a request of its own.
 
-        Draws are asked for with the seed of each; servers that know none draw freely, and still each by itself.
-
-        Args:
-            examples: ``B`` examples; those of a chat go to ``/chat/completions``, others to ``/completions``.
-            prompt: What stands in the prompt slot.
-            max_new_tokens: At most so many tokens each.
-            sampling: How to draw; ``None`` for temperature 0.
-
-        Returns:
-            One text per example, up to its ``stop`` pattern or the end token, stripped.
+        Chats go to ``/chat/completions``, other examples to ``/completions``. Each draw sends its seed; a server that
+        knows no seeds draws freely, and still gets a request for each draw.
 
         Raises:
-            UserError: See `_send`.
+            UserError: The prompt is not a text, or see `_send`.
         """
+        prompt = self._text_of(prompt)
         requests = []
         for index, example in enumerate(examples):
             body = self._question(example, prompt)
@@ -146,7 +169,7 @@ class RemoteLM:
                 body["seed"] = sampling.seeds[index] % 2**31  # some servers take no larger ones
             body |= self.server.parameters or {}
             body = {name: value for name, value in body.items() if value is not None}
-            # A server that is told no seed draws all the same: each of its draws is a request of its own.
+            # Without a seed in the body, equal requests would be taken for one draw.
             draw = None if sampling is None or "seed" in body else sampling.seeds[index]
             requests.append((CHAT if example.chat else PLAIN, body, example.stop, draw))
         return self._each(self._written, requests)
@@ -162,27 +185,33 @@ class RemoteLM:
         path, body, stop, draw = request
         text, finish = self._text(path, body if (ends := literal(stop)) is None else {**body, "stop": [ends]}, draw)
         if ends is not None and finish == "stop" and not text.strip():
-            # It stopped at white space that the text begins with, which `cut` does not count.
+            # The server stopped at white space that the text begins with, which `cut` ignores.
             text, _ = self._text(path, body, draw)
         return cut(text, stop)
 
     def _text(self, path: str, body: dict[str, Any], draw: int | None) -> tuple[str, str]:
-        """A text, and why it ends."""
+        """Ask for a text, and why it ends."""
         choice = self._ask(path, body, draw)
         text, finish = _content(choice, path) or "", str(choice.get("finish_reason"))
-        if not text and finish == "length" and not self._empty_told:
-            self._empty_told = True
+        if not text and finish == "length" and not self._warned_of_empty:
+            self._warned_of_empty = True
             log.warning(
                 "%s behind %s has used up its %s tokens without a word of an answer, as models do that think first; "
-                "raise the number of new tokens, or turn thinking off in server.parameters", self.name,
-                self.server.base_url, body.get("max_tokens"),
-            )  # fmt: skip
+                "raise the number of new tokens, or turn thinking off in server.parameters",
+                self.name,
+                self.server.base_url,
+                body.get("max_tokens"),
+            )
         return text, finish
 
     # --- scores -----------------------------------------------------------------------------------------------------
 
+    def can_score(self, examples: Sequence[Example]) -> bool:
+        """See `LanguageModel`."""
+        return self.server.log_probs and not any(example.chat for example in examples)
+
     def check_scores(self, examples: Sequence[Example]) -> None:
-        """Raise a `UserError` if the server cannot say how likely given texts after examples are."""
+        """See `LanguageModel`."""
         if not self.server.log_probs:
             raise UserError(
                 f"{self.name} behind {self.server.base_url} gives no log-probabilities of given texts, which class "
@@ -196,25 +225,67 @@ class RemoteLM:
                 "data.chat: false, or give that part to a local model"
             )
 
-    def log_probs(self, contexts: Sequence[str], texts: Sequence[str]) -> list[tuple[float, int]]:
-        """How likely texts are after contexts, each by a request of its own.
+    def continuation(self, text: str) -> Continuation:
+        """See `LanguageModel`; the server cuts the text into tokens."""
+        return text
 
-        The server cuts context and text into tokens together; one that has parts of both counts.
-
-        Args:
-            contexts: ``N`` beginnings.
-            texts: What follows each.
-
-        Returns:
-            Sum over the text's tokens in nats, and their number.
+    def label_texts(self, example: Example) -> Sequence[tuple[Continuation, int]]:
+        """See `LanguageModel`; labels of which one begins another get the text after the answer.
 
         Raises:
-            UserError: The server answers without log-probabilities, or see `_send`.
+            UserError: They begin alike, and the template has no text after the answer; a server scores no end token.
         """
-        return self._each(self._scored, list(zip(contexts, texts, strict=True)))
+        texts = dict(written(example.labels))
+        if begin_alike(texts, example.labels):
+            texts = with_ends(texts, example.labels, example.end or "")
+        return list(texts.items())
 
-    def _scored(self, pair: tuple[str, str]) -> tuple[float, int]:
-        context, text = pair
+    def check_texts(
+        self, examples: Sequence[Example], prompts: Sequence[str], texts: Sequence[Sequence[Continuation]]
+    ) -> None:
+        """See `LanguageModel`."""
+        self.check_scores(examples)
+
+    def text_scores(
+        self,
+        examples: Sequence[Example],
+        prompts: Sequence[str],
+        texts: Sequence[Sequence[Continuation]],
+        block: int = 1,
+        memory_mb: float = 256.0,
+    ) -> list[list[list[Scored]]]:
+        """See `LanguageModel`; each text is a request of its own.
+
+        The server cuts context and text into tokens together; a token with parts of both counts.
+
+        Raises:
+            UserError: See `check_scores`; the server answers without log-probabilities; or see `_send`.
+        """
+        self.check_scores(examples)
+        pairs = [
+            (f"{example.before}{prompt}{example.after}", text)
+            for prompt in prompts
+            for example, several in zip(examples, texts, strict=True)
+            for text in several
+        ]
+        scores = iter(self._each(self._scored, pairs))
+        return [[[next(scores) for _ in several] for several in texts] for _ in prompts]
+
+    def answer_nll(self, examples: Sequence[Example], prompt: Prompt | str) -> list[float | None]:
+        """See `LanguageModel`."""
+        prompt = self._text_of(prompt)
+        if not self.can_score(examples):
+            return [None] * len(examples)
+        (line,) = self.text_scores(examples, [prompt], [[str(example.answer)] for example in examples])
+        return [-total / max(count, 1) for ((total, count),) in line]
+
+    def label_sums(self, examples: Sequence[Example], prompt: Prompt | str) -> LabelSums:
+        """See `LanguageModel`."""
+        scored = text_label_sums(self, examples, [self._text_of(prompt)], self.text_scores, answers=True)
+        return LabelSums([sums[0] for sums in scored.sums], scored.owners, scored.nll)
+
+    def _scored(self, pair: tuple[str, Continuation]) -> Scored:
+        context, text = pair[0], str(pair[1])
         if not text:
             return 0.0, 0
         tokens, values = self._echo(context + text)
@@ -223,7 +294,7 @@ class RemoteLM:
             while left > 0:
                 start -= 1
                 left -= len(tokens[start])
-        else:  # characters of several tokens, which are no texts by themselves
+        else:  # some tokens are parts of a character, so their texts do not add up
             start = len(self._echo(context)[0])
         mine = values[start:]
         if not mine or not all(isinstance(value, int | float) and math.isfinite(value) for value in mine):
@@ -236,9 +307,8 @@ class RemoteLM:
         return math.fsum(min(value, 0.0) for value in mine), len(mine)
 
     def _echo(self, text: str) -> tuple[list[str], list[float]]:
-        """The tokens of a text as the server cuts it, and their log-probabilities; of the first there is none."""
-        # One token more is written, since not all servers will write none. It is the last one, where it is no end token
-        # that the server keeps for itself.
+        """Ask for a text's tokens and their log-probabilities; the first token has none."""
+        # Some servers insist on writing a token. It comes last, unless it is an end token that the server leaves out.
         body = {"prompt": text, "max_tokens": 1, "temperature": 0.0, "logprobs": 1, "echo": True}
         choice = self._ask(PLAIN, body)
         found: Any = choice.get("logprobs")
@@ -261,7 +331,7 @@ class RemoteLM:
     # --- requests ---------------------------------------------------------------------------------------------------
 
     def _ask(self, path: str, body: dict[str, Any], draw: int | None = None) -> dict[str, Any]:
-        """The first choice of the answer to a request, known or new; ``draw`` tells equal requests apart."""
+        """Return the first choice of an answer, from the cache or the server; ``draw`` tells equal requests apart."""
         body = _encodable({"model": self.name, **body})
         request: dict[str, Any] = {"url": self.server.base_url.rstrip("/") + path, "body": body}
         if draw is not None:
@@ -294,21 +364,21 @@ class RemoteLM:
         return choice
 
     def _send(self, path: str, body: dict[str, Any]) -> Any:  # noqa: ANN401 - JSON
-        """Post a request, again where that may help.
+        """Post a request, and repeat it if the answer is broken.
 
         Raises:
-            UserError: The server does not answer, refuses, or answers with something else than JSON, or see `connect`.
+            UserError: The server does not answer, refuses the request, or answers without JSON; or see `connect`.
         """
         self.connect()
         for attempt in range(self.server.retries + 1):
             try:
                 text: str = self._client.post(path, cast_to=str, body=body)
             except self._openai.APIError as error:
-                # Without the error itself, which has the request and its headers with it.
-                raise self._told(error, path) from None
+                # The error itself holds the request with its headers, and so the key.
+                raise self._to_user_error(error, path) from None
             try:
                 return _encodable(json.loads(text))
-            except ValueError:  # cut off on its way, or a page of a proxy's
+            except ValueError:  # cut off, or a proxy's page
                 if attempt < self.server.retries:
                     time.sleep(min(0.5 * 2**attempt, 8.0))
         raise UserError(
@@ -316,8 +386,8 @@ class RemoteLM:
             f"{self._clean(text) or 'nothing at all'!r}; check server.base_url, which mostly ends in /v1"
         )
 
-    def _told(self, error: Exception, path: str) -> UserError:
-        """What a failed request means, in words."""
+    def _to_user_error(self, error: Exception, path: str) -> UserError:
+        """Say what went wrong with a request, and what to do."""
         api, where, tries = self._openai, self._where(path), f"{self.server.retries + 1} tries"
         kept = "; answers so far are kept, so a run that starts again asks for the rest only" if self.cache else ""
         if isinstance(error, api.APITimeoutError):
@@ -334,10 +404,10 @@ class RemoteLM:
         status = getattr(error, "status_code", None)
         if status in (401, 403):
             variable = self.server.api_key_variable
-            what = f"check the key in the environment variable {variable}" if variable else (
-                "name the environment variable with its key in server.api_key_variable"
-            )  # fmt: skip
-            return UserError(f"{where} refuses the key ({status}); {what}")
+            advice = "name the environment variable with its key in server.api_key_variable"
+            if variable:
+                advice = f"check the key in the environment variable {variable}"
+            return UserError(f"{where} refuses the key ({status}); {advice}")
         if status == 404:
             return UserError(f"{where} is not there (404: {says}); {self._missing(path)}")
         if status == 429:
@@ -353,7 +423,7 @@ class RemoteLM:
         )
 
     def _missing(self, path: str) -> str:
-        """What to do about a 404: is it the model or the endpoint?"""
+        """Say what to do about a 404: find out whether the model or the endpoint is missing."""
         try:
             listed = json.loads(self._client.get("/models", cast_to=str))["data"]
             names = [str(model["id"]) for model in listed]
@@ -369,21 +439,20 @@ class RemoteLM:
         return f"{self.server.base_url.rstrip('/')}{path} ({self.name})"
 
     def _clean(self, text: str) -> str:
-        """A server's words in one short line, without the key, which some repeat."""
+        """Shorten a server's message to one line, without the key, which some servers repeat."""
         line = " ".join(text.split())
         if self._key:
             line = line.replace(self._key, "[key]")
         return line if len(line) <= SHOWN else line[:SHOWN] + "..."
 
     def _each(self, work: Callable[[_Item], _Result], items: Sequence[_Item]) -> list[_Result]:
-        """Do the work for each item, several at a time; equal ones are done once.
+        """Do the work for each item, several at a time; equal items are done once.
 
-        The threads are daemons, since those of a pool would hold up a run that was told to end until the last of their
-        requests has timed out.
+        The threads are daemons: those of a pool would keep an interrupted run alive until their last request times out.
         """
         keys = [json.dumps(item, sort_keys=True) for item in items]
         waiting: queue.SimpleQueue[tuple[str, _Item]] = queue.SimpleQueue()
-        done: queue.SimpleQueue[tuple[str, _Result | None, BaseException | None]] = queue.SimpleQueue()
+        done: queue.SimpleQueue[tuple[str, _Result | BaseException]] = queue.SimpleQueue()
         single = dict(zip(keys, items, strict=True))
         for pair in single.items():
             waiting.put(pair)
@@ -396,26 +465,26 @@ class RemoteLM:
                 except queue.Empty:
                     return
                 try:
-                    done.put((key, work(item), None))
-                except BaseException as error:  # noqa: BLE001 - raised where it is waited for
-                    done.put((key, None, error))
+                    done.put((key, work(item)))
+                except BaseException as error:  # noqa: BLE001 - raised by the thread that waits
+                    done.put((key, error))
 
         for _ in range(min(self.server.concurrency, len(single))):
             threading.Thread(target=serve, daemon=True).start()
         results: dict[str, _Result] = {}
         try:
             while len(results) < len(single):
-                key, result, error = done.get()
-                if error is not None:
-                    raise error
-                results[key] = cast("_Result", result)
+                key, result = done.get()
+                if isinstance(result, BaseException):
+                    raise result
+                results[key] = result
         finally:
             stopped.set()
         return [results[key] for key in keys]
 
 
 def _content(choice: Any, path: str) -> str | None:  # noqa: ANN401 - JSON
-    """The text of a choice, empty where the model has written none; ``None`` where it is no choice with a text."""
+    """The text of a choice, empty if the model has written none; ``None`` if this is no choice with a text."""
     try:
         text = choice["message"].get("content") if path == CHAT else choice["text"]
     except (TypeError, KeyError, AttributeError):
@@ -426,7 +495,7 @@ def _content(choice: Any, path: str) -> str | None:  # noqa: ANN401 - JSON
 
 
 def _encodable(data: Any) -> Any:  # noqa: ANN401 - JSON
-    """JSON, half characters replaced: it can name them, but no file, request or tokenizer takes them."""
+    """Replace half characters, which JSON can name but no file, request or tokenizer takes."""
     text = json.dumps(data, ensure_ascii=False)
     try:
         text.encode()
@@ -436,7 +505,7 @@ def _encodable(data: Any) -> Any:  # noqa: ANN401 - JSON
 
 
 def literal(stop: str) -> str | None:
-    r"""The text that a pattern stands for, where it stands for one alone: a server takes no patterns.
+    r"""Return the one text that a pattern matches, or ``None`` if it matches several: a server takes no patterns.
 
     >>> literal(r"\n\n"), literal(r"\n\s*\n")
     ('\n\n', None)

@@ -1,4 +1,4 @@
-"""What the logits say of answers and other continuations."""
+"""Scores of answers from logits."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from lightning_prompts.lm.transfer import to_device_together
 
 @dataclass(frozen=True)
 class Scores:
-    """How well answers follow from a prompt.
+    """Scores of ``B`` answers.
 
     Attributes:
-        nll: Mean negative log-likelihood of each example's answer tokens, in nats, ``[B]`` float32.
-        tokens: Answer tokens of each example, ``[B]``.
+        nll: Mean negative log-likelihood of each example's answer tokens in nats, ``[B]`` float32.
+        tokens: Number of answer tokens of each example, ``[B]``.
         greedy: Whether every answer token is the LM's first choice, ``[B]`` bool.
-        end_nll: Mean negative log-likelihood of what follows the answer, in nats, ``[B]``; 0 where not asked for.
-        mean_tokens: Answer tokens per example of the whole batch, where these are one process's part of it.
+        end_nll: Mean negative log-likelihood of the text after the answer in nats, ``[B]``; 0 if not asked for.
+        mean_tokens: Answer tokens per example of the whole batch, if these scores are one process's part of it.
     """
 
     nll: Tensor
@@ -34,10 +34,10 @@ class Scores:
 
 
 def answer_scores(logits: Tensor, rows: Sequence[Row]) -> Scores:
-    """Scores from the logits that predict the answers' tokens, and those that follow.
+    """Compute scores from the logits that predict the tokens of answers and of the texts after them.
 
     Args:
-        logits: ``[N, V]`` float32, the rows' answer and end tokens one after another.
+        logits: ``[N, V]`` float32, for the rows' answer and end tokens in order.
         rows: ``B`` rows with ``N`` answer and end tokens in all.
     """
     device, size = logits.device, len(rows)

@@ -1,4 +1,4 @@
-"""What an LM has been used for: tokens, texts, forward passes."""
+"""Counts of what an LM was used for: tokens, texts, forward passes."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from dataclasses import dataclass, fields
 
 @dataclass
 class Usage:
-    """Counts of one LM in one process, or sums and differences of such.
+    """Counts of one LM in one process, or sums and differences of counts.
 
-    The backward pass is not counted, nor what gradient checkpointing computes again for it.
+    The backward pass, and the forward pass that gradient checkpointing repeats for it, are not counted.
 
     Attributes:
-        tokens_with_gradient: Prompt, text and answer tokens run through the model with a gradient to follow back.
-        tokens_without_gradient: The same for nothing but the output.
-        tokens_remote: What servers say that they have read and written.
-        calls: Texts that were scored, read or written, each as one request to a server would be, those to servers
-            included. A batch of ``B`` examples is ``B`` calls, a written text one, however long.
-        calls_remote: Those of them that went to servers and were answered.
-        passes: Forward passes of the model, of whatever size; a text is written in one for each token.
+        tokens_with_gradient: Prompt, text and answer tokens run through the model with a gradient.
+        tokens_without_gradient: The same without a gradient.
+        tokens_remote: Tokens that servers say they have read and written.
+        calls: Texts that were scored, read or written, here or by servers: the number of requests that a server would
+            get. A batch of ``B`` examples is ``B`` calls; a generated text is one, however long.
+        calls_remote: Calls that went to servers and were answered.
+        passes: Forward passes of the model, of any size; a text takes one for each token.
     """
 
     tokens_with_gradient: int = 0
@@ -30,13 +30,13 @@ class Usage:
 
     @property
     def tokens(self) -> int:
-        """All of them."""
+        """All tokens."""
         return self.tokens_with_gradient + self.tokens_without_gradient + self.tokens_remote
 
     def __add__(self, other: Usage) -> Usage:
-        """Both together."""
+        """The sum of two counts."""
         return Usage(*(getattr(self, part.name) + getattr(other, part.name) for part in fields(Usage)))
 
     def __sub__(self, other: Usage) -> Usage:
-        """What came in between."""
+        """The difference of two counts."""
         return Usage(*(getattr(self, part.name) - getattr(other, part.name) for part in fields(Usage)))

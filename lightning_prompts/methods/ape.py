@@ -23,18 +23,18 @@ class Ape(TextPromptMethod):
     """Has an LM guess the instruction from examples, and keeps what is best on validation.
 
     The first training step proposes from its batch; each further one proposes variations of the ``survivors`` best
-    (iterative APE). ``max_steps: 1`` is APE without resampling. The initial prompt is a candidate as well.
+    prompts (iterative APE). ``max_steps: 1`` is APE without resampling. The initial prompt is a candidate as well.
 
     Args:
-        text: The prompt to start from; ``None`` for the task's own instruction.
-        induced: How instructions are guessed.
-        paraphrases: How variations are made.
-        survivors: How many of the best are varied.
+        text: The initial prompt; ``None`` for the task's own instruction.
+        induced: How to guess instructions.
+        paraphrases: How to vary them.
+        survivors: How many of the best prompts to vary.
         max_prompt_tokens: Longer proposals are dropped.
         proposer: The LM that writes proposals; ``None`` for the method's own.
         memory_mb: Megabytes that one scoring pass may take, about; on a GPU give it more.
         lm: The frozen language model.
-        max_new_tokens: How long an answer in free text may get.
+        max_new_tokens: Limit of an answer in free text.
     """
 
     estimator_name = "proposals by an LM"
@@ -63,7 +63,7 @@ class Ape(TextPromptMethod):
         """See `TextPromptMethod`.
 
         Raises:
-            UserError: There is nothing to validate on.
+            UserError: There is no validation.
         """
         super().setup(stage)
         if stage == "fit" and not self.validation_batches():
@@ -73,7 +73,7 @@ class Ape(TextPromptMethod):
             )
 
     def improve(self, examples: Sequence[Example]) -> list[dict[str, Any]]:
-        """Propose, judge on validation, and keep the best; the current prompt wins every tie."""
+        """Propose, score on validation, and keep the best; the current prompt wins every tie."""
         cases = [Case(example.question, "", example.target, True) for example in examples]
         parents = self.survivors or self.prompts
         request = Request(parents, cases, [], BanditStats(), self.step_generator(), self.proposer)
@@ -81,7 +81,7 @@ class Ape(TextPromptMethod):
         fresh = [
             proposal
             for proposal in distinct(source.propose(request), [*self.prompts, *self.survivors])
-            if self.network.readers[0].lm.count(proposal.text) <= self.max_prompt_tokens
+            if self.network.lms[0].lm.count(proposal.text) <= self.max_prompt_tokens
         ]
         if not fresh:
             self.keeps_prompt(0)
@@ -109,16 +109,16 @@ class Ape(TextPromptMethod):
         answers = [
             answer
             for batch in self.validation_batches()
-            for answer in self.network.answer(batch, self.network.think(batch, prompts), prompts)
+            for answer in self.network.answer(batch, self.network.sample_hidden(batch, prompts), prompts)
         ]
         return sum(answer.right for answer in answers) / len(answers)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what the next step varies."""
+        """Add the prompts that the next step varies."""
         super().on_save_checkpoint(checkpoint)
         checkpoint[SURVIVORS] = list(self.survivors)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take it back."""
+        """Restore them."""
         super().on_load_checkpoint(checkpoint)
         self.survivors = list(checkpoint[SURVIVORS])

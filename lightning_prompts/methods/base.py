@@ -12,10 +12,12 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm import (
     FrozenLM,
+    LanguageModel,
     LMConfig,
     LMShape,
     MemoryEstimate,
     Prompt,
+    RemoteLM,
     Usage,
     prompt_length,
     slot_length,
@@ -23,7 +25,7 @@ from lightning_prompts.lm import (
 from lightning_prompts.lm.precision import for_device
 from lightning_prompts.lm.reuse import load_or_reuse
 from lightning_prompts.methods.checkpointing import Checkpointing
-from lightning_prompts.methods.evaluation import Evaluation
+from lightning_prompts.methods.evaluation import Evaluation, Monitor
 from lightning_prompts.methods.training import Training
 from lightning_prompts.types import Example
 
@@ -47,7 +49,7 @@ class PromptMethod(Training, Checkpointing, Evaluation):
     gradient_through_lm: ClassVar[bool] = True  # the loss is computed from the LM's output
     takes_server: ClassVar[bool] = False  # it needs texts of the LM alone, which may be behind a server then
     trains_lm: ClassVar[bool] = False  # and no prompt
-    monitor: ClassVar[tuple[str, str]] = ("val/nll", "min")  # what tells the best checkpoint, and which way
+    monitor: ClassVar[Monitor] = Monitor("val/nll", "min")
 
     def __init__(
         self,
@@ -64,8 +66,7 @@ class PromptMethod(Training, Checkpointing, Evaluation):
         if lm.server is not None and not self.takes_server:
             raise UserError(
                 f"{type(self).__name__} works on the LM's vectors, gradients or logits, and a server gives texts; "
-                "leave out model.lm.server, or take DeepLanguageNetwork or Ape (whose model.text is measured by test "
-                "without fit)"
+                "leave out model.lm.server, or take FixedPrompt, FewShot, ChainOfThought, Ape or DeepLanguageNetwork"
             )
         self.lm_config = lm
         self.max_new_tokens = max_new_tokens
@@ -109,7 +110,7 @@ class PromptMethod(Training, Checkpointing, Evaluation):
     @property
     def usage(self) -> Usage:
         """What the LM was used for, or all of them together, by this process."""
-        return self.lm.usage
+        return self.language_model.usage
 
     @property
     def tokens_forwarded(self) -> int:
@@ -125,7 +126,7 @@ class PromptMethod(Training, Checkpointing, Evaluation):
         """The method in words: its triple, its model, and how much of it is trained."""
         return (
             f"{type(self).__name__}: {self.prompt_kind} x {self.estimator_name} x {self.objective_name}\n"
-            f"{self.lm.describe()}; trained: {self.describe_trained()}"
+            f"{self.language_model.describe()}; trained: {self.describe_trained()}"
         )
 
     def describe_trained(self) -> str:
@@ -150,7 +151,7 @@ class PromptMethod(Training, Checkpointing, Evaluation):
 
     def configure_model(self) -> None:
         """Load the LM and build the prompt, once."""
-        if not hasattr(self, "lm"):
+        if not hasattr(self, "lms"):
             if self._trainer is not None and self.trainer.precision in ("16-true", "bf16-true", "64-true"):
                 raise UserError(
                     f"trainer.precision {self.trainer.precision!r} would change the precision of what is trained, "
@@ -162,25 +163,35 @@ class PromptMethod(Training, Checkpointing, Evaluation):
             with torch.device("cpu"):  # nothing that is drawn or counted relies on the default device
                 configs = dict.fromkeys([self.lm_config, *self.other_lms()])
                 self.lms = {config: self.load_lm(config, device) for config in configs}
-                self.lm = self.lms[self.lm_config]
+                if isinstance(self.language_model, FrozenLM):
+                    self.lm = self.language_model
                 self.build_prompt()
             self.to(device)
         if self._trainer is not None:
-            self._prepare_replicas()
+            self._prepare_ranks()
             self._check_lengths()
             self._check_template()
 
     def _check_strategy(self) -> None:
-        """Raise a `UserError` if the run's strategy spreads weights that the method changes."""
+        """Raise a `UserError` if the run's strategy does not go with the method."""
         strategy = None if self._trainer is None else self.trainer.strategy
-        if self.trains_lm and getattr(strategy, "device_mesh", None) is not None:
+        mesh = getattr(strategy, "device_mesh", None)
+        servers = [config for config in (self.lm_config, *self.other_lms()) if config.server is not None]
+        if mesh is not None and mesh["tensor_parallel"].size() > 1 and servers:
+            raise UserError(
+                f"{type(self).__name__} asks a server, and each of the processes that share an LM's heads would; set "
+                "trainer.strategy.tensor_parallel_size to 1"
+            )
+        if self.trains_lm and mesh is not None:
             raise UserError(
                 f"{type(self).__name__} trains weights of the model itself, which {type(strategy).__name__} spreads "
                 "over processes; set trainer.strategy to ddp"
             )
 
-    def load_lm(self, config: LMConfig, device: torch.device) -> FrozenLM:
-        """Load an LM onto the run's device, or spread it over devices where the run's strategy says so.
+    def load_lm(self, config: LMConfig, device: torch.device) -> LanguageModel:
+        """Load an LM onto the run's device, or spread it over devices if the run's strategy says so.
+
+        An LM behind a server is not asked yet.
 
         Args:
             config: Which LM.
@@ -189,6 +200,8 @@ class PromptMethod(Training, Checkpointing, Evaluation):
         Raises:
             UserError: See `FrozenLM.load`; or the LM cannot be split.
         """
+        if config.server is not None:
+            return RemoteLM(config)
         mesh = None if self._trainer is None else getattr(self.trainer.strategy, "device_mesh", None)
         if mesh is None:
             return FrozenLM.load(config, device=device) if self.trains_lm else load_or_reuse(config, device)
@@ -208,9 +221,7 @@ class PromptMethod(Training, Checkpointing, Evaluation):
             stage = self.trainer.state.fn.value
             later = [*(data.splits("test") if data.has("test") else []), *(["predict"] if data.has("predict") else [])]
             for split in dict.fromkeys([*data.splits(stage), *(later if stage == "fit" else [])]):
-                self.lm.check_lengths(data.examples(split), slot, ahead)
-                if isinstance(self.lm, FrozenLM):
-                    self.lm.encoder.warn_of_losses(data.examples(split))
+                self.language_model.check_examples(data.examples(split), slot, ahead)
 
     @property
     def prompt_length(self) -> int:

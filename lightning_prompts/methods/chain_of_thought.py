@@ -1,4 +1,4 @@
-"""Zero-shot chain of thought (Kojima et al. 2022): let the LM think aloud, then ask for the answer.
+"""Zero-shot chain of thought (Kojima et al. 2022): let the LM write its reasoning, then ask for the answer.
 
 Prompt: text. Estimator: none. Objective: none.
 """
@@ -20,9 +20,9 @@ class ChainOfThought(FixedPrompt):
     """Generates reasoning after ``trigger``, and scores and generates the answer after ``extraction``.
 
     Args:
-        trigger: What makes the LM reason.
-        extraction: What asks for the answer, after the reasoning.
-        text: What stands in the prompt slot; ``None`` for the task's own instruction.
+        trigger: Text that makes the LM reason.
+        extraction: Text that asks for the answer, after the reasoning.
+        text: The prompt; ``None`` for the task's own instruction.
         reasoning_tokens: How long the reasoning may get.
         reasoning_stop: Regular expression; the reasoning ends where it first matches.
         lm: The frozen language model.
@@ -49,22 +49,21 @@ class ChainOfThought(FixedPrompt):
         self.reasoning_stop = reasoning_stop
 
     def prepare(self, examples: Sequence[Example]) -> list[Example]:
-        """Have the reasoning written, and ask for the answer after it."""
+        """Write the reasoning, and ask for the answer after it."""
         asked = [replace(example, after=example.after + self.trigger, stop=self.reasoning_stop) for example in examples]
-        reasoning = self.lm.generate(asked, self.current_prompt(), self.reasoning_tokens)
-        thoughts = [cut(thought, self.reasoning_stop) for thought in reasoning]
+        written = self.language_model.generate(asked, self.text, self.reasoning_tokens)
         return [
             replace(
                 example,
-                after=f"{example.after}{self.trigger} {thought}{self.extraction}",
-                fields={**example.fields, HIDDEN: thought},
+                after=f"{example.after}{self.trigger} {reasoning}{self.extraction}",
+                fields={**example.fields, HIDDEN: reasoning},
                 # The answer follows a word now, whatever it followed before.
                 answer=None if example.answer is None else f" {example.answer.lstrip()}",
             )
-            for example, thought in zip(examples, thoughts, strict=True)
+            for example, reasoning in zip(examples, [cut(text, self.reasoning_stop) for text in written], strict=True)
         ]
 
     def added_tokens(self) -> int:
-        """At most: a reasoning written as text may be cut into more tokens than it was generated in, rarely."""
-        own = len(self.lm.encoder.tokens(self.trigger)) + len(self.lm.encoder.tokens(self.extraction))
+        """At most: the text of a reasoning may rarely have more tokens than were generated."""
+        own = self.language_model.count(self.trigger) + self.language_model.count(self.extraction)
         return own + 2 * self.reasoning_tokens

@@ -10,14 +10,13 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Self, cast
 
-import lightning as L  # noqa: N812 - Lightning's own convention
 import torch
 from lightning import Trainer
 from torch import Tensor
 
 from lightning_prompts.checkpoints import between_batches, check_readable
 from lightning_prompts.errors import UserError
-from lightning_prompts.lm import FrozenLM, LMConfig
+from lightning_prompts.methods.distributed import Distributed
 from lightning_prompts.methods.settings import as_plain, from_plain
 from lightning_prompts.randomness import random_state, set_random_state
 from lightning_prompts.template import Template
@@ -29,15 +28,12 @@ TEMPLATE = "template"
 GRADIENTS = "gradients"
 
 
-class Checkpointing(L.LightningModule):
+class Checkpointing(Distributed):
     """Saves and restores a method: settings, template, random states, and gradients between two optimiser steps.
 
     Attributes:
         template: Of the data that the prompt was trained on.
     """
-
-    lm: FrozenLM
-    lm_config: LMConfig
 
     def __init__(self) -> None:
         """Nothing is restored yet."""
@@ -54,10 +50,10 @@ class Checkpointing(L.LightningModule):
         """What a checkpoint must agree on with the run that loads it."""
         return {
             "method": type(self).__name__,
-            "model": self.lm.name,
+            "model": self.language_model.name,
             "revision": self.lm_config.revision or "",
-            "width": self.lm.width,
-            "vocabulary": self.lm.vocabulary,
+            "width": self.language_model.width,
+            "vocabulary": self.language_model.vocabulary,
             "length": self.prompt_length,
         }
 

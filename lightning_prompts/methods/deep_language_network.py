@@ -1,4 +1,4 @@
-"""Deep Language Networks (Sordoni et al. 2023, arXiv 2306.12509): prompts of LM calls, one above the other, learned.
+"""Deep Language Networks (Sordoni et al. 2023, arXiv 2306.12509): learn the prompts of stacked LM calls.
 
 Prompt: text, one for each layer. Estimator: proposals by an LM. Objective: answer likelihood, as a variational bound.
 """
@@ -13,32 +13,33 @@ from lightning_prompts.dln.posterior import Posterior
 from lightning_prompts.dln.proposals import LanguageModelProposals, Proposals
 from lightning_prompts.dln.step import Stepper, StepResult, StepSettings
 from lightning_prompts.errors import UserError, check_finite
-from lightning_prompts.lm import LMConfig, RemoteLM
+from lightning_prompts.lm import LMConfig
 from lightning_prompts.methods.text_prompts import TextPromptMethod
 from lightning_prompts.types import Example
 
 
 class DeepLanguageNetwork(TextPromptMethod):
-    """Layers that are calls of an LM, each with a prompt; a training step proposes prompts and takes the best.
+    """Layers are calls of an LM, each with a prompt; a training step proposes prompts and takes the best.
 
-    The Trainer counts steps, validates and saves as for any other method; there are no gradients. Validation decides
-    which prompts are the result: those with the strictly best accuracy, the initial ones included.
+    The Trainer counts steps, validates and saves as for any other method; there are no gradients. The result are the
+    prompts with the best validation accuracy, the initial ones included.
 
     Args:
-        layers: From the one that reads the input to the one that answers; ``None`` for one without a prompt.
-        text: The top layer's prompt to start from, in the place of what ``layers`` says; ``None`` for that.
-        proposals: Where candidates come from; ``None`` for 19 written by the proposer.
+        layers: From the layer that reads the input to the one that answers; ``None`` for one without a prompt.
+        text: The top layer's initial prompt, in place of the one in ``layers``; ``None`` for that one.
+        proposals: Sources of candidates; ``None`` for 19 prompts by the proposer.
         posterior: How hidden texts are drawn and weighed; ``None`` for the paper's. Only for two layers or more.
-        error_weight: ``lambda``, what the likelihood of hidden texts that led to errors costs at the start; falls to 0
-            over the run. Only for two layers or more.
-        trust: Weight of the divergence from the current prompt's classes.
-        memory: ``M``, good prompts that are rewritten beside the current ones.
-        tolerance: So many validations in a row without a better accuracy lead back to the best prompts; -1 for never.
+        error_weight: ``lambda``, the initial penalty for the likelihood of hidden texts that led to errors; it falls to
+            0 over the run. Only for two layers or more.
+        trust: Weight of the divergence from the current prompt's class probabilities.
+        memory: ``M``, number of good prompts that are rewritten beside the current ones.
+        tolerance: After this many validations in a row without a better accuracy, return to the best prompts; -1 for
+            never.
         max_prompt_tokens: Longer proposals are dropped.
         proposer: The LM that writes proposals; ``None`` for the method's own.
         memory_mb: Megabytes that one scoring pass may take, about; on a GPU give it more.
         lm: The frozen language model of the layers that name none.
-        max_new_tokens: How long an answer in free text may get.
+        max_new_tokens: Limit of an answer in free text.
     """
 
     estimator_name = "proposals by an LM"
@@ -59,7 +60,7 @@ class DeepLanguageNetwork(TextPromptMethod):
         lm: LMConfig = LMConfig(),  # noqa: B008
         max_new_tokens: int = 16,
     ) -> None:
-        """Check what goes together; nothing is loaded yet."""
+        """Check the settings; nothing is loaded yet."""
         layers = [LanguageLayer()] if layers is None else layers
         super().__init__(layers, text, memory, tolerance, max_prompt_tokens, proposer, memory_mb, lm, max_new_tokens)
         check_finite("error_weight", error_weight)
@@ -83,7 +84,7 @@ class DeepLanguageNetwork(TextPromptMethod):
 
     @property
     def objective_name(self) -> str:
-        """The likelihood; with hidden texts, a bound of it."""
+        """The likelihood, or its bound with hidden texts."""
         return "answer likelihood" if len(self.layer_settings) == 1 else "variational bound of the answer likelihood"
 
     def setup(self, stage: str) -> None:
@@ -105,21 +106,21 @@ class DeepLanguageNetwork(TextPromptMethod):
     def check_servers(self) -> None:
         """See `TextPromptMethod`.
 
-        Only a first hidden layer that does not learn, and whose draws are not weighed by how likely they are, can do
-        without log-probabilities.
+        Only the first hidden layer can do without log-probabilities, if it does not learn and the prior of its draws
+        does not weigh them.
         """
         weighed = len(self.layer_settings) > 1 and self.settings.posterior.sharpening.uses_prior
-        for index, (layer, reader) in enumerate(zip(self.layer_settings, self.network.readers, strict=True)):
-            if isinstance(reader.lm, RemoteLM) and (index or layer.learn or weighed):
-                reader.lm.check_scores([])
+        for index, (layer, cached) in enumerate(zip(self.layer_settings, self.network.lms, strict=True)):
+            if index or layer.learn or weighed:
+                cached.lm.check_scores([])
         super().check_servers()
 
     def improve(self, examples: Sequence[Example]) -> list[dict[str, Any]]:
-        """One variational step."""
+        """Run one variational step."""
         generator = self.step_generator()
         weight = self.error_weight * (1 - self.progress(self.trainer.global_step))
         stepper = Stepper(self.network, self.proposer, self.settings)
-        result = stepper.step(examples, self.prompts, self.prompt_memory, self.arms, weight, generator)
+        result = stepper.step(examples, self.prompts, self.prompt_memory, self.message_stats, weight, generator)
         self.prompts = result.prompts
         self._log_step(result, len(examples))
         return result.rows()

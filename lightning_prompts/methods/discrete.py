@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from typing import Any
 
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from lightning_prompts.methods.base import PromptMethod
-from lightning_prompts.search.candidates import survives
-from lightning_prompts.types import Batch
+from lightning_prompts.methods.best import KeepsBest
+from lightning_prompts.methods.evaluation import Monitor
+from lightning_prompts.search.candidates import round_trips
 
 log = logging.getLogger(__name__)
 
 NOT_TEXT = 1000.0  # nats; more than any prompt's NLL, so that tokens which text can hold always win
 
 
-class DiscretePromptMethod(PromptMethod):
+class DiscretePromptMethod(KeepsBest):
     """A prompt of token ids.
 
     Training validates the tokens as they are; the best of them, those that it starts from included, are kept in the
@@ -28,11 +27,12 @@ class DiscretePromptMethod(PromptMethod):
     they are written as text. A subclass calls `keep_ids` from `build_prompt` and gives its tokens in `token_ids`.
     """
 
-    monitor = ("val/selection_loss", "min")
+    monitor = Monitor("val/selection_loss", "min")
+    validated_by = "nll"
 
     best_ids: Tensor
     best_nll: Tensor
-    best_survives: Tensor
+    best_round_trips: Tensor
 
     @abstractmethod
     def token_ids(self) -> Tensor:
@@ -42,8 +42,7 @@ class DiscretePromptMethod(PromptMethod):
         """Make room for the best tokens."""
         self.register_buffer("best_ids", torch.zeros(length, dtype=torch.long, device=self.lm.device))
         self.register_buffer("best_nll", torch.tensor(float("inf"), device=self.lm.device))
-        self.register_buffer("best_survives", torch.tensor(False, device=self.lm.device))
-        self._totals = [0.0, 0.0]
+        self.register_buffer("best_round_trips", torch.tensor(False, device=self.lm.device))
 
     def chosen_ids(self) -> Tensor:
         """The tokens to use, ``[P]``: while training those of now, afterwards the best by validation."""
@@ -71,24 +70,9 @@ class DiscretePromptMethod(PromptMethod):
             nll = [value for values in scored for value in values]
         self.keep_better(sum(nll) / len(nll))
 
-    def on_validation_epoch_start(self) -> None:
-        """Start counting."""
-        self._totals = [0.0, 0.0]
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, list[dict[str, Any]]]:
-        """NLL and exact match of the tokens on the validation split."""
-        output = super().validation_step(batch, batch_idx)
-        self._totals[0] += sum(row["nll"] for row in output["rows"])
-        self._totals[1] += len(output["rows"])
-        return output
-
-    def on_validation_epoch_end(self) -> None:
-        """Keep the tokens if no earlier ones were better."""
-        super().on_validation_epoch_end()
-        if self.trainer.state.fn != TrainerFn.FITTING or self.trainer.sanity_checking:
-            return
-        loss = self.keep_better(self._totals[0] / self._totals[1])
-        self.log("val/selection_loss", loss, batch_size=1)
+    def keep(self, value: float) -> None:
+        """See `KeepsBest`."""
+        self.log("val/selection_loss", self.keep_better(value), batch_size=1)
 
     def keep_better(self, nll: float) -> float:
         """Keep the tokens of now if they are better than the best so far.
@@ -100,26 +84,29 @@ class DiscretePromptMethod(PromptMethod):
             Their selection loss.
         """
         ids = self.token_ids()
-        survive = survives(self.lm, ids[None])[0].cpu()
-        loss, best = (selection_loss(*pair) for pair in ((nll, survive), (self.best_nll, self.best_survives)))
-        if loss < best:
+        as_text = round_trips(self.lm, ids[None])[0].cpu()
+        loss = float(selection_loss(nll, as_text))
+        if self.monitor.better(loss, float(selection_loss(self.best_nll, self.best_round_trips))):
             self.best_nll.fill_(nll)
             self.best_ids.copy_(ids)
-            self.best_survives.copy_(survive)
-        return float(loss)
+            self.best_round_trips.copy_(as_text)
+        return loss
 
     def on_fit_end(self) -> None:
         """Say it if the result cannot be taken home as text."""
-        if not torch.isinf(self.best_nll) and not self.best_survives:
-            log.warning("the best tokens (%s) become others when their text %r is tokenised again",
-                        " ".join(map(str, self.best_ids.tolist())), self.prompt_text())  # fmt: skip
+        if not torch.isinf(self.best_nll) and not self.best_round_trips:
+            log.warning(
+                "the best tokens (%s) become others when their text %r is tokenised again",
+                " ".join(map(str, self.best_ids.tolist())),
+                self.prompt_text(),
+            )
 
 
-def selection_loss(nll: float | Tensor, survives: Tensor) -> Tensor:
-    """What says which tokens are the best; float32, as metrics are.
+def selection_loss(nll: float | Tensor, as_text: Tensor) -> Tensor:
+    """The loss that tells the best tokens; float32, as metrics are.
 
     Args:
-        nll: Their NLL on validation.
-        survives: Whether they are the same tokens again once they were written as text.
+        nll: The tokens' NLL on validation.
+        as_text: Whether their text is tokenised to the same tokens again.
     """
-    return torch.as_tensor(nll, dtype=torch.float32, device="cpu") + NOT_TEXT * ~survives.cpu()
+    return torch.as_tensor(nll, dtype=torch.float32, device="cpu") + NOT_TEXT * ~as_text.cpu()

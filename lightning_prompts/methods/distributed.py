@@ -8,8 +8,8 @@ from typing import TypeVar
 import lightning as L  # noqa: N812 - Lightning's own convention
 
 from lightning_prompts.errors import UserError
-from lightning_prompts.lm import FrozenLM
-from lightning_prompts.processes import Replica
+from lightning_prompts.lm import FrozenLM, LanguageModel, LMConfig
+from lightning_prompts.processes import DataParallelRank
 from lightning_prompts.randomness import run_seed
 
 Item = TypeVar("Item")
@@ -17,36 +17,48 @@ Result = TypeVar("Result")
 
 
 class Distributed(L.LightningModule):
-    """Splits work over the data-parallel processes of a run."""
+    """Splits work over the data-parallel processes of a run.
+
+    Attributes:
+        lm: The frozen language model, unless it is behind a server.
+        lms: All language models, by their settings.
+    """
 
     lm: FrozenLM
+    lm_config: LMConfig
+    lms: dict[LMConfig, LanguageModel]
 
     @property
-    def replica(self) -> Replica:
-        """Which share of a step's examples is this process's."""
+    def language_model(self) -> LanguageModel:
+        """The frozen language model, here or behind a server."""
+        return self.lms[self.lm_config]
+
+    @property
+    def data_parallel_rank(self) -> DataParallelRank:
+        """This process among those that share a step's examples."""
         places = None if self._trainer is None else self.trainer.distributed_sampler_kwargs
         if places is None or places["num_replicas"] == 1:
-            return Replica()
+            return DataParallelRank()
         mesh = getattr(self.trainer.strategy, "device_mesh", None)
         group = None if mesh is None else mesh["data_parallel"].get_group()
-        return Replica(places["rank"], places["num_replicas"], group, self.lm.barrier)
+        return DataParallelRank(places["rank"], places["num_replicas"], group, self.language_model.barrier)
 
     def map_across_ranks(
         self, items: Sequence[Item], work: Callable[[Sequence[Item]], Sequence[Result]]
     ) -> list[Result]:
-        """Split work without gradients over the processes; see `Replica.map_across_ranks`."""
-        return self.replica.map_across_ranks(items, work)
+        """Split work without gradients over the processes; see `DataParallelRank.map_across_ranks`."""
+        return self.data_parallel_rank.map_across_ranks(items, work)
 
-    def _prepare_replicas(self) -> None:
+    def _prepare_ranks(self) -> None:
         """Check that all processes have one seed, and keep DDP from synchronising frozen weights and buffers.
 
         Raises:
             UserError: The processes have different seeds.
         """
-        replica = self.replica
-        if replica.count == 1:
+        rank = self.data_parallel_rank
+        if rank.count == 1:
             return
-        if len(set(replica.all_gather([run_seed()]))) > 1:
+        if len(set(rank.all_gather([run_seed()]))) > 1:
             raise UserError(
                 "the processes have different seeds; call lightning.seed_everything(0) ahead of the Trainer"
             )

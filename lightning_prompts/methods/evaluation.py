@@ -1,25 +1,40 @@
-"""What every method does on the validation and test splits and in prediction: answers, their scores, the metrics."""
+"""Validation, test and prediction, the same for every method: answers, their scores, the metrics."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from lightning_prompts.answers import is_correct
-from lightning_prompts.lm import LabelScores, LMConfig, Prompt, label_scores
-from lightning_prompts.lm.labels import HIDDEN
+from lightning_prompts.lm import LabelScores, Prompt, label_scores
+from lightning_prompts.lm.labels import HIDDEN, split_by_labels
 from lightning_prompts.methods.distributed import Distributed
 from lightning_prompts.types import Batch, Example
+
+
+class Monitor(NamedTuple):
+    """The metric that tells the best prompt by validation: for ``best.ckpt``, `KeepsBest` and the callbacks alike.
+
+    Attributes:
+        metric: Its name.
+        mode: Whether smaller or larger values are better.
+    """
+
+    metric: str
+    mode: Literal["min", "max"]
+
+    def better(self, value: float, best: float) -> bool:
+        """Whether a value is strictly better than the best so far."""
+        return value < best if self.mode == "min" else value > best
 
 
 class Evaluation(Distributed):
     """Validation, test and prediction. A subclass gives `prompt_for` and may change `prepare`."""
 
-    lm_config: LMConfig
     max_new_tokens: int
 
     @abstractmethod
@@ -27,35 +42,35 @@ class Evaluation(Distributed):
         """The prompt for some examples, the same for all or one for each, ``[B, P, D]``."""
 
     def relaxed_prompt_for(self, examples: Sequence[Example]) -> Tensor | None:
-        """What is trained in place of tokens for some examples, where that is something else: ``relaxed_nll``."""
+        """The relaxation that is trained in place of tokens, for the metric ``relaxed_nll``; ``None`` without one."""
         del examples
         return None
 
     def prepare(self, examples: Sequence[Example]) -> list[Example]:
-        """What examples become before the LM sees them in evaluation: unchanged, unless a method adds text."""
+        """Change examples before the LM reads them in evaluation, for methods that add text."""
         return list(examples)
 
     def added_tokens(self) -> int:
-        """At most how many tokens `prepare` adds to an example."""
+        """How many tokens `prepare` adds to an example, at most."""
         return 0
 
     @torch.no_grad()
-    def evaluate(self, examples: Sequence[Example], prompt: Prompt) -> list[dict[str, Any]]:
-        """Score and generate answers, or choose among classes where there are any.
+    def evaluate(self, examples: Sequence[Example], prompt: Prompt | str) -> list[dict[str, Any]]:
+        """Score and generate answers, or choose among classes if there are any.
 
         Args:
             examples: ``B`` examples, with or without reference answers.
-            prompt: ``[P, D]`` or ``[B, P, D]``, or keys and values.
+            prompt: ``[P, D]`` or ``[B, P, D]``, keys and values, or a text.
 
         Returns:
             One row per example: question, answer, generated, nll (nats per answer token), correct; the last two are
-            ``None`` without a reference. Where the answer is a class: label, the likeliest one, which is what was
-            generated. Where the method has thought about the question: hidden, the thoughts.
+            ``None`` without a reference, and nll is ``None`` if a server gives none. For a class also label, the
+            likeliest class, which counts as generated. For methods that reason about the question also hidden, the
+            reasoning.
         """
         prepared = self.prepare(examples)
         rows: list[dict[str, Any]] = [{} for _ in examples]
-        for labelled, judge in ((True, self._classify), (False, self._generate)):
-            mine = [index for index, example in enumerate(examples) if bool(example.labels) == labelled]
+        for mine, judge in zip(split_by_labels(examples), (self._classify, self._generate), strict=True):
             if mine:
                 own = prompt[mine] if isinstance(prompt, Tensor) and prompt.dim() == 3 else prompt
                 for index, row in zip(mine, judge([prepared[index] for index in mine], own), strict=True):
@@ -65,7 +80,7 @@ class Evaluation(Distributed):
                 row[HIDDEN] = shown.fields[HIDDEN]
         return rows
 
-    def _generate(self, examples: Sequence[Example], prompt: Prompt) -> list[dict[str, Any]]:
+    def _generate(self, examples: Sequence[Example], prompt: Prompt | str) -> list[dict[str, Any]]:
         """Rows of examples whose answer is free text."""
         generated = self.write_answers(examples, prompt)
         answered = [index for index, example in enumerate(examples) if example.answer is not None]
@@ -84,16 +99,15 @@ class Evaluation(Distributed):
             for index, (example, text) in enumerate(zip(examples, generated, strict=True))
         ]
 
-    def write_answers(self, examples: Sequence[Example], prompt: Prompt) -> list[str]:
+    def write_answers(self, examples: Sequence[Example], prompt: Prompt | str) -> list[str]:
         """The LM's greedy answers to prepared examples."""
-        return self.lm.generate(examples, prompt, self.max_new_tokens)
+        return self.language_model.generate(examples, prompt, self.max_new_tokens)
 
-    def answer_nll(self, examples: Sequence[Example], prompt: Prompt) -> Sequence[float | None]:
-        """NLL of prepared examples' answers, in nats per token; ``None`` where the LM does not say."""
-        nll: list[float] = self.lm.score(examples, prompt).nll.tolist()
-        return nll
+    def answer_nll(self, examples: Sequence[Example], prompt: Prompt | str) -> Sequence[float | None]:
+        """NLL of prepared examples' answers, in nats per token; ``None`` if a server gives none."""
+        return self.language_model.answer_nll(examples, prompt)
 
-    def _classify(self, examples: Sequence[Example], prompt: Prompt) -> list[dict[str, Any]]:
+    def _classify(self, examples: Sequence[Example], prompt: Prompt | str) -> list[dict[str, Any]]:
         """Rows of examples whose answer is a class: the likeliest one is the answer, and nothing is generated."""
         scores = self.label_scores(examples, prompt)
         chosen = scores.log_probs.argmax(-1).tolist()
@@ -109,25 +123,25 @@ class Evaluation(Distributed):
             for example, label, nll in zip(examples, chosen, scores.nll, strict=True)
         ]
 
-    def label_scores(self, examples: Sequence[Example], prompt: Prompt) -> LabelScores:
-        """What the LM thinks of the classes of prepared examples, as `evaluate` asks it."""
-        return label_scores(self.lm, examples, prompt, self.lm_config.calibrate_labels)
+    def label_scores(self, examples: Sequence[Example], prompt: Prompt | str) -> LabelScores:
+        """Class probabilities of prepared examples."""
+        return label_scores(self.language_model, examples, prompt, self.lm_config.calibrate_labels)
 
     def _log_rows(self, split: str, batch: Batch, rows: list[dict[str, Any]]) -> None:
         for member in ("", *batch.members):
             mine = [row for row, example in zip(rows, batch.examples, strict=True) if member in ("", example.member)]
             name = f"{split}/{member}" if member else split
             if not (count := len(mine)):
-                continue  # of a member that no batch has, nothing is said
-            if all(row["nll"] is not None for row in mine):  # some servers do not say
+                continue
+            if all(row["nll"] is not None for row in mine):  # some servers give none
                 self.log_mean(f"{name}/nll", sum(row["nll"] for row in mine) / count, count, name == "val")
             correct = sum(float(row["correct"]) for row in mine) / count
             self.log_mean(f"{name}/exact_match", correct, count, prog_bar=name == "val")
             if right := [float(row["correct"]) for row in mine if "label" in row]:
                 self.log_mean(f"{name}/accuracy", sum(right) / len(right), len(right))
             if split != "val":
-                self.log(f"{name}/examples", float(count), reduce_fx="sum", on_epoch=True, on_step=False,
-                         add_dataloader_idx=False)  # fmt: skip
+                sums: dict[str, Any] = {"reduce_fx": "sum", "on_epoch": True, "on_step": False}
+                self.log(f"{name}/examples", float(count), add_dataloader_idx=False, **sums)
 
     @torch.no_grad()
     def _log_relaxed(self, split: str, batch: Batch) -> None:
@@ -142,14 +156,14 @@ class Evaluation(Distributed):
     def log_mean(self, name: str, value: float | Tensor, count: int, prog_bar: bool = False) -> None:
         """Log the mean over a batch of ``count`` examples, to be averaged over all examples of the split.
 
-        All processes know all rows of a batch, so they come to the same and need not ask each other.
+        All processes know all rows of a batch, so nothing is synchronised.
         """
-        # A test set's name is part of the metric's, so Lightning need not number the dataloaders.
-        self.log(name, value, batch_size=count, on_epoch=True, on_step=False, prog_bar=prog_bar,
-                 add_dataloader_idx=False)  # fmt: skip
+        # The name of a test set is part of the metric's name, so Lightning need not number the dataloaders.
+        places: dict[str, Any] = {"on_epoch": True, "on_step": False, "add_dataloader_idx": False}
+        self.log(name, value, batch_size=count, prog_bar=prog_bar, **places)
 
     def evaluate_batch(self, examples: Sequence[Example]) -> list[dict[str, Any]]:
-        """The rows of `evaluate` under the method's own prompts, each process having done its share."""
+        """The rows of `evaluate` under the method's own prompts; processes share the work."""
         return self.map_across_ranks(examples, lambda part: self.evaluate(part, self.prompt_for(part)))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, list[dict[str, Any]]]:

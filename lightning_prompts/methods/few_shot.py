@@ -1,4 +1,4 @@
-"""Few-shot prompting (Brown et al. 2020): solved examples in front of the question, nothing trained.
+"""Few-shot prompting (Brown et al. 2020): solved examples stand in front of the question, nothing is trained.
 
 Prompt: text. Estimator: none. Objective: none.
 """
@@ -19,13 +19,12 @@ from lightning_prompts.types import Example
 class FewShot(FixedPrompt):
     """Puts ``shots`` training examples with their answers in front of each question.
 
-    They are drawn by the run's seed and are the same for every question. In a chat they stand in the user's turn.
+    The run's seed draws them; they are the same for every question. In a chat they stand in the user's turn.
 
     Args:
         shots: How many examples.
-        text: What stands in the prompt slot, of the question and of the examples; ``None`` for the task's own
-            instruction.
-        separator: Stands between the examples.
+        text: The prompt of the question and of the examples; ``None`` for the task's own instruction.
+        separator: Text between the examples.
         lm: The frozen language model.
         max_new_tokens: How long a generated answer may get.
     """
@@ -61,19 +60,19 @@ class FewShot(FixedPrompt):
         self.demonstrations = self.write(random.Random(run_seed()).sample(train, self.shots))
 
     def write(self, examples: Sequence[Example]) -> str:
-        """Solved examples as one text, ready to stand in front of a question."""
+        """Write solved examples as one text."""
         ends = [example.answer if example.end is None else f"{example.answer}{example.end}" for example in examples]
         solved = [
             f"{example.before}{self.text}{example.after}{end}" for example, end in zip(examples, ends, strict=True)
         ]
-        # An example whose end is the separator already needs no other.
+        # An example may end with the separator already.
         parts = [part if part.endswith(self.separator) else part + self.separator for part in solved]
         return "".join(parts)
 
     def prepare(self, examples: Sequence[Example]) -> list[Example]:
-        """The solved examples in front."""
+        """Put the solved examples in front."""
         return [replace(example, before=self.demonstrations + example.before) for example in examples]
 
     def added_tokens(self) -> int:
-        """Those of the solved examples."""
-        return len(self.lm.encoder.tokens(self.demonstrations))
+        """The tokens of the solved examples."""
+        return self.language_model.count(self.demonstrations)

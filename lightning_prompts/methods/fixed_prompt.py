@@ -1,19 +1,25 @@
-"""A text prompt, nothing trained: the baseline of every comparison, on the same code path.
+"""A text prompt, nothing trained: the baseline of every comparison.
 
 Prompt: text. Estimator: none. Objective: none.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from torch import Tensor
 
 from lightning_prompts.errors import UserError
-from lightning_prompts.lm import LMConfig, LMShape, MemoryEstimate
+from lightning_prompts.lm import LMConfig, LMShape, MemoryEstimate, Prompt
 from lightning_prompts.methods.base import PromptMethod
+from lightning_prompts.types import Example
 
 
 class FixedPrompt(PromptMethod):
-    """Puts a text into the prompt slot and scores it.
+    """Puts a text into the prompt slot and scores it, here or behind a server.
+
+    A server without log-probabilities writes answers that are classes, too; there is no NLL then.
 
     Args:
         text: The prompt; may be empty. Mind its leading space. ``None`` for the task's own instruction.
@@ -24,7 +30,7 @@ class FixedPrompt(PromptMethod):
     prompt_kind = "text"
     estimator_name = "none"
     objective_name = "none"
-    ids: Tensor
+    takes_server = True
 
     def __init__(self, text: str | None = "", lm: LMConfig = LMConfig(), max_new_tokens: int = 16) -> None:  # noqa: B008
         """Keep the text."""
@@ -32,24 +38,34 @@ class FixedPrompt(PromptMethod):
         self.given, self.text = text, text or ""
 
     def build_prompt(self) -> None:
-        """Tokenise the text."""
+        """Look up the task's instruction if it is the prompt."""
         if self.given is None:
             self.text = self.task_instruction()
-        self.register_buffer("ids", self.lm.token_ids(self.text), persistent=False)
 
     def current_prompt(self) -> Tensor:
-        """The embeddings of the text, ``[P, D]``."""
-        return self.lm.embed(self.ids).float()
+        """The embeddings of the text, ``[P, D]``; see `LanguageModel.text_vectors`."""
+        return self.language_model.text_vectors(self.text)
+
+    def evaluate_batch(self, examples: Sequence[Example]) -> list[dict[str, Any]]:
+        """See `PromptMethod`; the prompt stays a text."""
+        return self.map_across_ranks(examples, lambda part: self.evaluate(part, self.text))
+
+    def _classify(self, examples: Sequence[Example], prompt: Prompt | str) -> list[dict[str, Any]]:
+        if self.lm_config.calibrate_labels:
+            self.language_model.check_scores(examples)
+        if self.language_model.can_score(examples):
+            return super()._classify(examples, prompt)
+        return self._generate(examples, prompt)
 
     def memory_estimate(self, shape: LMShape, batch_size: int) -> MemoryEstimate:
         """See `PromptMethod`."""
         return MemoryEstimate(length=len(shape.encoder.tokens(self.text)))
 
     def training_step(self, *args: object) -> None:
-        """There is none; Lightning asks for the method before it calls `setup`."""
+        """Do nothing; Lightning asks for this method before it calls `setup`."""
 
     def setup(self, stage: str) -> None:
-        """Say at once that there is nothing to fit.
+        """Refuse to train.
 
         Raises:
             UserError: The stage is ``fit``.

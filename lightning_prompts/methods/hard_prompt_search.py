@@ -20,7 +20,7 @@ from lightning_prompts.methods.discrete import DiscretePromptMethod
 from lightning_prompts.objectives import Likelihood
 from lightning_prompts.prompts.initializers import FromText, Initializer
 from lightning_prompts.prompts.vocabulary import allowed_tokens
-from lightning_prompts.search.candidates import draw_candidates, survives, top_tokens
+from lightning_prompts.search.candidates import draw_candidates, round_trips, top_tokens
 from lightning_prompts.search.optimizer import SearchOptimizer
 from lightning_prompts.search.scoring import CandidateScorer, Racing, race
 from lightning_prompts.types import Batch
@@ -112,7 +112,7 @@ class HardPromptSearch(DiscretePromptMethod):
             assert isinstance(self.init, FromText)
             self.length = len(self.init.token_ids(self.lm))
         ids = self.lm.nearest_tokens(self.init(self.lm, self.length))[0]
-        if self.filter and not survives(self.lm, ids[None]).item():
+        if self.filter and not round_trips(self.lm, ids[None]).item():
             raise UserError(
                 f"the initial prompt {self.lm.text(ids)!r} becomes other tokens when it is tokenised again, and so "
                 "would all candidates: start from FromText, or set filter to false"
@@ -205,7 +205,7 @@ class HardPromptSearch(DiscretePromptMethod):
         for _ in range(5):
             drawn = draw_candidates(self.buffer_ids[0], top, self.candidates, self.n_replace, generator)
             different = different or len(drawn) > 0
-            kept = drawn[survives(self.lm, drawn)] if self.filter and len(drawn) else drawn
+            kept = drawn[round_trips(self.lm, drawn)] if self.filter and len(drawn) else drawn
             if len(kept):
                 return kept
         if not different:

@@ -107,7 +107,7 @@ class RefinerMethod(PromptMethod):
         return self.refine(*self.states(examples))
 
     @torch.no_grad()
-    def evaluate(self, examples: Sequence[Example], prompt: Prompt) -> list[dict[str, Any]]:
+    def evaluate(self, examples: Sequence[Example], prompt: Prompt | str) -> list[dict[str, Any]]:
         """As in `PromptMethod`, with the prompt of each question in words: its tokens, or those nearest to it."""
         rows = super().evaluate(examples, prompt)
         assert isinstance(prompt, Tensor)

@@ -247,10 +247,10 @@ class ReinforceRefiner(RefinerMethod):
 
     def _of_all(self, batch: Batch, values: Tensor) -> Tensor:
         """What all processes have of ``[B, K]`` values of a batch, in its order."""
-        if self.replica.count == 1:
+        if self.data_parallel_rank.count == 1:
             return values
         own = list(values.detach().cpu()) if batch.weight else []
-        return torch.stack(self.replica.all_gather(own)).to(values.device)
+        return torch.stack(self.data_parallel_rank.all_gather(own)).to(values.device)
 
     @torch.no_grad()
     def rewards(self, examples: Sequence[Example], prompts: Tensor) -> Tensor:

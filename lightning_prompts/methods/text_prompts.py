@@ -1,4 +1,4 @@
-"""What methods share whose prompts are texts of a network of LM calls, improved without gradients."""
+"""The base of methods that improve text prompts of a network of LM calls, without gradients."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ import logging
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from lightning_prompts.dln.cache import TextCache
+from lightning_prompts.dln.cached_lm import CachedLM
+from lightning_prompts.dln.checkpointed_cache import CheckpointedCache
 from lightning_prompts.dln.layer import LanguageLayer, PlacedLayer
 from lightning_prompts.dln.memory import PromptMemory
 from lightning_prompts.dln.messages import BanditStats
 from lightning_prompts.dln.network import LanguageNetwork
-from lightning_prompts.dln.reader import Reader, identity
-from lightning_prompts.dln.remote_reader import RemoteReader
 from lightning_prompts.errors import UserError, check_finite
-from lightning_prompts.lm import FrozenLM, LabelScores, LMConfig, LMShape, MemoryEstimate, Prompt, RemoteLM, Usage
-from lightning_prompts.methods.base import PromptMethod
+from lightning_prompts.lm import FrozenLM, LabelScores, LMConfig, LMShape, MemoryEstimate, Prompt, Usage
+from lightning_prompts.methods.best import KeepsBest
+from lightning_prompts.methods.evaluation import Monitor
 from lightning_prompts.search.optimizer import SearchOptimizer
 from lightning_prompts.types import Batch, Example
 
@@ -30,29 +30,29 @@ log = logging.getLogger(__name__)
 STATE = "text_prompts"
 
 
-class TextPromptMethod(PromptMethod):
+class TextPromptMethod(KeepsBest):
     """Text prompts of a network of layers, kept by validation accuracy.
 
-    A subclass gives `improve`, which changes ``prompts`` for the better on a batch. The best prompts by validation are
-    in every checkpoint, with the memory, the cache and what the messages have brought, and are what `test` and
-    `predict` use.
+    A subclass implements `improve`, which changes ``prompts`` for the better on a batch. `test` and `predict` use the
+    best prompts by validation. Every checkpoint holds them, with the memory, the cache and the messages' statistics.
 
     Args:
         layers: From the one that reads the input to the one that answers.
-        text: The top layer's prompt to start from, in the place of what ``layers`` says; ``None`` for that.
+        text: The top layer's initial prompt, in place of the one in ``layers``; ``None`` for that one.
         memory: ``M``; see `PromptMemory`.
         tolerance: See `PromptMemory`.
-        max_prompt_tokens: No prompt gets longer, so that every example fits the context window with it.
+        max_prompt_tokens: Limit of a prompt, so that every example fits the context window with it.
         proposer: The LM that writes proposals; ``None`` for the method's own.
         memory_mb: Megabytes that one scoring pass may take, about.
         lm: The frozen language model of the layers that name none.
-        max_new_tokens: How long an answer in free text may get.
+        max_new_tokens: Limit of an answer in free text.
     """
 
     prompt_kind = "text"
     gradient_through_lm = False
     takes_server: ClassVar[bool] = True
-    monitor = ("val/exact_match", "max")
+    monitor = Monitor("val/exact_match", "max")
+    validated_by = "correct"
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class TextPromptMethod(PromptMethod):
         lm: LMConfig,
         max_new_tokens: int,
     ) -> None:
-        """Place the layers; LMs are loaded later."""
+        """Check the settings and place the layers; LMs are loaded later."""
         top = layers[-1].lm if layers else None
         super().__init__(lm if top is None else top, max_new_tokens)
         if not layers:
@@ -87,21 +87,20 @@ class TextPromptMethod(PromptMethod):
         self.initial_prompts = [layer.prompt or "" for layer in layers]
         self.prompts = list(self.initial_prompts)
         self.prompt_memory = PromptMemory(memory, tolerance)
-        self.arms = [BanditStats() for _ in layers]
-        self.cache = TextCache()
+        self.message_stats = [BanditStats() for _ in layers]
+        self.cache = CheckpointedCache()
         self.step_rows: list[dict[str, Any]] = []
         self.validation_rows: list[dict[str, Any]] = []
-        self._right = [0.0, 0.0]
 
     @abstractmethod
     def improve(self, examples: Sequence[Example]) -> list[dict[str, Any]]:
-        """Change ``prompts`` on a batch; the candidates as rows of a table."""
+        """Improve ``prompts`` on a batch, and return the candidates as rows of a table."""
 
     # --- the LMs ----------------------------------------------------------------------------------------------------
 
     @property
     def layer_lms(self) -> list[LMConfig]:
-        """The LM of each layer, from the one that reads the input to the one that answers."""
+        """The settings of each layer's LM, from the layer that reads the input to the one that answers."""
         return [layer.lm or self.default_lm for layer in self.layer_settings]
 
     def other_lms(self) -> list[LMConfig]:
@@ -110,94 +109,67 @@ class TextPromptMethod(PromptMethod):
         return list(dict.fromkeys(config for config in configs if config != self.lm_config))
 
     def build_prompt(self) -> None:
-        """Put the layers on the LMs."""
-        # Lightning counts the steps of an optimiser over it.
+        """Give each layer its LM, with the cache in front."""
+        # Lightning counts the steps of an optimiser over this parameter.
         self.handle = torch.nn.Parameter(torch.zeros(1, device="cpu"))
         configs = [*self.layer_lms, self.proposer_config or self.default_lm]
-        self.readers: dict[LMConfig, Reader] = {}
-        loaded: dict[LMConfig, FrozenLM | RemoteLM] = {**self.lms}
         self.others = torch.nn.ModuleList(
-            lm for lm in loaded.values() if isinstance(lm, FrozenLM) and lm is not self.lm
+            lm for config, lm in self.lms.items() if isinstance(lm, FrozenLM) and config != self.lm_config
         )
-        for config in dict.fromkeys(configs):
-            lm = loaded[config]
-            self.readers[config] = (
-                RemoteReader(lm, self.cache, config.calibrate_labels, self.map_across_ranks)
-                if isinstance(lm, RemoteLM) else
-                Reader(lm, identity(lm, config), self.cache, self.memory_mb, calibrate=config.calibrate_labels,
-                       map_across_ranks=self.map_across_ranks)
-            )  # fmt: skip
-        self._check_shared()
-        readers = [self.readers[config] for config in configs]
-        self.network = LanguageNetwork(self.placed, readers[:-1], self.max_new_tokens)
-        self.proposer = readers[-1]
+        self.cached_lms = {
+            config: CachedLM(
+                lm, lm.identity(config), self.cache, self.memory_mb, config.calibrate_labels, self.map_across_ranks
+            )
+            for config, lm in self.lms.items()
+        }
+        self._check_sharding()
+        *layers, self.proposer = [self.cached_lms[config] for config in configs]
+        self.network = LanguageNetwork(self.placed, layers, self.max_new_tokens)
         own = self.task_instruction()
         self.initial_prompts = [own if layer.prompt is None else layer.prompt for layer in self.layer_settings]
         self.prompts = list(self.initial_prompts)
-        for prompt, reader in zip(self.initial_prompts, readers, strict=False):
-            if (count := reader.lm.count(prompt)) > self.max_prompt_tokens:
+        for prompt, cached in zip(self.initial_prompts, layers, strict=True):
+            if (count := cached.lm.count(prompt)) > self.max_prompt_tokens:
                 raise UserError(
                     f"the initial prompt {prompt[:40]!r} has {count} tokens, more than max_prompt_tokens "
                     f"({self.max_prompt_tokens}); raise it"
                 )
 
     def configure_model(self) -> None:
-        """See `PromptMethod`; ahead of training, servers are checked before anything is written."""
+        """See `PromptMethod`; check servers before training writes anything."""
         super().configure_model()
         if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
             self.check_servers()
 
-    def _check_shared(self) -> None:
-        """Raise a `UserError` if several processes share an LM in a way that the others asked do not go with."""
-        asked = [reader.lm for reader in self.readers.values()]
-        shards = [lm.shards for lm in asked if isinstance(lm, FrozenLM) and lm.shards is not None]
-        mesh = None if self._trainer is None else getattr(self.trainer.strategy, "device_mesh", None)
-        if mesh is not None and mesh["tensor_parallel"].size() > 1 and any(isinstance(lm, RemoteLM) for lm in asked):
-            raise UserError(
-                f"{type(self).__name__} asks a server, and each of the processes that share an LM's heads would; set "
-                "trainer.strategy.tensor_parallel_size to 1"
-            )
-        if len(asked) > 1 and any(each.lockstep is not None for each in shards):
+    def _check_sharding(self) -> None:
+        """Raise a `UserError` if weights are sharded over processes that may ask different LMs."""
+        shards = [lm.shards for lm in self.lms.values() if isinstance(lm, FrozenLM) and lm.shards is not None]
+        if len(self.lms) > 1 and any(each.lockstep is not None for each in shards):
             raise UserError(
                 f"{type(self).__name__} asks several LMs, whose weights cannot be sharded over processes that work on "
                 "different texts; set trainer.strategy.data_parallel_size to 1"
             )
 
-    def load_lm(self, config: LMConfig, device: torch.device) -> FrozenLM:
-        """See `PromptMethod`.
-
-        Where it is behind a server, what follows asks its reader, and does without vectors.
-        """
-        return super().load_lm(config, device) if config.server is None else cast("FrozenLM", RemoteLM(config))
-
-    @property
-    def remote(self) -> RemoteLM | None:
-        """The top layer's LM where it is behind a server."""
-        lm = self.network.readers[-1].lm
-        return lm if isinstance(lm, RemoteLM) else None
-
     @property
     def usage(self) -> Usage:
-        """Of all LMs."""
-        return sum((reader.lm.usage for reader in self.readers.values()), Usage())
+        """Usage of all LMs together."""
+        return sum((lm.usage for lm in self.lms.values()), Usage())
 
     @property
     def calls(self) -> int:
-        """Texts that LMs have scored or written, by all processes."""
-        return sum(reader.calls for reader in self.readers.values())
+        """How many texts the LMs have scored or written, in all processes."""
+        return sum(cached.calls for cached in self.cached_lms.values())
 
     # --- prompts ----------------------------------------------------------------------------------------------------
 
     def active_prompts(self) -> list[str]:
-        """The prompts to use: while training those of now, afterwards the best by validation."""
+        """The prompts to use: the current ones during training, and the best by validation afterwards."""
         fitting = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
         return self.prompts if fitting or self.prompt_memory.best is None else self.prompt_memory.best
 
     def current_prompt(self) -> Tensor:
-        """The embeddings of the top layer's prompt, ``[P, D]``; of no tokens where a server has them."""
-        if self.remote is not None:
-            return torch.zeros(0, 0, device="cpu")
-        return self.lm.embed_text(self.active_prompts()[-1]).float()
+        """The embeddings of the top layer's prompt, ``[P, D]``; see `LanguageModel.text_vectors`."""
+        return self.language_model.text_vectors(self.active_prompts()[-1])
 
     def prompt_text(self) -> str:
         """The best prompts so far, layer by layer."""
@@ -212,7 +184,7 @@ class TextPromptMethod(PromptMethod):
         return MemoryEstimate(length=max(lengths))
 
     def describe_trained(self) -> str:
-        """Texts, not numbers."""
+        """How many prompts are learned."""
         learning = sum(layer.learn for layer in self.layer_settings)
         return f"{learning} of {len(self.layer_settings)} layers' prompts"
 
@@ -221,17 +193,17 @@ class TextPromptMethod(PromptMethod):
         return self.step_rows
 
     def validated(self) -> list[dict[str, Any]]:
-        """The prompts of the last validation, their accuracy, and the best so far."""
+        """The prompts of the last validation, their accuracy, and the best accuracy so far."""
         return self.validation_rows
 
     # --- training ---------------------------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> SearchOptimizer:
-        """A step of the Trainer's is a step of ours."""
+        """An optimiser for the Trainer to count steps by; `training_step` does the work."""
         return SearchOptimizer([self.handle], lambda: None)
 
     def configure_gradient_clipping(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - Lightning's arguments
-        """None: there is no gradient."""
+        """Do nothing: there is no gradient."""
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Improve the prompts on a batch."""
@@ -242,14 +214,14 @@ class TextPromptMethod(PromptMethod):
         with torch.no_grad():
             self.step_rows = self.improve(batch.examples)
         self.log("train/calls", float(self.calls), prog_bar=True)
-        self.log("train/tokens", self.replica.all_reduce(self.tokens_forwarded)[0], prog_bar=True)
-        return self.handle.sum() * 0  # Lightning follows a gradient; this one leads nowhere
+        self.log("train/tokens", self.data_parallel_rank.all_reduce(self.tokens_forwarded)[0], prog_bar=True)
+        return self.handle.sum() * 0  # Lightning needs a loss with a gradient
 
     def setup(self, stage: str) -> None:
-        """Find out before anything is written that a training cannot work.
+        """Check the run before anything is written.
 
         Raises:
-            UserError: There are batches whose gradients are to be added up, where there are none.
+            UserError: Gradients are to be accumulated, and there are none.
         """
         if stage == "fit" and self.trainer.accumulate_grad_batches > 1:
             raise UserError(
@@ -258,7 +230,7 @@ class TextPromptMethod(PromptMethod):
             )
 
     def on_fit_start(self) -> None:
-        """The prompts to start from are the first to be the best."""
+        """Validate the initial prompts, which are the first to be the best."""
         if self.prompt_memory.best is not None:
             return
         batches = self.validation_batches()
@@ -267,24 +239,26 @@ class TextPromptMethod(PromptMethod):
             self.prompt_memory.update(self.prompts, sum(bool(row["correct"]) for row in rows) / len(rows))
 
     def check_servers(self) -> None:
-        """Raise a `UserError` if a server cannot do what training will ask of it, before anything is paid for.
+        """Raise a `UserError` if a server cannot do what training needs, before anything is paid for.
 
-        Only training needs them all: a proposer is not asked in evaluation.
+        Only training needs all servers: evaluation does not ask the proposer.
         """
-        for reader in self.readers.values():
-            if isinstance(reader.lm, RemoteLM):
-                reader.lm.connect()
+        for lm in self.lms.values():
+            lm.connect()
 
     def keeps_prompt(self, layer: int) -> None:
-        """Say that a step had nothing to choose from."""
-        log.warning("step %d: no proposal for layer %d was new, short enough and not empty; its prompt stays",
-                    self.trainer.global_step, layer)  # fmt: skip
+        """Warn that a step had no proposal to choose from."""
+        log.warning(
+            "step %d: no proposal for layer %d was new, short enough and not empty; its prompt stays",
+            self.trainer.global_step,
+            layer,
+        )
 
     # --- evaluation -------------------------------------------------------------------------------------------------
 
     def prepare(self, examples: Sequence[Example]) -> list[Example]:
-        """What the top layer reads, the layers below having written."""
-        hidden = self.network.think(examples, self.active_prompts())
+        """Have the lower layers write, and place the examples in the top layer."""
+        hidden = self.network.sample_hidden(examples, self.active_prompts())
         return self.network.place_top(examples, hidden)
 
     def added_tokens(self) -> int:
@@ -293,58 +267,51 @@ class TextPromptMethod(PromptMethod):
         return self.max_prompt_tokens - self.prompt_length + max(hidden, default=0)
 
     def evaluate_batch(self, examples: Sequence[Example]) -> list[dict[str, Any]]:
-        """See `PromptMethod`; the work is split where LMs are asked, so that all processes come to know the answers."""
-        return self.evaluate(examples, self.current_prompt())
+        """See `PromptMethod`; processes share the work of each LM call, so that all caches get all answers."""
+        return self.evaluate(examples, self.active_prompts()[-1])
 
-    def _generate(self, examples: Sequence[Example], prompt: Prompt) -> list[dict[str, Any]]:
+    @property
+    def _top(self) -> CachedLM:
+        """The LM that answers."""
+        return self.network.lms[-1]
+
+    @property
+    def _pays(self) -> bool:
+        """Whether a server answers: then every text goes through the cache."""
+        return self.lm_config.server is not None
+
+    def _generate(self, examples: Sequence[Example], prompt: Prompt | str) -> list[dict[str, Any]]:
+        if self._pays:  # the cache shares the work
+            return super()._generate(examples, prompt)
         return self.map_across_ranks(examples, lambda part: super(TextPromptMethod, self)._generate(part, prompt))
 
-    def label_scores(self, prepared: Sequence[Example], prompt: Prompt) -> LabelScores:
-        """See `PromptMethod`; what is known is looked up."""
-        del prompt
-        return self.network.readers[-1].label_scores(prepared, self.active_prompts()[-1])
+    def label_scores(self, examples: Sequence[Example], prompt: Prompt | str) -> LabelScores:
+        """See `PromptMethod`; known scores are looked up."""
+        return self._top.label_scores(examples, self.active_prompts()[-1])
 
-    def write_answers(self, prepared: Sequence[Example], prompt: Prompt) -> list[str]:
-        """See `PromptMethod`; what a server has written before is looked up."""
-        if self.remote is None:
-            return super().write_answers(prepared, prompt)
-        return self.network.readers[-1].write(prepared, self.active_prompts()[-1], self.max_new_tokens)
+    def write_answers(self, examples: Sequence[Example], prompt: Prompt | str) -> list[str]:
+        """See `PromptMethod`; known answers of a server are looked up."""
+        if not self._pays:
+            return super().write_answers(examples, prompt)
+        return self._top.write(examples, self.active_prompts()[-1], self.max_new_tokens)
 
-    def answer_nll(self, prepared: Sequence[Example], prompt: Prompt) -> Sequence[float | None]:
-        """See `PromptMethod`."""
-        if self.remote is None:
-            return super().answer_nll(prepared, prompt)
-        if not self.remote.server.log_probs or any(example.chat for example in prepared):
-            return [None] * len(prepared)
-        texts = [[str(example.answer)] for example in prepared]
-        scores = self.network.readers[-1].log_probs(prepared, [self.active_prompts()[-1]], texts)
-        return [-value for value in scores.flatten().tolist()]
+    def answer_nll(self, examples: Sequence[Example], prompt: Prompt | str) -> Sequence[float | None]:
+        """See `PromptMethod`; known scores of a server are looked up."""
+        if not self._pays or not self.language_model.can_score(examples):
+            return super().answer_nll(examples, prompt)
+        texts = [[str(example.answer)] for example in examples]
+        return [-value for value in self._top.log_probs(examples, self.active_prompts()[-1:], texts).flatten().tolist()]
 
-    def on_validation_epoch_start(self) -> None:
-        """Start counting."""
-        self._right = [0.0, 0.0]
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, list[dict[str, Any]]]:
-        """NLL and accuracy of the prompts of now."""
-        output = super().validation_step(batch, batch_idx)
-        self._right[0] += sum(bool(row["correct"]) for row in output["rows"])
-        self._right[1] += len(output["rows"])
-        return output
-
-    def on_validation_epoch_end(self) -> None:
-        """Keep the prompts if they are strictly better than the best, or go back to those; see `PromptMemory`."""
-        super().on_validation_epoch_end()
-        if self.trainer.state.fn != TrainerFn.FITTING or self.trainer.sanity_checking:
-            return
-        accuracy = self._right[0] / self._right[1]
-        self.log("val/best_accuracy", max(accuracy, self.prompt_memory.best_accuracy))
+    def keep(self, value: float) -> None:
+        """Keep the prompts if they are strictly better than the best, or return to those; see `PromptMemory`."""
+        self.log("val/best_accuracy", max(value, self.prompt_memory.best_accuracy))
         before = self.prompts
-        self.prompts = self.prompt_memory.update(before, accuracy)
+        self.prompts = self.prompt_memory.update(before, value)
         self.validation_rows = [
             {
                 "kind": "validation",
                 "prompts": before,
-                "accuracy": round(accuracy, 5),
+                "accuracy": round(value, 5),
                 "best_accuracy": round(self.prompt_memory.best_accuracy, 5),
                 "back_to_best": self.prompts != before,
             }
@@ -353,7 +320,7 @@ class TextPromptMethod(PromptMethod):
     # --- checkpoints ------------------------------------------------------------------------------------------------
 
     def checkpoint_meta(self) -> dict[str, str | int]:
-        """See `PromptMethod`; prompts may be of any length, layers are not."""
+        """See `PromptMethod`; the layers must agree, and prompts may have any length."""
         meta = super().checkpoint_meta()
         del meta["length"]
         hidden = [config.name for config in self.layer_lms[:-1]]
@@ -365,22 +332,22 @@ class TextPromptMethod(PromptMethod):
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the prompts and all that decides how they go on."""
+        """Add the prompts, the memory, the statistics and the cache."""
         super().on_save_checkpoint(checkpoint)
         checkpoint[STATE] = {
             "initial": list(self.initial_prompts),
             "prompts": list(self.prompts),
             "memory": self.prompt_memory.state(),
-            "arms": [arms.state() for arms in self.arms],
+            "message_stats": [stats.state() for stats in self.message_stats],
             "cache": self.cache.state(),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take them back."""
+        """Restore them."""
         super().on_load_checkpoint(checkpoint)
         state = checkpoint[STATE]
         self.initial_prompts, self.prompts = list(state["initial"]), list(state["prompts"])
         self.prompt_memory.load(state["memory"])
-        for arms, known in zip(self.arms, state["arms"], strict=True):
-            arms.load(known)
+        for stats, known in zip(self.message_stats, state["message_stats"], strict=True):
+            stats.load(known)
         self.cache.load(state["cache"])

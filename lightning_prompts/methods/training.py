@@ -154,7 +154,7 @@ class Training(Distributed):
         scores = answer_scores(logits, rows)
         if len(batch) < batch.total:  # a part, of which all processes know one
             own = sum(len(row.answer) for row in rows) if batch.weight else 0.0
-            scores = replace(scores, mean_tokens=self.replica.all_reduce(own)[0] / batch.total)
+            scores = replace(scores, mean_tokens=self.data_parallel_rank.all_reduce(own)[0] / batch.total)
         loss = batch.weight * objective.loss(self.lm, rows, logits, scores)
         self.log_step("train/loss", loss, batch, prog_bar=True)
         self.log_step("train/nll", batch.weight * scores.nll.mean(), batch)  # without the ends, as val/nll
@@ -162,7 +162,7 @@ class Training(Distributed):
 
     def own_part(self, batch: Batch) -> Batch:
         """The examples of a training batch that this process follows the gradient of; all, if there is no other."""
-        return self.replica.part_of(batch)
+        return self.data_parallel_rank.part_of(batch)
 
     def log(  # type: ignore[override]
         self, name: str, value: Any, prog_bar: bool = False, **kwargs: Any  # noqa: ANN401 - as Lightning's

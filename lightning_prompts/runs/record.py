@@ -94,7 +94,8 @@ class RunFolder(SaveConfigCallback):
         assert isinstance(pl_module, PromptMethod)
         folder = Path(trainer.default_root_dir)
         write_atomic(folder / self.config_filename, record)
-        dtype = pl_module.lm.model.dtype if isinstance(pl_module.lm, FrozenLM) else None  # else behind a server
+        lm = pl_module.language_model
+        dtype = lm.model.dtype if isinstance(lm, FrozenLM) else None  # else behind a server
         found = environment(trainer.strategy.root_device, trainer.world_size, dtype, pl_module.lm_config.quantization)
         write_atomic(folder / names.ENVIRONMENT, json.dumps(found, indent=2) + "\n")
 

@@ -1,1 +1,1 @@
-"""Search over discrete prompts: which candidates to try, and how good they are."""
+"""Search over discrete prompts: draw candidates and score them."""

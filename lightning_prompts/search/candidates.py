@@ -10,12 +10,12 @@ from lightning_prompts.lm.transfer import to_device
 
 
 def top_tokens(gradient: Tensor, allowed_ids: Tensor, k: int) -> Tensor:
-    """The tokens that promise the largest decrease of the loss, to first order.
+    """The tokens with the largest expected decrease of the loss, to first order.
 
     Args:
-        gradient: Of the loss by one-hot rows, ``[P, V]``.
+        gradient: Gradient of the loss with respect to one-hot rows, ``[P, V]``.
         allowed_ids: Tokens that a prompt may have, ``[V]`` bool, at least ``k``.
-        k: How many for each position.
+        k: Number of tokens for each position.
 
     Returns:
         Token ids ``[P, k]``.
@@ -24,17 +24,17 @@ def top_tokens(gradient: Tensor, allowed_ids: Tensor, k: int) -> Tensor:
 
 
 def draw_candidates(ids: Tensor, top: Tensor, count: int, n_replace: int, generator: torch.Generator) -> Tensor:
-    """Prompts that differ from the current one in up to ``n_replace`` positions.
+    """Draw prompts that differ from the current one in up to ``n_replace`` positions.
 
     Args:
         ids: The current prompt, ``[P]``.
         top: Tokens to choose from at each position, ``[P, k]``.
-        count: How many candidates.
-        n_replace: At most so many positions change, each number equally often.
-        generator: On the CPU.
+        count: Number of draws.
+        n_replace: Limit of changed positions; each number up to it is equally likely.
+        generator: Source of random numbers, on the CPU.
 
     Returns:
-        ``[C, P]`` with ``C <= count``: no two alike, none the current prompt.
+        ``[C, P]`` with ``C <= count``: all different, without the current prompt.
     """
     length, k = top.shape
     order = torch.rand(count, length, generator=generator, device="cpu").argsort(-1)  # positions in random order
@@ -47,10 +47,10 @@ def draw_candidates(ids: Tensor, top: Tensor, count: int, n_replace: int, genera
     return distinct
 
 
-def survives(lm: FrozenLM, candidates: Tensor) -> Tensor:
-    """Whether each prompt is the same tokens again after it was written as text, ``[C, P]`` -> ``[C]`` bool.
+def round_trips(lm: FrozenLM, candidates: Tensor) -> Tensor:
+    """Whether the text of each prompt is tokenised to the same tokens again, ``[C, P]`` -> ``[C]`` bool.
 
-    A prompt that is not cannot be taken home as text: its reader would get other tokens.
+    Otherwise the prompt cannot be used as text: the LM would read other tokens.
     """
     kept = [lm.encoder.round_trips(ids) for ids in candidates.tolist()]
     return to_device(torch.tensor(kept, dtype=torch.bool, device="cpu"), candidates.device)

@@ -1,4 +1,4 @@
-"""A search in the place of an optimiser, so that the Trainer counts, saves and limits its steps like any other's."""
+"""A search as an optimiser, so that the Trainer counts, saves and limits its steps like any other's."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from torch.optim import Optimizer
 
 
 class SearchOptimizer(Optimizer):
-    """An optimiser whose step looks for something better, knowing the gradient that the closure has left.
+    """An optimiser whose step searches with the gradient that the closure computes.
 
     Args:
-        parameters: What the gradient is taken by.
-        search: Does the step, without gradient.
+        parameters: The parameters of the gradient.
+        search: Runs the step, without gradient.
     """
 
     def __init__(self, parameters: Iterable[torch.nn.Parameter], search: Callable[[], None]) -> None:
-        """No state of its own: the method's buffers hold it."""
+        """Keep the search; the method's buffers hold its state."""
         super().__init__(parameters, {"lr": 1.0})
         self.search = search
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # noqa: ANN401
-        """Gradient first, then the search."""
+        """Compute the gradient, then search."""
         loss = None
         if closure is not None:
             with torch.enable_grad():

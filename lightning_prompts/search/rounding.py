@@ -11,22 +11,22 @@ from torch import Tensor
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm.encoding import Row
 from lightning_prompts.objectives import Likelihood
-from lightning_prompts.search.candidates import survives
+from lightning_prompts.search.candidates import round_trips
 from lightning_prompts.search.scoring import CandidateScorer, race
 
 
 @dataclass(frozen=True)
 class Rounding:
-    """Coordinate descent over the likeliest tokens, from the arg-max.
+    """Settings of coordinate descent over the likeliest tokens, starting from the arg-max.
 
-    The arg-max of each position alone often makes a bad prompt: the positions were trained as mixtures that complete
-    each other. So each position in turn takes the best of its ``top_k`` tokens, the others fixed.
+    The arg-max of each position alone often makes a bad prompt: the positions were trained together, as mixtures. So
+    each position in turn takes the best of its ``top_k`` tokens while the others are fixed.
 
     Attributes:
         every: Training steps between two roundings.
-        top_k: Tokens tried at each position.
-        examples: Training examples that they are tried on.
-        sweeps: At most so many times over all positions.
+        top_k: Number of tokens to try at each position.
+        examples: Number of training examples to try them on.
+        sweeps: Limit of passes over all positions.
     """
 
     every: int = 75
@@ -44,15 +44,15 @@ class Rounding:
 def coordinate_descent(
     scorer: CandidateScorer, rows: Sequence[Row], scores: Tensor, objective: Likelihood, rounding: Rounding
 ) -> Tensor:
-    """Tokens ``[P]`` that no single change to another of the likeliest ones would improve, or the best so far.
+    """Find tokens ``[P]`` that no single change to another likely token improves, or the best within the sweeps.
 
-    Prompts that are other tokens once they are written as text are left out, as long as there are others.
+    Prompts whose text has other tokens are left out, unless all are such prompts.
 
     Args:
-        scorer: Does the work.
+        scorer: Scores the candidates.
         rows: Rows with a prompt slot.
-        scores: How much each position wants each token, ``[P, V]``.
-        objective: From scores of answers to losses.
+        scores: Score of each token at each position, ``[P, V]``.
+        objective: Turns scores of answers into losses.
         rounding: The settings.
     """
     top = scores.topk(min(rounding.top_k, scores.shape[-1]), dim=-1).indices
@@ -63,7 +63,7 @@ def coordinate_descent(
             candidates = ids.repeat(len(top[position]), 1)
             candidates[:, position] = top[position]
             candidates = torch.unique(torch.cat([ids[None], candidates]), dim=0)
-            kept = survives(scorer.lm, candidates)
+            kept = round_trips(scorer.lm, candidates)
             candidates = candidates[kept] if kept.any() else candidates
             ids = candidates[race(scorer, rows, candidates, objective, None).argmin()]
         if torch.equal(ids, before):

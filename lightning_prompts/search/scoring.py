@@ -1,4 +1,4 @@
-"""How good are C candidate prompts on N examples? What candidates or examples share is run once."""
+"""Score C candidate prompts on N examples; what candidates or examples share is run once."""
 
 from __future__ import annotations
 
@@ -11,29 +11,30 @@ import torch
 from torch import Tensor
 
 from lightning_prompts.errors import UserError
-from lightning_prompts.lm import Scores
+from lightning_prompts.lm import FrozenLM, Scores
 from lightning_prompts.lm.encoding import Row
+from lightning_prompts.lm.passes import Passes, fill, tokens_to_run, transposed
 from lightning_prompts.lm.transfer import to_device
 from lightning_prompts.objectives import Likelihood
-from lightning_prompts.search.passes import Passes, fill, tokens_to_run, transposed
+from lightning_prompts.processes import DataParallelRank, MapAcrossRanks
 
 
 @dataclass(frozen=True)
 class Racing:
-    """Score all candidates on a few examples, and only the promising ones on more.
+    """Scores all candidates on a few examples, and only the promising ones on more.
 
-    After ``first`` examples, and after each doubling of them, a candidate is dropped when its loss exceeds the leader's
-    by more than chance would: a one-sided test at level ``error`` on the paired differences, corrected for the
-    examples that remain. Those that remain are scored on everything, so the winner's loss is exact.
+    After ``first`` examples, and after each doubling of them, a candidate is dropped if its loss exceeds the leader's
+    by more than chance explains: a one-sided test at level ``error`` on the paired differences, corrected for the
+    examples that remain. Candidates that stay are scored on all examples, so the winner's loss is exact.
 
     The level is that of one test against one given opponent. The leader is the luckiest of all candidates, so the best
-    of the batch is dropped more often than that: of 64 equally good ones, with 8 of 32 examples first and a level
-    of 0.05, in three races of ten (simulated in the tests). What is lost by it is the difference to the next best,
-    which is small where many are about as good; the true bound is ``error`` times the candidates times the rounds.
+    one is dropped more often: of 64 equally good ones, with 8 of 32 examples first and a level of 0.05, in three races
+    of ten (simulated in the tests). The loss then is the difference to the next best, which is small if many are about
+    equally good. The bound is ``error`` times the number of candidates times the number of rounds.
 
     Attributes:
-        first: Examples in the first round, at least 2.
-        error: Level of each test, above 0 and at most 0.5; larger is faster.
+        first: Number of examples in the first round, at least 2.
+        error: Level of each test, above 0 and at most 0.5; larger values are faster.
     """
 
     first: int = 8
@@ -50,8 +51,8 @@ class Racing:
         """Which candidates stay in the race.
 
         Args:
-            losses: ``[C, n]`` on the examples so far.
-            examples: ``N``, the whole batch.
+            losses: Losses on the examples so far, ``[C, n]``.
+            examples: ``N``, the size of the batch.
 
         Returns:
             ``[C]`` bool; the leader always stays.
@@ -65,11 +66,27 @@ class Racing:
 
 
 class CandidateScorer(Passes):
-    """Scores candidates x examples, a memory's worth at a time."""
+    """Scores candidates x examples in passes that fit into memory.
+
+    Args:
+        lm: See `Passes`.
+        memory_mb: See `Passes`.
+        map_across_ranks: Splits the candidates over processes; by default, this process scores them all.
+    """
+
+    def __init__(
+        self,
+        lm: FrozenLM,
+        memory_mb: float = 256.0,
+        map_across_ranks: MapAcrossRanks = DataParallelRank().map_across_ranks,  # noqa: B008
+    ) -> None:
+        """Keep the settings."""
+        super().__init__(lm, memory_mb)
+        self.map_across_ranks = map_across_ranks
 
     @torch.no_grad()
     def score(self, rows: Sequence[Row], candidates: Tensor) -> Scores:
-        """Scores of every candidate on every example.
+        """Score every candidate on every example.
 
         Args:
             rows: ``N`` rows with a prompt slot of ``P`` places each.
@@ -103,18 +120,22 @@ class CandidateScorer(Passes):
 
 @torch.no_grad()
 def race(
-    scorer: CandidateScorer, rows: Sequence[Row], candidates: Tensor, objective: Likelihood, racing: Racing | None,
+    scorer: CandidateScorer,
+    rows: Sequence[Row],
+    candidates: Tensor,
+    objective: Likelihood,
+    racing: Racing | None,
     offsets: Tensor | None = None,
-) -> Tensor:  # fmt: skip
-    """The loss of each candidate on a batch, ``[C]``; infinite for those that dropped out of the race.
+) -> Tensor:
+    """Losses of candidates on a batch, ``[C]``; infinite for those that dropped out of the race.
 
     Args:
-        scorer: Does the work.
+        scorer: Scores the candidates.
         rows: ``N`` rows with a prompt slot.
         candidates: Token ids ``[C, P]``.
-        objective: From scores to losses.
-        racing: How to race, or ``None`` to score everything.
-        offsets: What each candidate costs beside its loss on the examples, ``[C]``.
+        objective: Turns scores into losses.
+        racing: How to race; ``None`` scores all candidates on all examples.
+        offsets: Costs of the candidates beside their losses on the examples, ``[C]``.
     """
     if offsets is None:
         offsets = torch.zeros(len(candidates), device=candidates.device)
@@ -136,7 +157,7 @@ def race(
 
 
 def _parts(scores: Scores) -> list[Tensor]:
-    """What there is of each row."""
+    """The tensors of scores with a value for each row."""
     return [scores.nll, scores.tokens, scores.greedy, scores.end_nll]
 
 

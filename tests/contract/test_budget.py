@@ -86,7 +86,7 @@ class Watch(L.Callback):
         self.counts: Counter[str] = Counter()
         self.on = False
         self.candidates: list[float] = []
-        self.texts = 0  # of the readers of text methods, which count what they ask by themselves
+        self.texts = 0  # of the caches of text methods, which count what they ask by themselves
         self._before = 0
 
     def count(self, layer: nn.Module, inputs: Any, output: Any) -> None:
@@ -104,7 +104,7 @@ class Watch(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         method: Any = pl_module
-        lms = [reader.lm for reader in method.readers.values()] if isinstance(method, TEXT) else [method.lm]
+        lms = [cached.lm for cached in method.cached_lms.values()] if isinstance(method, TEXT) else [method.lm]
         for lm in lms:
             lm.model.model.layers[0].register_forward_hook(self.count)
         self.switch(pl_module, True)

@@ -50,7 +50,7 @@ from lightning_prompts.objectives.rewards import AnswerLikelihood, BertScore, Ex
 from lightning_prompts.objectives.rewards import Mixture as MixedReward
 from lightning_prompts.objectives.weighted_sum import WeightedSum
 from lightning_prompts.parallel import LMParallel, mesh_sizes
-from lightning_prompts.processes import Replica
+from lightning_prompts.processes import DataParallelRank
 from lightning_prompts.prompts.initializers import FromText
 from lightning_prompts.prompts.soft import ResidualMLP
 from lightning_prompts.refiners.networks import MLPRefiner, TransformerRefiner
@@ -523,7 +523,7 @@ def test_what_cannot_be_split_is_said(two: Path) -> None:
 @pytest.mark.parametrize("total", [0, 1, 2, 5, 8, 11])
 @pytest.mark.parametrize("count", [1, 2, 3, 8])
 def test_parts_are_even_and_make_up_the_whole(total: int, count: int) -> None:
-    parts = [Replica(rank, count).part(total) for rank in range(count)]
+    parts = [DataParallelRank(rank, count).part(total) for rank in range(count)]
     assert [index for part in parts for index in part] == list(range(total))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
@@ -532,7 +532,7 @@ def test_parts_are_even_and_make_up_the_whole(total: int, count: int) -> None:
 @pytest.mark.parametrize("count", [2, 3, 8])
 def test_the_mean_of_weighted_means_is_the_mean(total: int, count: int) -> None:
     batch = Batch([Example("", "", str(n * n)) for n in range(total)])
-    parts = [Replica(rank, count).part_of(batch) for rank in range(count)]
+    parts = [DataParallelRank(rank, count).part_of(batch) for rank in range(count)]
     assert all(len(part) for part in parts)
     means = [part.weight * sum(float(str(e.answer)) for e in part.examples) / len(part) for part in parts]
     assert sum(means) / count == pytest.approx(sum(n * n for n in range(total)) / total)

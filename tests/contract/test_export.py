@@ -330,7 +330,7 @@ def test_layers_with_lms_of_their_own(tmp_path: Path) -> None:
     export(folder, "text", "--examples", "3")
     method = restored(folder)
     assert isinstance(method, TextPromptMethod)
-    assert [config.dtype for config in method.readers] == ["float32"]
+    assert [config.dtype for config in method.cached_lms] == ["float32"]
     assert {value.dtype for value in method.lm.model.parameters()} == {torch.float32}
 
 

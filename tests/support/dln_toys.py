@@ -12,13 +12,13 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_prompts.callbacks import PromptTable, ResultFiles, ValidateAtEnd
 from lightning_prompts.datamodules.base import SourceRow, TextDataModule
-from lightning_prompts.dln.cache import TextCache
+from lightning_prompts.dln.cached_lm import CachedLM
+from lightning_prompts.dln.checkpointed_cache import CheckpointedCache
 from lightning_prompts.dln.layer import LanguageLayer, PlacedLayer
 from lightning_prompts.dln.messages import ThompsonSampling
 from lightning_prompts.dln.network import LanguageNetwork
 from lightning_prompts.dln.posterior import Posterior
 from lightning_prompts.dln.proposals import LanguageModelProposals, Proposal, Proposals, Request, RuleRewrites
-from lightning_prompts.dln.reader import Reader
 from lightning_prompts.dln.step import Stepper, StepSettings
 from lightning_prompts.lm import FrozenLM, LMConfig
 from lightning_prompts.methods import DeepLanguageNetwork
@@ -49,18 +49,18 @@ class Given(Proposals):
         return [Proposal(text, request.parents[0], "Given") for text in self.texts]
 
 
-def reader_of(lm: FrozenLM, cache: TextCache | None = None, **settings: bool) -> Reader:
-    return Reader(lm, lm.name, cache or TextCache(), 256.0, **settings)
+def cached_of(lm: FrozenLM, cache: CheckpointedCache | None = None, **settings: bool) -> CachedLM:
+    return CachedLM(lm, lm.name, cache or CheckpointedCache(), 256.0, **settings)
 
 
 def stepper_of(
     lm: FrozenLM, layers: Sequence[LanguageLayer], texts: Sequence[str] = ("Go.", "Say yes."), trust: float = 0.0,
     posterior: Posterior = Posterior(samples=3),  # noqa: B008
 ) -> Stepper:  # fmt: skip
-    reader = reader_of(lm)
+    cached = cached_of(lm)
     placed = [PlacedLayer(layer, index, len(layers)) for index, layer in enumerate(layers)]
     settings = StepSettings([Given(tuple(texts))], posterior, trust=trust)
-    return Stepper(LanguageNetwork(placed, [reader] * len(layers), 4), reader, settings)
+    return Stepper(LanguageNetwork(placed, [cached] * len(layers), 4), cached, settings)
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -16,6 +16,7 @@ from lightning_prompts.estimators.reinforce import TopK
 from lightning_prompts.lm import FrozenLM, LMConfig
 from lightning_prompts.methods import HardPromptSearch, PromptMethod, ReinforceRefiner, RelaxedPromptTuning
 from lightning_prompts.methods.discrete import NOT_TEXT, DiscretePromptMethod
+from lightning_prompts.methods.evaluation import Monitor
 from lightning_prompts.prompts.initializers import FromText
 from support.models import TINY
 from support.odd_tokenizers import save_model
@@ -122,3 +123,11 @@ def test_the_rule_is_one_number(tiny: FrozenLM) -> None:
                 best, kept = value, ids
             assert model.best_ids.tolist() == kept
         assert kept == [65, 66]
+
+
+def test_a_monitor_tells_strictly_better_values() -> None:
+    for mode, better, worse in (("min", 1.0, 2.0), ("max", 2.0, 1.0)):
+        monitor = Monitor("val/x", mode)  # type: ignore[arg-type]
+        assert monitor.better(better, worse)
+        assert not monitor.better(worse, better)
+        assert not monitor.better(better, better)

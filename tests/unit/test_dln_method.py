@@ -196,7 +196,7 @@ def test_layers_share_an_lm_where_they_name_the_same(tmp_path: Path) -> None:
     layers = [LanguageLayer("Think.", max_new_tokens=4, lm=other), LanguageLayer("Say.")]
     method = network(layers=layers, proposer=LMConfig(other.name))
     trainer(tmp_path, 2).fit(method, Toy())
-    first, top = method.network.readers
+    first, top = method.network.lms
     assert first is method.proposer
     assert top.lm is method.lm is not first.lm
     assert method.tokens_forwarded == first.lm.tokens_forwarded + method.lm.tokens_forwarded

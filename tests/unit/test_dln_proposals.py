@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
+from lightning_prompts.dln.cached_lm import CachedLM
 from lightning_prompts.dln.layer import LanguageLayer
 from lightning_prompts.dln.memory import PromptMemory
 from lightning_prompts.dln.messages import (
@@ -31,11 +32,10 @@ from lightning_prompts.dln.proposals import (
     RuleRewrites,
     distinct,
 )
-from lightning_prompts.dln.reader import Reader
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm import FrozenLM, LMConfig
 from lightning_prompts.types import Example
-from support.dln_toys import examples, generator, reader_of, stepper_of
+from support.dln_toys import cached_of, examples, generator, stepper_of
 from support.models import TINY
 
 
@@ -98,17 +98,17 @@ CASES = [Case(f"question {n}", f"out {n}", f"target {n}", n % 2 == 0) for n in r
 
 
 def request(lm: FrozenLM, parents: Sequence[str] = ("Start.", "Old."), cases: Sequence[Case] = CASES) -> Request:
-    return Request(list(parents), cases, ["yes", "no"], BanditStats(), generator(), reader_of(lm))
+    return Request(list(parents), cases, ["yes", "no"], BanditStats(), generator(), cached_of(lm))
 
 
-def shown(reader: Reader, source: Proposals, given: Request, monkeypatch: pytest.MonkeyPatch) -> list[Example]:
+def shown(cached: CachedLM, source: Proposals, given: Request, monkeypatch: pytest.MonkeyPatch) -> list[Example]:
     asked: list[Example] = []
 
     def draw(examples: Sequence[Example], *rest: object, **more: object) -> list[str]:
         asked.extend(examples)
         return [f"Answer {n}" for n in range(len(examples))]
 
-    monkeypatch.setattr(reader, "draw", draw)
+    monkeypatch.setattr(cached, "draw", draw)
     source.propose(given)
     return asked
 

@@ -9,24 +9,23 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_prompts.dln.cache import TextCache
+from lightning_prompts.dln.checkpointed_cache import CheckpointedCache
 from lightning_prompts.dln.layer import LanguageLayer, PlacedLayer
-from lightning_prompts.dln.reader import identity
 from lightning_prompts.dln.sharpening import ArgMaxWeights, Sharpening, SoftmaxSharpening, UniformWeights
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm import FrozenLM, LMConfig, label_scores
 from lightning_prompts.methods import DeepLanguageNetwork
-from support.dln_toys import FORWARD, YES_NO, examples, network, plain_mean, reader_of, slot
+from support.dln_toys import FORWARD, YES_NO, cached_of, examples, network, plain_mean, slot
 from support.models import TINY
 from support.references import alike, plain_classes
 
 
-def test_a_reader_s_scores_equal_one_text_at_a_time(tiny: FrozenLM) -> None:
+def test_cached_scores_equal_one_text_at_a_time(tiny: FrozenLM) -> None:
     prompts = ["Say it.", "", "Answer!"]
-    reader = reader_of(tiny)
-    classes = reader.class_log_probs(examples(), prompts)
+    cached = cached_of(tiny)
+    classes = cached.class_log_probs(examples(), prompts)
     texts = [[" so", " because of it"], ["", " no"], [" x", " x"], [" it is", " y"]]
-    means = reader.log_probs(examples(), prompts, texts)
+    means = cached.log_probs(examples(), prompts, texts)
     for c, prompt in enumerate(prompts):
         for n, example in enumerate(examples()):
             expected = plain_classes(tiny, example, slot(tiny, example, prompt)[1])
@@ -35,18 +34,18 @@ def test_a_reader_s_scores_equal_one_text_at_a_time(tiny: FrozenLM) -> None:
                 assert means[c, n, k].item() == pytest.approx(plain_mean(tiny, example, prompt, text), abs=1e-4)
 
 
-def test_a_reader_s_labels_that_begin_alike_are_those_of_evaluation(tiny: FrozenLM) -> None:
+def test_cached_labels_that_begin_alike_are_those_of_evaluation(tiny: FrozenLM) -> None:
     """And those of texts one at a time, where a set of others stands beside them."""
     given = alike()
     vectors = tiny.embed(torch.tensor(tiny.encoder.tokens("Say it.")))
     for calibrate in (False, True):
-        reader = reader_of(tiny, calibrate=calibrate)
-        found, wanted = reader.label_scores(given, "Say it."), label_scores(tiny, given, vectors, calibrate)
+        cached = cached_of(tiny, calibrate=calibrate)
+        found, wanted = cached.label_scores(given, "Say it."), label_scores(tiny, given, vectors, calibrate)
         assert torch.allclose(found.log_probs, wanted.log_probs, atol=1e-4)
         assert found.nll == pytest.approx(wanted.nll, abs=1e-4)
     top = PlacedLayer(LanguageLayer(), 1, 2)
     given = [*given, *(top.place(example, "It must be so.") for example in given)]  # the layer keeps the task's end
-    classes = reader_of(tiny).class_log_probs(given, ["Say it.", ""])
+    classes = cached_of(tiny).class_log_probs(given, ["Say it.", ""])
     for c, prompt in enumerate(("Say it.", "")):
         for n, example in enumerate(given):
             assert example.end == "\n"
@@ -55,34 +54,34 @@ def test_a_reader_s_labels_that_begin_alike_are_those_of_evaluation(tiny: Frozen
 
 
 def test_what_is_known_is_not_asked_again(tiny: FrozenLM) -> None:
-    reader = reader_of(tiny)
+    cached = cached_of(tiny)
     doubled = [*examples(), *examples()[:2]]
     before = tiny.tokens_forwarded
-    first = reader.class_log_probs(doubled, ["Go.", "Say it.", "Go."])
+    first = cached.class_log_probs(doubled, ["Go.", "Say it.", "Go."])
     once = tiny.tokens_forwarded - before
     assert torch.equal(first[0], first[2])
     assert torch.equal(first[:, :2], first[:, 4:])
-    again = reader.class_log_probs(examples(), ["Say it."])
+    again = cached.class_log_probs(examples(), ["Say it."])
     assert tiny.tokens_forwarded - before == once, "no token more"
     assert torch.equal(again[0], first[1, :4])
-    alone = reader_of(tiny)
+    alone = cached_of(tiny)
     before = tiny.tokens_forwarded
     alone.class_log_probs(examples(), ["Go.", "Say it."])
     assert tiny.tokens_forwarded - before == once, "duplicates cost nothing"
-    assert reader.calls == alone.calls == 2 * 4 * len(tiny.encoder.label_tokens(examples()[0]).tokens)
-    partly = reader.class_log_probs([*examples(), replace(examples()[0], before="New. ")], ["Go.", "Other."])
+    assert cached.calls == alone.calls == 2 * 4 * len(tiny.encoder.label_tokens(examples()[0]).tokens)
+    partly = cached.class_log_probs([*examples(), replace(examples()[0], before="New. ")], ["Go.", "Other."])
     assert torch.allclose(partly[0, :4], first[0, :4])
 
 
 def test_a_cache_goes_through_a_checkpoint(tiny: FrozenLM, tmp_path: Path) -> None:
-    cache = TextCache()
-    reader = reader_of(tiny, cache)
-    scores = reader.class_log_probs(examples(), ["Go."])
-    texts = reader.write(examples(), "Go.", 5)
+    cache = CheckpointedCache()
+    cached = cached_of(tiny, cache)
+    scores = cached.class_log_probs(examples(), ["Go."])
+    texts = cached.write(examples(), "Go.", 5)
     torch.save(cache.state(), tmp_path / "cache.ckpt")
-    restored = TextCache()
+    restored = CheckpointedCache()
     restored.load(torch.load(tmp_path / "cache.ckpt", weights_only=True))
-    other, before = reader_of(tiny, restored), tiny.tokens_forwarded
+    other, before = cached_of(tiny, restored), tiny.tokens_forwarded
     assert torch.equal(other.class_log_probs(examples(), ["Go."]), scores)
     assert other.write(examples(), "Go.", 5) == texts
     assert tiny.tokens_forwarded == before
@@ -90,21 +89,21 @@ def test_a_cache_goes_through_a_checkpoint(tiny: FrozenLM, tmp_path: Path) -> No
 
 
 def test_a_cache_is_of_its_model(tiny: FrozenLM) -> None:
-    cache = TextCache()
+    cache = CheckpointedCache()
     other = FrozenLM.load(LMConfig(f"{TINY},num_hidden_layers=1"))
     for lm in (tiny, other):
-        expected = reader_of(lm).class_log_probs(examples(), ["Go."])
-        assert torch.equal(reader_of(lm, cache).class_log_probs(examples(), ["Go."]), expected)
+        expected = cached_of(lm).class_log_probs(examples(), ["Go."])
+        assert torch.equal(cached_of(lm, cache).class_log_probs(examples(), ["Go."]), expected)
     half = FrozenLM.load(LMConfig(TINY, dtype="bfloat16"))
     config = LMConfig(TINY)
     same = {
-        identity(tiny, config),
-        identity(tiny, replace(config, dtype="auto")),
-        identity(tiny, replace(config, quantization="none", calibrate_labels=True)),
+        tiny.identity(config),
+        tiny.identity(replace(config, dtype="auto")),
+        tiny.identity(replace(config, quantization="none", calibrate_labels=True)),
     }
     assert len(same) == 1
-    assert len({*same, identity(half, replace(config, dtype="auto")), identity(tiny, replace(config, revision="a")),
-                identity(tiny, replace(config, quantization="nf4"))}) == 4  # fmt: skip
+    assert len({*same, half.identity(replace(config, dtype="auto")), tiny.identity(replace(config, revision="a")),
+                tiny.identity(replace(config, quantization="nf4"))}) == 4  # fmt: skip
 
 
 def test_scores_of_another_precision_are_not_looked_up() -> None:
@@ -115,14 +114,14 @@ def test_scores_of_another_precision_are_not_looked_up() -> None:
 
     checkpoint: dict[str, object] = {}
     first, half, again = build(), build(dtype="bfloat16"), build()
-    scores = first.network.readers[-1].class_log_probs(examples(), ["Go."])
+    scores = first.network.lms[-1].class_log_probs(examples(), ["Go."])
     first.on_save_checkpoint(checkpoint)
-    expected = half.network.readers[-1].class_log_probs(examples(), ["Go."])
+    expected = half.network.lms[-1].class_log_probs(examples(), ["Go."])
     assert not torch.equal(expected, scores)
     half.cache.scores.clear()
     for method, wanted in ((half, expected), (again, scores)):
         method.on_load_checkpoint(checkpoint)
-        assert torch.equal(method.network.readers[-1].class_log_probs(examples(), ["Go."]), wanted)
+        assert torch.equal(method.network.lms[-1].class_log_probs(examples(), ["Go."]), wanted)
     assert again.calls == 0, "the same model's are"
 
 
@@ -140,19 +139,19 @@ def test_a_checkpoint_is_of_its_hidden_layers_models() -> None:
 
 
 def test_a_full_cache_forgets_the_oldest(tiny: FrozenLM) -> None:
-    cache = TextCache(entries=6)
-    reader = reader_of(tiny, cache)
-    first = reader.class_log_probs(examples(), ["Go.", "Say it."])
+    cache = CheckpointedCache(entries=6)
+    cached = cached_of(tiny, cache)
+    first = cached.class_log_probs(examples(), ["Go.", "Say it."])
     assert len(cache.scores) == 6
     before = tiny.tokens_forwarded
-    assert torch.allclose(reader.class_log_probs(examples(), ["Say it."])[0], first[1])
+    assert torch.allclose(cached.class_log_probs(examples(), ["Say it."])[0], first[1])
     assert tiny.tokens_forwarded == before
-    assert torch.allclose(reader.class_log_probs(examples(), ["Go."])[0], first[0], atol=1e-5)
+    assert torch.allclose(cached.class_log_probs(examples(), ["Go."])[0], first[0], atol=1e-5)
     assert tiny.tokens_forwarded > before
 
 
-def test_a_reader_calibrates_as_evaluation_does(tiny: FrozenLM) -> None:
-    scores = reader_of(tiny, calibrate=True).class_log_probs(examples(), ["Say it."])[0]
+def test_calibration_through_the_cache_is_that_of_evaluation(tiny: FrozenLM) -> None:
+    scores = cached_of(tiny, calibrate=True).class_log_probs(examples(), ["Say it."])[0]
     vectors = tiny.embed(torch.tensor(tiny.encoder.tokens("Say it.")))
     assert torch.allclose(scores.float(), label_scores(tiny, examples(), vectors, calibrate=True).log_probs, atol=1e-4)
     assert not torch.allclose(scores.float(), label_scores(tiny, examples(), vectors).log_probs, atol=1e-3)
@@ -162,20 +161,20 @@ def test_calibration_knows_no_thoughts(tiny: FrozenLM) -> None:
     layer = PlacedLayer(LanguageLayer(), 1, 2)
     placed = [layer.place(example, "It must be so.") for example in examples()]
     bare = [layer.place(replace(example, fields={**example.fields, "question": ""}), "") for example in examples()]
-    reader = reader_of(tiny, calibrate=True)
-    own = reader_of(tiny).class_log_probs(placed, ["Go."])[0].exp()
+    cached = cached_of(tiny, calibrate=True)
+    own = cached_of(tiny).class_log_probs(placed, ["Go."])[0].exp()
     texts = ("N/A", "[MASK]", "")
     empty = [layer.place(replace(bare[0], fields={"question": text, "answer": "yes"}), text) for text in texts]
-    bias = reader_of(tiny).class_log_probs(empty, ["Go."])[0].exp().mean(0)
+    bias = cached_of(tiny).class_log_probs(empty, ["Go."])[0].exp().mean(0)
     odds = own / bias
     expected = (odds / odds.sum(-1, keepdim=True)).log()
-    assert torch.allclose(reader.class_log_probs(placed, ["Go."])[0], expected, atol=1e-4)
+    assert torch.allclose(cached.class_log_probs(placed, ["Go."])[0], expected, atol=1e-4)
 
 
 def test_a_text_beyond_the_window(tiny: FrozenLM) -> None:
     long = FORWARD.render({"question": "x" * 300, "answer": "yes"}, "train.jsonl row 7", labels=YES_NO)
     with pytest.raises(UserError, match=r"train\.jsonl row 7: .*more than the context window"):
-        reader_of(tiny).class_log_probs([long], ["Go."])
+        cached_of(tiny).class_log_probs([long], ["Go."])
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ from lightning_prompts.methods import (
 from lightning_prompts.objectives import Likelihood
 from lightning_prompts.prompts.initializers import FromText, Hybrid, RandomTokens, VocabNormal
 from lightning_prompts.prompts.prefix import PrefixMLP
-from lightning_prompts.search.candidates import survives
+from lightning_prompts.search.candidates import round_trips
 from lightning_prompts.search.rounding import Rounding
 from lightning_prompts.template import Template
 from lightning_prompts.types import Batch, Example
@@ -148,16 +148,16 @@ def test_the_best_tokens_by_validation_are_the_result(name: str, tmp_path: Path)
     fit = trainer(tmp_path, max_steps=6, val_check_interval=1, callbacks=[PromptReadout(), Watch()])
     fit.fit(model, datamodule=data())
     assert len(seen) >= 6
-    alike = survives(model.lm, torch.tensor([ids for _, ids in seen])).tolist()
+    alike = round_trips(model.lm, torch.tensor([ids for _, ids in seen])).tolist()
     best = min((not text, nll, ids) for text, (nll, ids) in zip(alike, seen, strict=True))[1:]
     assert model.best_nll.item() == pytest.approx(best[0], abs=1e-6)
     assert model.best_ids.tolist() == best[1]
-    assert model.best_survives == any(alike)
+    assert model.best_round_trips == any(alike)
     text = (tmp_path / "prompt.txt").read_bytes().decode()
     assert text == model.prompt_text() == model.lm.text(best[1])
     fit.save_checkpoint(tmp_path / "x.ckpt")
     tested = trainer(tmp_path).test(MAKE[name](), datamodule=data(), ckpt_path=tmp_path / "x.ckpt", verbose=False)[0]
-    if name == "search" or model.best_survives:  # taken home as text, the prompt does the same
+    if name == "search" or model.best_round_trips:  # taken home as text, the prompt does the same
         fixed = trainer(tmp_path).test(FixedPrompt(text, LM, 2), datamodule=data(), verbose=False)[0]
         assert fixed["test/nll"] == pytest.approx(tested["test/nll"], abs=1e-6)
     if name != "search":
@@ -356,7 +356,7 @@ def test_when_all_candidates_are_filtered_out(tmp_path: Path, monkeypatch: pytes
 
     model = MAKE["search"]()
     model.configure_model()
-    monkeypatch.setattr(hard_prompt_search, "survives", lambda lm, ids: torch.zeros(len(ids), dtype=torch.bool))
+    monkeypatch.setattr(hard_prompt_search, "round_trips", lambda lm, ids: torch.zeros(len(ids), dtype=torch.bool))
     with pytest.raises(UserError, match="all candidates of step 0 were filtered out"):
         trainer(tmp_path).fit(model, datamodule=data())
 
@@ -410,7 +410,7 @@ def test_few_shot_asks_for_more_than_there_is(tmp_path: Path) -> None:
 
 def test_chain_of_thought_thinks_first_and_answers_after_it(real: FrozenLM) -> None:
     model = ChainOfThought(text="", reasoning_tokens=8)
-    model.lm = real
+    model.lms = {model.lm_config: real}
     model.build_prompt()
     example = Template("{prompt}Q: {question}\nA:{answer}").render({"question": "What is 2+2?", "answer": "4"})
     (prepared,) = model.prepare([example])

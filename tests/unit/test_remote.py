@@ -9,7 +9,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,21 +17,21 @@ import pytest
 import torch
 
 from lightning_prompts.callbacks import Budget
-from lightning_prompts.cli import commands, run
-from lightning_prompts.dln.cache import TextCache
+from lightning_prompts.cli import run
+from lightning_prompts.dln.cached_lm import CachedLM
+from lightning_prompts.dln.checkpointed_cache import CheckpointedCache
 from lightning_prompts.dln.layer import LanguageLayer
 from lightning_prompts.dln.posterior import GivenAnswer, Posterior, PriorTemplate
 from lightning_prompts.dln.proposals import InducedInstructions, Paraphrases, RuleRewrites
-from lightning_prompts.dln.remote_reader import RemoteReader
 from lightning_prompts.dln.sharpening import UniformWeights
 from lightning_prompts.errors import UserError
-from lightning_prompts.lm import FrozenLM, LMConfig, RemoteLM, Sampling, Server
-from lightning_prompts.lm.answer_cache import AnswerCache
+from lightning_prompts.lm import FrozenLM, LMConfig, RemoteLM, Sampling, Server, label_scores
 from lightning_prompts.lm.remote import literal
-from lightning_prompts.methods import Ape, FixedPrompt, SoftPromptTuning
+from lightning_prompts.lm.server_cache import ServerCache
+from lightning_prompts.methods import Ape, ChainOfThought, FewShot, FixedPrompt, SoftPromptTuning
 from lightning_prompts.types import Example
 from support.commands import code
-from support.dln_toys import FORWARD, PROPOSALS, YES_NO, Toy, examples, network, reader_of, trainer
+from support.dln_toys import FORWARD, PROPOSALS, YES_NO, Toy, cached_of, examples, network, trainer
 from support.models import TINY
 from support.references import alike
 from support.server import ServerProcess
@@ -45,7 +45,11 @@ def config(server: ServerProcess, name: str = "tiny", **settings: object) -> LMC
 
 
 def remote(server: ServerProcess, folder: Path, name: str = "tiny", **settings: object) -> RemoteLM:
-    return RemoteLM(config(server, name, **settings), AnswerCache(folder / "answers"))
+    return RemoteLM(config(server, name, **settings), ServerCache(folder / "answers"))
+
+
+def cached(lm: RemoteLM) -> CachedLM:
+    return CachedLM(lm, lm.identity(lm.config), CheckpointedCache())
 
 
 @pytest.fixture(scope="module")
@@ -82,13 +86,13 @@ QUESTIONS = [
 
 def test_greedy_text_is_the_model_s_own(real: FrozenLM, server: ServerProcess, tmp_path: Path) -> None:
     there = remote(server, tmp_path, real.name)
-    expected = [real.write([example], "", 12)[0] for example in QUESTIONS]
-    assert there.write(QUESTIONS, "", 12) == expected
+    expected = [real.generate([example], "", 12)[0] for example in QUESTIONS]
+    assert there.generate(QUESTIONS, "", 12) == expected
     assert len(set(expected)) == len(QUESTIONS)
     assert "" not in expected
     assert {request["path"] for request in server.requests} == {"/v1/completions", "/v1/chat/completions"}
     slot = [replace(QUESTIONS[1], after=" five,")]
-    assert there.write(slot, " four,", 12) == real.write(slot, " four,", 12) == [expected[1]]
+    assert there.generate(slot, " four,", 12) == real.generate(slot, " four,", 12) == [expected[1]]
 
 
 def test_a_stop_within_leading_white_space_is_none(local: FrozenLM, server: ServerProcess, tmp_path: Path) -> None:
@@ -99,9 +103,9 @@ def test_a_stop_within_leading_white_space_is_none(local: FrozenLM, server: Serv
     texts = [local.text(ids, special=False) for ids in drawn]
     seed = next(seed for seed, text in enumerate(texts) if text.startswith("\n") and text.strip())
     sampling = Sampling(1.0, [seed])
-    (text,) = remote(server, tmp_path).write([example], "", 6, sampling)
+    (text,) = remote(server, tmp_path).generate([example], "", 6, sampling)
     assert text
-    assert [text] == local.write([example], "", 6, Sampling(1.0, [seed]))
+    assert [text] == local.generate([example], "", 6, Sampling(1.0, [seed]))
     assert [request["body"].get("stop") for request in server.requests] == [["\n"], None]
 
 
@@ -113,52 +117,52 @@ def test_patterns_that_are_texts() -> None:
 def test_draws_are_the_model_s_own_and_each_by_itself(local: FrozenLM, server: ServerProcess, tmp_path: Path) -> None:
     there, same = remote(server, tmp_path), [replace(QUESTIONS[0], stop=r"\n\s*\n")] * 6
     seeds = [3, 4, 5, 6, 7, 3]
-    drawn = there.write(same, "", 10, Sampling(1.3, seeds))
-    assert drawn == local.write(same, "", 10, Sampling(1.3, seeds))
+    drawn = there.generate(same, "", 10, Sampling(1.3, seeds))
+    assert drawn == local.generate(same, "", 10, Sampling(1.3, seeds))
     assert len(set(drawn)) == 5, "several draws of the same text stay several"
     assert len(server.requests) == 5
-    assert remote(server, tmp_path).write(same[:2], "", 10, Sampling(1.3, [4, 2**40 + 5])) == [drawn[1], drawn[2]]
+    assert remote(server, tmp_path).generate(same[:2], "", 10, Sampling(1.3, [4, 2**40 + 5])) == [drawn[1], drawn[2]]
     assert len(server.requests) == 5, "known from the disk; a seed's upper bits are left to our own models"
-    others = [there.write(same[:1], "", 10, Sampling(0.7, [3])), there.write(same[:1], "", 9, Sampling(1.3, [3]))]
+    others = [there.generate(same[:1], "", 10, Sampling(0.7, [3])), there.generate(same[:1], "", 9, Sampling(1.3, [3]))]
     assert len(server.requests) == 7, f"other settings are other questions: {others}"
 
 
 def test_parameters_go_along_and_null_takes_one_out(server: ServerProcess, tmp_path: Path) -> None:
     there, asked = remote(server, tmp_path, parameters={"top_p": 0.9, "temperature": None}), QUESTIONS[1:2]
-    there.write(asked, "", 4)
+    there.generate(asked, "", 4)
     (request,) = server.requests
     assert request["body"] == {"model": "tiny", "prompt": "One, two, three, four, five,", "max_tokens": 4, "top_p": 0.9}
-    remote(server, tmp_path, parameters={"top_p": 0.8, "temperature": None}).write(asked, "", 4)
+    remote(server, tmp_path, parameters={"top_p": 0.8, "temperature": None}).generate(asked, "", 4)
     assert len(server.requests) == 2, "the cache knows the difference"
 
 
 def test_draws_of_a_server_that_is_told_no_seed_stay_several(server: ServerProcess, tmp_path: Path) -> None:
     """Some servers know no seeds: what is asked in the same words is still asked for each draw, and kept for it."""
     same, sampling = [QUESTIONS[1]] * 3, Sampling(1.3, [3, 4, 5])
-    texts = remote(server, tmp_path, parameters={"seed": None}).write(same, "", 10, sampling)
+    texts = remote(server, tmp_path, parameters={"seed": None}).generate(same, "", 10, sampling)
     assert len(server.requests) == 3
     assert all("seed" not in request["body"] for request in server.requests)
-    again = remote(server, tmp_path, parameters={"seed": None}).write(same, "", 10, sampling)
+    again = remote(server, tmp_path, parameters={"seed": None}).generate(same, "", 10, sampling)
     assert (again, len(server.requests)) == (texts, 3), "the same draws are known from the disk"
-    remote(server, tmp_path, parameters={"seed": None}).write(same[:1], "", 10, Sampling(1.3, [6]))
+    remote(server, tmp_path, parameters={"seed": None}).generate(same[:1], "", 10, Sampling(1.3, [6]))
     assert len(server.requests) == 4, "another one is not"
 
 
 def test_no_more_requests_at_once_than_allowed(server: ServerProcess, tmp_path: Path) -> None:
     server.set(slow=0.1)
     asked = [Example(f"{n} and", "", None) for n in range(9)]
-    texts = remote(server, tmp_path, concurrency=3).write(asked, "", 2)
+    texts = remote(server, tmp_path, concurrency=3).generate(asked, "", 2)
     assert server.most_at_once == 3
     server.set(slow=0.0)
-    assert remote(server, tmp_path / "new", concurrency=1).write(asked, "", 2) == texts
+    assert remote(server, tmp_path / "new", concurrency=1).generate(asked, "", 2) == texts
 
 
 # --- scores -----------------------------------------------------------------------------------------------------------
 
 
 def test_scores_are_those_of_the_model_itself(local: FrozenLM, server: ServerProcess, tmp_path: Path) -> None:
-    there = RemoteReader(remote(server, tmp_path, log_probs=True), TextCache())
-    here, prompts = reader_of(local), ["Say it.", "", "Answer!"]
+    there = cached(remote(server, tmp_path, log_probs=True))
+    here, prompts = cached_of(local), ["Say it.", "", "Answer!"]
     for calibrate in (False, True):
         there.calibrate = here.calibrate = calibrate
         expected = here.class_log_probs(examples(), prompts)
@@ -166,7 +170,7 @@ def test_scores_are_those_of_the_model_itself(local: FrozenLM, server: ServerPro
     texts = [[" so", " because of it"], ["", " no"], [" x", " x"], [" it is", " é"]]
     expected = here.log_probs(examples(), prompts, texts)
     assert torch.allclose(there.log_probs(examples(), prompts, texts), expected, atol=1e-4)
-    scores, wanted = (reader.label_scores(examples(), "Say it.") for reader in (there, here))
+    scores, wanted = (lm.label_scores(examples(), "Say it.") for lm in (there, here))
     assert torch.allclose(scores.log_probs, wanted.log_probs, atol=1e-4)
     assert scores.nll == pytest.approx(wanted.nll, abs=1e-4)
     count = len(server.requests)
@@ -178,10 +182,10 @@ def test_scores_are_those_of_the_model_itself(local: FrozenLM, server: ServerPro
 def test_labels_that_begin_alike_are_scored_with_their_ends(
     local: FrozenLM, server: ServerProcess, tmp_path: Path
 ) -> None:
-    there, here = RemoteReader(remote(server, tmp_path, log_probs=True), TextCache()), reader_of(local)
+    there, here = cached(remote(server, tmp_path, log_probs=True)), cached_of(local)
     for calibrate in (False, True):
         there.calibrate = here.calibrate = calibrate
-        scores, wanted = (reader.label_scores(alike(), "Say it.") for reader in (there, here))
+        scores, wanted = (lm.label_scores(alike(), "Say it.") for lm in (there, here))
         assert torch.allclose(scores.log_probs, wanted.log_probs, atol=1e-4)
         assert scores.nll == pytest.approx(wanted.nll, abs=1e-4)
     asked = {request["body"]["prompt"].rpartition("Answer:")[2] for request in server.requests}
@@ -196,17 +200,26 @@ def test_labels_that_begin_alike_are_scored_with_their_ends(
 
 
 def test_without_log_probabilities_it_says_so(server: ServerProcess, tmp_path: Path) -> None:
-    silent = RemoteReader(remote(server, tmp_path), TextCache())
+    silent = cached(remote(server, tmp_path))
     with pytest.raises(UserError, match="gives no log-probabilities of given texts, which class scores") as caught:
         silent.class_log_probs(examples(), ["Go."])
     assert "\n" not in str(caught.value)
     assert server.requests == []
     server.set(log_probs=False)
-    liar = RemoteReader(remote(server, tmp_path, log_probs=True), TextCache())
+    liar = cached(remote(server, tmp_path, log_probs=True))
     with pytest.raises(UserError, match=r"answers without log-probabilities.*server\.log_probs: false"):
         liar.log_probs(examples(), ["Go."], [[" so"]] * 4)
     with pytest.raises(UserError, match=r"row 0: .*in a chat"):
         liar.log_probs([replace(example, chat=True) for example in examples()], ["Go."], [[" so"]] * 4)
+
+
+def test_a_server_scores_texts_and_no_chats(tmp_path: Path) -> None:
+    there, chat = Server("http://127.0.0.1:9/v1", log_probs=True), [replace(examples()[0], chat=True)]
+    lm = RemoteLM(LMConfig("x", server=there), ServerCache(tmp_path))
+    assert (lm.can_score(examples()), lm.can_score(chat)) == (True, False)
+    assert lm.answer_nll(chat, "Say it.") == [None]
+    silent = RemoteLM(LMConfig("x", server=replace(there, log_probs=False)), ServerCache(tmp_path))
+    assert not silent.can_score(examples())
 
 
 def test_what_is_no_log_probability_is_not_taken_for_one(server: ServerProcess, tmp_path: Path) -> None:
@@ -214,20 +227,21 @@ def test_what_is_no_log_probability_is_not_taken_for_one(server: ServerProcess, 
     said: list[float] = []
     lm._echo = lambda text: (list(text), [-1.0] * (len(text) - len(said)) + said)  # type: ignore[method-assign]
     said[:] = [0.05, -0.5]  # a rounding error is none of a probability above 1
-    assert lm.log_probs(["context"], [" ab"]) == [(-1.5, 3)]
+    asked: tuple[list[Example], list[str], list[list[str]]] = ([Example("context", "", None)], [""], [[" ab"]])
+    assert lm.text_scores(*asked) == [[[(-1.5, 3)]]]
     said[:] = [0.11, -0.5]
     with pytest.raises(UserError, match=r"gives log-probabilities above 0 \(0\.11\), which cannot be; set server"):
-        lm.log_probs(["context"], [" ab"])
+        lm.text_scores(*asked)
 
 
 # --- faults -----------------------------------------------------------------------------------------------------------
 
 
 def test_faults_that_pass_cost_a_little_time(server: ServerProcess, tmp_path: Path) -> None:
-    expected = remote(server, tmp_path / "calm").write(QUESTIONS[:2], "", 5)
+    expected = remote(server, tmp_path / "calm").generate(QUESTIONS[:2], "", 5)
     server.set(clear=True, faults=["500", "429", "drop", "503", "garbage"])
     there = remote(server, tmp_path / "storm", concurrency=1)
-    assert there.write(QUESTIONS[:2], "", 5) == expected
+    assert there.generate(QUESTIONS[:2], "", 5) == expected
     assert len(server.requests) == 7
     assert there.usage.calls_remote == 2
     answered = [request["usage"] for request in server.requests if "usage" in request]
@@ -240,7 +254,7 @@ def test_faults_that_pass_cost_a_little_time(server: ServerProcess, tmp_path: Pa
         ("500", r"fails with 500 in 2 tries: .*this was ordered.*look at the server's own log"),
         ("429", r"too many requests \(429\) in 2 tries.*lower server\.concurrency \(8\)"),
         ("drop", r"cannot be reached in 2 tries \(.*start the server, or correct server\.base_url"),
-        ("slow", r"did not answer within 0\.3 s in 2 tries; raise server\.timeout"),
+        ("slow", r"did not answer within 1 s in 2 tries; raise server\.timeout"),
         ("garbage", r"answered 2 times with something that is no JSON: .*check server\.base_url"),
         ("html", r"no JSON: .*Bad gateway.*check server\.base_url"),
         ("empty", r"answered without a text: .*check server\.base_url"),
@@ -248,18 +262,18 @@ def test_faults_that_pass_cost_a_little_time(server: ServerProcess, tmp_path: Pa
     ],
 )
 def test_faults_that_stay_are_one_line(fault: str, message: str, server: ServerProcess, tmp_path: Path) -> None:
-    server.set(always=fault, slow=0.6 if fault == "slow" else 0.0)
-    there = remote(server, tmp_path, retries=1, timeout=0.3 if fault == "slow" else 60.0)
+    server.set(always=fault, slow=1.5 if fault == "slow" else 0.0)
+    there = remote(server, tmp_path, retries=1, timeout=1.0 if fault == "slow" else 60.0)
     begun = time.monotonic()
     with pytest.raises(UserError, match=message) as caught:
-        there.write(QUESTIONS, "", 4)
+        there.generate(QUESTIONS, "", 4)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 600
     assert time.monotonic() - begun < 15
     assert list((tmp_path / "answers").rglob("*.json")) == [], "no fault is kept"
-    time.sleep(0.7 if fault == "slow" else 0.0)  # for what is under way
+    time.sleep(1.7 if fault == "slow" else 0.0)  # for what is under way
     server.set(clear=True)
-    assert len(there.write(QUESTIONS, "", 4)) == 4, "the same object goes on once all is well"
+    assert len(there.generate(QUESTIONS, "", 4)) == 4, "the same object goes on once all is well"
 
 
 @pytest.mark.parametrize(
@@ -279,30 +293,30 @@ def test_what_is_said_is_a_text_or_nothing(
     there = remote(server, tmp_path)
     if text is None:
         with pytest.raises(UserError, match="answered without a text"):
-            there.write([QUESTIONS[2]], "", 4)
+            there.generate([QUESTIONS[2]], "", 4)
         return
-    assert there.write([QUESTIONS[2]], "", 4) == there.write([QUESTIONS[2]], "", 4) == [text]
+    assert there.generate([QUESTIONS[2]], "", 4) == there.generate([QUESTIONS[2]], "", 4) == [text]
     assert len(server.requests) == 1
     assert there.tokens_forwarded == 2
     assert caplog.text.count("used up its 4 tokens without a word") == ("length" in choice)
-    assert there.write([replace(QUESTIONS[2], before="half \ud83d of one")], "", 4) == [text]
+    assert there.generate([replace(QUESTIONS[2], before="half \ud83d of one")], "", 4) == [text]
 
 
 def test_nobody_there(tmp_path: Path) -> None:
-    there = RemoteLM(LMConfig("x", server=Server("http://127.0.0.1:9/v1", retries=0)), AnswerCache(tmp_path))
+    there = RemoteLM(LMConfig("x", server=Server("http://127.0.0.1:9/v1", retries=0)), ServerCache(tmp_path))
     with pytest.raises(UserError, match=r"127\.0\.0\.1:9/v1/completions \(x\) cannot be reached in 1 tries"):
-        there.write(QUESTIONS[:1], "", 4)
+        there.generate(QUESTIONS[:1], "", 4)
 
 
 def test_what_is_not_there_is_named(server: ServerProcess, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no model 'tinny'; did you mean tiny\?"):
-        remote(server, tmp_path, "tinny").write(QUESTIONS[:1], "", 4)
+        remote(server, tmp_path, "tinny").generate(QUESTIONS[:1], "", 4)
     server.set(chat_only=True)
     with pytest.raises(UserError, match=r"has chats only; set data\.chat: true"):
-        remote(server, tmp_path).write(QUESTIONS[:1], "", 4)
-    wrong = RemoteLM(LMConfig("tiny", server=Server(server.url.removesuffix("/v1"))), AnswerCache(tmp_path))
+        remote(server, tmp_path).generate(QUESTIONS[:1], "", 4)
+    wrong = RemoteLM(LMConfig("tiny", server=Server(server.url.removesuffix("/v1"))), ServerCache(tmp_path))
     with pytest.raises(UserError, match=r"check server\.base_url, which mostly ends in /v1"):
-        wrong.write(QUESTIONS[:1], "", 4)
+        wrong.generate(QUESTIONS[:1], "", 4)
 
 
 def test_an_interrupted_wait_ends_at_once(server: ServerProcess, tmp_path: Path) -> None:
@@ -318,7 +332,7 @@ def test_an_interrupted_wait_ends_at_once(server: ServerProcess, tmp_path: Path)
     begun = time.monotonic()
     threading.Thread(target=interrupt).start()
     with pytest.raises(KeyboardInterrupt):
-        there.write(QUESTIONS, "", 4)
+        there.generate(QUESTIONS, "", 4)
     assert time.monotonic() - begun < 10
     left = [thread for thread in threading.enumerate() if thread.ident != main and not thread.daemon]
     assert left == [], "nothing holds up the end of the process"
@@ -332,17 +346,17 @@ def test_a_line_end_behind_the_key_is_none_of_it(
 ) -> None:
     monkeypatch.setenv("TESTS_API_KEY", f"{SECRET}\r\n")
     there = remote(locked, tmp_path, api_key_variable="TESTS_API_KEY")
-    assert len(there.write([QUESTIONS[2]], "", 2)) == 1
+    assert len(there.generate([QUESTIONS[2]], "", 2)) == 1
     for key in (f"{SECRET}\n{SECRET}", f"{SECRET}é"):
         monkeypatch.setenv("TESTS_API_KEY", key)
         with pytest.raises(UserError, match="TESTS_API_KEY is no key") as error:
-            remote(locked, tmp_path, api_key_variable="TESTS_API_KEY").write([QUESTIONS[0]], "", 2)
+            remote(locked, tmp_path, api_key_variable="TESTS_API_KEY").generate([QUESTIONS[0]], "", 2)
         assert SECRET not in str(error.value)
 
 
 def test_the_key_is_nowhere(locked: ServerProcess, tmp_path: Path, capfd: pytest.CaptureFixture[str],
                             caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
-    monkeypatch.setattr("lightning_prompts.lm.answer_cache.cache_root", lambda: tmp_path / "cache")
+    monkeypatch.setattr("lightning_prompts.lm.server_cache.cache_root", lambda: tmp_path / "cache")
     variable = ["--model.proposer.server.api_key_variable", "TESTS_API_KEY", "--seed_everything"]
     with caplog.at_level(logging.DEBUG):
         assert run(command(locked, tmp_path / "run", *variable, "0")) == 0
@@ -372,7 +386,7 @@ def test_only_training_needs_the_proposer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """What was found with a paid server is measured and taken home without its key, and without its client."""
-    monkeypatch.setattr("lightning_prompts.lm.answer_cache.cache_root", lambda: tmp_path / "cache")
+    monkeypatch.setattr("lightning_prompts.lm.server_cache.cache_root", lambda: tmp_path / "cache")
     folder = tmp_path / "run"
     words = command(locked, folder, "--model.proposer.server.api_key_variable", "TESTS_API_KEY", method=method)
     assert run(words) == 0
@@ -385,7 +399,7 @@ def test_only_training_needs_the_proposer(
     monkeypatch.setitem(sys.modules, "openai", None)
     for subcommand in ("test", "predict"):
         assert run([subcommand, "-c", str(folder / "config.yaml"), "--ckpt_path", "best"]) == 0
-    assert commands.run(["export", str(folder), "--format", "text", "--examples", "2"]) == 0
+    assert run(["export", str(folder), "--format", "text", "--examples", "2"]) == 0
     assert len(locked.requests) == asked
     assert run([*words, "--overwrite", "true"]) == 1
     assert "a server needs the package openai" in capfd.readouterr().err
@@ -393,13 +407,13 @@ def test_only_training_needs_the_proposer(
 
 def test_a_server_without_a_variable_for_its_key(locked: ServerProcess, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"refuses the key \(401\); name the environment variable .*api_key_variable"):
-        remote(locked, tmp_path).write(QUESTIONS[:1], "", 4)
+        remote(locked, tmp_path).generate(QUESTIONS[:1], "", 4)
     there = remote(locked, tmp_path, api_key_variable="TESTS_API_KEY")
-    assert there.write(QUESTIONS[:1], "", 4)
+    assert there.generate(QUESTIONS[:1], "", 4)
     locked.set(always="400")
     there._key = "this was ordered"  # as if the server's words held it
     with pytest.raises(UserError, match=r"\[key\]") as caught:
-        there.write(QUESTIONS[1:2], "", 4)
+        there.generate(QUESTIONS[1:2], "", 4)
     assert "this was ordered" not in str(caught.value)
     assert caught.value.__cause__ is None
 
@@ -410,31 +424,31 @@ def test_a_server_without_a_variable_for_its_key(locked: ServerProcess, tmp_path
 def test_half_a_file_is_asked_for_again(
     server: ServerProcess, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    expected = remote(server, tmp_path).write(QUESTIONS[:3], "", 4)
+    expected = remote(server, tmp_path).generate(QUESTIONS[:3], "", 4)
     one, two, three = sorted((tmp_path / "answers").rglob("*.json"))
     whole = one.read_text()
     one.write_text(whole[: len(whole) // 2])
     two.write_bytes(b"\xff\x00")
     three.write_text(whole)  # the answer to another question
     with caplog.at_level(logging.WARNING):
-        assert remote(server, tmp_path).write(QUESTIONS[:3], "", 4) == expected
+        assert remote(server, tmp_path).generate(QUESTIONS[:3], "", 4) == expected
     assert len(server.requests) == 6
     assert len(caplog.records) == 3
     assert all(str(tmp_path) in record.getMessage() and "\n" not in record.getMessage() for record in caplog.records)
     assert one.read_text() == whole
-    assert remote(server, tmp_path).write(QUESTIONS[:3], "", 4) == expected
+    assert remote(server, tmp_path).generate(QUESTIONS[:3], "", 4) == expected
     assert len(server.requests) == 6
 
 
 def test_a_cache_that_cannot_be_written(server: ServerProcess, tmp_path: Path) -> None:
     (tmp_path / "answers").write_text("a file")
     with pytest.raises(UserError, match=r"cannot be kept in .*LIGHTNING_PROMPTS_CACHE.*server\.cache to false"):
-        remote(server, tmp_path).write(QUESTIONS[:1], "", 4)
-    assert remote(server, tmp_path, cache=False).write(QUESTIONS[:1], "", 4)
+        remote(server, tmp_path).generate(QUESTIONS[:1], "", 4)
+    assert remote(server, tmp_path, cache=False).generate(QUESTIONS[:1], "", 4)
 
 
 def keep_writing(folder: Path, name: str) -> None:
-    cache = AnswerCache(folder)
+    cache = ServerCache(folder)
     for n in range(150):
         cache.put({"url": "u", "body": {"prompt": str(n % 7)}}, {"text": name * 5000})
 
@@ -444,7 +458,7 @@ def test_two_processes_share_a_cache(tmp_path: Path, caplog: pytest.LogCaptureFi
     writers = [fork.Process(target=keep_writing, args=(tmp_path, name)) for name in "ab"]
     for writer in writers:
         writer.start()
-    cache, seen = AnswerCache(tmp_path), set()
+    cache, seen = ServerCache(tmp_path), set()
     while any(writer.is_alive() for writer in writers):
         for n in range(7):
             answer = cache.get({"url": "u", "body": {"prompt": str(n)}})
@@ -483,7 +497,7 @@ def command(server: ServerProcess, folder: Path, *more: str, method: str = "Deep
 def test_a_remote_proposer_from_the_command_line(
     method: str, server: ServerProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lightning_prompts.lm.answer_cache.cache_root", lambda: tmp_path / "cache")
+    monkeypatch.setattr("lightning_prompts.lm.server_cache.cache_root", lambda: tmp_path / "cache")
     results = []
     for name in ("first", "second"):
         assert run(command(server, tmp_path / name, method=method)) == 0
@@ -512,7 +526,7 @@ def test_a_resumed_run_asks_for_the_rest(
     server: ServerProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A server that dies in the second step ends the run in one line; it goes on where it was."""
-    monkeypatch.setattr("lightning_prompts.lm.answer_cache.cache_root", lambda: tmp_path / "cache")
+    monkeypatch.setattr("lightning_prompts.lm.server_cache.cache_root", lambda: tmp_path / "cache")
     assert run(command(server, tmp_path / "whole", "--model.proposer.server.cache", "false")) == 0
     per_step = len(server.requests) // 2
     server.set(clear=True)
@@ -555,7 +569,7 @@ def test_a_network_behind_a_server_learns_what_it_learns_here(server: ServerProc
 
 def test_ape_needs_no_log_probabilities(server: ServerProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Answers in free text are compared; without log-probabilities there is no NLL, and nothing else is missing."""
-    monkeypatch.setattr("lightning_prompts.lm.answer_cache.cache_root", lambda: tmp_path / "cache")
+    monkeypatch.setattr("lightning_prompts.lm.server_cache.cache_root", lambda: tmp_path / "cache")
     found = []
     for name, lm in (("here", LOCAL), ("silent", config(server, chat=False)),
                      ("telling", config(server, chat=False, log_probs=True))):  # fmt: skip
@@ -583,6 +597,96 @@ def test_a_fixed_text_behind_a_server_is_ape_untrained(server: ServerProcess, tm
         found.append([(row["question"], row["generated"], row["correct"]) for row in rows])
     assert found[0] == found[1]
     assert len(found[0]) == len(server.requests) == 12
+
+
+UNTRAINED: dict[str, Callable[[LMConfig], FixedPrompt]] = {
+    "fixed": lambda lm: FixedPrompt("Say.", lm, 3),
+    "few": lambda lm: FewShot(2, "Say.", lm=lm, max_new_tokens=3),
+    "chain": lambda lm: ChainOfThought(text="Say.", reasoning_tokens=5, lm=lm, max_new_tokens=3),
+}
+
+
+def measured(folder: Path, method: FixedPrompt, labels: bool) -> tuple[list[dict[str, object]], dict[str, float]]:
+    """The rows and the metrics of a test."""
+    (metrics,) = trainer(folder, 1).test(method, Toy(labels), verbose=False)
+    rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+    return rows, dict(metrics)
+
+
+@pytest.mark.parametrize("name", UNTRAINED)
+@pytest.mark.parametrize(("labels", "calibrate"), [(True, False), (True, True), (False, False)])
+def test_methods_without_training_do_the_same_behind_a_server(
+    name: str, labels: bool, calibrate: bool, server: ServerProcess, tmp_path: Path
+) -> None:
+    found = [
+        measured(tmp_path, UNTRAINED[name](replace(lm, calibrate_labels=calibrate)), labels)
+        for lm in (LOCAL, config(server, log_probs=True, cache=False))
+    ]
+    (here, metrics), (there, others) = found
+    assert len(here) == len(there) == 12
+    assert all(("label" in row) == labels and ("hidden" in row) == (name == "chain") for row in there)
+    for mine, its in zip(here, there, strict=True):
+        assert mine.pop("nll") == pytest.approx(its.pop("nll"), abs=1e-4)
+        assert mine == its
+    assert others == pytest.approx(metrics, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", UNTRAINED)
+@pytest.mark.parametrize("labels", [True, False])
+def test_without_log_probabilities_classes_are_written(
+    name: str, labels: bool, server: ServerProcess, tmp_path: Path
+) -> None:
+    method = UNTRAINED[name](config(server, cache=False))
+    rows, metrics = measured(tmp_path, method, labels)
+    assert not any(request["body"].get("logprobs") for request in server.requests)
+    assert len(server.requests) == 12 * (2 if name == "chain" else 1)
+    assert set(metrics) == {"test/exact_match", "test/examples"}
+    expected = measured(tmp_path / "here", UNTRAINED[name](LOCAL), False)[0]
+    for row, other in zip(rows, expected, strict=True):
+        assert (row["generated"], row["nll"]) == (other["generated"], None)
+        assert row["correct"] == (row["generated"] == row["answer"])
+
+
+def test_calibration_without_log_probabilities_is_refused(server: ServerProcess, tmp_path: Path) -> None:
+    method = FixedPrompt("Say.", replace(config(server), calibrate_labels=True))
+    with pytest.raises(UserError, match="gives no log-probabilities of given texts, which class scores"):
+        measured(tmp_path, method, labels=True)
+    assert server.requests == []
+
+
+@pytest.mark.parametrize("log_probs", ["true", "false"])
+def test_a_fixed_prompt_behind_a_server_from_the_command_line(
+    log_probs: str, server: ServerProcess, tmp_path: Path
+) -> None:
+    words = ["test", "--model", "FixedPrompt", "--model.text", "Say.", "--model.max_new_tokens", "3", "--model.lm.name",
+             "tiny", "--model.lm.server.base_url", server.url, "--model.lm.server.cache", "false",
+             "--model.lm.server.log_probs", log_probs, "--data", "Hyperbaton", "--data.test_size", "6",
+             "--trainer.accelerator", "cpu", "--trainer.default_root_dir", str(tmp_path / "run")]  # fmt: skip
+    assert run(words) == 0
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["test/examples"] == 6
+    assert ("test/nll" in metrics) == ("test/accuracy" in metrics) == (log_probs == "true")
+    assert json.loads((tmp_path / "run" / "environment.json").read_text())
+    assert run(["export", str(tmp_path / "run"), "--format", "text"]) == 1
+
+
+def test_work_that_processes_share_is_not_shared_again(server: ServerProcess, tmp_path: Path) -> None:
+    """Each process would wait for results of texts that the others never ask for."""
+    inside: list[bool] = []
+
+    def alone(items: Sequence[object], work: Callable[[Sequence[object]], Sequence[object]]) -> list[object]:
+        assert not inside
+        inside.append(True)
+        try:
+            return list(work(items)) if items else []
+        finally:
+            inside.pop()
+
+    for lm in (LOCAL, config(server, log_probs=True)):
+        for labels in (True, False):
+            method = Ape("Say.", lm=lm, max_new_tokens=3)
+            method.map_across_ranks = alone  # type: ignore[method-assign]
+            trainer(tmp_path, 2).test(method, Toy(labels), verbose=False)
 
 
 def test_a_server_may_think_for_a_model_that_is_here(server: ServerProcess, tmp_path: Path) -> None:
@@ -629,7 +733,7 @@ def test_what_a_server_writes_is_not_exported(
     torch.save({"state_dict": {}, "pytorch-lightning_version": "2.6.6"}, tmp_path / "checkpoints" / "best.ckpt")
     monkeypatch.setattr(FrozenLM, "load", lambda config: pytest.fail(f"{config.name} was loaded"))
     for made in ("text", "peft"):
-        assert commands.run(["export", str(tmp_path), "--format", made]) == 1
+        assert run(["export", str(tmp_path), "--format", made]) == 1
         assert "error: tiny is behind a server, so its texts cannot be checked" in capsys.readouterr().err
     assert not (tmp_path / "export").exists()
 
@@ -650,10 +754,20 @@ def test_a_budget_of_calls_ends_a_run_with_a_server(server: ServerProcess, tmp_p
 
 def test_methods_with_gradients_refuse_a_server(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     there = LMConfig("x", server=Server("http://localhost:8000/v1"))
-    for build in (lambda: SoftPromptTuning(3, lm=there), lambda: FixedPrompt("Say.", lm=there)):
-        with pytest.raises(UserError, match=r"works on the LM's vectors.*leave out model\.lm\.server, or take Deep"):
-            build()
-    with pytest.raises(UserError, match=r"is behind a server .*, which provides texts but no vectors"):
+    with pytest.raises(
+        UserError, match=r"works on the LM's vectors.*leave out model\.lm\.server, or take FixedPrompt, F"
+    ):
+        SoftPromptTuning(3, lm=there)
+    for ask in (
+        lambda prompt: RemoteLM(there).generate(QUESTIONS, prompt, 4),
+        lambda prompt: RemoteLM(there).answer_nll(QUESTIONS, prompt),
+        lambda prompt: label_scores(RemoteLM(there), examples(), prompt),
+    ):
+        with pytest.raises(
+            UserError, match=r"^x is behind a server .*, which takes texts and no vectors or keys and va"
+        ):
+            ask(torch.zeros(2, 3))
+    with pytest.raises(UserError, match=r"is behind a server .*, which gives texts and no vectors"):
         FrozenLM.load(there)
     words = ["fit", "--model", "SoftPromptTuning", "--data", "Antonyms", "--model.lm.server.base_url",
              "http://localhost:8000/v1", "--trainer.default_root_dir", str(tmp_path / "run")]  # fmt: skip
@@ -706,6 +820,6 @@ def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_question_too_long_for_the_proposer(server: ServerProcess, tmp_path: Path) -> None:
-    there = RemoteReader(remote(server, tmp_path, context=100), TextCache())
+    there = cached(remote(server, tmp_path, context=100))
     assert there.lm.count("abcdef é") == 3
     assert there.lm.length(FORWARD.render({"question": "Is it?", "answer": None}, labels=YES_NO)) == 6

@@ -12,11 +12,11 @@ import torch
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm import FrozenLM, Scores
 from lightning_prompts.lm.encoding import Row
+from lightning_prompts.lm.passes import fill
 from lightning_prompts.lm.plain import score_plain
 from lightning_prompts.objectives import Likelihood
 from lightning_prompts.prompts.vocabulary import allowed_tokens
-from lightning_prompts.search.candidates import draw_candidates, survives, top_tokens
-from lightning_prompts.search.passes import fill
+from lightning_prompts.search.candidates import draw_candidates, round_trips, top_tokens
 from lightning_prompts.search.rounding import Rounding, coordinate_descent
 from lightning_prompts.search.scoring import CandidateScorer, Racing, race
 from lightning_prompts.template import Template
@@ -223,7 +223,7 @@ def test_prompts_that_text_cannot_carry_do_not_survive(real: FrozenLM) -> None:
     parts = real.encoder.tokens(" t") + real.encoder.tokens("he")
     assert real.text(parts) == " the"
     candidates = torch.tensor([whole, [*parts][:2]])
-    assert survives(real, candidates).tolist() == [True, False]
+    assert round_trips(real, candidates).tolist() == [True, False]
 
 
 def test_readable_tokens_are_words(real: FrozenLM) -> None:

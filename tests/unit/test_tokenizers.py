@@ -17,7 +17,7 @@ from lightning_prompts.errors import UserError
 from lightning_prompts.lm import FrozenLM, LMConfig
 from lightning_prompts.lm.encoding import Encoder
 from lightning_prompts.methods import HardPromptSearch, SoftPromptTuning
-from lightning_prompts.search.candidates import survives
+from lightning_prompts.search.candidates import round_trips
 from lightning_prompts.template import Template
 from lightning_prompts.types import Example
 from support.models import TINY
@@ -86,7 +86,7 @@ def test_a_search_starts_with_its_defaults_and_keeps_words(kind: str, tmp_path: 
     assert model.lm.text(word) == " word"
     candidates = model.token_ids().repeat(2, 1)
     candidates[1, : len(word)] = torch.tensor(word)
-    assert survives(model.lm, candidates).tolist() == [True, True]
+    assert round_trips(model.lm, candidates).tolist() == [True, True]
     trainer(tmp_path, max_steps=2, limit_val_batches=0).fit(model, datamodule=data())
 
 

@@ -1,4 +1,4 @@
-"""What servers have answered, on disk: one small file for each request, written whole or not at all."""
+"""Answers of servers on disk: one small file for each request, written whole or not at all."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from lightning_prompts.files import cache_root, write_atomic
 log = logging.getLogger(__name__)
 
 
-class AnswerCache:
-    """Answers by their requests. Several processes may use a folder at the same time.
+class ServerCache:
+    """Keeps answers of servers by their requests. Several processes may use a folder at the same time.
 
-    A file holds its request too, so that nothing is taken for the answer to another one, and no key: that is in no
-    request's body. What is damaged is asked for again.
+    A file holds its request too, so that a clash of names is found out. It holds no key: the key is in no request's
+    body. A damaged file is replaced.
 
     Args:
-        folder: Where the files lie; the user's cache folder by default.
+        folder: The folder; by default one in the user's cache folder.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
-        """Nothing is read yet."""
+        """Keep the folder's name."""
         self.folder = folder or cache_root() / "remote"
 
     def path(self, request: dict[str, Any]) -> Path:
@@ -34,7 +34,7 @@ class AnswerCache:
         return self.folder / digest[:2] / f"{digest}.json"
 
     def get(self, request: dict[str, Any]) -> dict[str, Any] | None:
-        """The answer to a request, or ``None``."""
+        """Look up the answer to a request; ``None`` if there is none."""
         path = self.path(request)
         try:
             kept = json.loads(path.read_text(encoding="utf-8"))
@@ -44,7 +44,7 @@ class AnswerCache:
             log.warning("%s is damaged (%s); the server is asked again, and the file replaced", path, error)
             return None
         if not isinstance(kept, dict) or kept.get("request") != request or not isinstance(kept.get("answer"), dict):
-            log.warning("%s does not hold what was asked; the server is asked again, and the file replaced", path)
+            log.warning("%s holds another request; the server is asked again, and the file replaced", path)
             return None
         answer: dict[str, Any] = kept["answer"]
         return answer

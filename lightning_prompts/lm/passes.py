@@ -1,16 +1,17 @@
-"""A grid of candidates x examples, cut into forward passes that fit."""
+"""Split a grid of candidates x examples into forward passes that fit into memory."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from lightning_prompts.lm import FrozenLM
 from lightning_prompts.lm.encoding import Row
 from lightning_prompts.lm.memory import out_of_memory
 from lightning_prompts.lm.plan import Plan
-from lightning_prompts.processes import MapAcrossRanks, Replica
+
+if TYPE_CHECKING:
+    from lightning_prompts.lm.frozen import FrozenLM
 
 log = logging.getLogger(__name__)
 
@@ -19,34 +20,27 @@ Result = TypeVar("Result")
 
 
 class Passes:
-    """Runs work a memory's worth at a time.
+    """Splits work into forward passes that fit into memory.
 
     Args:
         lm: The frozen language model.
-        memory_mb: Activations and logits of one pass take about so many megabytes. 256 suits the caches of a CPU, where
-            more is slower; a GPU wants more. Where memory runs out all the same, passes are halved until they fit; the
-            result is the same.
-        map_across_ranks: How work is split over processes; by default this one does all of it.
+        memory_mb: Megabytes that activations and logits of one pass take, about. 256 suits the caches of a CPU, where
+            more is slower; a GPU wants more. If memory runs out all the same, passes are halved until they fit, with
+            the same result.
     """
 
-    def __init__(
-        self,
-        lm: FrozenLM,
-        memory_mb: float = 256.0,
-        map_across_ranks: MapAcrossRanks = Replica().map_across_ranks,  # noqa: B008
-    ) -> None:
-        """Nothing is run yet."""
+    def __init__(self, lm: FrozenLM, memory_mb: float = 256.0) -> None:
+        """Keep the settings."""
         self.lm = lm
-        self.map_across_ranks = map_across_ranks
         self.memory_mb = memory_mb
-        self.limit: int | None = None  # rows per pass that fitted after memory ran out
+        self.limit: int | None = None  # rows of a pass that fitted after memory ran out
 
     def fitting(self, tokens: int, logits: int) -> int:
-        """Items per pass within the budget.
+        """How many items fit into one pass, at least one.
 
         Args:
-            tokens: What one item runs.
-            logits: Positions of one item at which there are logits, which take a vocabulary's width in float32 each.
+            tokens: Tokens that one item runs.
+            logits: Positions of one item with logits, each of the vocabulary's size in float32.
         """
         config = self.lm.model.config.get_text_config()
         inner = int(getattr(config, "intermediate_size", None) or 4 * self.lm.width)
@@ -54,13 +48,13 @@ class Passes:
         return max(1, int(self.memory_mb * 2**20 / each))
 
     def run(self, items: Sequence[Item], size: int, rows: int, work: Callable[[list[Item]], Result]) -> list[Result]:
-        """The results of passes over ``size`` items, or fewer where memory runs out.
+        """Run passes over ``size`` items each, or fewer once memory runs out, and return their results.
 
         Args:
-            items: What is to be done, in order.
+            items: The items, in order.
             size: Items of one pass.
             rows: Rows of one item.
-            work: Does a pass.
+            work: Runs a pass.
         """
         size = max(1, min(len(items), size, len(items) if self.limit is None else self.limit // rows))
         results: list[Result] = []
@@ -81,7 +75,7 @@ class Passes:
 
 
 def fill(rows: Sequence[Row], candidates: Sequence[list[int]]) -> list[list[Row]]:
-    """Put token ids into the slots, ``[C][N]`` rows."""
+    """Fill the prompt slots with token ids, ``[C][N]`` rows."""
     cuts = [row.around_slot() for row in rows]
     return [
         [Row(head + ids + tail, row.answer, row.end) for row, (head, tail) in zip(rows, cuts, strict=True)]
@@ -95,6 +89,6 @@ def transposed(grid: Sequence[Sequence[Item]]) -> list[list[Item]]:
 
 
 def tokens_to_run(groups: Sequence[Sequence[Row]], block: int = 1) -> int:
-    """Tokens of one pass over groups of as many rows each, what they and every ``block`` rows share counted once."""
+    """Count the tokens of one pass over groups of rows; what groups and every ``block`` rows share counts once."""
     rows = [row for group in groups for row in group]
     return Plan.of_answers(rows, [len(groups[0]), block], shared_prompt=True).tokens_to_run

@@ -1,4 +1,4 @@
-"""What the LMs have already been asked: scores and greedy texts, by the text that they follow."""
+"""Scores and greedy texts of LMs in memory, by the text that they follow; checkpoints keep them."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ import torch
 
 from lightning_prompts.types import Example
 
-ENTRIES = 50_000  # of scores; texts are larger, and a tenth as many are kept
+ENTRIES = 50_000
 
 
-class TextCache:
-    """Remembers scores and generated texts, the latest ones; goes into checkpoints.
+class CheckpointedCache:
+    """Remembers the latest scores and generated texts, and goes into checkpoints.
 
-    Keys are 64 bits of a hash of everything that a result depends on: the LM by its identity, so that a checkpoint's
-    cache says nothing about another one, the text with its prompt, what follows.
+    A key is 64 bits of a hash of everything that a result depends on: the LM's identity, so that no other LM gets the
+    results from a checkpoint, the text with its prompt, and what follows.
+
+    Args:
+        entries: How many scores are kept, and a tenth as many texts: they are larger.
     """
 
     def __init__(self, entries: int = ENTRIES) -> None:
@@ -29,20 +32,20 @@ class TextCache:
 
     @staticmethod
     def key(lm: str, example: Example, prompt: str, what: object) -> int:
-        """The key of what a placed example with a prompt is followed by."""
+        """The key of what follows a placed example with a prompt."""
         parts = (lm, example.before, example.after, example.chat, example.system, prompt, what)
         digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
         return int.from_bytes(digest, "big", signed=True)
 
     def trim(self) -> None:
-        """Forget what is oldest, once the asking is over."""
+        """Forget the oldest entries beyond the limit."""
         while len(self.scores) > self.entries:
             self.scores.popitem(last=False)
         while len(self.texts) > self.entries // 10:
             self.texts.popitem(last=False)
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint: tensors, numbers and strings."""
+        """The content as tensors and strings, for a checkpoint."""
         values = list(self.scores.values())
         return {
             "score_keys": torch.tensor(list(self.scores), dtype=torch.long, device="cpu"),
@@ -53,7 +56,7 @@ class TextCache:
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Take it back."""
+        """Restore the content from a checkpoint."""
         parts = state["score_values"].split(state["score_counts"].tolist())
         self.scores = OrderedDict(
             (key, tuple(part.tolist())) for key, part in zip(state["score_keys"].tolist(), parts, strict=True)

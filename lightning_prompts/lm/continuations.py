@@ -1,4 +1,4 @@
-"""How likely are texts after C prompts on N examples? Each context is run once for all texts that may follow it."""
+"""Score texts after C prompts on N examples; each context is run once for all texts that may follow it."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from collections.abc import Sequence
 import torch
 
 from lightning_prompts.lm.encoding import Row
-from lightning_prompts.search.passes import Passes, fill, tokens_to_run, transposed
+from lightning_prompts.lm.passes import Passes, fill, tokens_to_run, transposed
 
 Tokens = Sequence[int]
 
 
 class ContinuationScorer(Passes):
-    """Scores prompts x examples x continuations, a memory's worth at a time.
+    """Scores prompts x examples x continuations in passes that fit into memory.
 
-    What comes first is what is shared: each prompt is run once in templates with the prompt first, each example in
-    templates with the example first, and continuations (labels, say) share both.
+    Passes share what comes first: each prompt is run once in templates with the prompt first, each example in templates
+    with the example first. Continuations, labels for instance, share both.
     """
 
     @torch.no_grad()
@@ -28,22 +28,22 @@ class ContinuationScorer(Passes):
         continuations: Sequence[Sequence[Tokens]],
         block: int = 1,
     ) -> list[list[list[float]]]:
-        """Log-probability of every continuation of every example under every prompt.
+        """Score every continuation of every example under every prompt.
 
         Args:
-            rows: ``N`` rows with a prompt slot; what is in their answers does not matter.
+            rows: ``N`` rows with a prompt slot; their answers are ignored.
             prompts: Token ids of ``C`` prompts, of any lengths.
             continuations: Of each example, token ids of one or more texts.
-            block: Every so many examples next to each other begin alike (a question with several thoughts about it).
+            block: Every ``block`` neighbouring examples share their beginning (a question with several latent samples).
 
         Returns:
-            Sums over tokens in nats, ``[C][N]`` lists of as many as the example has continuations.
+            Log-probabilities summed over tokens, in nats: ``[C][N]`` lists of as many as the example has continuations.
         """
-        # The longest text stands for them when work is measured.
+        # The longest text stands for all of an example's when work is measured.
         longest = [max(several, key=len) for several in continuations]
         grid = fill([Row(row.context, list(text)) for row, text in zip(rows, longest, strict=True)], prompts)
         logits = max(1 + sum(len(text) - 1 for text in several) for several in continuations)
-        # No group of one prompt's examples, or one example's prompts, is larger than what fits.
+        # A group of one prompt's examples, or of one example's prompts, must fit into a pass.
         widest = max((row for part in grid for row in part), key=lambda row: len(row.context))
         room = self.fitting(len(widest.context) + len(widest.answer), logits)
         room = room // block * block or room
@@ -62,7 +62,7 @@ class ContinuationScorer(Passes):
         block = block if len(grid[0]) % block == 0 else 1
         by_prompt = tokens_to_run(grid[:2], block) <= tokens_to_run(transposed(grid[:2]))
         lines = grid if by_prompt else transposed(grid)
-        # What follows a row: the same for all prompts.
+        # All prompts have the same continuations.
         texts = [continuations] * len(grid) if by_prompt else [[several] * len(grid) for several in continuations]
         groups = [len(lines[0]), block] if by_prompt and block > 1 else [len(lines[0])]
         size = self.fitting(max(tokens_to_run([line], groups[-1]) for line in lines), logits * len(lines[0]))
@@ -74,7 +74,7 @@ class ContinuationScorer(Passes):
     def _pass(
         self, groups: Sequence[int], lines: list[tuple[list[Row], Sequence[Sequence[Tokens]]]]
     ) -> list[list[list[float]]]:
-        """Lines of rows with their continuations, in one forward pass."""
+        """Run lines of rows with their continuations in one forward pass."""
         contexts = [row.context for line, _ in lines for row in line]
         texts = [several for _, part in lines for several in part]
         sums = self.lm.continuation_scores(contexts, texts, self.lm.no_prompt(), groups).tolist()
