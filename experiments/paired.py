@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lightning_prompts.report.numbers import interval
-from lightning_prompts.report.pairs import Key, compare, questions, values
+from lightning_prompts.report.data import Key, compare, questions, values
+from lightning_prompts.report.page import interval, p_value
 from lightning_prompts.report.runs import Run
 from lightning_prompts.report.statistics import bootstrap
 
@@ -44,7 +44,7 @@ def table(folders: Sequence[Path], what: str) -> list[str]:
             found = compare(mine, first)
             if found is None:
                 raise SystemExit(f"error: {folder} and {folders[0]} have no question in common")
-            line += f" {found.difference:+.3f} {interval(found.interval, signed=True)} | {found.p_value:.4f} |"
+            line += f" {found.difference:+.3f} {interval(found.interval, signed=True)} | {p_value(found.p_value)} |"
         else:
             line += " | |"
         lines.append(line)
