@@ -198,7 +198,7 @@ def curves(title: str, items: Sequence[Curve], x_label: str, percent: bool) -> s
     everything = np.concatenate([item.high for item in items] + [item.low for item in items])
     low, high = float(everything.min()), float(everything.max())
     edge = 0.05 * (high if percent else high - low) or 0.05 * abs(high) or 0.05
-    last = [float(item.x[-1]) for item in items]
+    last = [float(item.x.max()) for item in items]
     with _axes(title, 3.4, 2.05) as axes:
         for item in sorted(items, key=lambda item: item.look.place is not None):
             size = 3.5 if len(item.x) < 12 else 0
@@ -230,7 +230,7 @@ def costs(title: str, items: Sequence[Result], x_label: str, percent: bool) -> s
     everything = [value for item in items for value in item.cost]
     qualities = [value for item in items for value in item.quality]
     edge = 0.1 * (max(qualities) - min(qualities)) or 0.1 * abs(max(qualities)) or 0.1
-    across: dict[str, Any] = {"linestyle": (0, (4, 3)), "linewidth": 1, "marker": "", "alpha": 0.8}
+    across: dict[str, Any] = {"linewidth": 1, "marker": "", "alpha": 0.8}
     legend: list[tuple[str, Look | None, dict[str, Any]]] = []
     with _axes(title, 3.4, 2.05) as axes:
         axes.xaxis.set_major_locator(MaxNLocator(6))
@@ -239,10 +239,11 @@ def costs(title: str, items: Sequence[Result], x_label: str, percent: bool) -> s
         else:
             axes.set_xlim(0, max(everything) * 1.12)
         axes.set_ylim(max(0.0, min(qualities) - edge), max(qualities) + edge)
-        for item in items:
+        for item in sorted(items, key=lambda item: bool(item.cost)):
             if not item.cost:
-                axes.axhline(item.mean[1], **{**item.look.line, **across})
-                legend.append((f"{item.name}, not trained", item.look, {**item.look.line, **across}))
+                dashes = {"linestyle": (0, (7 / (len(legend) + 1), 3))}
+                axes.axhline(item.mean[1], **{**item.look.line, **across, **dashes})
+                legend.append((item.name, item.look, {**item.look.line, **across, **dashes}))
                 continue
             if len(item.cost) > 1:
                 axes.plot(item.cost, item.quality, **{**item.look.marks, "alpha": 0.6}, markersize=2.6)
@@ -355,12 +356,14 @@ def _svg(axes: Axes, legend: Sequence[tuple[str, Look | None, dict[str, Any]]] =
         axes: With everything drawn.
         legend: Name, look and arguments of each line; methods without a colour share one name.
     """
-    named = {("other methods" if look and look.place is None else shown(name)): style for name, look, style in legend}
+    named = {
+        ("other methods" if look and look.place is None else shown(name, 26)): style for name, look, style in legend
+    }
     if named:
         lines: list[Artist] = [Line2D([], [], **{**style, "clip_on": True}) for style in named.values()]
         # Matplotlib leaves out names that begin with an underscore.
         names = [f" {name}" if name.startswith("_") else name for name in named]
-        axes.legend(lines, names, loc="upper left", bbox_to_anchor=(1.01, 1.02), handlelength=2.6)
+        axes.legend(lines, names, loc="upper left", bbox_to_anchor=(1.01, 1.02), handlelength=2.6, fontsize=8)
     file = io.StringIO()
     figure = axes.get_figure()
     assert isinstance(figure, Figure)

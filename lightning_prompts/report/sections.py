@@ -228,11 +228,10 @@ def _other_sets(task: Task) -> tuple[list[str], list[str]]:
 
 
 def _sets(task: Task, sets: Sequence[str]) -> list[Block]:
-    blocks: list[Block] = []
-    for metric in METRICS:
-        titles = [f"{name.removeprefix('test/')}: {metric.title}" for name in sets]
-        blocks += _metric_tables(task, [f"{name}/{metric.name}" for name in sets], titles, metric.percent)
-    return blocks
+    columns = []
+    for name, metric in itertools.product(sets, METRICS):
+        columns.append((f"{name}/{metric.name}", f"{name.removeprefix('test/')}: {metric.title}", metric.percent))
+    return _metric_tables(task, columns)
 
 
 def _other_metrics(task: Task) -> list[Block]:
@@ -240,7 +239,7 @@ def _other_metrics(task: Task) -> list[Block]:
     usual = {f"{MAIN}/{name}" for name in ("nll", "exact_match", "examples")}
     names = [name for name in _metric_names(task) if name.count("/") == 1 and name.startswith(f"{MAIN}/")]
     names = [name for name in names if name not in usual and not _repeats(task, name, f"{MAIN}/exact_match")]
-    return _metric_tables(task, names, [name.removeprefix("test/") for name in names], percent=False)
+    return _metric_tables(task, [(name, name.removeprefix("test/"), False) for name in names])
 
 
 def _repeats(task: Task, name: str, other: str) -> bool:
@@ -250,12 +249,14 @@ def _repeats(task: Task, name: str, other: str) -> bool:
     return all(same is not None and math.isclose(value, same, abs_tol=1e-6) for value, same in pairs)
 
 
-def _metric_tables(task: Task, columns: Sequence[str], titles: Sequence[str], percent: bool) -> list[Block]:
+def _metric_tables(task: Task, columns: Sequence[tuple[str, str, bool]]) -> list[Block]:
+    """Write tables of metrics, each with its title and whether it is a share."""
     blocks: list[Block] = []
-    for part in _parts(list(zip(columns, titles, strict=True)), COLUMNS + 1):
-        rows = [[method.name, *(spread(method.values(name), percent) for name, _ in part)] for method in task.ranked]
-        rows = [row for row in rows if set(row[1:]) != {NONE}]
-        blocks += [Table(["method", *(title for _, title in part)], rows)] if rows else []
+    known = set(_metric_names(task))
+    for part in _parts([column for column in columns if column[0] in known], COLUMNS + 1):
+        cells = [[spread(method.values(name), percent) for name, _, percent in part] for method in task.ranked]
+        rows = [[method.name, *row] for method, row in zip(task.ranked, cells, strict=True) if set(row) != {NONE}]
+        blocks.append(Table(["method", *(title for _, title, _ in part)], rows))
     return blocks
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -136,7 +137,8 @@ def _next(task: Task, methods: Sequence[Method], found: Comparison | None) -> li
     steps = [("Next", *_use(best))]
     lead = task.comparison(task.metric, best, second)
     if task.baseline is not second and lead is not None and not lead.adjusted < LEVEL:
-        text = f"{best.name} and {second.name} may be equally good: the cheaper one will do."
+        cheaper = min((best, second), key=lambda method: sum(method.cost("tokens")) / len(method.runs))
+        text = f"{best.name} and {second.name} may be equally good: the cheaper one, {cheaper.name}, will do."
         steps.append(("Or", f"{text} {_more_questions(task, lead)}", ""))
     if best.trained and len(best.runs) < SEEDS:
         text = f"To know about the method and not only about this prompt, train with at least {SEEDS} seeds."
@@ -186,25 +188,30 @@ def _judged(run: Run) -> list[float]:
 
 def validation_warnings(task: Task) -> list[str]:
     """Warn of prompts that were chosen by few validation questions, or by one or two more right answers."""
-    warnings = []
+    found: dict[str, list[str]] = {}
     for method in task.ranked:
-        for run in method.runs:
-            count = _validation_questions(run)
-            judged = sorted(set(_judged(run)))
-            if count is None or not judged:
-                continue
-            told = [f"on {count:,} validation questions"] if count < FEW else []
-            if run.monitor[0] == "val/exact_match" and len(judged) > 1:
-                lead = max(1, round((judged[1] - judged[0]) * count))
-                if lead <= SMALL_LEAD:
-                    told.append(f"by a lead of {lead} of {count:,} validation questions over the next best validation")
-            if told:
-                seed = f" (seed {run.seed})" if len(method.runs) > 1 else ""
-                warnings.append(f"{method.name}{seed} {' and '.join(told)}")
-    if not warnings:
+        told = Counter(reason for run in method.runs if (reason := _weak_choice(run)))
+        for reason, count in told.items():
+            seeds = f" ({count} of {len(method.runs)} seeds)" if count < len(method.runs) else ""
+            found.setdefault(reason, []).append(f"{method.name}{seeds}")
+    if not found:
         return []
-    text = "Chance may have chosen these best prompts: "
-    return [f"{text}{'; '.join(warnings)}. More validation questions make the choice safer."]
+    reasons = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in found.items())
+    return [f"Chance may have chosen the best prompt of a run. {reasons}. More validation questions make it safer."]
+
+
+def _weak_choice(run: Run) -> str:
+    """Why the choice of a run's best prompt may be chance; empty where it need not be."""
+    count = _validation_questions(run)
+    judged = sorted(set(_judged(run)))
+    if count is None or not judged:
+        return ""
+    told = [f"{count:,} validation questions"] if count < FEW else []
+    if run.monitor[0] == "val/exact_match" and len(judged) > 1:
+        lead = max(1, round((judged[1] - judged[0]) * count))
+        if lead <= SMALL_LEAD:
+            told.append(f"{lead} of {count:,} questions ahead of the next best validation")
+    return ", ".join(told)
 
 
 def _validation_questions(run: Run) -> int | None:
