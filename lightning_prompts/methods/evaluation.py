@@ -125,9 +125,8 @@ class Evaluation(Distributed):
             self.log_mean(f"{name}/exact_match", correct, count, prog_bar=name == "val")
             if right := [float(row["correct"]) for row in mine if "label" in row]:
                 self.log_mean(f"{name}/accuracy", sum(right) / len(right), len(right))
-            if split != "val":
-                self.log(f"{name}/examples", float(count), reduce_fx="sum", on_epoch=True, on_step=False,
-                         add_dataloader_idx=False)  # fmt: skip
+            self.log(f"{name}/examples", float(count), reduce_fx="sum", on_epoch=True, on_step=False,
+                     add_dataloader_idx=False)  # fmt: skip
 
     @torch.no_grad()
     def _log_relaxed(self, split: str, batch: Batch) -> None:
