@@ -25,6 +25,7 @@ from conftest import TINY
 
 from lightning_prompts import commands
 from lightning_prompts.cli import run
+from lightning_prompts.datamodules import Antonyms
 from lightning_prompts.report.charts import frontier
 from lightning_prompts.report.comparability import unequal_settings
 from lightning_prompts.report.configs import flat
@@ -678,6 +679,7 @@ def test_unequal_terms_are_told_ahead_of_the_numbers(study: Path) -> None:
     page = Page(study / "report.html")
     assert "were not compared on equal terms. model.lm.name is " in page.text
     assert "larger for soft" in page.text
+    assert "the methods may not be the cause" in page.says("How sure")
     assert page.html.index("on equal terms") < page.html.index("<table")
     assert "on equal terms" in page.markdown
 
@@ -880,6 +882,9 @@ def test_runs_of_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert environment["device"] == "cpu"
     assert environment["torch"] == torch.__version__.partition("+")[0] or environment["torch"] == torch.__version__
     assert "Without" not in page.text
+    chosen_by = len(Antonyms(val_fraction=0.01, test_fraction=0.01).examples("val"))
+    assert set(Run(runs / "soft" / "seed-0").curves["val/examples"].values()) == {chosen_by}
+    assert f": {chosen_by} validation questions" in page.text
     assert len(page.table("method", "place")) == 1 + 3, "of the first seed of the method that has a start"
     assert len([name for name in re.findall(r"files/([\w-]+)\.svg", page.markdown) if "path" in name]) == 2
 

@@ -27,8 +27,8 @@ from lightning_prompts.report.statistics import Values
 # (2008), which colour-blind readers tell apart, some made darker for the light theme and lighter for the dark one.
 TEXT, FAINT, LINE = "#1f2328", "#59636e", "#d1d9e0"
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#c0629b", "#b87a00", "#3d93cc", "#8a5a44", TEXT)
-_DARK = dict(zip((*SERIES[:-1], TEXT, FAINT, LINE), ("#4ea8e0", "#ff8a47", "#2fc79a", "#e79bc9", "#e8b23a", "#a5d8f7",
-                 "#c79a86", "#e6edf3", "#9198a1", "#3d444d"), strict=True))  # fmt: skip
+_DARK_SERIES = ("#4ea8e0", "#ff8a47", "#2fc79a", "#e79bc9", "#e8b23a", "#a5d8f7", "#c79a86", "#e6edf3")
+_DARK = {**dict(zip(SERIES, _DARK_SERIES, strict=True)), FAINT: "#9198a1", LINE: "#3d444d"}
 _NAMES = {TEXT: "text", FAINT: "faint", LINE: "line"} | {colour: f"series-{n}" for n, colour in enumerate(SERIES[:-1])}
 
 
@@ -42,8 +42,8 @@ VARIABLES = (
 )
 
 # Methods differ in colour, in dashes and in marks, so that a reader does not depend on one of them.
-DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)), (0, (3, 3)), (0, (8, 2)),
-                           (0, (2, 1, 1, 1)), (0, (1, 3)))  # fmt: skip
+_ON_OFF = ((5, 1.5), (1.2, 1.2), (6, 1.5, 1.2, 1.5), (3, 3), (8, 2), (2, 1, 1, 1), (1, 3))
+DASHES: tuple[Any, ...] = ("-", *((0, lengths) for lengths in _ON_OFF))
 MARKS = ("o", "s", "^", "D", "v", "P", "X", "p")
 STYLE: dict[Any, Any] = {
     **dict.fromkeys(("axes.labelcolor", "text.color", "xtick.labelcolor", "ytick.labelcolor"), TEXT),
@@ -252,7 +252,7 @@ def costs(title: str, items: Sequence[Result], x_label: str, percent: bool) -> s
         best = frontier([item.mean for item in items], larger=percent)
         if len(best) > 1:
             line: dict[str, Any] = {"color": FAINT, "linewidth": 0.9, "linestyle": "-"}
-            axes.plot([x for x, _ in best], [y for _, y in best], zorder=1, **line)
+            axes.plot(*zip(*best, strict=True), zorder=1, drawstyle="steps-post", **line)
             legend.append(("Pareto frontier", None, line))
         axes.set_xlabel(x_label)
         _number_axis(axes, "x")

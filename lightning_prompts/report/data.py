@@ -207,9 +207,9 @@ class Method:
 
     def over_seeds_against(self, other: Method, metric: str) -> tuple[float, float] | None:
         """The 95% interval over seeds of the difference, on the seeds that both have; ``None`` for fewer than two."""
-        mine, others = ({run.seed: run.metrics[metric] for run in method.runs if metric in run.metrics}
-                        for method in (self, other))  # fmt: skip
-        differences = [mine[seed] - others[seed] for seed in mine if seed in others]
+        others = {run.seed: run.metrics[metric] for run in other.runs if metric in run.metrics}
+        mine = [run for run in self.runs if metric in run.metrics and run.seed in others]
+        differences = [run.metrics[metric] - others[run.seed] for run in mine]
         return over_seeds(differences) if np.isfinite(differences).all() else None
 
 

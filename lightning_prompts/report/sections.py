@@ -88,8 +88,8 @@ def report(tasks: Sequence[Task], title: str, track: Callable[[Sequence[Task]], 
         blocks += _task(task, f"t{number}", 3 if len(tasks) > 1 else 2)
     if differences := _configs(tasks):
         blocks += [Heading("Differences of the configs", 2), *differences]
-    return [*blocks, Heading("Environment", 2), *_environments(methods),
-            Heading("How the numbers were made", 2), *map(Text, NOTES)]  # fmt: skip
+    blocks += [Heading("Environment", 2), *_environments(methods)]
+    return [*blocks, Heading("How the numbers were made", 2), *map(Text, NOTES)]
 
 
 def _counted(count: int, what: str) -> str:
@@ -183,11 +183,12 @@ def _summary(task: Task, looks: dict[str, Look], prefix: str) -> list[Block]:
         counts = sorted({f"{int(count):,}" for count in method.values(f"{MAIN}/examples")})
         of_all = f"{scored}" if scored == len(method.runs) else f"{scored} of {len(method.runs)}"
         rows.append([*row, of_all, "–".join(dict.fromkeys((counts[0], counts[-1]))) if counts else NONE])
-    pictures = [
-        Picture(f"{prefix}-bars-{metric.name}", charts.bars(_title(metric), bars, metric.percent),
-                f"{metric.title} of each method with its 95% interval")
-        for metric, bars in shown.items() if bars
-    ]  # fmt: skip
+    pictures = []
+    for metric, bars in shown.items():
+        if bars:
+            alt = f"{metric.title} of each method with its 95% interval"
+            picture = charts.bars(_title(metric), bars, metric.percent)
+            pictures.append(Picture(f"{prefix}-bars-{metric.name}", picture, alt))
     caption = (
         "Dots are seeds; a thick whisker is the 95% interval over seeds (t), a thin one, for single runs, that over "
         "questions (bootstrap). An arrow shows that the interval goes on, see the table."
@@ -244,9 +245,8 @@ def _other_metrics(task: Task) -> list[Block]:
 
 def _repeats(task: Task, name: str, other: str) -> bool:
     """Whether two metrics are the same number in every run, as accuracy is where all answers are classes."""
-    pairs = [(run.metrics[name], run.metrics.get(other)) for method in task.methods for run in method.runs
-             if name in run.metrics]  # fmt: skip
-    return all(same is not None and math.isclose(value, same, abs_tol=1e-6) for value, same in pairs)
+    found = [run.metrics for method in task.methods for run in method.runs if name in run.metrics]
+    return all(other in metrics and math.isclose(metrics[name], metrics[other], abs_tol=1e-6) for metrics in found)
 
 
 def _metric_tables(task: Task, columns: Sequence[tuple[str, str, bool]]) -> list[Block]:
@@ -431,9 +431,8 @@ def _prompts(task: Task, prefix: str) -> list[Block]:
             "cosine similarity. The nearest tokens do not say what the vectors do: compare the NLL of these tokens "
             "used as words with that on validation. Distance from start is Euclidean, mean over the prompt's vectors."
         )
-        header = ["method", "seed", "prompt", "step", "NLL as words", "NLL on validation", "exact match on validation",
-                  "distance from start"]  # fmt: skip
-        blocks += [Text(text), Table(header, rows, texts=3)]
+        judged = ["NLL as words", "NLL on validation", "exact match on validation", "distance from start"]
+        blocks += [Text(text), Table(["method", "seed", "prompt", "step", *judged], rows, texts=3)]
     if moved:
         text = (
             "What moved: for some places of the prompt, the nearest token at the start and at the end of training, and "
@@ -441,8 +440,8 @@ def _prompts(task: Task, prefix: str) -> list[Block]:
             "of the vocabulary (median). Distances are approximate, of vectors projected at random to a few numbers. "
             "First seed that kept its path."
         )
-        header = ["method", "place", "nearest at the start", "nearest at the end", "from its start",
-                  "from the nearest token", "between two tokens"]  # fmt: skip
+        distances = ["from its start", "from the nearest token", "between two tokens"]
+        header = ["method", "place", "nearest at the start", "nearest at the end", *distances]
         blocks += [Text(text), Table(header, moved, texts=4)]
     if pictures:
         caption = (

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from lightning_prompts.report.comparability import unequal_settings
 from lightning_prompts.report.data import MAIN, NLL, Comparison, Method, Task
 from lightning_prompts.report.page import Block, Verdict, amount, difference, interval, p_value, spread
 from lightning_prompts.report.runs import Run
@@ -30,9 +31,10 @@ def verdict(task: Task) -> list[Block]:
         return [Verdict([("Result", f"{_result(task, best)}. {_all_costs([best])}", ""), _add_baseline(best)])]
     rival = task.baseline if task.baseline in methods[1:] else methods[1]
     found = task.comparison(task.metric, best, rival)
+    equal = "" if not unequal_settings(task) else "Their settings differ, see below: the methods may not be the cause."
     items = [
         ("Best here", _best(task, methods, rival, found), ""),
-        ("How sure", " ".join([_sure(task, best, rival, found), _lead(task, methods)]).strip(), ""),
+        ("How sure", " ".join(filter(None, [_sure(task, best, rival, found), _lead(task, methods), equal])), ""),
         ("Cost", _all_costs(methods[:2]), ""),
         *_next(task, methods, found),
     ]
@@ -68,6 +70,11 @@ def _best(task: Task, methods: Sequence[Method], rival: Method, found: Compariso
     return text if other is best else f"{text} By NLL, {other.name} is best."
 
 
+def _established(task: Task, found: Comparison) -> bool:
+    """Whether the first of two methods is better beyond chance, on the rows that both have."""
+    return found.adjusted < LEVEL and task.metric.sign * found.difference > 0
+
+
 def _test(found: Comparison) -> str:
     """The adjusted p-value with its sign: it is exact, or a bound."""
     shown = p_value(found.adjusted, found.p_value)
@@ -78,7 +85,7 @@ def _sure(task: Task, best: Method, rival: Method, found: Comparison | None) -> 
     """Whether the difference is established, over questions and over seeds."""
     if found is None:
         return "Unknown: there are no predictions on the same questions."
-    word = "Established" if found.adjusted < LEVEL else "Not established"
+    word = "Established" if _established(task, found) else "Not established"
     text = (
         f"{word} for these prompts on other questions: paired permutation test over {found.questions:,} questions, "
         f"{_test(found)}."
@@ -86,7 +93,11 @@ def _sure(task: Task, best: Method, rival: Method, found: Comparison | None) -> 
     seeds = {run.seed for run in best.runs} & {run.seed for run in rival.runs}
     ends = best.over_seeds_against(rival, f"{MAIN}/{task.metric.name}")
     if ends is None:
-        return f"{text} One seed says nothing about training with other seeds." if best.trained else text
+        return (
+            f"{text} Fewer than two seeds in common say nothing about training with other seeds."
+            if best.trained
+            else text
+        )
     word = "established" if ends[0] > 0 or ends[1] < 0 else "not established"
     shown = interval(ends, task.metric.percent, signed=True)
     return f"{text} For other seeds: {word} (95% interval {shown} over {len(seeds)} seeds)."
@@ -100,7 +111,7 @@ def _lead(task: Task, methods: Sequence[Method]) -> str:
     found = task.comparison(task.metric, best, second)
     if found is None:
         return f"The second best, {second.name} with {_value(task, second)}, was not tested against it."
-    word = "established" if found.adjusted < LEVEL else "not established"
+    word = "established" if _established(task, found) else "not established"
     lead = f"{_change(task, found)}, {_test(found)}"
     return f"Its lead over the second best, {second.name} with {_value(task, second)}, is {word}: {lead}."
 
@@ -132,11 +143,11 @@ def _next(task: Task, methods: Sequence[Method], found: Comparison | None) -> li
     if best is task.baseline:
         text = "Keep the baseline, or give the other methods more training, another length or learning rate."
         return [("Next", f"{text} {_more_questions(task, found)}".strip(), "")]
-    if found is None or not found.adjusted < LEVEL:
+    if found is None or not _established(task, found):
         return [("Next", _more_questions(task, found) or "Test both methods on the same questions.", "")]
     steps = [("Next", *_use(best))]
     lead = task.comparison(task.metric, best, second)
-    if task.baseline is not second and lead is not None and not lead.adjusted < LEVEL:
+    if task.baseline is not second and lead is not None and not _established(task, lead):
         cheaper = min((best, second), key=lambda method: sum(method.cost("tokens")) / len(method.runs))
         text = f"{best.name} and {second.name} may be equally good: the cheaper one, {cheaper.name}, will do."
         steps.append(("Or", f"{text} {_more_questions(task, lead)}", ""))
@@ -148,7 +159,7 @@ def _next(task: Task, methods: Sequence[Method], found: Comparison | None) -> li
 
 def _more_questions(task: Task, found: Comparison | None) -> str:
     """How many test questions would establish a difference of this size."""
-    if found is None or found.adjusted < LEVEL:
+    if found is None or _established(task, found):
         return ""
     needed = questions_needed(found.difference, found.deviation, len(task.pairs))
     if needed is None:
