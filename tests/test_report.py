@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import configparser
 import hashlib
 import html
 import itertools
@@ -26,6 +27,7 @@ from conftest import TINY
 from lightning_prompts import commands
 from lightning_prompts.cli import run
 from lightning_prompts.datamodules import Antonyms
+from lightning_prompts.report import charts
 from lightning_prompts.report.charts import frontier
 from lightning_prompts.report.comparability import unequal_settings
 from lightning_prompts.report.configs import flat
@@ -472,6 +474,17 @@ def test_the_page_needs_nothing_but_itself(study: Path) -> None:
     used = set(re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', text))
     assert used
     assert {first or second for first, second in used} <= set(names)
+
+
+def test_templates_are_installed() -> None:
+    root = Path(charts.__file__).parents[2]
+    config = configparser.ConfigParser()
+    config.read(root / "setup.cfg")
+    patterns = re.split(r"[,\s]+", config["options.package_data"]["lightning_prompts"])
+    templates = list((root / "lightning_prompts" / "report" / "templates").iterdir())
+    assert {path.name for path in templates} == {"page.html", "sort.js"}
+    for path in templates:
+        assert any(path.relative_to(root / "lightning_prompts").match(pattern) for pattern in patterns)
 
 
 def test_colours_follow_the_reader(study: Path) -> None:
