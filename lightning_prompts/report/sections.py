@@ -612,11 +612,13 @@ def _differs(configs: Sequence[Settings], key: str) -> bool:
 
 
 def _value(settings: Settings, key: str) -> str:
-    """Write a setting; a number with at most six digits."""
+    """Write a setting, its numbers with at most six digits."""
     value = settings.get(key, NONE)
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    if isinstance(value, str):
+        return value
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    short = json.loads(text, parse_float=lambda digits: float(f"{float(digits):.6g}"))
+    return json.dumps(short, ensure_ascii=False)
 
 
 def _environments(methods: Sequence[Method]) -> list[Block]:
