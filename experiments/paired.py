@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lightning_prompts.report.numbers import interval
-from lightning_prompts.report.pairs import Key, compare, questions, values
+from lightning_prompts.report.data import Key, compare, questions, values
+from lightning_prompts.report.page import interval, p_value
 from lightning_prompts.report.statistics import bootstrap
 from lightning_prompts.runs.reader import Run
 
@@ -45,7 +45,7 @@ def table(folders: Sequence[Path], what: str) -> list[str]:
             found = compare(mine, first)
             if found is None:
                 raise SystemExit(f"error: {folder} and {folders[0]} have no question in common")
-            line += f" {found.difference:+.3f} {interval(found.interval, signed=True)} | {found.p_value:.4f} |"
+            line += f" {found.difference:+.3f} {interval(found.interval, signed=True)} | {p_value(found.p_value)} |"
         else:
             line += " | |"
         lines.append(line)

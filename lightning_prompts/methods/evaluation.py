@@ -139,9 +139,8 @@ class Evaluation(Distributed):
             self.log_mean(f"{name}/exact_match", correct, count, prog_bar=name == "val")
             if right := [float(row["correct"]) for row in mine if "label" in row]:
                 self.log_mean(f"{name}/accuracy", sum(right) / len(right), len(right))
-            if split != "val":
-                sums: dict[str, Any] = {"reduce_fx": "sum", "on_epoch": True, "on_step": False}
-                self.log(f"{name}/examples", float(count), add_dataloader_idx=False, **sums)
+            self.log(f"{name}/examples", float(count), reduce_fx="sum", on_epoch=True, on_step=False,
+                     add_dataloader_idx=False)  # fmt: skip
 
     @torch.no_grad()
     def _log_relaxed(self, split: str, batch: Batch) -> None:

@@ -1,1 +1,1 @@
-"""``lightning-prompts report``: what runs have found, side by side, on one page."""
+"""``lightning-prompts report``: compare runs on one page."""

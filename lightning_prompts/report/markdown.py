@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from lightning_prompts.report.blocks import Block, Heading, Pictures, Table, Text, visible
+from lightning_prompts.report.page import Block, Heading, Pictures, Table, Text, Verdict, visible
 
 
 def write(blocks: Sequence[Block], folder: str) -> str:
-    """The page.
+    """Write a page.
 
     Args:
-        blocks: What stands on it.
+        blocks: The page.
         folder: Where the pictures are, relative to the page.
 
     Returns:
@@ -22,12 +22,12 @@ def write(blocks: Sequence[Block], folder: str) -> str:
 
 
 def _escaped(text: str) -> str:
-    """A cell with a text in it: what could mean something within a line is told not to, and line ends stay."""
+    """Escape a cell: Markdown's signs mean nothing, and line ends stay."""
     return _marked(text.replace("\r", "")).replace(">", "&gt;").replace("\n", "<br>")
 
 
 def _prose(text: str) -> str:
-    """A paragraph of ours, in which names may stand that are not."""
+    """Escape a paragraph, in which there may be names from runs."""
     return _marked(text).replace("\r", " ").replace("\n", " ")
 
 
@@ -39,7 +39,9 @@ def _block(block: Block, folder: str) -> str:
     if isinstance(block, Heading):
         return f"{'#' * block.level} {_prose(block.text)}"
     if isinstance(block, Text):
-        return f"*{_prose(block.text)}*" if block.note else _prose(block.text)
+        return {"": "{}", "note": "*{}*", "warning": "> {}"}[block.kind].format(_prose(block.text))
+    if isinstance(block, Verdict):
+        return "\n".join(f"- **{word}**: {_prose(f'{text} {command}'.strip())}" for word, text, command in block.items)
     if isinstance(block, Table):
         rules = ["---" if index < block.texts else "---:" for index in range(len(block.header))]
         rows = [[_escaped(cell) for cell in row] for row in (block.header, *block.rows)]

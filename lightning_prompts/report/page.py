@@ -1,143 +1,201 @@
-"""The whole page: tasks, then what differs in configs and environments, then how the numbers were made."""
+"""The page: the blocks that it consists of, how it writes numbers, and its HTML."""
 
 from __future__ import annotations
 
-import json
+import base64
+import hashlib
+import math
+import re
+import statistics
 from collections.abc import Sequence
-from datetime import datetime
-from typing import Any
+from dataclasses import dataclass
+from functools import cache
+from typing import TypeAlias
 
-from rich.console import Console
-from rich.progress import track
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from markupsafe import Markup, escape
 
-from lightning_prompts.report.blocks import Block, Heading, Table, Text
-from lightning_prompts.report.common import COLUMNS, lacking, parts
-from lightning_prompts.report.methods import Method, Task
-from lightning_prompts.report.numbers import NONE
-from lightning_prompts.report.sections import section
-from lightning_prompts.report.statistics import DRAWS, EXACT
-from lightning_prompts.runs.configs import Settings, without_seeds
+from lightning_prompts.report.charts import VARIABLES
+from lightning_prompts.report.statistics import FLOOR
 
-NOTES = (
-    "Over seeds: mean ± the 97.5% quantile of Student's t (seeds - 1 degrees of freedom) times the standard error. It "
-    "is about runs with other seeds: other splits, initial prompts and orders of batches. With two or three seeds it "
-    "is wide, as it should be. Shares are cut at 0 and 1.",
-    f"Over questions: percentiles of {DRAWS:,} bootstrap samples (Efron 1979) of the questions of all seeds. A "
-    "question that came in the test sets of several seeds is drawn with all its rows. It is about other questions, "
-    "with these prompts.",
-    "p: paired permutation test. Under the hypothesis that two methods do not differ, they can be swapped within each "
-    f"question; p is the share of {DRAWS:,} random swaps (of all, if at most {EXACT} questions differ) that make "
-    "the mean difference at least as large, counting the one that was found. Rows are matched by seed, test set, "
-    "question and answer, or where two methods have no seed in common by all of these but the seed, each row's mean "
-    "over the method's seeds; a row that a test set holds twice is two rows; rows of the same question are swapped "
-    "together. Random draws start at the same seed every time: the same runs give the same page.",
-    "p (Holm): the same, multiplied step by step for the number of pairs in the table (Holm 1979).",
-    "NLL: mean negative log-likelihood of an answer's tokens in nats, averaged over examples. Exact match: the greedy "
-    "generation, cut where the task says, is the answer. Training NLL is that of the batches as they came.",
-    "Cost: tokens of prompts, texts and answers that training ran through the LM, with a gradient and without one; "
-    "tokens that servers read and wrote (remote); calls: texts scored, read or written; passes: forward passes of the "
-    "LM; memory: the most that was held at a time.",
-)
+NONE = "–"
 
 
-def page(tasks: Sequence[Task], title: str, progress: bool = True) -> list[Block]:
-    """All blocks of a report.
+@dataclass(frozen=True)
+class Heading:
+    """A heading.
 
     Args:
-        tasks: The tasks.
-        title: Above the page.
-        progress: Whether to show a bar.
+        text: Its text, plain as all texts of blocks: the writer of a page escapes them.
+        level: 1 for the page's title, 2 for a part, and so on.
     """
-    methods = [method for task in tasks for method in task.methods]
-    count = sum(len(method.runs) for method in methods)
-    blocks: list[Block] = [
-        Heading(title, 1),
-        Text(f"{_counted(count, 'run')} of {_counted(len(methods), 'method')} on {_counted(len(tasks), 'task')}; "
-             f"written {datetime.now():%Y-%m-%d %H:%M} by lightning-prompts report. Baseline: "
-             f"{', '.join(dict.fromkeys(task.baseline.name for task in tasks))}."),
-    ]  # fmt: skip
-    for number, task in enumerate(
-        track(tasks, "Writing the report", disable=not progress, transient=True, console=Console(stderr=True))
-    ):
-        if len(tasks) > 1:
-            blocks.append(Heading(task.name, 2))
-        blocks += section(task, f"t{number}", 3 if len(tasks) > 1 else 2)
-    return [
-        *blocks,
-        *_configs(tasks),
-        *_environments(methods),
-        Heading("How the numbers were made", 2),
-        *map(Text, NOTES),
-    ]
+
+    text: str
+    level: int
 
 
-def _counted(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"
+@dataclass(frozen=True)
+class Text:
+    """A paragraph.
+
+    Args:
+        text: Its text.
+        kind: ``note`` says that something is missing, ``warning`` that a reader may be misled.
+    """
+
+    text: str
+    kind: str = ""
 
 
-def _configs(tasks: Sequence[Task]) -> list[Block]:
-    """Only what differs, task by task."""
-    blocks: list[Block] = []
-    for task in tasks:
-        known = [(method, found) for method in task.methods if (found := _settings(method))]
-        without = lacking(task, "config.yaml", lambda run: run.settings is not None)
-        keys = list(dict.fromkeys(key for _, settings in known for key in settings))
-        differing = [key for key in keys if _differs([settings for _, settings in known], key)]
-        if len(tasks) > 1 and (differing or without):
-            blocks.append(Heading(task.name, 3))
-        for part in parts(known, COLUMNS) if differing else ():
-            rows = [[key, *(_value(settings, key) for _, settings in part)] for key in differing]
-            rows = [row for row in rows if set(row[1:]) != {NONE}]
-            blocks.append(Table(["setting", *(method.name for method, _ in part)], rows, texts=1 + len(part)))
-        blocks += without
-        if not without and not differing and len(known) > 1:
-            blocks.append(Text(f"{task.name}: the configs are the same.", note=True))
-    intro = Text(
-        "Settings in which the methods' configs differ. Left out are seeds, folders, and what one method lacks and the "
-        "others have switched off."
+@dataclass(frozen=True)
+class Verdict:
+    """What a reader should know first.
+
+    Args:
+        items: A word, a sentence, and a command or an empty text.
+    """
+
+    items: Sequence[tuple[str, str, str]]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table.
+
+    Args:
+        header: A text for each column.
+        rows: A text for each cell, which may have several lines.
+        texts: How many columns, from the left, are texts; the others are numbers.
+        grey: The row of the baseline, if it should be told apart.
+    """
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    texts: int = 1
+    grey: int | None = None
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture.
+
+    Args:
+        name: A file name without its suffix, unique on the page.
+        svg: The picture with its own style, which follows the reader's colour scheme.
+        alt: What it shows, for those who do not see it.
+    """
+
+    name: str
+    svg: str
+    alt: str
+
+    @property
+    def inline(self) -> Markup:
+        """The SVG as a part of the page: in the page's style, and with ids that no other picture has."""
+        svg = re.sub(r"<style.*?</style>", "", self.svg, flags=re.DOTALL)
+        svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{self.name}-", svg)
+        label = escape(visible(self.alt))
+        return Markup(svg.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1))  # of our own charts
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Pictures side by side, where there is room.
+
+    Args:
+        items: The pictures.
+        caption: What they have in common.
+    """
+
+    items: Sequence[Picture]
+    caption: str
+
+
+Block: TypeAlias = Heading | Text | Verdict | Table | Pictures
+
+
+def visible(text: str) -> str:
+    """Replace control characters and halves of characters: JSON and file names allow them, pages do not."""
+    return re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]", "�", text)
+
+
+def html(title: str, blocks: Sequence[Block]) -> str:
+    """Write a page as one file that needs nothing else, and runs no script but its own.
+
+    Args:
+        title: What the browser shows above it.
+        blocks: The page.
+
+    Returns:
+        HTML that is also well-formed XML.
+    """
+    environment, template = _template()
+    script = environment.get_template("sort.js").render()
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    named = [(type(block).__name__, block) for block in blocks]
+    return template.render(title=title, blocks=named, variables=VARIABLES, script=Markup(script), digest=digest)
+
+
+@cache
+def _template() -> tuple[Environment, Template]:
+    environment = Environment(
+        loader=PackageLoader("lightning_prompts.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: visible(value) if type(value) is str else value,
     )
-    return [Heading("Differences of the configs", 2), intro, *blocks] if blocks else []
+    return environment, environment.get_template("page.html")
 
 
-def _settings(method: Method) -> Settings | None:
-    """What was run, and whether that was trained: the same config can be tested as it is."""
-    run = next((run for run in method.runs if run.settings), None)
-    return {"trained": run.trained, **without_seeds(run.settings or {})} if run else None
+# --- numbers ----------------------------------------------------------------------------------------------------------
 
 
-def _differs(configs: Sequence[Settings], key: str) -> bool:
-    """What one lacks is no difference to what is off in another."""
-    found = {_value(settings, key) for settings in configs if settings.get(key) not in (None, False, "", 0)}
-    return len(found) > 1 or (len(found) == 1 and any(not settings.get(key) for settings in configs))
-
-
-def _value(settings: Settings, key: str) -> str:
-    if key not in settings:
+def spread(values: Sequence[float], percent: bool = False) -> str:
+    """Write a mean and the standard deviation over seeds."""
+    if not values:
         return NONE
-    value = settings[key]
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    scale, digits = (100, 1) if percent else (1, 3)
+    mean = f"{scale * sum(values) / len(values):.{digits}f}"
+    several = len(values) > 1 and all(map(math.isfinite, values))
+    deviation = f" ± {scale * statistics.stdev(values):.{digits}f}" if several else ""
+    return f"{mean}{deviation}{'%' if percent else ''}"
 
 
-def _environments(methods: Sequence[Method]) -> list[Block]:
-    """Each different one once, and who ran in it."""
-    found: dict[str, tuple[dict[str, Any], list[str]]] = {}
-    without = []
-    for method in methods:
-        for run in method.runs:
-            if run.environment is None:
-                without.append(method.name)
-            else:
-                found.setdefault(json.dumps(run.environment, sort_keys=True), (run.environment, []))[1].append(
-                    method.name
-                )
-    blocks: list[Block] = [Heading("Environment", 2)]
-    keys = list(dict.fromkeys(key for environment, _ in found.values() for key in environment))
-    for part in parts(list(found.values()), COLUMNS):
-        header = ["", *(", ".join(dict.fromkeys(names)) if len(found) > 1 else "all" for _, names in part)]
-        if without and len(found) == 1:
-            header[1] = ", ".join(dict.fromkeys(part[0][1]))
-        rows = [[key, *(_value(environment, key) for environment, _ in part)] for key in keys]
-        blocks.append(Table(header, rows, texts=len(header)))
-    if without:
-        blocks.append(Text(f"Without environment.json: {', '.join(dict.fromkeys(without))}.", note=True))
-    return blocks
+def interval(ends: tuple[float, float] | None, percent: bool = False, signed: bool = False) -> str:
+    """Write an interval; one of shares ends at 0 and 1, one of differences has signs."""
+    if ends is None:
+        return NONE
+    low, high = ends
+    if percent and not signed:
+        low, high = max(0.0, low), min(1.0, high)
+    scale, digits = (100, 1) if percent else (1, 3)
+    sign = "+" if signed else ""
+    return f"[{scale * low:{sign}.{digits}f}, {scale * high:{sign}.{digits}f}]"
+
+
+def difference(value: float, percent: bool = False) -> str:
+    """Write a difference; one of shares is in points."""
+    return f"{100 * value:+.1f}" if percent else f"{value:+.3f}"
+
+
+def p_value(value: float, drawn: float | None = None) -> str:
+    """Write a p-value with four digits, as many as 10,000 draws give.
+
+    Args:
+        value: The p-value, or what a correction has made of it.
+        drawn: The p-value before the correction. At the floor of what draws can give, it is only a bound.
+
+    >>> p_value(0.0314), p_value(1 / 10_001), p_value(3 / 10_001, 1 / 10_001)
+    ('0.0314', '≤ 0.0001', '≤ 0.0003')
+    """
+    bound = math.isclose(value if drawn is None else drawn, FLOOR)
+    return f"{'≤ ' if bound else ''}{value:.4f}"
+
+
+def amount(value: float) -> str:
+    """Write a count, or a measured amount."""
+    if not math.isfinite(value):
+        return str(value)
+    return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:,.1f}" if value >= 1 else f"{value:.3g}"

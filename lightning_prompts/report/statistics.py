@@ -1,95 +1,75 @@
-"""Intervals and tests: over seeds by Student's t, over questions by resampling and by swapping."""
+"""Intervals and tests: over seeds by Student's t, over questions by resampling and by sign flips."""
 
 from __future__ import annotations
 
+import importlib
 import math
-from collections.abc import Iterator, Sequence
-from typing import TypeAlias
+from collections.abc import Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 DRAWS = 10_000
-EXACT = 14  # with so many questions that differ, or fewer, all swaps are counted instead of drawn
+EXACT = 14  # with at most this many questions that differ, all sign flips are counted instead of drawn
+FLOOR = 1 / (DRAWS + 1)  # the smallest p-value that random sign flips can give
+LEVEL = 0.05  # a difference with a smaller adjusted p-value is established
+POWER = 0.8  # of the tests that `questions_needed` plans for
 AT_ONCE = 4_000_000  # random numbers in memory
 
 Values: TypeAlias = NDArray[np.float64]
 Groups: TypeAlias = NDArray[np.int64]
 
 
-def t_quantile(freedom: int, probability: float = 0.975) -> float:
-    """Student's t distribution, turned around.
-
-    Args:
-        freedom: Degrees of freedom, at least 1.
-        probability: Above one half.
-
-    Returns:
-        The value that stays above ``t`` with that probability (Abramowitz & Stegun 1964, 26.7.3 and 26.7.4).
-    """
-    low, high = 0.0, math.pi / 2
-    for _ in range(80):
-        angle = (low + high) / 2
-        low, high = (angle, high) if _t_two_sided(angle, freedom) < 2 * probability - 1 else (low, angle)
-    return math.sqrt(freedom) * math.tan((low + high) / 2)
-
-
-def _t_two_sided(angle: float, freedom: int) -> float:
-    """The probability of ``abs(t) < sqrt(freedom) * tan(angle)``: a sum that ends."""
-    odd = freedom % 2
-    term = math.cos(angle) if odd else 1.0
-    total = 0.0
-    for k in range(freedom // 2):
-        total += term
-        term *= math.cos(angle) ** 2 * ((2 * k + 2) / (2 * k + 3) if odd else (2 * k + 1) / (2 * k + 2))
-    total *= math.sin(angle)
-    return 2 / math.pi * (angle + total) if odd else total
+def _stats() -> Any:  # noqa: ANN401 - SciPy has no types
+    """SciPy's statistics. Its import takes a second, so only what computes pays for it."""
+    return importlib.import_module("scipy.stats")
 
 
 def over_seeds(values: Sequence[float]) -> tuple[float, float] | None:
-    """The 95% interval of a mean over independent runs, by Student's t.
+    """Compute the 95% interval of a mean over independent runs by Student's t.
 
     Args:
         values: One per seed.
 
     Returns:
-        Its ends; ``None`` for a single run, which says nothing about others.
+        The ends; ``None`` for a single run, which says nothing about others.
     """
     if len(values) < 2:
         return None
-    mean = sum(values) / len(values)
-    variance = sum((value - mean) ** 2 for value in values) / (len(values) - 1)
-    reach = t_quantile(len(values) - 1) * math.sqrt(variance / len(values))
+    mean = float(np.mean(values))
+    reach = float(_stats().t.ppf(0.975, len(values) - 1) * _stats().sem(values))
     return mean - reach, mean + reach
 
 
 def bootstrap(
     values: Values, generator: np.random.Generator, groups: Groups | None = None
 ) -> tuple[float, float] | None:
-    """The 95% interval of a mean over questions, by the percentiles of resampled means (Efron 1979).
+    """Compute the 95% interval of a mean over questions by the percentiles of resampled means (Efron 1979).
 
     Args:
         values: ``[N]``.
         generator: Draws the samples.
-        groups: ``[N]``, which rows belong to the same question and are drawn together, counted from 0; ``None`` where
-            every row is a question of its own.
+        groups: ``[N]``, the question of each row, counted from 0: rows of one question are drawn together. ``None``
+            where every row is a question of its own.
 
     Returns:
-        Its ends; ``None`` for a single question, which says nothing about others.
+        The ends; ``None`` for a single question, which says nothing about others.
     """
     sums, counts = _by_group(values, groups)
     if len(sums) < 2:
         return None
-    means = []
-    for size in _parts(len(sums)):
-        drawn = generator.integers(len(sums), size=(size, len(sums)))
-        means.append(sums[drawn].sum(-1) / counts[drawn].sum(-1))
-    low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
-    return float(low), float(high)
+
+    def mean(total: Values, count: Values, axis: int) -> Values:
+        return np.asarray(total.sum(axis=axis) / count.sum(axis=axis))
+
+    options = {"paired": True, "vectorized": True, "n_resamples": DRAWS, "batch": _batch(len(sums)), "rng": generator}
+    found = _stats().bootstrap((sums, counts), mean, method="percentile", **options)
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
 def permutation(differences: Values, generator: np.random.Generator, groups: Groups | None = None) -> float:
-    """Whether two methods differ, by swapping them within questions (Fisher's test for pairs).
+    """Test whether two methods differ by swapping them within questions (Fisher's test for pairs).
 
     Args:
         differences: ``[N]``, of one method to the other on the same row.
@@ -101,20 +81,27 @@ def permutation(differences: Values, generator: np.random.Generator, groups: Gro
     """
     sums, _ = _by_group(differences, groups)
     sums = sums[sums != 0]  # a swap changes nothing there
-    least = abs(sums.sum()) - 1e-12 * np.abs(sums).sum()
+    if len(sums) < 2:  # the only swap there is changes the sign alone
+        return 1.0
+
+    def magnitude(total: Values, axis: int) -> Any:  # noqa: ANN401 - an array, or a number where there is no batch
+        return np.abs(total.sum(axis=axis))
+
+    common = {"vectorized": True, "alternative": "greater", "batch": _batch(len(sums))}
     if len(sums) <= EXACT:
-        codes = np.arange(2 ** len(sums))[:, None]
-        signs = 1 - 2 * (codes >> np.arange(len(sums)) & 1)
-        return float((np.abs(signs @ sums) >= least).mean())
-    extreme = 0
-    for size in _parts(len(sums)):
-        signs = generator.integers(0, 2, size=(size, len(sums)), dtype=np.int8) * 2 - 1
-        extreme += int((np.abs(signs @ sums) >= least).sum())
-    return (extreme + 1) / (DRAWS + 1)
+        exact = _stats().permutation_test((sums,), magnitude, permutation_type="samples", n_resamples=np.inf, **common)
+        return float(exact.pvalue)
+
+    def swapped(size: tuple[int, int]) -> Values:
+        signs = generator.integers(0, 2, size=size, dtype=np.int8) * 2 - 1
+        drawn: Values = np.multiply(signs, sums, dtype=np.float64)
+        return drawn
+
+    return float(_stats().monte_carlo_test(sums, swapped, magnitude, n_resamples=DRAWS, **common).pvalue)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """The p-values of several tests, adjusted so that none is small by their number alone (Holm 1979).
+    """Adjust the p-values of several tests for their number (Holm 1979).
 
     Args:
         p_values: Of each test.
@@ -129,6 +116,30 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
+def questions_needed(difference: float, deviation: float, tests: int = 1) -> int | None:
+    """Estimate how many questions a paired two-sided test at 5% needs to find a difference four times in five.
+
+    Args:
+        difference: The true mean difference.
+        deviation: Standard deviation of the difference from question to question.
+        tests: How many tests share the 5% (Bonferroni).
+
+    Returns:
+        The number by the normal approximation; ``None`` where there is no difference.
+    """
+    if not difference:
+        return None
+    normal = _stats().norm
+    reach = normal.ppf(1 - LEVEL / 2 / tests) + normal.ppf(POWER)
+    return max(2, math.ceil(float((reach * deviation / difference) ** 2)))
+
+
+def by_question(values: Values, groups: Groups) -> Values:
+    """Average the rows of each question: ``[N]`` to ``[questions]``."""
+    sums, counts = _by_group(values, groups)
+    return np.divide(sums, counts)
+
+
 def _by_group(values: Values, groups: Groups | None) -> tuple[Values, Values]:
     """The sum over each group, and how many rows it has."""
     if groups is None:
@@ -137,10 +148,6 @@ def _by_group(values: Values, groups: Groups | None) -> tuple[Values, Values]:
     return sums, np.bincount(groups).astype(np.float64)
 
 
-def _parts(width: int) -> Iterator[int]:
+def _batch(width: int) -> int:
     """How many of the draws to make at a time."""
-    left = DRAWS
-    while left:
-        size = min(left, max(1, AT_ONCE // max(1, width)))
-        yield size
-        left -= size
+    return max(1, AT_ONCE // width)

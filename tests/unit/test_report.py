@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import configparser
+import hashlib
 import html
 import itertools
 import json
@@ -22,13 +24,12 @@ import torch
 import yaml
 
 from lightning_prompts.cli import commands, run
-from lightning_prompts.report.blocks import Text
-from lightning_prompts.report.charts import Curve, Look, curves
-from lightning_prompts.report.labels import spread
-from lightning_prompts.report.methods import Method, Task, group
-from lightning_prompts.report.pairs import compare, values
-from lightning_prompts.report.statistics import bootstrap, holm, over_seeds, permutation, t_quantile
-from lightning_prompts.report.terms import terms
+from lightning_prompts.datamodules import Antonyms
+from lightning_prompts.report import charts
+from lightning_prompts.report.charts import frontier
+from lightning_prompts.report.comparability import unequal_settings
+from lightning_prompts.report.data import Method, Task, compare, group, values
+from lightning_prompts.report.statistics import bootstrap, holm, over_seeds, permutation, questions_needed
 from lightning_prompts.runs.configs import flat
 from lightning_prompts.runs.reader import Prediction, Run, find
 from support.models import TINY
@@ -110,13 +111,28 @@ class Page:
         self.html, self.markdown = path.read_text(encoding="utf-8"), path.with_suffix(".md").read_text(encoding="utf-8")
         self.root = ElementTree.fromstring(self.html.removeprefix("<!DOCTYPE html>\n"))
         self.text = "\n".join("".join(node.itertext()) for node in self.root.iter() if node.tag in ("p", "figcaption"))
+        self.verdict = [(node.tag, "".join(node.itertext())) for node in self.root.iter() if node.tag in ("dt", "dd")]
         self.headings = ["".join(node.itertext()) for node in self.root.iter() if re.fullmatch("h[1-6]", str(node.tag))]
         self.tables = [[["".join(cell.itertext()) for cell in row] for row in table.iter("tr")]
                        for table in self.root.iter("table")]  # fmt: skip
         self.in_markdown = _tables(self.markdown)
 
+    def says(self, word: str) -> str:
+        """What the verdict says under a word."""
+        return next(text for (_, found), (_, text) in itertools.pairwise(self.verdict) if found == word)
+
+    def summary(self) -> list[list[str]]:
+        return self.table("method", "exact match", "95%")[1:]
+
+    def pairs(self, title: str = "NLL") -> list[list[str]]:
+        return self.table("method", "against", "rows in common", title)[1:]
+
     def table(self, *header: str) -> list[list[str]]:
-        return next(table for table in self.tables if table[0][: len(header)] == list(header))
+        return next(
+            table
+            for table in self.tables
+            if all(map(str.startswith, table[0], header)) and len(table[0]) >= len(header)
+        )
 
 
 def _tables(text: str) -> list[list[list[str]]]:
@@ -132,14 +148,6 @@ def _tables(text: str) -> list[list[list[str]]]:
 
 
 # --- statistics -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("freedom", "textbook"),
-    [(1, 12.706), (2, 4.303), (3, 3.182), (4, 2.776), (5, 2.571), (9, 2.262), (10, 2.228), (30, 2.042), (100, 1.984)],
-)
-def test_student_s_t_is_the_textbook_s(freedom: int, textbook: float) -> None:
-    assert t_quantile(freedom) == pytest.approx(textbook, abs=6e-4)
 
 
 def test_the_interval_over_seeds_is_the_textbook_s() -> None:
@@ -190,6 +198,18 @@ def test_holm_s_example() -> None:
     assert holm([0.6, 0.7]) == [1.0, 1.0]
 
 
+def test_questions_needed_is_the_textbook_s() -> None:
+    assert questions_needed(0.5, 1.0) == 32, "((1.960 + 0.842) / 0.5) ** 2"
+    assert questions_needed(-0.5, 1.0, tests=5) == 47, "((2.576 + 0.842) / 0.5) ** 2"
+    assert questions_needed(0.0, 1.0) is None
+
+
+def test_frontier_keeps_what_nothing_beats() -> None:
+    points = [(10.0, 0.5), (5.0, 0.4), (20.0, 0.5), (30.0, 0.9), (5.0, 0.3), (0.0, 0.35)]
+    assert frontier(points, larger=True) == [(5.0, 0.4), (10.0, 0.5), (30.0, 0.9)]
+    assert frontier(points, larger=False) == [(5.0, 0.3)], "what costs nothing is beaten here alone"
+
+
 def test_rows_are_matched_by_seed_set_question_and_answer() -> None:
     def row(split: str, question: str, answer: str, nll: float | None) -> Prediction:
         return Prediction(split, question, answer, "", nll, None)
@@ -211,19 +231,6 @@ def test_rows_are_matched_by_seed_set_question_and_answer() -> None:
     assert compare(values({"3": mine["0"]}, "nll"), values(other, "nll")) is None
 
 
-def test_names_in_a_margin_keep_their_distance_and_their_order() -> None:
-    generator = np.random.default_rng(0)
-    for count in (1, 2, 5, 9, 40):
-        wanted = generator.uniform(0, 100, size=count) ** 2 / 100
-        found = np.array(spread(list(wanted), 11, 0, 100))
-        order = np.argsort(wanted)
-        gaps = np.diff(found[order])
-        assert (gaps >= min(11, 100 / max(1, count - 1)) - 1e-9).all()
-        assert found.min() >= -1e-9
-        assert found.max() <= 100 + 1e-9
-    assert spread([10, 50, 90], 11, 0, 100) == [10, 50, 90], "nothing moves that need not"
-
-
 # --- the page ---------------------------------------------------------------------------------------------------------
 
 
@@ -232,10 +239,10 @@ def test_the_numbers_of_the_page(study: Path, capsys: pytest.CaptureFixture[str]
     assert str(study / "report.html") in capsys.readouterr().out
     page = Page(study / "report.html")
     assert "6 runs of 3 methods on 1 task" in page.text
-    summary = page.table("method", "seeds")
-    assert [row[0] for row in summary[1:]] == ["search", "soft", "static"]
-    for name, _, nll, over, _, match, *_, count in summary[1:]:
-        by_seed = [rows_of(name, seed) for seed in range(2)]
+    summary = page.summary()
+    assert [row[0] for row in summary] == ["soft", "search", "static (baseline)"], "the best first"
+    for label, match, _, _, nll, over, _, _, count in summary:
+        by_seed = [rows_of(label.split()[0], seed) for seed in range(2)]
         means = [plain.fmean(row["nll"] for row in rows) for rows in by_seed]
         assert nll == f"{plain.fmean(means):.3f} ± {plain.stdev(means):.3f}"
         reach = 12.7062 * plain.stdev(means) / math.sqrt(2)
@@ -245,20 +252,23 @@ def test_the_numbers_of_the_page(study: Path, capsys: pytest.CaptureFixture[str]
         shares = [100 * plain.fmean(row["correct"] for row in rows) for rows in by_seed]
         assert match == f"{plain.fmean(shares):.1f} ± {plain.stdev(shares):.1f}%"
         assert count == "30"
-    pairs = page.table("method", "against")
-    assert [tuple(row[:2]) for row in pairs[1:]] == [("search", "static"), ("soft", "static"), ("soft", "search")]
-    for mine, other, count, nll, ends, p_value, adjusted, points, *_ in pairs[1:]:
-        both = [list(zip(rows_of(mine, seed), rows_of(other, seed), strict=True)) for seed in range(2)]
-        differences = [first["nll"] - second["nll"] for rows in both for first, second in rows]
-        assert (count, nll) == ("60", f"{plain.fmean(differences):+.3f}")
-        low, high = (float(end) for end in ends.strip("[]").split(","))
-        assert low < plain.fmean(differences) < high
-        assert high - low == pytest.approx(4 * plain.stdev(differences) / math.sqrt(60), rel=0.35)
-        assert float(p_value) < 0.001
-        assert float(p_value) <= float(adjusted) <= 3 * float(p_value) + 1e-4
-        change = [100 * (first["correct"] - second["correct"]) for rows in both for first, second in rows]
-        assert points == f"{plain.fmean(change):+.1f}"
-    assert page.table("method", "far: NLL")[1][1] == "5.750 ± 0.707"
+    for title, field, scale in (("NLL", "nll", 1), ("exact match, points", "correct", 100)):
+        pairs = page.pairs(title)
+        assert [tuple(row[:2]) for row in pairs] == [("search", "static"), ("soft", "static"), ("soft", "search")]
+        for mine, other, count, change, ends, drawn, adjusted in pairs:
+            both = [list(zip(rows_of(mine, seed), rows_of(other, seed), strict=True)) for seed in range(2)]
+            differences = [scale * (first[field] - second[field]) for rows in both for first, second in rows]
+            mean = plain.fmean(differences)
+            assert (count, change) == ("60", f"{mean:+.3f}" if field == "nll" else f"{mean:+.1f}")
+            low, high = (float(end) for end in ends.strip("[]").split(","))
+            assert low < mean < high
+            assert high - low == pytest.approx(4 * plain.stdev(differences) / math.sqrt(60), rel=0.35)
+            small, larger = (float(text.removeprefix("≤ ")) for text in (drawn, adjusted))
+            assert small <= larger <= 3 * small + 1e-4
+            if field == "nll":
+                assert drawn == "≤ 0.0001", "random swaps give no smaller p-value, so this one is a bound"
+                assert adjusted == "≤ 0.0003"
+    assert page.table("method", "far: exact match", "far: NLL")[1][1:] == ["12.5 ± 0.0%", "5.750 ± 0.707"]
     assert page.table("method", "bertscore")[1][1] == "0.500 ± 0.000"
     assert page.table("method", "tokens")[0][1:] == ["tokens", "seconds", "calls remote", "steps", "memory, GB"]
     assert page.table("method", "tokens")[1][1:] == ["2,000 (2,000–2,001)", "12.5", "3", "20", "1.5"]
@@ -269,6 +279,169 @@ def test_the_numbers_of_the_page(study: Path, capsys: pytest.CaptureFixture[str]
     assert differing == {"model": ["Search", "Soft", "Static"], "model.length": ["6", "4", "6"]}
     assert ["dtype", "float32"] in page.table("", "all")
     assert page.table("question", "reference", "step 10")[1] == ["what?", "this", "at 10", "at 20"]
+
+
+def test_verdict_opens_the_page(study: Path) -> None:
+    assert report(study, "--baseline", study / "static") == 0
+    page = Page(study / "report.html")
+    assert page.html.index('<dl class="verdict">') < page.html.index("<h2>")
+    soft, static = (page.table("method", "exact match", "95%")[row][1] for row in (1, 3))
+    change, ends = page.pairs("exact match, points")[1][3:5]
+    best = f"soft, exact match {soft} against {static} for the baseline static: {change} points (95% interval {ends})."
+    assert page.says("Best here") == best
+    adjusted = page.pairs("exact match, points")[1][-1]
+    sure = page.says("How sure")
+    assert sure.startswith(
+        "Established for these prompts on other questions: paired permutation test over 55 questions"
+    )
+    assert f"p (Holm) {'' if '≤' in adjusted else '= '}{adjusted}." in sure
+    seeds = [
+        plain.fmean(a["correct"] - b["correct"] for a, b in zip(rows_of("soft", n), rows_of("static", n), strict=True))
+        for n in range(2)
+    ]
+    low = 100 * (plain.fmean(seeds) - 12.7062 * plain.stdev(seeds) / math.sqrt(2))
+    assert re.search(rf"For other seeds: (not )?established \(95% interval \[{re.escape(f'{low:+.1f}')}, ", sure)
+    assert ("For other seeds: established" in sure) == (low > 0)
+    assert "second best, search" in sure
+    assert page.says("Cost").startswith("soft: 2,000 training tokens, 12.5 seconds; search: ")
+    told, command = page.says("Next").split(": ")
+    assert told == "Export it (seed 0, the best on validation)"
+    assert command == f"lightning-prompts export {study}/soft/seed-0 --format peft"
+    assert page.says("Then").endswith("train with at least 3 seeds.")
+    assert "**Best here**" in page.markdown.split("## ")[0]
+
+
+def alike(folder: Path, right: dict[str, int]) -> Path:
+    """Methods that answer so many of the same 30 questions rightly."""
+    for method, count in right.items():
+        rows = [
+            {**row, "question": f"q{n}", "nll": 2.0, "correct": n < count} for n, row in enumerate(rows_of(method, 0))
+        ]
+        write_run(folder / method, method, 0, rows)
+    return folder
+
+
+def test_verdict_without_evidence_says_how_much_is_needed(tmp_path: Path) -> None:
+    assert report(alike(tmp_path, {"static": 20, "soft": 22}), "--baseline", tmp_path / "static") == 0
+    page = Page(tmp_path / "report.html")
+    assert page.says("How sure").startswith("Not established")
+    assert "p (Holm) = 0.5000" in page.says("How sure"), "two questions differ: two of the four swaps are as large"
+    deviation = math.sqrt((2 * (1 - 2 / 30) ** 2 + 28 * (2 / 30) ** 2) / 29)
+    needed = math.ceil((2.8015852 * deviation / (2 / 30)) ** 2)
+    rounded = -(-needed // 10) * 10
+    told = f"About {rounded} test questions would establish a difference of this size (now: 30)."
+    assert page.says("Next") == told
+    assert "export" not in page.html.split("<h2>")[0]
+
+
+def test_verdict_where_the_baseline_is_best(study: Path) -> None:
+    assert report(study, "--baseline", study / "soft") == 0
+    page = Page(study / "report.html")
+    assert "the baseline. No other method is better; the second best is search with" in page.says("Best here")
+    assert page.says("Next").startswith("Keep the baseline")
+
+
+def test_verdict_of_a_single_run_asks_for_a_baseline(study: Path) -> None:
+    assert report(study / "soft" / "seed-0") == 0
+    folder = study / "soft" / "seed-0"
+    command = f"lightning-prompts test -c {folder}/config.yaml --trainer.default_root_dir {folder}/untrained"
+    page = Page(folder / "report.html")
+    assert page.says("Next").endswith(command)
+    assert page.says("Result").startswith("Soft, exact match")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("text", "Export it: lightning-prompts export {run} --format text"),
+        ("own", "Answer questions with it: lightning-prompts predict -c {run}/config.yaml --ckpt_path "
+                "{run}/checkpoints/best.ckpt"),
+        ("server", "Its text is in {run}/prompt.txt."),
+        ("untrained", "Use it as it is: lightning-prompts predict -c {run}/config.yaml"),
+    ],
+)  # fmt: skip
+def test_verdict_names_the_command_that_uses_the_winner(change: str, told: str, tmp_path: Path) -> None:
+    run_of = alike(tmp_path, {"static": 2, "soft": 28}) / "soft"
+    if change in ("text", "server"):
+        (run_of / "prompt.txt").write_text("Answer.")
+    if change == "server":
+        config = yaml.safe_load((run_of / "config.yaml").read_text())
+        config["model"]["init_args"]["lm"]["server"] = {"url": "http://localhost"}
+        (run_of / "config.yaml").write_text(yaml.safe_dump(config))
+    if change == "own":
+        rows = [json.loads(line) for line in (run_of / "predictions.jsonl").read_text().splitlines()]
+        write_rows(run_of / "predictions.jsonl", [{**row, "prompt": "its own"} for row in rows])
+    if change == "untrained":
+        (run_of / "budget.json").unlink()
+        shutil.rmtree(run_of / "logs")
+    assert report(tmp_path, "--baseline", tmp_path / "static") == 0
+    assert Page(tmp_path / "report.html").says("Next") == told.format(run=run_of)
+
+
+def test_little_validation_is_told_ahead_of_the_numbers(study: Path) -> None:
+    assert report(study) == 0
+    assert "Chance may have chosen" not in Page(study / "report.html").text, "unknown how many there were"
+    kept = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint"}
+    for path in study.glob("soft/*/config.yaml"):
+        config = yaml.safe_load(path.read_text())
+        settings = {"init_args": {"monitor": "val/exact_match", "mode": "max"}}
+        config["trainer"]["callbacks"] = [kept | settings]
+        path.write_text(yaml.safe_dump(config))
+        curve = path.parent / "logs" / "version_0" / "metrics.csv"
+        rows = ["step,val/examples,val/exact_match", "4,40,0.5", "9,40,0.5", "14,40,0.525"]
+        curve.write_text("\n".join(rows if "seed-0" in str(path) else [*rows, "19,40,0.6"]) + "\n")
+    assert report(study) == 0
+    page = Page(study / "report.html")
+    (told,) = [line for line in page.text.split("\n") if line.startswith("Chance may have chosen")]
+    lead = "1 of 40 questions ahead of the next best validation"
+    few = "soft (1 of 2 seeds): 40 validation questions"
+    assert f" {few}, {lead}; {few}. More" in told
+    assert page.html.index("Chance may have chosen") < page.html.index("<table")
+
+
+def test_test_sets_and_metrics_are_told_apart(study: Path) -> None:
+    for path in study.glob("*/*/metrics.json"):
+        metrics = json.loads(path.read_text())
+        path.write_text(json.dumps({**metrics, "test/accuracy": metrics["test/exact_match"], "test/Antonyms/nll": 2.5}))
+    assert report(study) == 0
+    page = Page(study / "report.html")
+    titles = ["Summary", "Datasets of the mixture", "Out-of-distribution test sets", "Other metrics"]
+    assert [name for name in page.headings if name in titles] == titles
+    assert [cell for table in page.tables for cell in table[0] if cell.startswith("Antonyms")] == ["Antonyms: NLL"]
+    assert not any("accuracy" in table[0] for table in page.tables), "the same as exact match"
+    for path in study.glob("soft/*/metrics.json"):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "test/accuracy": 0.5}))
+    assert report(study) == 0
+    assert any("accuracy" in table[0] for table in Page(study / "report.html").tables)
+
+
+def test_settings_are_rounded(study: Path) -> None:
+    for path in study.glob("soft/*/config.yaml"):
+        path.write_text(path.read_text().replace("length: 4", "length: 0.8149999976\n    betas: [0.9000000001, 1]"))
+    assert report(study) == 0
+    rows = Page(study / "report.html").table("setting")
+    assert ["model.length", "6", "0.815", "6"] in rows
+    assert ["model.betas", "–", "[0.9, 1]", "–"] in rows
+
+
+def test_what_moved_is_told_where_the_nearest_tokens_did_not(study: Path) -> None:
+    def packed(vectors: list[list[float]]) -> str:
+        return base64.b64encode(np.array(vectors, "<f2").tobytes()).decode()
+
+    common = {"size": 2, "places": [0, 1], "token_vectors": packed([[0, 0], [1, 0]])}
+    start = {"step": 0, "vectors": packed([[0, 0], [1, 0]]), "vocabulary": packed([[0, 0], [0, 2], [0, 4]])}
+    end = {"step": 20, "vectors": packed([[3, 4], [1, 1]])}
+    path = study / "soft" / "seed-0" / "prompt_path.jsonl"
+    for first, same in (([" so", "ft"], True), ([" so", "x"], False)):
+        write_rows(path, [{**common, **start, "tokens": first}, {**common, **end, "tokens": [" so", "ft"]}])
+        assert report(study) == 0
+        page = Page(study / "report.html")
+        prompt = next(row for row in page.table("method", "seed", "prompt") if row[:2] == ["soft", "0"])[2]
+        assert ("the tokens that the prompt started from" in prompt) == same
+        assert page.table("method", "place")[1:] == [
+            ["soft", "1", "' so'", "the same", "5.00", "5.00", "2.00"],
+            ["soft", "2", repr(first[1]), "the same" if same else "'ft'", "1.00", "1.00", "2.00"],
+        ]
 
 
 def test_markdown_has_the_same_tables_and_pictures(study: Path) -> None:
@@ -290,12 +463,28 @@ def test_the_page_needs_nothing_but_itself(study: Path) -> None:
     assert report(study) == 0
     text = Page(study / "report.html").html
     assert not re.findall(r'(?:src|href|action|data|poster)\s*=\s*"(?!#)[^"]*"', text)
-    assert not re.search(r"<(script|link|iframe|object|embed|img|base)\b|@import|url\((?!#)|javascript:|\bon\w+=", text)
+    assert not re.search(r"<(link|iframe|object|embed|img|base)\b|@import|url\((?!#)|javascript:|\bon\w+=", text)
+    (script,) = re.findall(r"<script>(.*?)</script>", text, flags=re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'" in text, (
+        "no other script runs"
+    )
     names = re.findall(r'\bid="([^"]+)"', text)
     assert len(names) == len(set(names)), "each picture's names are its own"
     used = set(re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', text))
     assert used
     assert {first or second for first, second in used} <= set(names)
+
+
+def test_templates_are_installed() -> None:
+    root = Path(charts.__file__).parents[2]
+    config = configparser.ConfigParser()
+    config.read(root / "setup.cfg")
+    patterns = re.split(r"[,\s]+", config["options.package_data"]["lightning_prompts"])
+    templates = list((root / "lightning_prompts" / "report" / "templates").iterdir())
+    assert {path.name for path in templates} == {"page.html", "sort.js"}
+    for path in templates:
+        assert any(path.relative_to(root / "lightning_prompts").match(pattern) for pattern in patterns)
 
 
 def test_colours_follow_the_reader(study: Path) -> None:
@@ -325,12 +514,13 @@ def test_texts_of_models_and_data_are_only_texts(tmp_path: Path) -> None:
         (folder / "environment.json").write_text(json.dumps({evil: evil}))
     assert report(tmp_path / "runs") == 0
     page = Page(tmp_path / "runs" / "report.html")
-    assert not re.search(r"<script|<b>|http://e.org\"", page.html)
+    assert len(re.findall(r"<script", page.html)) == 1, "the page's own"
+    assert not re.search(r"<b>|http://e.org\"", page.html)
     assert not re.search(r"<script|<b>|(?<!\\)!?\[[df](?<!\\)\]\(", page.markdown)
     shown = evil.replace("\x00", "�").replace("\x1b", "�")
     assert page.table("question", "reference")[1][0] == f"{shown}0"
     assert all(len({len(row) for row in table}) == 1 for table in page.in_markdown), "no cell begins another one"
-    assert "<b>soft</b>|$y$" in [row[0] for row in page.table("method", "seeds")]
+    assert "<b>soft</b>|$y$ (baseline)" in [row[0] for row in page.summary()]
 
 
 def test_the_prompt_shown_is_that_of_the_best_checkpoint(study: Path) -> None:
@@ -347,17 +537,6 @@ def test_the_prompt_shown_is_that_of_the_best_checkpoint(study: Path) -> None:
         assert page.headings[0] == "soft", "seed-0 is no name for a page"
         row = page.table("method", "seed", "prompt")[1]
         assert (row[3], row[5]) == (step, place)
-
-
-def test_a_line_that_ends_early_does_not_seem_to_go_on() -> None:
-    """What leads from its end to its name, in the margin, is neither a line nor dashed as a method's own."""
-    ends = np.array([10.0, 20.0]), np.array([10.0, 60.0])
-    values = np.array([2.0, 1.0])
-    drawn = [Curve(f"m{place}", Look(place), x, values, values, values) for place, x in enumerate(ends)]
-    picture = curves("NLL", drawn, "tokens", percent=False)
-    leaders = [style for style in re.findall(r'style="([^"]*)"', picture) if "stroke-opacity: 0.6" in style]
-    assert len(leaders) == 2
-    assert all("stroke-dasharray: 0.8,2;" in style for style in leaders)
 
 
 def test_what_was_not_trained_is_the_baseline(study: Path) -> None:
@@ -383,7 +562,7 @@ def test_a_missing_file_costs_its_part_and_a_line(name: str, study: Path) -> Non
         assert len(page.table("method", "seed", "prompt")) == len(whole.table("method", "seed", "prompt")) - 1
     short = "metrics.csv" if name.startswith("logs") else name
     assert any(re.search(rf"Without .*{short}.*: soft", line) for line in page.text.split("\n")), name
-    assert len(page.table("method", "seeds")) == 4
+    assert len(page.summary()) == 3
     for method in SHIFTS:
         for seed in range(2):
             (study / method / f"seed-{seed}" / name).unlink(missing_ok=True)
@@ -400,7 +579,7 @@ def test_a_run_with_nothing_but_predictions(study: Path) -> None:
     assert report(study) == 0
     page = Page(study / "report.html")
     mean = plain.fmean(plain.fmean(row["nll"] for row in rows_of("soft", seed)) for seed in range(2))
-    assert next(row for row in page.table("method", "seeds") if row[0] == "soft")[2].startswith(f"{mean:.3f} ±")
+    assert next(row for row in page.summary() if row[0] == "soft")[4].startswith(f"{mean:.3f} ±")
     assert page.headings[1:] == ["Summary", "Differences, question by question", "Answers side by side",
                                  "Differences of the configs", "Environment", "How the numbers were made"]  # fmt: skip
 
@@ -488,9 +667,9 @@ def test_a_mean_that_is_not_finite_has_no_interval(study: Path) -> None:
     path = study / "soft" / "seed-0" / "metrics.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "test/nll": math.nan}))
     assert report(study) == 0
-    row = next(row for row in Page(study / "report.html").table("method", "seeds", "NLL") if row[0] == "soft")
-    assert row[2:5] == ["nan", "–", "–"]
-    assert "–" not in row[5:]
+    row = next(row for row in Page(study / "report.html").summary() if row[0] == "soft")
+    assert row[4:7] == ["nan", "–", "–"]
+    assert "–" not in (*row[1:4], *row[7:])
 
 
 def test_rows_in_common_are_counted_for_each_figure(study: Path) -> None:
@@ -499,8 +678,9 @@ def test_rows_in_common_are_counted_for_each_figure(study: Path) -> None:
         rows = [{**json.loads(line), "nll": None} for line in path.read_text().splitlines()]
         write_rows(path, rows)
     assert report(study) == 0
-    table = Page(study / "report.html").table("method", "against")
-    assert {row[2] for row in table[1:]} == {"60", "0 (NLL), 60 (exact match)"}
+    page = Page(study / "report.html")
+    assert {row[2] for row in page.pairs("exact match, points")} == {"60"}
+    assert [row[2] for row in page.pairs("NLL")] == ["60", "none in common", "none in common"]
 
 
 def test_unequal_terms_are_told_ahead_of_the_numbers(study: Path) -> None:
@@ -512,6 +692,7 @@ def test_unequal_terms_are_told_ahead_of_the_numbers(study: Path) -> None:
     page = Page(study / "report.html")
     assert "were not compared on equal terms. model.lm.name is " in page.text
     assert "larger for soft" in page.text
+    assert "the methods may not be the cause" in page.says("How sure")
     assert page.html.index("on equal terms") < page.html.index("<table")
     assert "on equal terms" in page.markdown
 
@@ -528,7 +709,9 @@ LAYERS = {"class_path": "methods.DeepLanguageNetwork"}
          "model.lm.name is a for mine; b for other."),
         ({"model": {"lm": {"quantization": "none"}}}, {"model": {"lm": {"quantization": None}}}, ""),
         ({"model": {"lm": {"quantization": "int8"}}}, {}, "model.lm.quantization is int8 for mine; not set for other."),
-        ({"model": {"lm": {"dtype": "float16"}, "proposer": {"name": "a"}, "length": 4}}, {}, ""),
+        ({"model": {"proposer": {"name": "a"}, "length": 4}}, {}, ""),
+        ({"model": {"lm": {"dtype": "float16"}}}, {"model": {"lm": {"dtype": "float32"}}},
+         "model.lm.dtype is float16 for mine; float32 for other."),
         (
             {"model": {"lm": {"server": {"parameters": {"temperature": 0}}}}},
             {"model": {"lm": {"server": {"parameters": None}}}},
@@ -564,14 +747,12 @@ LAYERS = {"class_path": "methods.DeepLanguageNetwork"}
         ),
     ],
 )  # fmt: skip
-def test_terms(mine: dict[str, Any], other: dict[str, Any], told: str) -> None:
+def test_unequal_settings_are_named(mine: dict[str, Any], other: dict[str, Any], told: str) -> None:
     methods = tuple(
-        Method(name, (SimpleNamespace(settings=flat(config, "x")),))  # type: ignore[arg-type]
+        Method(name, (SimpleNamespace(settings=flat(config, "x"), environment=None),))  # type: ignore[arg-type]
         for name, config in (("mine", mine), ("other", other))
     )
-    blocks = terms(Task("task", methods, methods[0]))
-    said = [block.text.partition("equal terms. ")[2] for block in blocks if isinstance(block, Text)]
-    assert said == ([told] if told else [])
+    assert unequal_settings(Task("task", methods, methods[0])) == ([told] if told else [])
 
 
 # --- which runs belong together ---------------------------------------------------------------------------------------
@@ -600,8 +781,7 @@ def test_a_run_that_is_named_twice_is_one_run(
     (tmp_path / "runs" / "link").symlink_to(first)
     monkeypatch.chdir(tmp_path)
     assert report("runs/static", "runs/soft", first, "runs/../runs/soft", "runs/link", second, "--out", "x.html") == 0
-    rows = Page(tmp_path / "x.html").table("method", "seeds")
-    assert [row[0] for row in rows[1:]] == ["static", "soft"]
+    assert [row[0] for row in Page(tmp_path / "x.html").summary()] == ["soft", "static (baseline)"]
 
 
 def test_tasks_are_told_apart_by_their_questions(tmp_path: Path) -> None:
@@ -628,8 +808,8 @@ def test_one_seed_each_and_no_word_of_it(tmp_path: Path) -> None:
             (tmp_path / method / "config.yaml").unlink()
     assert report(tmp_path) == 0
     page = Page(tmp_path / "report.html")
-    assert page.table("method", "against")[1][:3] == ["static", "soft", "30"]
-    assert "over seeds" not in " ".join(page.table("method", "seeds")[0])
+    assert page.pairs()[0][:3] == ["static", "soft", "30"]
+    assert "over seeds" not in " ".join(page.table("method", "exact match")[0])
     assert "among the 30 questions that all have answered" in page.text.lower()
 
 
@@ -643,13 +823,13 @@ def test_runs_of_different_seeds_are_paired_by_their_questions(tmp_path: Path) -
         places = [tmp_path / place for place in given]
         assert report(*places, "--baseline", places[0], "--out", tmp_path / "page.html") == 0
         page = Page(tmp_path / "page.html")
-        ((mine, other, count, nll, _, p_value, *_),) = page.table("method", "against")[1:]
+        ((mine, other, count, nll, _, p_value, *_),) = page.pairs()
         assert (mine[:6], other[:4], count) == ("static", "soft", "30")
         seeds = (1,) if "seed-1" in given[1] else (0, 1)
         means = [plain.fmean(rows["static", seed][n]["nll"] for seed in seeds) for n in range(30)]
         differences = [mean - row["nll"] for mean, row in zip(means, rows["soft", 3], strict=True)]
         assert nll == f"{plain.fmean(differences):+.3f}"
-        assert float(p_value) < 0.01
+        assert float(p_value.removeprefix("≤ ")) < 0.01
         assert "among the 30 questions that all have answered." in page.text
 
 
@@ -670,11 +850,11 @@ def test_one_method_or_many(count: int, tmp_path: Path) -> None:
         (folder / "config.yaml").write_text(yaml.safe_dump(config))
     assert report(tmp_path) == 0
     page = Page(tmp_path / "report.html")
-    assert len(page.table("method", "seeds")) == count + 1
+    assert len(page.summary()) == count
     if count > 1:
         pairs = count - 1 if count > 12 else count * (count - 1) // 2
-        assert len(page.table("method", "against")) == pairs + 1
-        assert ("against the baseline alone" in page.text) == (count > 12)
+        assert len(page.pairs()) == pairs
+        assert ("compared with the baseline alone" in page.text) == (count > 12)
         assert max(len(table[0]) for table in page.tables) <= 11
         assert "have colours" in page.text
 
@@ -701,13 +881,12 @@ def test_runs_of_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[
     capsys.readouterr()
     assert report(runs, "--baseline", runs / "static") == 0
     page = Page(runs / "report.html")
-    summary = page.table("method", "seeds")
-    assert [row[:2] for row in summary[1:]] == [["search", "2"], ["soft", "2"], ["static", "2"]]
-    for row in summary[1:]:
-        found = [
-            json.loads((runs / row[0] / f"seed-{seed}" / "metrics.json").read_text())["test/nll"] for seed in (0, 1)
-        ]
-        assert row[2] == f"{plain.fmean(found):.3f} ± {plain.stdev(found):.3f}"
+    summary = {row[0].split()[0]: row for row in page.summary()}
+    assert {name: row[-2] for name, row in summary.items()} == {"search": "2", "soft": "2", "static": "2"}
+    for name, row in summary.items():
+        paths = [runs / name / f"seed-{seed}" / "metrics.json" for seed in (0, 1)]
+        found = [json.loads(path.read_text())["test/nll"] for path in paths]
+        assert row[4] == f"{plain.fmean(found):.3f} ± {plain.stdev(found):.3f}"
     assert {row[0]: row[1:] for row in page.table("setting")[1:]}["model"] == [
         "HardPromptSearch", "SoftPromptTuning", "FixedPrompt",
     ]  # fmt: skip
@@ -716,6 +895,10 @@ def test_runs_of_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert environment["device"] == "cpu"
     assert environment["torch"] == torch.__version__.partition("+")[0] or environment["torch"] == torch.__version__
     assert "Without" not in page.text
+    chosen_by = len(Antonyms(val_fraction=0.01, test_fraction=0.01).examples("val"))
+    assert set(Run(runs / "soft" / "seed-0").curves["val/examples"].values()) == {chosen_by}
+    assert f": {chosen_by} validation questions" in page.text
+    assert len(page.table("method", "place")) == 1 + 3, "of the first seed of the method that has a start"
     assert len([name for name in re.findall(r"files/([\w-]+)\.svg", page.markdown) if "path" in name]) == 2
 
 
