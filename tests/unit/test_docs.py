@@ -21,7 +21,8 @@ OPTION = re.compile(r"--(model|data|budget|checkpoint)\.(\w+)(?:\.(\w+))?")
 
 def parameters(*classes: type) -> set[str]:
     """The names of the settings of classes."""
-    return {name for one in classes for name in inspect.signature(one).parameters}
+    bases = {base for one in classes for base in one.__mro__}  # a class may forward settings to its base
+    return {name for base in bases if "__init__" in vars(base) for name in inspect.signature(base.__init__).parameters}
 
 
 SETTINGS = {
