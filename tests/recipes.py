@@ -1,4 +1,4 @@
-"""Carry out the recipes of CONTRIBUTING.md in a copy of the project, and type-check the README's examples.
+"""Carry out the recipes of CONTRIBUTING.md in a copy of the project, and type-check the examples of docs/recipes.md.
 
     python tests/recipes.py
 
@@ -45,8 +45,8 @@ def run(words: list[str], folder: Path, **variables: str) -> subprocess.Complete
 
 def check_types(folder: Path) -> None:
     """Strict mypy finds the one planted fault in a user's own files, so the types of the public API reach them."""
-    for heading in ("### Your own method", "### Your own reward"):
-        for block in section("README.md", heading):
+    for heading in ("## Your own method", "## Your own reward"):
+        for block in section("docs/recipes.md", heading):
             if block.file:
                 (folder / block.file).write_text(block.text)
     (folder / "use.py").write_text(USE)
@@ -64,14 +64,17 @@ def follow_recipes(copy: Path) -> None:
         shutil.copytree(ROOT / name, copy / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("README.md", "CONTRIBUTING.md", "pyproject.toml", "setup.cfg"):
         shutil.copy(ROOT / name, copy / name)
-    for heading in ("### Your own method", "### Your own reward"):
-        for block in section("README.md", heading):
+    for heading in ("## Your own method", "## Your own reward"):
+        for block in section("docs/recipes.md", heading):
             if block.file:
                 (copy / block.file).write_text(block.text)
     tests: set[str] = set()
     words: list[str] = []
     fits: list[list[str]] = []
-    readme = (ROOT / "README.md").read_text().splitlines()
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    table_rows = [
+        row for page in pages for row in page.read_text(encoding="utf-8").splitlines() if re.match(r"\| \[?`", row)
+    ]
     for heading in ("## A dataset", "## A method", "## A reward"):
         for block in section("CONTRIBUTING.md", heading):
             if block.added:
@@ -81,7 +84,7 @@ def follow_recipes(copy: Path) -> None:
                 (copy / block.file).write_text(block.text)
             elif block.language == "markdown":
                 columns = block.text.count("|")
-                assert [row for row in readme if row.startswith("| `") and row.count("|") == columns], block.text
+                assert [row for row in table_rows if row.count("|") == columns], block.text
             else:
                 for command in map(shlex.split, block.commands):
                     if command[0] == "cp":

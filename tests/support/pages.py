@@ -1,4 +1,4 @@
-"""Code blocks of README.md and CONTRIBUTING.md."""
+"""Code blocks of docs/recipes.md and CONTRIBUTING.md."""
 
 from __future__ import annotations
 

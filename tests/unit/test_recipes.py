@@ -1,4 +1,4 @@
-"""What the README tells people to do is done here, word by word, on a tiny model."""
+"""Run the recipes of docs/recipes.md, word by word, on a tiny model."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from lightning_prompts.cli import run
 from support.pages import SMALL, Block, section
 from support.project import ROOT
 
+RECIPES = "docs/recipes.md"
 SHORT = ["--model.max_new_tokens", "2", "--trainer.max_steps", "2", "--trainer.limit_val_batches", "1"]
 
 
@@ -47,7 +48,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def test_own_data(folder: Path) -> None:
-    blocks = section("README.md", "### Your own data")
+    blocks = section(RECIPES, "## Your own data")
     follow([block for block in blocks if block.language == "bash"], [])
     assert len((folder / "my.jsonl").read_text().splitlines()) == 200
     for name in ("metrics.json", "predictions.jsonl", "generations.jsonl", "config.yaml"):
@@ -59,17 +60,17 @@ def test_own_data(folder: Path) -> None:
 
 
 def test_own_method(folder: Path) -> None:
-    follow(section("README.md", "### Your own method"), ["--data.max_train_examples", "64"])
+    follow(section(RECIPES, "## Your own method"), ["--data.max_train_examples", "64"])
     run_folder = folder / "runs" / "low_rank"
     assert "my_method.LowRankPrompt" in (run_folder / "config.yaml").read_text()
     assert run(["test", "-c", str(run_folder / "config.yaml"), "--ckpt_path", "best"]) == 0
 
 
 def test_own_reward(folder: Path) -> None:
-    blocks = section("README.md", "### Your own reward")
+    blocks = section(RECIPES, "## Your own reward")
     follow(blocks, ["--data.max_train_examples", "64", *FEW_TOKENS])
     assert "my_reward.Closeness" in (folder / "runs" / "reward" / "config.yaml").read_text()
-    text = (ROOT / "README.md").read_text()
+    text = (ROOT / RECIPES).read_text()
     (measured,) = re.findall(r"`(--trainer\.callbacks\+=TextMetrics .*?)`", text)
     where = ["-c", "runs/reward/config.yaml", "--ckpt_path", "last"]
     assert run(["test", *where, *shlex.split(measured)]) == 0

@@ -223,9 +223,9 @@ def test_no_ray_and_no_file(methods: Path, capsys: pytest.CaptureFixture[str]) -
 
 def test_every_sweep_of_the_project_is_planned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(ROOT)
-    readme = (ROOT / "README.md").read_text().partition("```yaml\nmethods:")[2].partition("```")[0]
-    (tmp_path / "readme.yaml").write_text(f"methods:{readme}")
-    paths = [*(ROOT / "experiments" / "sweep").glob("*.yaml"), tmp_path / "readme.yaml"]
+    shown = (ROOT / "docs" / "sweeps.md").read_text().partition("```yaml\nmethods:")[2].partition("```")[0]
+    (tmp_path / "shown.yaml").write_text(f"methods:{shown}")
+    paths = [*(ROOT / "experiments" / "sweep").glob("*.yaml"), tmp_path / "shown.yaml"]
     assert len(paths) > 1
     for path in paths:
         made = read_plan(path, {"folder": str(tmp_path / "runs")})
