@@ -31,7 +31,8 @@ from rich.console import Console
 from lightning_prompts import callbacks, datamodules, methods
 from lightning_prompts.accelerators import check_accelerator
 from lightning_prompts.checkpoints import AtomicCheckpointIO, check_readable
-from lightning_prompts.cli.errors import one_line, user_error
+from lightning_prompts.cli.checks import check
+from lightning_prompts.cli.errors import one_line, to_user_error, user_error
 from lightning_prompts.cli.terminal import quiet, results_table, use_rich_progress_bar
 from lightning_prompts.errors import DEBUG, UserError, check_finite
 from lightning_prompts.run_folder import RunFolder, check_writable
@@ -292,18 +293,49 @@ class PlannedRun(PromptCLI):
         """Do not run it."""
 
 
-def main(args: Sequence[str]) -> int:
-    """Run one of Lightning's subcommands.
+def execute(args: Sequence[str]) -> PromptCLI:
+    """Run one of Lightning's subcommands in this process.
 
     Args:
         args: The words of the command line.
 
     Returns:
-        The exit code: 0, or that of a signal which stopped the run. Errors are raised.
+        The command line, with its method, datamodule and trainer.
+
+    Raises:
+        UserError: A known error, in one line.
+        KeyboardInterrupt: Ctrl-C outside of training.
+        SIGTERMException: A signal stopped the training; its code is the exit code.
+        SystemExit: The parser has refused an argument and printed why, or has printed its help.
     """
+    check(args)
     quiet()
     try:
-        PromptCLI(args)
+        return PromptCLI(args)
+    except SIGTERMException:
+        raise
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):  # Lightning turns Ctrl-C into exit code 1
+            raise KeyboardInterrupt from error
+        raise
+    except Exception as error:
+        known = to_user_error(error)
+        if known is None or known is error:
+            raise
+        raise known from error
+
+
+def main(args: Sequence[str]) -> int:
+    """Run one of Lightning's subcommands as a program.
+
+    Args:
+        args: The words of the command line.
+
+    Returns:
+        The exit code: 0, or that of a signal which stopped the training. Other errors are raised; see `execute`.
+    """
+    try:
+        execute(args)
     except SIGTERMException as error:
         return int(error.code or 128 + signal.SIGTERM)
     return 0
