@@ -96,7 +96,7 @@ def planned(method: PromptMethod, examples: list[Example]) -> float:
     shape = memory_estimate.shape or shape
     rows = [shape.encoder.row(example, memory_estimate.length, with_end=True) for example in examples]
     packed = Packed.of(rows, memory_estimate)
-    # Beside what `kept_bytes` counts: log-probabilities, which the plan has among what comes and goes.
+    # Beside what `kept_bytes` counts: log-probabilities, which the plan counts as temporary tensors.
     return kept_bytes(shape, packed, memory_estimate) + packed.logits * shape.vocabulary * 4
 
 
@@ -243,7 +243,7 @@ def test_seven_billion_without_weights() -> None:
     method = SoftPromptTuning(20, lm=LMConfig(SEVEN_BILLION, dtype="bfloat16"))
     plan = make_plan(method, [batch(32)], [batch(32)])
     assert plan.of("LM weights") == pytest.approx(13.48e9, rel=0.01)  # Llama 2 7B: 6.74 billion, two bytes each
-    assert plan.of("what is trained") == 20 * 4096 * 4
+    assert plan.of("trained parameters") == 20 * 4096 * 4
     assert plan.of("optimiser") == 2 * 20 * 4096 * 4
     assert plan.peak == max(plan.total("training"), plan.total("evaluation"))
     assert plan.total("training") > plan.of("LM weights") + plan.of("activations kept")
@@ -267,7 +267,7 @@ def test_more_rows_and_processes() -> None:
     assert heads.of("activations kept") < 0.5 * large.of("activations kept")
     pieces = make_plan(method, [batch(128)], [batch(128)], Processes(8, 8, 1))
     assert pieces.of("LM weights") == pytest.approx(heads.of("LM weights"), rel=1e-3)
-    assert pieces.of("two layers") > 0
+    assert pieces.of("two gathered layers") > 0
 
 
 def test_all_lms_of_a_network_count_once() -> None:
@@ -287,7 +287,7 @@ def test_all_lms_of_a_network_count_once() -> None:
     assert plan(small, None, proposer=small).of("LM weights") == weights[LM] + weights[small]
     paid = plan(None, proposer=there)
     assert (paid.peak, paid.of("LM weights")) == (alone.peak, weights[LM])
-    assert "big: behind http://localhost:8000/v1, takes nothing here" in [item.name for item in paid.items]
+    assert "big: behind http://localhost:8000/v1, takes no memory here" in [item.name for item in paid.items]
     assert plan(small, there).of("LM weights") == weights[LM] + weights[small], "the proposer is the default LM"
     nothing = plan(there, proposer=there)
     assert (nothing.peak, len(nothing.items)) == (0, 1)
