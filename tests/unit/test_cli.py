@@ -1,4 +1,4 @@
-"""What a user types and sees. In-process for speed; two commands as real processes."""
+"""The command line: what a user types and sees. In this process for speed; one test starts processes."""
 
 from __future__ import annotations
 
