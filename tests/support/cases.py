@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lightning_prompts.datamodules.base import SourceRow, TextDataModule
@@ -94,7 +94,8 @@ class Case:
 
     def make(self, dtype: str = "float32", model: str = MODEL) -> PromptMethod:
         """The method, without weights yet."""
-        return self.method(**{"max_new_tokens": 2, "lm": LMConfig(model, dtype=dtype), **self.settings})  # type: ignore[arg-type]
+        lm = replace(self.settings.get("lm", LMConfig()), name=model, dtype=dtype)
+        return self.method(**{"max_new_tokens": 2, **self.settings, "lm": lm})
 
     def data(self) -> Questions:
         """Its task."""

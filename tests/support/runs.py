@@ -19,11 +19,23 @@ from torch import Tensor
 from lightning_prompts import callbacks
 from lightning_prompts.checkpoints import AtomicCheckpointIO
 from lightning_prompts.cli import ALWAYS, CALLBACK_DEFAULTS, TRAINER_DEFAULTS
+from lightning_prompts.export import command
+from lightning_prompts.export.run import Run as ExportRun
+from lightning_prompts.methods import PromptMethod
 from support.cases import CALM_MODEL, MODEL, TRAINED, UNTRAINED
 from support.pretend_device import NAME, STRATEGY
 
 ALL = {**TRAINED, **UNTRAINED}
 STEPS = 3
+FORMATS = {
+    "soft": "peft",
+    "soft, reparametrised": "safetensors",
+    "soft, infill": "npy",
+    "soft, gradient checkpointing": "safetensors",
+    "prefix": "peft",
+    "prefix, mlp": "safetensors",
+    "lora": "peft",
+}
 
 
 @dataclass
@@ -57,6 +69,7 @@ class Run:
     folder: Path
     record: Recorder
     metrics: dict[str, float]
+    method: PromptMethod
 
     def checkpoint(self, step: int) -> Path:
         return self.folder / f"step={step}.ckpt"
@@ -78,15 +91,18 @@ def train(name: str, device: str, folder: Path, dtype: str = "float32", resume: 
     saves = SaveEach(folder, "{step}", save_top_k=-1, save_on_train_epoch_end=False)
     fit = trainer(device, folder, record, saves, max_steps=STEPS, val_check_interval=2, log_every_n_steps=1)
     model = MODEL if dtype == "float32" else CALM_MODEL
-    fit.fit(TRAINED[name].make(dtype, model), TRAINED[name].data(), ckpt_path=resume, weights_only=True)
+    method = TRAINED[name].make(dtype, model)
+    fit.fit(method, TRAINED[name].data(), ckpt_path=resume, weights_only=True)
     assert fit.global_step == STEPS
-    return Run(folder, record, {key: value.item() for key, value in fit.callback_metrics.items()})
+    return Run(folder, record, {key: value.item() for key, value in fit.callback_metrics.items()}, method)
 
 
-def evaluate(name: str, device: str, folder: Path, checkpoint: Path | None) -> dict[str, Any]:
-    """What ``validate``, ``test`` and ``predict`` write, and the metrics, after putting a run back on a device."""
+def evaluate(
+    name: str, device: str, folder: Path, checkpoint: Path | None, method: PromptMethod | None = None
+) -> dict[str, Any]:
+    """What ``validate``, ``test`` and ``predict`` write, and the metrics, of a checkpoint or of a method as it is."""
     L.seed_everything(2, verbose=False)
-    again, method, data, found = trainer(device, folder), ALL[name].make(), ALL[name].data(), {}
+    again, method, data, found = trainer(device, folder), method or ALL[name].make(), ALL[name].data(), {}
     where: dict[str, Any] = {"datamodule": data, "ckpt_path": checkpoint, "weights_only": True}
     for what, quiet in (("validate", "verbose"), ("test", "verbose"), ("predict", "return_predictions")):
         getattr(again, what)(method, **where, **{quiet: False})
@@ -143,3 +159,20 @@ def trainer(device: str, folder: Path, *more: L.Callback, **settings: Any) -> L.
     made = L.Trainer(**{**standard, "logger": False, "enable_progress_bar": False, **settings})
     made.strategy.checkpoint_io = AtomicCheckpointIO()
     return made
+
+
+def export_format(name: str) -> str | None:
+    """A format that a case of the table is exported in; ``None`` where export is refused."""
+    if name.startswith(("refiner", "scratch", "reinforce, mlp", "reinforce, transformer")):
+        return None
+    return FORMATS.get(name, "text")
+
+
+def export(name: str, made: str, checkpoint: Path | None, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Export a case of the table, which has no config to rebuild it from."""
+    again = trainer("cpu", folder / "run", limit_test_batches=0)
+    rebuilt = ExportRun(folder / "run", {}, checkpoint, again, ALL[name].make(), ALL[name].data())
+    monkeypatch.setattr(command, "open_run", lambda *args: rebuilt)
+    base = [] if made == "text" else ["--base", str(folder / "base")]
+    assert command.main([str(folder / "run"), "--format", made, "--out", str(folder / "out"), *base]) == 0
+    return folder / "out"

@@ -36,9 +36,13 @@ def data() -> Antonyms:
 
 def trainer(folder: Path, **settings: Any) -> L.Trainer:
     return L.Trainer(
-        default_root_dir=folder, log_every_n_steps=1, accelerator="cpu", logger=False, enable_progress_bar=False,
-        enable_model_summary=False, **{"max_steps": 2, "enable_checkpointing": False, **settings},
-    )  # fmt: skip
+        default_root_dir=folder,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **{"max_steps": 2, "log_every_n_steps": 1, "enable_checkpointing": False, **settings},
+    )
 
 
 def resumable(folder: Path, **settings: Any) -> L.Trainer:

@@ -13,7 +13,7 @@ from lightning_prompts.dln.memory import PromptMemory
 from lightning_prompts.dln.messages import BanditStats
 from lightning_prompts.dln.posterior import EditThought, GivenAnswer, Posterior, PriorTemplate
 from lightning_prompts.dln.proposals import InducedInstructions, LanguageModelProposals, MinedExamples, Paraphrases
-from lightning_prompts.dln.rewards import best
+from lightning_prompts.dln.rewards import best, divergence
 from lightning_prompts.dln.sharpening import Sharpening, SoftmaxSharpening, UniformWeights
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm import FrozenLM, LMConfig
@@ -351,3 +351,10 @@ def test_a_better_prompt_renews_the_patience() -> None:
     assert memory.update(["c"], 0.6) == ["c"]
     assert memory.update(["d"], 0.6) == ["d"]
     assert memory.update(["e"], 0.1) == ["c"]
+
+
+def test_divergence_is_that_of_the_current_prompt_from_the_candidate() -> None:
+    current, other = torch.tensor([0.9, 0.1]), torch.tensor([0.5, 0.5])
+    log_probs = torch.stack([current, other]).log()[:, None, None]  # [C, B, J, Y]
+    found = divergence(log_probs, torch.ones(1, 1))
+    assert found.tolist() == pytest.approx([0.0, 0.9 * math.log(0.9 / 0.5) + 0.1 * math.log(0.1 / 0.5)])

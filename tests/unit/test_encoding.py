@@ -4,7 +4,7 @@ import pytest
 
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm import FrozenLM
-from lightning_prompts.lm.encoding import Encoder
+from lightning_prompts.lm.encoding import Encoder, check_fits
 from lightning_prompts.lm.loading import byte_tokenizer
 from lightning_prompts.lm.plan import shared_prefix
 from lightning_prompts.template import Template
@@ -75,3 +75,9 @@ def test_shared_prefix() -> None:
     assert shared_prefix(rows, shared_prompt=False) == [7, 8]
     assert shared_prefix(rows[:1], shared_prompt=True) == [7, 8, -1, -2, 9, 5], "one token of context stays"
     assert shared_prefix([[1], [1]], shared_prompt=True) == []
+
+
+def test_the_window_holds_as_many_tokens_as_it_says() -> None:
+    check_fits(EXAMPLE, total=10, length=3, name="it", context=10)
+    with pytest.raises(UserError, match=r"prompt \(3\), text and answer are 11 tokens, more than .* of it \(10\)"):
+        check_fits(EXAMPLE, total=11, length=3, name="it", context=10)

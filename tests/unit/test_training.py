@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L  # noqa: N812
@@ -11,13 +12,12 @@ import pytest
 import torch
 from lightning.pytorch.cli import ReduceLROnPlateau
 
-from lightning_prompts.callbacks import ValidateAtEnd
+from lightning_prompts.callbacks import ValidateAtEnd, throughput
 from lightning_prompts.cli import PromptCLI
 from lightning_prompts.datamodules import Antonyms, QuestionAnswer
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm import LMConfig
 from lightning_prompts.methods import FixedPrompt, SoftPromptTuning
-from lightning_prompts.objectives import Likelihood
 from lightning_prompts.prompts.initializers import FromText
 from lightning_prompts.prompts.soft import ResidualMLP
 from support.models import TINY
@@ -31,70 +31,21 @@ def method(**settings: Any) -> SoftPromptTuning:
 
 
 @pytest.mark.parametrize(
-    ("settings", "trained"),
-    [
-        ({}, {"prompt.embeddings"}),
-        (
-            {"reparametrization": ResidualMLP(8), "objective": Likelihood("tokens")},
-            {f"prompt.{name}" for name in (
-                "embeddings", "network.up.weight", "network.up.bias",
-                "network.down.weight", "network.down.bias",
-            )},
-        ),
-    ],
-    ids=["plain", "reparametrised"],
-)  # fmt: skip
-def test_only_the_prompt_changes_and_is_saved(settings: dict[str, Any], trained: set[str], tmp_path: Path) -> None:
-    L.seed_everything(1)
-    model = method(**settings)
-    model.configure_model()
-    before = {name: value.clone() for name, value in torch.nn.Module.state_dict(model.lm).items()}
-    start = {name: parameter.clone() for name, parameter in model.named_parameters() if parameter.requires_grad}
-    assert set(start) == trained
-    fit = trainer(tmp_path)
-    fit.fit(model, datamodule=data())
-    assert fit.global_step == 2
-    for name, value in torch.nn.Module.state_dict(model.lm).items():
-        assert torch.equal(value, before[name]), name
-    moved = {name for name, parameter in model.named_parameters() if name in start and
-             not torch.equal(parameter, start[name])}  # fmt: skip
-    # The second layer of the network starts at zero, so its first step is all that the first layer waits for.
-    assert moved == trained
-    path = tmp_path / "x.ckpt"
-    fit.save_checkpoint(path)
-    checkpoint = torch.load(path, weights_only=True)
-    assert set(checkpoint["state_dict"]) == {"prompt.initial", *trained}
-    assert path.stat().st_size < 1_000_000
-
-
-def test_a_reloaded_checkpoint_scores_the_same(tmp_path: Path) -> None:
-    model = method()
-    fit = trainer(tmp_path)
-    fit.fit(model, datamodule=data())
-    fit.save_checkpoint(tmp_path / "x.ckpt")
-    expected = trainer(tmp_path).test(model, datamodule=data(), verbose=False)[0]
-    again = trainer(tmp_path).test(method(), datamodule=data(), ckpt_path=tmp_path / "x.ckpt", verbose=False)[0]
-    assert again["test/nll"] == pytest.approx(expected["test/nll"], abs=1e-6)
-    assert again["test/exact_match"] == expected["test/exact_match"]
-    untrained = trainer(tmp_path).test(method(), datamodule=data(), verbose=False)[0]
-    assert untrained["test/nll"] != pytest.approx(expected["test/nll"], abs=1e-4)
-
-
-@pytest.mark.parametrize(
     ("other", "words"),
     [
         ({"length": 5}, r"another length \(3\) than this run's \(5\)"),
         ({"lm": LMConfig(TINY + ",rope_theta=500.0")}, "another model"),
         ({"lm": LMConfig(TINY, revision="x")}, "another revision"),
+        ({"saved": LMConfig(TINY, revision="y"), "lm": LMConfig(TINY, revision="x")}, r"another revision \(y\)"),
         ({"reparametrization": ResidualMLP(4)}, "another reparametrization"),
         ({"fixed": True}, r"another method \(SoftPromptTuning\) than this run's \(FixedPrompt\)"),
     ],
 )
 def test_another_run_s_checkpoint_is_refused(other: dict[str, Any], words: str, tmp_path: Path) -> None:
     fit = trainer(tmp_path)
-    fit.fit(method(), datamodule=data())
+    fit.fit(method(lm=other.get("saved", LM)), datamodule=data())
     fit.save_checkpoint(tmp_path / "x.ckpt")
-    model = FixedPrompt("x", lm=LM) if "fixed" in other else method(**other)
+    model = FixedPrompt("x", lm=LM) if "fixed" in other else method(**{k: v for k, v in other.items() if k != "saved"})
     with pytest.raises(UserError, match=words):
         trainer(tmp_path).test(model, datamodule=data(), ckpt_path=tmp_path / "x.ckpt", verbose=False)
 
@@ -246,3 +197,35 @@ def test_a_row_too_long_is_told_before_training(tmp_path: Path) -> None:
     for settings in ({"test": str(path)}, {"predict": str(path), "test_size": 1}):
         with pytest.raises(UserError, match=r"long.jsonl row 8: prompt \(3\), text and answer are"):
             trainer(tmp_path).fit(method(), datamodule=QuestionAnswer(str(short), val_size=1, **settings))
+
+
+def test_gradients_wait_between_two_steps_only(tmp_path: Path) -> None:
+    """Five batches, two to a step: the last one of an epoch makes a step of its own."""
+    waiting = []
+
+    class Watch(L.Callback):
+        def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *args: Any) -> None:
+            waiting.append(pl_module.accumulating)
+
+    fit = trainer(tmp_path, max_steps=-1, max_epochs=2, accumulate_grad_batches=2, callbacks=[Watch()])
+    fit.fit(method(), datamodule=data())
+    assert fit.global_step == 6
+    assert waiting == [True, False, True, False, False] * 2
+
+
+def test_throughput_divides_counts_by_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(0, 1000, 2))  # two seconds go by between any two looks at it
+    monkeypatch.setattr(throughput, "time", SimpleNamespace(perf_counter=lambda: float(next(clock))))
+    model = method()
+    fit = trainer(tmp_path, max_steps=4, log_every_n_steps=2, limit_val_batches=0, callbacks=[throughput.Throughput()])
+    tokens = []
+
+    class Watch(L.Callback):
+        def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *args: Any) -> None:
+            tokens.append(pl_module.tokens_forwarded)
+
+    fit.callbacks.append(Watch())
+    fit.fit(model, datamodule=data())
+    assert fit.callback_metrics["throughput/seconds_per_step"] == 2
+    assert fit.callback_metrics["throughput/examples_per_second"] == 2  # four in a batch
+    assert fit.callback_metrics["throughput/tokens_per_second"] == pytest.approx((tokens[3] - tokens[1]) / 4)
