@@ -1,4 +1,4 @@
-"""Errors meant for people: one line that says what is wrong, where, and what to do about it."""
+"""Errors for users: one line that says what is wrong, where, and what to do."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import math
 from collections.abc import Iterable
 
 MOST_NAMES = 40
-DEBUG = "LIGHTNING_PROMPTS_DEBUG"  # set, errors are raised instead of told
+DEBUG = "LIGHTNING_PROMPTS_DEBUG"  # if set, errors are raised with their traceback
 
 
 class UserError(Exception):
-    """Something the user can put right. The command line prints it as one line, without a traceback."""
+    """An error that the user can fix. The command line prints it in one line, without a traceback."""
 
 
 def in_one_line(error: BaseException) -> str:
-    """The type and the message of any error, the message cut to 200 characters.
+    """The type and the message of an error, the message cut to 200 characters.
 
     >>> in_one_line(RuntimeError("no   kernel"))
     'RuntimeError: no kernel'
@@ -24,16 +24,16 @@ def in_one_line(error: BaseException) -> str:
 
 
 def check_finite(name: str, value: float, least: float = 0.0, above: bool = False) -> None:
-    """Raise unless a setting is a finite number that is large enough; not-a-number is none.
+    """Raise unless a setting is a finite number that is large enough.
 
     Args:
         name: The setting.
         value: Its value.
-        least: The smallest allowed.
-        above: Whether it must be larger than that.
+        least: The smallest allowed value.
+        above: Whether the value must be larger than ``least``.
 
     Raises:
-        UserError: It is not.
+        UserError: The value is too small, infinite or not a number.
 
     >>> check_finite("weight", 0.5)
     >>> check_finite("weight", float("nan"))
@@ -48,18 +48,18 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
     """The known names closest to a mistyped one.
 
     Args:
-        name: What was given.
+        name: The given name.
         known: The valid names.
-        count: How many names to offer at most.
+        count: The most names to suggest.
 
     Returns:
-        ``"did you mean A, B?"``, or ``"known: A, B, ..."`` when nothing is close; of very many names only some. Never
-        the very name that was given.
+        ``"did you mean A, B?"``, or ``"known: A, B, ..."`` with at most `MOST_NAMES` names if none is close. The given
+        name itself is never suggested.
 
     >>> nearest("lenght", ["length", "rank"])
     'did you mean length?'
     """
-    names = [known_name for known_name in known if known_name != name]  # which is known, but elsewhere
+    names = [known_name for known_name in known if known_name != name]  # it can be valid in another place
     by_folded = {known_name.casefold(): known_name for known_name in names}
     close = difflib.get_close_matches(name.casefold(), by_folded, n=count, cutoff=0.5)
     if close:

@@ -1,37 +1,38 @@
-r"""How much memory a config needs, before anything is loaded; `cli.plan` is the command.
+r"""How much memory a config needs, estimated before anything is loaded; `cli.plan` is the command.
 
-**The LM** is its parameters in their dtype; quantised linear layers count 1 byte (int8) or 0.5625 (nf4) a weight.
+**LM weights** are the parameters in their dtype; quantised linear layers take 1 byte (int8) or 0.5625 (nf4) per weight.
 
-**Activations.** Weights of the frozen LM get no gradient, so a linear layer keeps nothing: the gradient of its input
-needs its weights alone. What a decoder layer of Llama's kind keeps for the backward pass, for ``M`` packed tokens (what
-rows share counted once), follows from what is left:
+**Activations.** The weights of the frozen LM get no gradient. So a linear layer keeps no input for the backward pass:
+the gradient of its input needs its weights only. For ``M`` packed tokens (shared tokens count once), a decoder layer of
+Llama's kind keeps
 
-- the inputs of both norms, ``2 M D``, in float32 (which is what a norm computes in, whatever the dtype);
-- queries, scaled and in the order of the products: ``H Dh`` for each place of a level, padded to its longest segment;
-- keys and values as they are, ``2 M Hkv Dh``, as levels of one segment are read in place; and of rows, copies in the
-  order of the products, ``2 n T Hkv Dh`` for ``n`` rows padded to ``T``;
-- attention weights in float32, ``n H T`` times the keys that a segment sees, ``P`` and shared tokens included; above
-  ``EXPLICIT_LIMIT`` none of them, but the output, and, where rows are longer than what they share, keys and values
-  repeated for every row and head, ``2 n H (S + T) Dh``;
-- of the feed-forward part the gate before and after its activation and the other factor, ``3 M I``; without a gate one
-  number for each of the activation's steps, ``4 M I``.
+- the inputs of both norms, ``2 M D``, in float32, as norms are computed in float32;
+- the queries, scaled and reordered for the matrix products: ``H Dh`` per token of a level, padded to its longest
+  segment;
+- the keys and values, ``2 M Hkv Dh``; levels of one segment are read in place. Rows need reordered copies,
+  ``2 n T Hkv Dh`` for ``n`` rows padded to ``T``;
+- the attention weights in float32, ``n H T`` times the keys that a segment attends to, including the prompt ``P`` and
+  shared tokens. Above ``EXPLICIT_LIMIT`` a layer keeps the output instead and, if rows are longer than what they share,
+  keys and values repeated for every row and head, ``2 n H (S + T) Dh``;
+- in the feed-forward part the gate before and after its activation and the other factor, ``3 M I``; without a gate one
+  tensor for each step of the activation, ``4 M I``.
 
-With gradient checkpointing that is a layer's input alone, ``M D``, and all of the above for one layer at a time.
-Beside them stands what comes and goes, of which the largest counts: at the head three times logits ``N V`` in float32
-(log-probabilities, and two gradients), for ``N`` answer and end tokens; or a layer's gradients, ``4 M I``.
+With gradient checkpointing every layer keeps its input only, ``M D``, and one layer at a time keeps all of the above.
+The largest temporary tensors are added: at the head three times the logits ``N V`` in float32 (log-probabilities and
+two gradients) for ``N`` answer and end tokens, or the gradients inside a layer, ``4 M I``.
 
-**Several LMs**, where layers or a proposer have their own, are all there at once, and pass in turn: of what a pass
-takes, the largest counts. Each is taken to read the same rows, as hidden texts and requests are yet to be written.
+**Several LMs** (of layers or of a proposer) are loaded together, and run one after the other, so the largest pass
+counts. Each is assumed to read the same rows, as hidden texts and requests do not exist yet.
 
-**Classes** are scored without gradient, in passes of as many rows as `FrozenLM.label_sums` takes, with logits at the
-end of each context and at every token of its labels that is run. Methods of text prompts bound their passes themselves.
+**Classes** are scored without gradients, with as many rows in a pass as `FrozenLM.label_sums` takes, and with logits
+at the end of each context and at each label token that is run. Methods of text prompts limit their passes themselves.
 
-**What is trained** is float32, with a gradient and the optimiser's state. **Generation** keeps keys and values of the
-longest row for every row, new tokens included, and passes without gradient keep nothing from layer to layer.
+**Trained parameters** are float32, with a gradient and the state of the optimiser. **Generation** keeps keys and values
+for every row, padded to the longest row with its new tokens. Passes without gradients keep nothing between layers.
 
-What is not in it: PyTorch itself (on a GPU about half a gigabyte for its context), the allocator's fragmentation,
-callbacks, and what a Refiner's own layers keep, which is little beside the LM's.
-`experiments/benchmarks/memory_plan.py` compares with measured peaks.
+The plan leaves out PyTorch itself (on a GPU its context takes about half a gigabyte), fragmentation of the allocator,
+callbacks, and the layers of a refiner, which are small beside the LM.
+`experiments/benchmarks/memory_plan.py` compares the plan with measured peaks.
 """
 
 from __future__ import annotations
@@ -55,17 +56,17 @@ from lightning_prompts.methods.text_prompts import TextPromptMethod
 from lightning_prompts.types import Example
 
 _FLOAT = 4
-_MOST_BATCHES = 200  # of the first epoch, that are looked at
+_MOST_BATCHES = 200  # how many batches of the first epoch are planned for
 
 
 @dataclass(frozen=True)
 class Processes:
-    """How many there are, and what they share.
+    """How processes split the work.
 
     Attributes:
-        replicas: That have examples of their own.
-        shards: That each weight is split over.
-        heads: That the heads of each layer are split over.
+        replicas: How many process their own examples.
+        shards: Over how many each weight is split.
+        heads: Over how many the heads of each layer are split.
     """
 
     replicas: int = 1
@@ -78,9 +79,9 @@ class Packed:
     """One packed pass.
 
     Attributes:
-        levels: Tokens of the segments of each level, the rows' own last.
-        ahead: Keys and values in front of everything.
-        logits: ``N``, positions at which there are logits.
+        levels: The number of tokens in each segment, by level; the rows are the last level.
+        ahead: The number of keys and values in front of everything.
+        logits: ``N``, the number of positions that logits are computed at.
     """
 
     levels: Sequence[Sequence[int]]
@@ -89,12 +90,12 @@ class Packed:
 
     @classmethod
     def of(cls, rows: Sequence[Row], extra: MemoryEstimate) -> Packed:
-        """What `FrozenLM.answer_logits` packs."""
+        """The pass of `FrozenLM.answer_logits`."""
         return cls._of(Plan.of_answers(rows, [], not extra.per_question), extra)
 
     @classmethod
     def of_classes(cls, shape: LMShape, examples: Sequence[Example], extra: MemoryEstimate) -> Packed:
-        """What the first pass of `FrozenLM.label_sums` packs for examples with classes."""
+        """The first pass of `FrozenLM.label_sums` for examples with classes."""
         known = [shape.encoder.label_tokens(example) for example in examples]
         size = rows_of_a_pass(known, shape.vocabulary)
         rows = _rows(shape, examples[:size], extra, False)
@@ -117,8 +118,8 @@ class Item:
 
     Attributes:
         name: What takes the memory.
-        bytes: How much of it, in each process.
-        when: ``always``, or in which phase: ``training`` or ``evaluation``.
+        bytes: The memory in each process, in bytes.
+        when: The phase, ``training`` or ``evaluation``; or ``always``.
     """
 
     name: str
@@ -128,10 +129,10 @@ class Item:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """What a config needs in each process.
+    """The memory that a config needs in each process.
 
     Attributes:
-        title: Of what.
+        title: The method, the LM and the size of a step.
         items: What takes memory.
     """
 
@@ -139,16 +140,16 @@ class MemoryPlan:
     items: Sequence[Item]
 
     def of(self, name: str) -> float:
-        """Bytes of the items whose name starts so."""
+        """The bytes of all items whose name starts with ``name``."""
         return sum(item.bytes for item in self.items if item.name.startswith(name))
 
     def total(self, phase: str) -> float:
-        """Bytes that a phase needs, with what is always there."""
+        """The bytes that a phase needs, including items that are always there."""
         return sum(item.bytes for item in self.items if item.when in ("always", phase))
 
     @property
     def peak(self) -> float:
-        """Bytes of the phase that needs the most."""
+        """The bytes of the phase that needs the most."""
         return max(self.total("training"), self.total("evaluation"))
 
 
@@ -156,9 +157,9 @@ class MemoryPlan:
 
 
 def _attention(shape: LMShape, packed: Packed, heads: int, limit: int) -> tuple[int, int, int]:
-    """How many numbers of one layer are queries, copied keys and values, and weights.
+    """The numbers of elements of one layer's queries, copied keys and values, and attention weights.
 
-    ``heads`` are the processes that the heads are split over; above ``limit`` weights are not kept.
+    The heads are split over ``heads`` processes; above ``limit`` elements, attention weights are not kept.
     """
     own, kv = shape.heads // heads, shape.kv_heads // heads
     queries = copies = weights = 0
@@ -180,19 +181,19 @@ def _attention(shape: LMShape, packed: Packed, heads: int, limit: int) -> tuple[
 
 
 def layer_bytes(shape: LMShape, packed: Packed, heads: int = 1) -> float:
-    """What one decoder layer keeps for the backward pass; derived at the top of this file."""
+    """The bytes that one decoder layer keeps for the backward pass; derived at the top of this file."""
     m, each = packed.tokens, shape.bytes_each
-    # On the CPU attention of half precision is computed in float32; plans are for where it is used, GPUs.
+    # On the CPU, attention in half precision is computed in float32. The plan assumes a GPU.
     queries, copies, weights = _attention(shape, packed, heads, EXPLICIT_LIMIT)
     norms = 2 * m * shape.width * _FLOAT
     whole = 2 * m * (shape.kv_heads // heads) * shape.head_width
-    weights_each = _FLOAT if each == _FLOAT else _FLOAT + each  # the softmax's own, and what is multiplied
+    weights_each = _FLOAT if each == _FLOAT else _FLOAT + each  # the output of the softmax, and its cast
     inner = (3 if shape.gated else 4) * m * (shape.inner // heads)
     return norms + (queries + whole + copies + inner) * each + weights * weights_each
 
 
 def kept_bytes(shape: LMShape, packed: Packed, extra: MemoryEstimate, heads: int = 1) -> float:
-    """What a forward pass keeps for the backward pass, head included."""
+    """The bytes that a forward pass keeps for the backward pass, including the head."""
     layer = layer_bytes(shape, packed, heads) + packed.tokens * extra.inputs_saved * _FLOAT
     head = packed.tokens * shape.width * _FLOAT + extra.saved * _FLOAT
     if not shape.gradient_checkpointing:
@@ -201,7 +202,7 @@ def kept_bytes(shape: LMShape, packed: Packed, extra: MemoryEstimate, heads: int
 
 
 def passing_bytes(shape: LMShape, packed: Packed, heads: int = 1, backward: bool = True) -> float:
-    """The largest of what comes and goes in a pass."""
+    """The bytes of the largest temporary tensors of a pass."""
     m, each = packed.tokens, shape.bytes_each
     half = 0 if each == _FLOAT else each
     logits = packed.logits * shape.vocabulary * ((3 if backward else 2) * _FLOAT + half)
@@ -213,7 +214,7 @@ def passing_bytes(shape: LMShape, packed: Packed, heads: int = 1, backward: bool
 
 
 def cache_bytes(shape: LMShape, packed: Packed, new_tokens: int, heads: int = 1) -> float:
-    """Keys and values that a generation keeps: of every row as many places as the longest needs, and what is shared."""
+    """The bytes of the keys and values of a generation: shared tokens, and rows padded to the longest."""
     *shared, rows = packed.levels
     places = len(rows) * (max(rows) + new_tokens) + sum(map(sum, shared))
     return places * shape.key_value_width / heads * shape.bytes_each
@@ -223,20 +224,23 @@ def cache_bytes(shape: LMShape, packed: Packed, new_tokens: int, heads: int = 1)
 
 
 def make_plan(
-    method: PromptMethod, batches: Sequence[Sequence[Example]], questions: Sequence[Sequence[Example]],
-    processes: Processes = Processes(), device: str = "cpu",
-) -> MemoryPlan:  # fmt: skip
-    """The plan of a method that nothing was loaded for.
+    method: PromptMethod,
+    batches: Sequence[Sequence[Example]],
+    questions: Sequence[Sequence[Example]],
+    processes: Processes = Processes(),
+    device: str = "cpu",
+) -> MemoryPlan:
+    """Plan the memory of a method without loading anything.
 
     Args:
-        method: As its config has it.
-        batches: Training batches; the one that takes the most counts.
-        questions: Evaluation batches, likewise.
-        processes: How many share the work.
-        device: The kind of device that it would run on, ``cpu`` or ``cuda``.
+        method: The method, as its config describes it.
+        batches: Training batches; the largest counts.
+        questions: Evaluation batches; the largest counts.
+        processes: How processes split the work.
+        device: The kind of device to plan for, ``cpu`` or ``cuda``.
 
     Raises:
-        UserError: See `LMShape.of`; or there are no batches, or a model cannot be split over the processes.
+        UserError: There are no batches, or the model cannot be split over the processes; see also `LMShape.of`.
     """
     own = [_share(batch, processes) for batch in batches if len(batch)]
     judged = [_share(batch, processes) for batch in questions if len(batch)]
@@ -245,7 +249,7 @@ def make_plan(
     heads = processes.heads
     asked_for = [method.lm_config, *method.other_lms()]
     servers = [
-        Item(f"{config.name}: behind {config.server.base_url}, takes nothing here", 0)
+        Item(f"{config.name}: behind {config.server.base_url}, takes no memory here", 0)
         for config in asked_for
         if config.server is not None
     ]
@@ -270,30 +274,30 @@ def make_plan(
             for config, one in zip(local, shapes, strict=True)
         ),
         *servers,
-        Item("what is trained", 0 if extra.shape else trained),
-        Item("what the method keeps beside it", extra.kept * _FLOAT),
+        Item("trained parameters", 0 if extra.shape else trained),
+        Item("other tensors of the method", extra.kept * _FLOAT),
         Item("gradients", trained, "training"),
         Item("optimiser", trained * state, "training"),
     ]
     if processes.replicas > processes.shards:
-        items.append(Item("gradients on their way to the others", trained, "training"))
+        items.append(Item("gradients being exchanged", trained, "training"))
     if processes.shards > 1:
         layer = max((one.weight_bytes(heads=heads) - one.outside * one.bytes_each) / one.layers for one in shapes)
-        items.append(Item("two layers, put together", 2 * layer))
+        items.append(Item("two gathered layers", 2 * layer))
     packed = [Packed.of(_rows(shape, batch, extra, True), extra) for batch in own]
     if extra.backward:
         kept = max(packed, key=lambda one: kept_bytes(shape, one, extra, heads))
-        items.append(Item("activations kept for the backward pass",
-                          kept_bytes(shape, kept, extra, heads), "training"))  # fmt: skip
+        saved = kept_bytes(shape, kept, extra, heads)
+        items.append(Item("activations kept for the backward pass", saved, "training"))
         passing = passing_bytes(shape, kept, heads)
-        items.append(Item("the largest of what comes and goes", passing, "training"))
+        items.append(Item("largest temporary tensors", passing, "training"))
     else:
         passing = max(
             passing_bytes(one, Packed.of(_rows(one, batch, extra, True), extra), heads, backward=False)
             for one in shapes
             for batch in own
         )
-        if extra.rows is not None:  # some prompts for each question in a pass
+        if extra.rows is not None:  # a pass scores several prompts for each question
             passing *= extra.rows / max(map(len, own))
         items.append(Item("activations of a pass", passing + extra.saved * _FLOAT, "training"))
     asked = [(one, Packed.of(_rows(one, batch, extra, False), extra)) for one in shapes for batch in judged]
@@ -314,7 +318,7 @@ def make_plan(
 
 
 def _share(batch: Sequence[Example], processes: Processes) -> Sequence[Example]:
-    """The examples of the process that has the most."""
+    """The examples of the process with the most examples."""
     return batch[: -(-len(batch) // processes.replicas)]
 
 
@@ -323,7 +327,7 @@ def _rows(shape: LMShape, examples: Sequence[Example], extra: MemoryEstimate, wi
     for example, row in zip(examples, rows, strict=True):
         total = extra.ahead + len(row.context) + len(row.answer) + len(row.end)
         check_fits(example, total, extra.ahead + extra.length, shape.name, shape.context)
-    # What a row without an answer is asked for is one token.
+    # A row without an answer is asked for one token.
     return rows if with_answers else [replace(row, answer=row.answer or [0]) for row in rows]
 
 
@@ -333,7 +337,7 @@ def _precision(shape: LMShape) -> str:
 
 
 def optimizer_state(method: PromptMethod) -> float:
-    """Numbers that the method's optimiser keeps for each parameter: 2 for Adam, 0 for plain SGD."""
+    """How many numbers the optimiser keeps for each parameter: 2 for Adam, 0 for plain SGD."""
     if method.optimizer is None:
         return 0.0
     probe = torch.nn.Parameter(torch.zeros(8, 8, device="cpu"))
@@ -345,7 +349,7 @@ def optimizer_state(method: PromptMethod) -> float:
 
 
 def batches_of(data: TextDataModule, split: str) -> list[list[Example]]:
-    """The batches of a split, of training those of the first epoch; no more than a few hundred."""
+    """The batches of a split, for training those of the first epoch; at most `_MOST_BATCHES`."""
     examples = data.examples(split)
     size = data.batch_size if split == "train" else data.eval_batch_size
     order = list(data.sampler(examples, torch.initial_seed() % 2**63)) if split == "train" else range(len(examples))

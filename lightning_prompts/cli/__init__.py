@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from lightning_prompts.cli.commands import run
 
 if TYPE_CHECKING:
-    from lightning_prompts.cli.main import ALWAYS, CALLBACK_DEFAULTS, TRAINER_DEFAULTS, PromptCLI
+    from lightning_prompts.cli.main import ALWAYS, CALLBACK_DEFAULTS, TRAINER_DEFAULTS, PromptCLI, execute
 
-__all__ = ["ALWAYS", "CALLBACK_DEFAULTS", "TRAINER_DEFAULTS", "PromptCLI", "run"]
+__all__ = ["ALWAYS", "CALLBACK_DEFAULTS", "TRAINER_DEFAULTS", "PromptCLI", "execute", "run"]
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - whatever `main` holds under this name

@@ -94,16 +94,12 @@ def run(args: Sequence[str] | None = None) -> int:
             return 2
         if name in TRAINER and asks_for_help(words):
             return print_help(words, _run_trainer)
-        check(words)
+        check(words)  # before the slow imports
         return _run_trainer(words)
     except UserError as error:
         return fail(str(error))
     except KeyboardInterrupt:
         return 130
-    except SystemExit as error:
-        if isinstance(error.__context__, KeyboardInterrupt):  # which Lightning turns into 1
-            return 130
-        raise
     except Exception as error:  # noqa: BLE001 - the user gets one line; with the debug variable set, the traceback
         if known := _to_user_error(error):
             return fail(str(known))

@@ -293,24 +293,8 @@ class PlannedRun(PromptCLI):
         """Do not run it."""
 
 
-def main(args: Sequence[str]) -> int:
-    """Run one of Lightning's subcommands.
-
-    Args:
-        args: The words of the command line.
-
-    Returns:
-        The exit code: 0, or that of a signal which stopped the run. Errors are raised; see `execute`.
-    """
-    try:
-        execute(args)
-    except SIGTERMException as error:
-        return int(error.code or 128 + signal.SIGTERM)
-    return 0
-
-
 def execute(args: Sequence[str]) -> PromptCLI:
-    """Run one of Lightning's subcommands, and raise errors.
+    """Run one of Lightning's subcommands in this process.
 
     Args:
         args: The words of the command line.
@@ -321,12 +305,12 @@ def execute(args: Sequence[str]) -> PromptCLI:
     Raises:
         UserError: A known error, in one line.
         KeyboardInterrupt: Ctrl-C outside of training.
-        SIGTERMException: Ctrl-C or SIGTERM during training, with the exit code 130 or 143.
-        SystemExit: An argument is wrong; the parser printed why.
+        SIGTERMException: A signal stopped the training; its code is the exit code.
+        SystemExit: The parser has refused an argument and printed why, or has printed its help.
     """
+    check(args)
     quiet()
     try:
-        check(args)
         return PromptCLI(args)
     except SIGTERMException:
         raise
@@ -335,10 +319,26 @@ def execute(args: Sequence[str]) -> PromptCLI:
             raise KeyboardInterrupt from error
         raise
     except Exception as error:
-        known = None if isinstance(error, UserError) else to_user_error(error)
-        if known is None:
+        known = to_user_error(error)
+        if known is None or known is error:
             raise
         raise known from error
+
+
+def main(args: Sequence[str]) -> int:
+    """Run one of Lightning's subcommands as a program.
+
+    Args:
+        args: The words of the command line.
+
+    Returns:
+        The exit code: 0, or that of a signal which stopped the training. Other errors are raised; see `execute`.
+    """
+    try:
+        execute(args)
+    except SIGTERMException as error:
+        return int(error.code or 128 + signal.SIGTERM)
+    return 0
 
 
 def _instead(path: Path) -> str:

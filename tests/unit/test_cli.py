@@ -1,4 +1,4 @@
-"""What a user types and sees. In-process for speed; two commands as real processes."""
+"""The command line: what a user types and sees. In this process for speed; one test starts processes."""
 
 from __future__ import annotations
 
@@ -351,7 +351,7 @@ STOPPING = ["--trainer.callbacks", "EarlyStopping", "--trainer.callbacks.monitor
         ([*MODEL, "--model.optimizer", "AdamX", *SMALL], "did you mean Adamax, Adam"),
         ([*MODEL, *SMALL, "--model.lenght", "3"], "unknown setting 'lenght'; did you mean length"),
         ([*MODEL, *SMALL, "--data.bach_size", "3"], "did you mean batch_size"),
-        ([*MODEL, *SMALL, "--trainer.max_epoch", "3"], "did you mean max_epochs"),
+        ([*MODEL, *SMALL, "--trainer.max_epoch", "3"], "did you mean trainer.max_epochs?"),
         ([*MODEL, *SMALL, "--budget.token", "3"], "unknown setting 'budget.token'; did you mean tokens"),
         ([*MODEL, *SMALL, "--model.length", "abc"], "length: expected int, got 'abc'"),
         ([*MODEL, *SMALL, "--model.length", "0"], "length must be at least 1"),

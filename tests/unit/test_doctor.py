@@ -1,4 +1,4 @@
-"""The doctor finds what is missing, names the command, and says so by its exit code."""
+"""The doctor finds what is missing, names the command that installs it, and sets the exit code."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lightning_prompts.lm import embedded
 
 @pytest.fixture
 def healthy(monkeypatch: pytest.MonkeyPatch) -> Message:
-    """A machine with what every run needs: this one's packages, without the demands of its installation."""
+    """A machine with all that every run needs: the packages of this one, with few requirements."""
     metadata = Message()
     metadata["Requires-Python"] = ">=3.10"
     metadata["Requires-Dist"] = "torch>=2.6"
@@ -42,13 +42,20 @@ def test_all_is_well(healthy: Message, capsys: pytest.CaptureFixture[str]) -> No
     status, out = examined(capsys)
     assert status == 0, out
     assert "Everything that a run needs is there." in out
-    for word in ("Python", torch.__version__, "extra dev", "fast dtype", "weights of smollm2-135m-instruct", "cache",
-                 "disk"):  # fmt: skip
+    for word in (
+        "Python",
+        torch.__version__,
+        "extra dev",
+        "fast dtype",
+        "weights of smollm2-135m-instruct",
+        "cache",
+        "disk",
+    ):
         assert word in out
     assert "missing" not in out
 
 
-def test_this_very_installation_is_well(capsys: pytest.CaptureFixture[str]) -> None:
+def test_this_installation_is_complete(capsys: pytest.CaptureFixture[str]) -> None:
     """With the requirements as they are installed."""
     findings = list(doctor.examine())
     assert not [finding for finding in findings if finding.state == "bad" and finding.what != "disk"]
@@ -65,7 +72,7 @@ def test_missing_weights(healthy: Message, monkeypatch: pytest.MonkeyPatch, caps
 
 
 def test_missing_extra(healthy: Message, capsys: pytest.CaptureFixture[str]) -> None:
-    """It is told, with its command, and is no fault."""
+    """It is listed with its command, and the exit code is 0."""
     healthy["Provides-Extra"] = "speed"
     healthy["Requires-Dist"] = 'no-such-package[fast]>=2; extra == "speed"'
     healthy["Requires-Dist"] = 'pytest>=99; extra == "speed"'
@@ -76,9 +83,11 @@ def test_missing_extra(healthy: Message, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_an_extra_s_own_packages(healthy: Message, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A package can be there without what it needs for the extra that is asked of it, at any depth."""
-    own = {"numpy": ["absent-always", 'numpy[deep]; extra == "fast"'],
-           "torch": ['absent; extra == "more"', 'torch[more]; extra == "more"', 'pytest; extra == "less"']}  # fmt: skip
+    """A package can be installed without the packages of its own extra, at any depth."""
+    own = {
+        "numpy": ["absent-always", 'numpy[deep]; extra == "fast"'],
+        "torch": ['absent; extra == "more"', 'torch[more]; extra == "more"', 'pytest; extra == "less"'],
+    }
     own["numpy"] += ['absent-deep>=2; extra == "deep"', 'absent-elsewhere; extra == "deep" and python_version < "3"']
     monkeypatch.setattr(doctor.importlib.metadata, "requires", own.get)
     healthy["Provides-Extra"] = "speed"
@@ -123,7 +132,7 @@ def test_training_is_tried_on_the_accelerator_that_is_there(healthy: Message, mo
     assert found("training").said.startswith("two steps on cpu work")
 
 
-def test_training_that_fails_is_told_in_one_line(healthy: Message, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_training_is_one_line(healthy: Message, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(accelerators, "accelerator_here", lambda: "cpu")
     monkeypatch.setattr(TextDataModule, "train_dataloader", _out_of_order)
     finding = found("training")
@@ -151,7 +160,7 @@ def test_cache_and_disk(healthy: Message, monkeypatch: pytest.MonkeyPatch, tmp_p
     assert found("cache").state == "bad"
 
 
-def test_the_doctor_does_not_fall_ill(healthy: Message, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_check_that_fails_is_a_finding(healthy: Message, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken() -> bool:
         raise RuntimeError("the driver\nis too old")
 

