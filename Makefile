@@ -30,7 +30,7 @@ lint: .venv/.installed ## check style, types, imports and the recipes of CONTRIB
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/lint-imports --no-cache
+	$(BIN)/lint-imports --no-cache --no-logo
 	PYTHONPATH=tests $(BIN)/python tests/recipes.py
 
 coverage: .venv/.installed ## run the tests and list the lines that they do not run

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import random
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from types import FrameType
 from typing import Any
 
 import lightning as L  # noqa: N812 - Lightning's own convention
 import torch
+from lightning.pytorch.utilities.parsing import collect_init_args
 from torch.utils.data import DataLoader
 
 from lightning_prompts.datamodules.checks import check_answers
@@ -79,6 +82,7 @@ class TextDataModule(L.LightningDataModule):
     ) -> None:
         """Check the settings; data is read when `examples` is first called."""
         super().__init__()
+        self.settings = _settings(inspect.currentframe())
         check_sizes(batch_size=batch_size, eval_batch_size=eval_batch_size, max_train_examples=max_train_examples)
         self.template = Template(template, stop=stop, chat=chat, system=system)
         self.batch_size = batch_size
@@ -188,6 +192,13 @@ class TextDataModule(L.LightningDataModule):
             collate_fn=collate,
             generator=torch.Generator(),  # its own, so that the loader does not change the run's RNG state
         )
+
+
+def _settings(frame: FrameType | None) -> dict[str, Any]:
+    """Collect the arguments of a datamodule's constructors, from the base class's to its own."""
+    assert frame is not None
+    given = collect_init_args(frame, [], classes=(TextDataModule,))
+    return {name: value for each in given for name, value in each.items()}
 
 
 def check_sizes(**sizes: int | None) -> None:

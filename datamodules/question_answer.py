@@ -139,6 +139,10 @@ class QuestionAnswer(TextDataModule):
         data._tables = tables
         return data
 
+    def tables(self) -> dict[Split, list[dict[str, Any]]]:
+        """Return the rows of `from_rows` by split; none for files."""
+        return {split: [dict(raw.fields) for raw in rows] for split, rows in self._tables.items()}
+
     def load_rows(self) -> dict[Split, list[SourceRow]]:
         """Read the rows, hold out missing splits, and drop training rows that share something with held-out rows."""
         splits = {split: self._rows(split) for split in self.files}

@@ -14,6 +14,10 @@ class UserError(Exception):
     """An error that the user can fix. The command line prints it in one line, without a traceback."""
 
 
+class UsageError(UserError):
+    """A setting or option is wrong. The command line exits with code 2, and with code 1 after other errors."""
+
+
 def in_one_line(error: BaseException) -> str:
     """The type and the message of an error, the message cut to 200 characters.
 

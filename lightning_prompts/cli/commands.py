@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from lightning_prompts.cli.checks import check
 from lightning_prompts.cli.help import asks_for_help, print_help
-from lightning_prompts.errors import DEBUG, UserError, nearest
+from lightning_prompts.errors import DEBUG, UsageError, UserError, nearest
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -78,10 +78,10 @@ def run(args: Sequence[str] | None = None) -> int:
         args: The subcommand's name and its arguments; those of ``sys.argv`` by default.
 
     Returns:
-        The exit code: 0, or 1 after an error, which is printed in one line.
+        The exit code: 0; 2 after an error in the arguments and 1 after another one, printed in one line.
 
     Raises:
-        SystemExit: A parser refused the arguments (code 2), or has printed its help (code 0).
+        SystemExit: The parser of an own subcommand refused the arguments (code 2), or has printed its help (code 0).
     """
     words = sys.argv[1:] if args is None else list(args)
     name = words[0] if words else ""
@@ -97,7 +97,7 @@ def run(args: Sequence[str] | None = None) -> int:
         check(words)  # before the slow imports
         return _run_trainer(words)
     except UserError as error:
-        return fail(str(error))
+        return fail(str(error), 2 if isinstance(error, UsageError) else 1)
     except KeyboardInterrupt:
         return 130
     except Exception as error:  # noqa: BLE001 - the user gets one line; with the debug variable set, the traceback
@@ -144,10 +144,10 @@ def _to_user_error(error: Exception) -> UserError | None:
     return to_user_error(error)
 
 
-def fail(message: str, unexpected: bool = False) -> int:
-    """Print an error in one line and return 1; with the debug variable set, raise it."""
+def fail(message: str, code: int = 1, unexpected: bool = False) -> int:
+    """Print an error in one line and return the exit code; with the debug variable set, raise it."""
     if os.environ.get(DEBUG):
         raise
     line = " ".join(message.split())
     print(f"error: {line}" + (f" (set {DEBUG}=1 to see where)" if unexpected else ""), file=sys.stderr)
-    return 1
+    return code

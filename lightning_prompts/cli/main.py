@@ -6,7 +6,6 @@ import logging
 import os
 import shlex
 import signal
-import sys
 from collections.abc import Sequence
 from datetime import datetime
 from inspect import isclass
@@ -34,7 +33,7 @@ from lightning_prompts.checkpoints import AtomicCheckpointIO, check_readable
 from lightning_prompts.cli.checks import check
 from lightning_prompts.cli.errors import one_line, to_user_error, user_error
 from lightning_prompts.cli.terminal import quiet, results_table, use_rich_progress_bar
-from lightning_prompts.errors import DEBUG, UserError, check_finite
+from lightning_prompts.errors import DEBUG, UsageError, UserError, check_finite
 from lightning_prompts.runs.record import RunFolder, check_writable
 
 log = logging.getLogger(__name__)
@@ -73,14 +72,13 @@ ALWAYS = (callbacks.ResultFiles, callbacks.ValidateAtEnd, callbacks.StopOnSignal
 
 
 class Parser(LightningArgumentParser):
-    """LightningArgumentParser that prints errors in one line, with the nearest valid names."""
+    """LightningArgumentParser whose errors are one line, with the nearest valid names."""
 
     def error(self, message: str, ex: Exception | None = None) -> Any:  # noqa: ANN401 - it never returns
-        """Print one line and exit with code 2."""
+        """Raise the error in one line."""
         if os.environ.get(DEBUG) and ex is not None:
             raise ex
-        print(f"error: {user_error(ex) or one_line(message)}", file=sys.stderr)
-        sys.exit(2)
+        raise UsageError(str(user_error(ex) or one_line(message)))
 
     def add_class_arguments(self, theclass: type, *args: object, **kwargs: object) -> list[str]:
         """Add the settings of a class; a logger's folder is not required, as it is the run folder by default."""
@@ -109,9 +107,18 @@ def _read_integers_first(parser: LightningArgumentParser) -> None:
 class PromptCLI(LightningCLI):
     """LightningCLI with this project's classes, defaults and run folder."""
 
-    def __init__(self, args: Sequence[str]) -> None:
-        """Parse the arguments, build the classes, and run the subcommand."""
+    def __init__(
+        self, args: Sequence[str], callbacks: Sequence[L.Callback] = (), loggers: Sequence[Logger] = ()
+    ) -> None:
+        """Parse the arguments, build the classes, and run the subcommand.
+
+        Args:
+            args: The words of the command line.
+            callbacks: Further callbacks of the trainer.
+            loggers: Further loggers of ``fit``, in place of the config's.
+        """
         self.words = list(args)
+        self.more_callbacks, self.more_loggers = list(callbacks), list(loggers)
         self._in_run_folder: list[Namespace] = []  # settings of loggers that write into the run folder
         super().__init__(
             methods.PromptMethod,
@@ -223,11 +230,12 @@ class PromptCLI(LightningCLI):
                 callback.dirpath = str((self.folder / "checkpoints").absolute())
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, RunFolder):
-                callback.loggers = given
+                callback.loggers = self.more_loggers or given
             if isinstance(callback, EarlyStopping) and self.config.subcommand == "fit":
                 _check_stopping(trainer, callback)
         if config.enable_progress_bar is not False:
             use_rich_progress_bar(trainer)
+        trainer.callbacks[:0] = self.more_callbacks  # type: ignore[attr-defined]
         return trainer
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
@@ -293,11 +301,13 @@ class PlannedRun(PromptCLI):
         """Do not run it."""
 
 
-def execute(args: Sequence[str]) -> PromptCLI:
+def execute(args: Sequence[str], callbacks: Sequence[L.Callback] = (), loggers: Sequence[Logger] = ()) -> PromptCLI:
     """Run one of Lightning's subcommands in this process.
 
     Args:
         args: The words of the command line.
+        callbacks: See `PromptCLI`.
+        loggers: See `PromptCLI`.
 
     Returns:
         The command line, with its method, datamodule and trainer.
@@ -306,12 +316,12 @@ def execute(args: Sequence[str]) -> PromptCLI:
         UserError: A known error, in one line.
         KeyboardInterrupt: Ctrl-C outside of training.
         SIGTERMException: A signal stopped the training; its code is the exit code.
-        SystemExit: The parser has refused an argument and printed why, or has printed its help.
+        SystemExit: The parser has printed its help.
     """
     check(args)
     quiet()
     try:
-        return PromptCLI(args)
+        return PromptCLI(args, callbacks, loggers)
     except SIGTERMException:
         raise
     except SystemExit as error:

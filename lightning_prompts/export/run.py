@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,27 +20,31 @@ from lightning_prompts.runs.names import CHECKPOINTS, CONFIG
 from lightning_prompts.runs.reader import Run
 from lightning_prompts.types import Example
 
-# Measure and write nothing, and compute on the CPU in full precision.
+# Measure and write nothing, in one process.
 SETTINGS = {
-    "trainer.accelerator": "cpu",
     "trainer.strategy": "auto",
     "trainer.devices": "1",
     "trainer.num_nodes": "1",
-    "trainer.precision": "32-true",
     "trainer.logger": "false",
     "trainer.callbacks": "[]",
-    "trainer.plugins": "null",
     "trainer.enable_progress_bar": "false",
     "trainer.limit_test_batches": "0",
 }
+# Compute on the CPU in full precision.
+EXACT = {"trainer.accelerator": "cpu", "trainer.precision": "32-true", "trainer.plugins": "null"}
 LM_SETTINGS = {"dtype": "float32", "quantization": None, "gradient_checkpointing": False}
 
 
 class _Rebuild(PromptCLI):
     """Parses and builds what ``test`` would run, and runs nothing."""
 
+    def __init__(self, args: Sequence[str], exact: bool) -> None:
+        """Build the classes; see `open_run` for ``exact``."""
+        self.exact = exact
+        super().__init__(args)
+
     def before_instantiate_classes(self) -> None:
-        """Skip the checks of a folder that is only read, and set the LMs to full precision."""
+        """Skip the checks of a folder that is only read, and set the LMs to full precision if that is wanted."""
         config = self.config[self.config.subcommand]
         self.folder = Path(config.trainer.default_root_dir)
         self._check_checkpoint(config)
@@ -47,7 +52,7 @@ class _Rebuild(PromptCLI):
         layers = settings.get("layers")
         layers = layers if isinstance(layers, list) else []  # a scratch model has a number of them
         lms = [settings.get("lm"), *(layer.get("lm") for layer in layers if isinstance(layer, Namespace))]
-        for lm in filter(None, lms):
+        for lm in filter(None, lms if self.exact else []):
             for name, value in LM_SETTINGS.items():
                 lm[name] = value
         if settings.get("proposer"):  # it is not used after training, so do not load it
@@ -79,7 +84,7 @@ class RestoredRun(Run):
         return type(self.method).__name__
 
     def restore(self) -> None:
-        """Load the LM in float32 on the CPU, build the prompt, and load the checkpoint strictly.
+        """Load the LM, build the prompt, and load the checkpoint strictly.
 
         Raises:
             UserError: The checkpoint, the data or the model is missing, or they do not fit together.
@@ -115,12 +120,13 @@ class RestoredRun(Run):
         return int(torch.load(self.checkpoint, map_location="cpu", weights_only=True).get("global_step", 0))
 
 
-def open_run(folder: Path, checkpoint: str) -> RestoredRun:
+def open_run(folder: Path, checkpoint: str, exact: bool = True) -> RestoredRun:
     """Read a run folder without loading an LM.
 
     Args:
         folder: The run folder; it has ``checkpoints/`` unless the method trains nothing.
         checkpoint: ``best`` or ``last``.
+        exact: Whether to compute in float32 on the CPU; otherwise on the device and in the precision of the run.
 
     Raises:
         UserError: The folder is no run folder, or has no such checkpoint.
@@ -132,9 +138,10 @@ def open_run(folder: Path, checkpoint: str) -> RestoredRun:
     path = folder / CHECKPOINTS / f"{checkpoint}.ckpt"
     untrained = not path.parent.is_dir()
     words = ["test", "-c", str(config), "--trainer.default_root_dir", str(folder)]
-    words += [word for name, value in SETTINGS.items() for word in (f"--{name}", value)]
+    settings = {**SETTINGS, **(EXACT if exact else {})}
+    words += [word for name, value in settings.items() for word in (f"--{name}", value)]
     try:
-        built = _Rebuild(words if untrained else [*words, "--ckpt_path", checkpoint])
+        built = _Rebuild(words if untrained else [*words, "--ckpt_path", checkpoint], exact)
     except Exception as error:
         if known := to_user_error(error):
             raise known from error

@@ -58,10 +58,13 @@ _kept: ContextVar[KeptLMs | None] = ContextVar("kept_lms", default=None)
 
 
 @contextmanager
-def keep_lms() -> Iterator[KeptLMs]:
-    """Inside, `load_or_reuse` loads each LM once. Nested blocks share the LMs of the outermost one."""
-    outer = _kept.get()
-    kept = KeptLMs() if outer is None else outer
+def keep_lms(lms: KeptLMs | None = None) -> Iterator[KeptLMs]:
+    """Inside, `load_or_reuse` loads each LM once. Nested blocks share the LMs of the outermost one.
+
+    Args:
+        lms: LMs that an earlier block kept; by default none.
+    """
+    kept = _kept.get() or (KeptLMs() if lms is None else lms)
     token = _kept.set(kept)
     try:
         yield kept
