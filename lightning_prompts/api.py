@@ -253,7 +253,7 @@ class PromptRun:
         with keep_lms(_lms) as kept:
             restored, _ = self._restored()
             method = restored.method
-            text = method.prompt_text()
+            text = method.text if isinstance(method, FixedPrompt) else method.prompt_text()
             if text is None and type(method).prompt_for is not PromptMethod.prompt_for:
                 raise UserError(f"{type(method).__name__} writes a prompt for each question; see predictions")
             with torch.no_grad():

@@ -1,0 +1,203 @@
+"""The Python API does what the command line does, to the digit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L  # noqa: N812
+import pandas as pd
+import pytest
+import torch
+from lightning.pytorch.loggers import CSVLogger
+
+import lightning_prompts as lp
+from lightning_prompts.cli import run as run_command
+from lightning_prompts.datamodules import Addition
+from lightning_prompts.lm import FrozenLM, LMConfig
+from lightning_prompts.methods import SoftPromptTuning
+from lightning_prompts.prompts.initializers import FromText
+from lightning_prompts.runs.reader import Run
+from support.models import TINY
+
+ROWS = [{"question": f"w{n}", "answer": f"v{n % 7}"} for n in range(60)]
+QUICK: dict[str, Any] = {"lm": TINY, "max_new_tokens": 2, "accelerator": "cpu", "enable_progress_bar": False}
+
+
+@pytest.fixture(scope="module")
+def data() -> lp.QuestionAnswer:
+    return lp.QuestionAnswer.from_rows(ROWS, batch_size=8)
+
+
+@pytest.fixture(scope="module")
+def fitted(data: lp.QuestionAnswer, tmp_path_factory: pytest.TempPathFactory) -> lp.PromptRun:
+    folder = tmp_path_factory.mktemp("runs") / "a"
+    run = lp.fit("soft_prompt", data, length=3, max_steps=6, folder=folder, **QUICK)
+    run.test()
+    return run
+
+
+def test_a_run_equals_that_of_the_command_line(fitted: lp.PromptRun, tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    text = f"""--model SoftPromptTuning --model.length 3 --model.lm.name {TINY} --model.max_new_tokens 2
+        --data QuestionAnswer --data.train {file} --data.batch_size 8 --trainer.max_steps 6 --trainer.accelerator cpu
+        --trainer.enable_progress_bar false --trainer.default_root_dir {tmp_path / "run"}"""
+    words = text.split()
+    assert run_command(["fit", *words]) == 0
+    assert run_command(["test", *words, "--ckpt_path", "best", "--verbose", "false"]) == 0
+    there, here = Run(tmp_path / "run"), Run(fitted.folder)
+    assert here.metrics == there.metrics
+    assert here.predictions == there.predictions
+    assert here.curves["train/nll"] == there.curves["train/nll"]
+    saved = [torch.load(run.folder / "checkpoints" / "best.ckpt", weights_only=True) for run in (there, here)]
+    assert torch.equal(*(one["state_dict"]["prompt.embeddings"] for one in saved))
+
+
+def test_answers_equal_the_predictions(fitted: lp.PromptRun) -> None:
+    questions = fitted.predictions["question"].tolist()
+    found = fitted.answer(questions)
+    assert found["question"].tolist() == questions
+    assert found["answer"].tolist() == fitted.predictions["generated"].tolist()
+    assert fitted.answer(pd.DataFrame({"question": questions})).equals(found)
+    assert fitted.answer(questions[0])["answer"].tolist() == found["answer"].tolist()[:1]
+
+
+def test_results_are_tables(fitted: lp.PromptRun) -> None:
+    assert fitted.metrics.loc["test", "examples"] == len(fitted.predictions) == 6
+    assert isinstance(fitted.prompt, torch.Tensor)
+    assert fitted.prompt.shape == (3, 32)
+    assert "train/nll" in fitted.curves
+    assert "0.0000" in fitted._repr_html_()
+
+
+def test_a_saved_run_is_loaded_and_exported(fitted: lp.PromptRun, tmp_path: Path) -> None:
+    copy = fitted.save(tmp_path / "copy")
+    again = lp.load(copy.folder)
+    assert torch.equal(again.prompt, fitted.prompt)  # type: ignore[arg-type]
+    assert (again.export("safetensors") / "prompt.safetensors").is_file()
+    with pytest.raises(lp.UserError, match="exists; give another folder"):
+        fitted.save(copy.folder)
+
+
+def test_a_comparison_is_a_table_and_continues(
+    data: lp.QuestionAnswer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    methods = {"text": "static", "two": {"method": "soft_prompt", "length": 2}, "three": "soft_prompt"}
+    settings = {"seeds": 2, "max_steps": 3, "folder": tmp_path / "c", "budget": {"tokens": 5000}, **QUICK}
+    table = lp.compare(methods, data, **settings).table
+    assert table.index.tolist() == ["text", "two", "three"]
+    assert table["seeds"].tolist() == [2, 2, 2]
+    assert table.loc["text", "train_tokens"] == 0 < table.loc["two", "train_tokens"]
+    values = [Run(tmp_path / "c" / "two" / f"seed-{seed}").metrics["test/nll"] for seed in (0, 1)]
+    assert table.loc["two", "nll"] == pytest.approx(sum(values) / 2)
+    assert table.loc["two", "nll_sd"] == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "c").rglob("metrics.json")}
+    again = lp.compare(methods, data, **settings)
+    assert again.table.equals(table)
+    assert times == {path: path.stat().st_mtime_ns for path in (tmp_path / "c").rglob("metrics.json")}
+    assert "two" in again.report().read_text()
+    assert "<table" in again._repr_html_()
+
+
+def test_a_failed_run_does_not_stop_the_others(data: lp.QuestionAnswer, tmp_path: Path) -> None:
+    methods = {"good": "static", "bad": {"method": "soft_prompt", "length": 300}}
+    found = lp.compare(methods, data, seeds=1, folder=tmp_path, max_steps=1, **QUICK)
+    assert found.table["seeds"].tolist() == [1, 0]
+    assert [Path(place).parent.name for place in found.errors] == ["bad"]
+    assert "failed" in found._repr_html_()
+
+
+def test_the_lm_is_loaded_once(data: lp.QuestionAnswer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lp.free_lms()
+    loads: list[str] = []
+    load = FrozenLM.load
+
+    def counting(config: LMConfig, *args: Any, **settings: Any) -> FrozenLM:
+        loads.append(config.name)
+        return load(config, *args, **settings)
+
+    monkeypatch.setattr(FrozenLM, "load", counting)
+    run = lp.fit("soft_prompt", data, max_steps=2, folder=tmp_path / "a", **QUICK)
+    run.test()
+    run.answer("hot")
+    lp.compare(["static", "soft_prompt"], data, seeds=1, max_steps=2, folder=tmp_path / "b", **QUICK)
+    assert loads == [TINY]
+
+
+def test_objects_equal_names_and_settings(tmp_path: Path) -> None:
+    task = Addition(max_digits=1, ood_digits=[2], train_size=20, val_size=5, test_size=5, batch_size=4)
+    method = SoftPromptTuning(length=2, init=FromText("ab"), lm=LMConfig(TINY), max_new_tokens=2)
+    quick = {name: value for name, value in QUICK.items() if name not in ("lm", "max_new_tokens")}
+    one = lp.fit(method, task, max_steps=2, folder=tmp_path / "one", **quick)
+    other = lp.fit(
+        "SoftPromptTuning", task, length=2, init=FromText("ab"), max_steps=2, folder=tmp_path / "other", **QUICK
+    )
+    assert torch.equal(one.prompt, other.prompt)  # type: ignore[arg-type]
+    assert one.test().equals(other.test())
+    assert set(one.metrics.index) == {"test", "test/2_digits"}
+    config = tmp_path / "method.yaml"
+    config.write_text("model: {class_path: SoftPromptTuning, init_args: {length: 2}}\n")
+    third = lp.fit(config, task, folder=tmp_path / "third", **same)
+    assert torch.equal(third.prompt, one.prompt)  # type: ignore[arg-type]
+
+
+def test_callbacks_and_loggers_are_used(data: lp.QuestionAnswer, tmp_path: Path) -> None:
+    class Count(L.Callback):
+        batches = 0
+
+        def on_train_batch_end(self, *args: Any) -> None:
+            self.batches += 1
+
+    count, logger = Count(), CSVLogger(tmp_path / "mine")
+    lp.fit("soft_prompt", data, max_steps=3, folder=tmp_path / "a", callbacks=[count], logger=logger, **QUICK)
+    assert count.batches == 3
+    assert list((tmp_path / "mine").rglob("metrics.csv"))
+
+
+def test_classes_are_chosen(tmp_path: Path) -> None:
+    rows = [{"question": f"film {n}", "answer": ("good", "bad")[n % 2]} for n in range(30)]
+    run = lp.fit(
+        "static", lp.QuestionAnswer.from_rows(rows, labels="auto"), text="Say.", folder=tmp_path / "a", **QUICK
+    )
+    assert "accuracy" in run.metrics
+    assert set(run.answer(["film a", "film b"])["answer"]) <= {"good", "bad"}
+    assert run.prompt == "Say."
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda data: lp.fit("soft_promt", data), "unknown method 'soft_promt'; did you mean soft_prompt"),
+        (lambda data: lp.fit("soft_prompt", data, lenght=3), "unknown setting 'lenght'; did you mean length?"),
+        (lambda data: lp.fit("soft_prompt", data, length="abc"), "length: expected int, got 'abc'"),
+        (lambda data: lp.fit("soft_prompt", data, budget=3), "budget must be a dict"),
+        (lambda data: lp.fit("soft_prompt", "Antonym"), "unknown dataset 'Antonym'; did you mean Antonyms"),
+        (lambda data: lp.fit("soft_prompt", "no.yaml"), "no.yaml"),
+        (lambda data: lp.fit("no.yaml", data), "no such config: no.yaml"),
+        (lambda data: lp.fit("soft_prompt", [1, 2]), "train row 1 is a int, not a dict"),
+        (lambda data: lp.fit("soft_prompt", data, callbacks_=1), "unknown setting 'callbacks_'"),
+        (
+            lambda data: lp.fit(SoftPromptTuning(optimizer=lambda p: torch.optim.SGD(p, lr=1.0)), data),
+            "the optimizer of a method object cannot be recorded",
+        ),
+        (lambda data: lp.compare(["static"], data, lenght=3), "no method has the setting 'lenght'"),
+        (lambda data: lp.compare({"a": {"length": 3}}, data), "'a' has no key 'method'"),
+        (lambda data: lp.load("nowhere"), "nowhere is no run folder"),
+    ],
+)
+def test_errors_are_one_line(
+    call: Callable[[lp.QuestionAnswer], object],
+    words: str,
+    data: lp.QuestionAnswer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(lp.UserError) as caught:
+        call(data)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.rglob("config.yaml"))
