@@ -132,9 +132,8 @@ def test_objects_equal_names_and_settings(tmp_path: Path) -> None:
     method = SoftPromptTuning(length=2, init=FromText("ab"), lm=LMConfig(TINY), max_new_tokens=2)
     quick = {name: value for name, value in QUICK.items() if name not in ("lm", "max_new_tokens")}
     one = lp.fit(method, task, max_steps=2, folder=tmp_path / "one", **quick)
-    other = lp.fit(
-        "SoftPromptTuning", task, length=2, init=FromText("ab"), max_steps=2, folder=tmp_path / "other", **QUICK
-    )
+    same: dict[str, Any] = {"init": FromText("ab"), "max_steps": 2, **QUICK}
+    other = lp.fit("SoftPromptTuning", task, length=2, folder=tmp_path / "other", **same)
     assert torch.equal(one.prompt, other.prompt)  # type: ignore[arg-type]
     assert one.test().equals(other.test())
     assert set(one.metrics.index) == {"test", "test/2_digits"}
