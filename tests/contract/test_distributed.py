@@ -334,7 +334,7 @@ def refused(count: int, folder: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("sizes", [(2, 4), (3, "auto"), ("auto", 5), (0, "auto")], ids=str)
 def test_sizes_that_do_not_go_with_the_processes(sizes: tuple[Any, Any]) -> None:
-    with pytest.raises(UserError, match=r"must be the number of processes, 4; leave one of them at auto"):
+    with pytest.raises(UserError, match=r"must be the number of processes, 4; set one of them to auto"):
         mesh_sizes(*sizes, nodes=2, devices=2)
 
 
@@ -510,7 +510,7 @@ def test_what_cannot_be_split_is_said(two: Path) -> None:
             ("weights are trained", "set trainer.strategy to ddp"),
             ("no plan", "data_parallel_size to the number of devices"),
             ("heads", "1 key/value heads"),
-            ("float16", "use model.lm.dtype bfloat16"),
+            ("float16", "set model.lm.dtype to bfloat16"),
             ("server", "tensor_parallel_size to 1"),
             ("several", "data_parallel_size to 1"),
         ):

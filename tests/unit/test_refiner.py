@@ -261,7 +261,7 @@ def test_what_cannot_be_built() -> None:
         (lambda: MLPRefiner(0), "at least 1"),
         (lambda: TransformerRefiner(10, 1, 4), "a multiple of heads"),
         (lambda: Factored(0), "at least 1"),
-        (lambda: WeightedSum([], []), "as many of each"),
+        (lambda: WeightedSum([], []), "give each a weight"),
         (lambda: WeightedSum([Likelihood()], [0.0]), "must not all be 0"),
         (lambda: WeightedSum([Likelihood()], [float("nan")]), "must be a finite number"),
         (lambda: Likelihood(end_weight=float("nan")), "must be a finite number"),

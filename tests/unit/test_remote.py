@@ -767,7 +767,7 @@ def test_methods_with_gradients_refuse_a_server(capsys: pytest.CaptureFixture[st
             UserError, match=r"^x is behind a server .*, which takes texts and no vectors or keys and va"
         ):
             ask(torch.zeros(2, 3))
-    with pytest.raises(UserError, match=r"is behind a server .*, which gives texts and no vectors"):
+    with pytest.raises(UserError, match=r"is behind a server .*, which provides texts but no vectors"):
         FrozenLM.load(there)
     words = ["fit", "--model", "SoftPromptTuning", "--data", "Antonyms", "--model.lm.server.base_url",
              "http://localhost:8000/v1", "--trainer.default_root_dir", str(tmp_path / "run")]  # fmt: skip
