@@ -98,7 +98,7 @@ def test_later_changes_of_the_rows_do_not_change_the_data() -> None:
         ({"question": "q", "answer": None}, "train row 3: field 'answer' is empty"),
         ({"question": "q", "answer": float("nan")}, "train row 3: field 'answer' is empty"),
         ({"question": "q", "answer": pd.NA}, "train row 3: field 'answer' is empty"),
-        ({"question": "q", "answer": ["a"]}, "train row 3: field 'answer' is a list, not a text"),
+        ({"question": "q", "answer": ["a"]}, "train row 3: field 'answer' is a list, not text"),
         ({"question": "q"}, "train row 3 has no field 'answer'; known: question"),
         ("q", "train row 3 is a str, not a dict with fields"),
     ],
