@@ -81,15 +81,23 @@ def _check_config(given: str) -> None:
 
 def _check_names(content: Mapping[object, object], where: str = "") -> None:
     """Raise if a name at the top or in ``trainer`` is close to a valid one; the parser checks all other names."""
-    for name in set(map(str, content)) - TOP:
+    for name in _tops(content) - TOP:
         place = f"trainer.{name}" if name in trainer_settings() else _closest(name, TOP)
         if place:
             raise UserError(f"{where}unknown setting {name!r}; did you mean {place}?")
     trainer = content.get("trainer")
-    names = set(map(str, trainer)) if isinstance(trainer, dict) else set()
-    for name in names - trainer_settings():
+    for name in _tops(trainer if isinstance(trainer, dict) else {}) - trainer_settings():
         if place := _closest(name, trainer_settings()):
             raise UserError(f"{where}unknown setting 'trainer.{name}'; did you mean trainer.{place}?")
+
+
+def _tops(content: Mapping[object, object]) -> set[str]:
+    """The first parts of the keys, without the ``+`` that appends to a list.
+
+    >>> sorted(_tops({"callbacks+": [], "logger.save_dir": ""}))
+    ['callbacks', 'logger']
+    """
+    return {str(name).partition(".")[0].rstrip("+") for name in content}
 
 
 def _closest(name: str, known: Iterable[str]) -> str:
