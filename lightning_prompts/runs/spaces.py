@@ -13,8 +13,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from lightning_prompts.errors import UserError
 
 Setting = dict[str, Any]  # options by their dotted names
@@ -123,6 +121,8 @@ def _draw(space: Mapping[str, Any], seed: str, where: str) -> Any:  # noqa: ANN4
     ((name, limits),) = space.items()
     if not isinstance(limits, list) or not limits or (name != "choice" and len(limits) != 2):
         raise UserError(f"{where}: {name} needs {'a list of values' if name == 'choice' else '[LOW, HIGH]'}")
+    import numpy as np  # only for sweeps that draw
+
     generator = np.random.RandomState(random.Random(seed).randrange(2**32))
     if name == "choice":
         return limits[int(generator.choice(len(limits)))]

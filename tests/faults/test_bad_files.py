@@ -115,7 +115,7 @@ def test_crafted_checkpoints(
         archive.writestr("/etc/outside", b"x")
     refused(["test", "-c", str(finished / "config.yaml"), "--ckpt_path", "outside.ckpt"], capfd)
     line = refused(["test", "-c", str(finished / "config.yaml"), "--ckpt_path", str(zeros(tmp_path / "0.ckpt"))], capfd)
-    assert "no checkpoint" in line
+    assert "not a checkpoint" in line
     assert not list(tmp_path.rglob("code_was_run"))
     assert not list(tmp_path.parent.glob("outside"))
     assert contents(finished) == before

@@ -56,7 +56,7 @@ SLOW = {"torch", "lightning", "transformers", "jsonargparse", "numpy"}
         (["reprot", "runs"], "unknown command 'reprot'; did you mean report?"),
         (["fitt"], "unknown command 'fitt'; did you mean fit?"),
         (["zzzz"], "unknown command 'zzzz'; known: fit, validate, test, predict, report, export"),
-        (["sweep"], "the following arguments are required: -c/--config; see lightning-prompts sweep --help"),
+        (["sweep"], "nothing to run; give configs of methods, or a sweep file with -c"),
         (["doctor", "x"], "unrecognized arguments: x; see lightning-prompts doctor --help"),
         (["completion", "fish"], "invalid choice: 'fish'"),
         (["fit", "-c", "nowhere.yaml"], "nowhere.yaml does not exist"),
