@@ -16,7 +16,8 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_prompts import cli
+from lightning_prompts.cli import main as cli
+from lightning_prompts.cli import run
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm import FrozenLM, LMConfig, Usage
 from lightning_prompts.lm.reuse import keep_lms, load_or_reuse
@@ -81,8 +82,8 @@ def test_runs_in_one_process_equal_separate_runs_to_the_digit(tmp_path: Path, lo
     assert launch_all(together) == {}
     assert len(loads) == 1
     for spec in specs(tmp_path / "alone", SOFT, SEARCH):
-        assert cli.run(["fit", *spec.words, "--trainer.default_root_dir", spec.folder]) == 0
-        assert cli.run(["test", "-c", f"{spec.folder}/config.yaml", "--ckpt_path", "best", "--verbose", "false"]) == 0
+        assert run(["fit", *spec.words, "--trainer.default_root_dir", spec.folder]) == 0
+        assert run(["test", "-c", f"{spec.folder}/config.yaml", "--ckpt_path", "best", "--verbose", "false"]) == 0
     assert len(loads) == 1 + 8
     for spec in together:
         name = Path(spec.folder).name
