@@ -8,11 +8,12 @@ from typing import Any
 import lightning as L  # noqa: N812
 import pytest
 import torch
-from accelerator.methods_table import TRAINED, trainer
-from accelerator.pretend_device import NAME
 
 from lightning_prompts.lm import FrozenLM
 from lightning_prompts.lm.reuse import keep_lms
+from support.cases import TRAINED
+from support.pretend_device import NAME
+from support.runs import trainer
 
 
 @pytest.mark.parametrize("name", ["soft", "prefix"])
