@@ -195,10 +195,10 @@ class TextDataModule(L.LightningDataModule):
 
 
 def _settings(frame: FrameType | None) -> dict[str, Any]:
-    """Collect the arguments of a datamodule's constructors, from the base class's to its own."""
+    """Collect the arguments of a datamodule's own constructor, with those that it takes as ``**kwargs``."""
     assert frame is not None
-    given = collect_init_args(frame, [], classes=(TextDataModule,))
-    return {name: value for each in given for name, value in each.items()}
+    given: dict[str, Any] = collect_init_args(frame, [], classes=(TextDataModule,))[-1]
+    return given
 
 
 def check_sizes(**sizes: int | None) -> None:

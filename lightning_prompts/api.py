@@ -6,6 +6,7 @@ Each call does what a command of the command line does, with the same settings a
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import signal
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import lightning as L  # noqa: N812 - Lightning's own convention
+import numpy as np
 import torch
 import yaml
 from lightning.pytorch.loggers import Logger
@@ -27,10 +29,13 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_prompts.cli.classes import settings_of, subclasses
 from lightning_prompts.cli.main import execute
-from lightning_prompts.datamodules import QuestionAnswer, TextDataModule
+from lightning_prompts.datamodules import Mixture, QuestionAnswer, TextDataModule
 from lightning_prompts.datamodules.base import SourceRow
 from lightning_prompts.errors import UserError, nearest
+from lightning_prompts.export.command import FORMATS
+from lightning_prompts.export.command import main as export_command
 from lightning_prompts.export.run import RestoredRun, open_run
+from lightning_prompts.files import write_atomic
 from lightning_prompts.lm import LMConfig, Prompt
 from lightning_prompts.lm.reuse import KeptLMs, keep_lms
 from lightning_prompts.methods import FixedPrompt, PromptMethod
@@ -38,6 +43,7 @@ from lightning_prompts.methods.settings import CLASS, SETTINGS, as_plain
 from lightning_prompts.runs import names
 from lightning_prompts.runs.launcher import RunSpec, attempt, method_of, words
 from lightning_prompts.runs.reader import Run
+from lightning_prompts.runs.record import clear
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -61,6 +67,8 @@ METHODS = {
     "lora": "LoraTuning",
     "scratch": "ScratchTransformer",
 }
+ROWS = ("train", "val", "test", "predict")  # settings of `QuestionAnswer` that name a file, or hold rows in Python
+EXPORT_OPTIONS = {"examples", "base", "overwrite", "push", "private"}
 _lms = KeptLMs()
 
 
@@ -77,8 +85,8 @@ def fit(
     seed: int = 0,
     folder: str | Path | None = None,
     overwrite: bool = False,
-    callbacks: Sequence[L.Callback] = (),
-    logger: Logger | Sequence[Logger] = (),
+    callbacks: L.Callback | Sequence[L.Callback] | None = None,
+    logger: Logger | Sequence[Logger] | bool | None = None,
     **settings: object,
 ) -> PromptRun:
     """Train a prompt, as ``lightning-prompts fit`` does with the same settings.
@@ -94,35 +102,46 @@ def fit(
         folder: The run folder; by default a new one below ``runs``.
         overwrite: Replace the run in the folder.
         callbacks: Further callbacks of the trainer.
-        logger: Further loggers, in place of TensorBoard's.
+        logger: Loggers in place of TensorBoard's; ``False`` for none.
         settings: Settings of the method (``length=8``) or the trainer (``max_steps=130``), and ``budget``, a dict such
             as ``{"tokens": 20_000}``.
 
     Returns:
-        The run. A method without training is not run before `PromptRun.test`.
+        The run. A method without training is tested at once.
 
     Raises:
         UserError: A setting is wrong, or the training fails; one line says what to do.
     """
     job = _Job.of(method, data, lm, settings)
     place = Path(folder) if folder is not None else Path("runs") / f"{job.name}-{datetime.now():%Y%m%d-%H%M%S-%f}"
+    if (place / names.CONFIG).exists() and not overwrite:
+        raise UserError(f"{place} already holds a run; give another folder, load it, or set overwrite=True")
+    more = [callbacks] if isinstance(callbacks, L.Callback) else list(callbacks or ())
+    loggers = [logger] if isinstance(logger, Logger) else [] if isinstance(logger, bool) else list(logger or ())
     given = [*job.words, "--seed_everything", str(seed), "--trainer.default_root_dir", str(place)]
-    run = PromptRun(place)
-    with job.files(place) as configs:
-        start = [*configs, *given]
+    given += ["--trainer.logger=false"] if logger is False else []
+    with job.files(place) as configs, keep_lms(_lms) as kept:
         if not job.trains:
-            _measure(start)
-            return run
-        loggers = [logger] if isinstance(logger, Logger) else list(logger)
-        with keep_lms(_lms) as kept:
+            if overwrite:
+                clear(place)
+            execute(["test", *configs, *given, "--verbose", "false"], more)
+        else:
             try:
-                execute(["fit", *start, "--overwrite", str(overwrite).lower()], callbacks, loggers)
+                execute(["fit", *configs, *given, "--overwrite", str(overwrite).lower()], more, loggers)
             except SIGTERMException as error:
                 if error.code != 128 + signal.SIGINT:
                     raise
+                if not _saved(place):
+                    raise KeyboardInterrupt from error
                 print(f"stopped; {place} keeps what was learned")
-            kept.drop_unused()
-    return run
+        kept.drop_unused()
+    return PromptRun(place, _saved(place) or "best")
+
+
+def _saved(folder: Path) -> str:
+    """Which checkpoint a run folder holds: ``best``, else ``last``; empty without any."""
+    saved = folder / names.CHECKPOINTS
+    return next((file.removesuffix(".ckpt") for file in (names.BEST, names.LAST) if (saved / file).exists()), "")
 
 
 def load(folder: str | Path) -> PromptRun:
@@ -131,10 +150,10 @@ def load(folder: str | Path) -> PromptRun:
     Raises:
         UserError: The folder is no run folder.
     """
-    run = PromptRun(Path(folder))
-    if not (run.folder / names.CONFIG).is_file():
+    place = Path(folder)
+    if not (place / names.CONFIG).is_file():
         raise UserError(f"{folder} is no run folder: it has no config.yaml; give the folder that fit or test wrote")
-    return run
+    return PromptRun(place, _saved(place) or "best")
 
 
 def compare(
@@ -161,9 +180,13 @@ def compare(
         settings: Settings of the trainer for all methods, ``budget``, and settings of every method that has them.
 
     Raises:
-        UserError: A setting is wrong, or every run failed. A failed run does not stop the others.
+        UserError: A setting is wrong, the folder holds runs with other settings or data, or every run failed. A failed
+            run does not stop the others.
     """
-    rows = dict(methods) if isinstance(methods, Mapping) else {_name(one): one for one in methods}
+    listed = list(methods.items()) if isinstance(methods, Mapping) else [(_name(one), one) for one in methods]
+    rows: dict[str, Any] = dict(listed)
+    if len({name.replace("/", "-") for name in rows}) < len(listed):
+        raise UserError("two methods have the same name; give a dict with a name for each")
     jobs: dict[str, _Job] = {}
     known: set[str] = set()
     for name, given in rows.items():
@@ -174,7 +197,7 @@ def compare(
         names_here = _settings_names(kind)
         shared = {key: value for key, value in settings.items() if key in names_here or key == "budget"}
         known |= shared.keys()
-        jobs[name] = _Job.of(kind, data, lm, {**shared, **own})
+        jobs[name] = _Job.of(kind, data, own.pop("lm", lm), {**shared, **own})
     if not jobs:
         raise UserError("methods must name at least one method")
     if unused := settings.keys() - known:
@@ -188,7 +211,13 @@ def compare(
                 where = place / name.replace("/", "-") / f"seed-{seed}"
                 config = job.write(place / "settings" / f"{name.replace('/', '-')}.yaml", place)
                 spec = RunSpec(str(where), (*job.configs, str(config)), job.options, seed, job.trains)
-                error = attempt(spec) if not spec.done else ""
+                spec.check_record()
+                try:
+                    error = attempt(spec) if not spec.done else ""
+                except SIGTERMException as stop:
+                    if stop.code == 128 + signal.SIGINT:
+                        raise KeyboardInterrupt from stop
+                    raise
                 if error:
                     errors[str(where)] = error
                 print(f"{name}, seed {seed}: {error or _summary(Run(where))}")
@@ -211,10 +240,15 @@ class PromptRun:
 
     def test(self) -> pd.DataFrame:
         """Measure the prompt on the test sets; see `metrics`."""
-        _measure(["-c", str(self.folder / names.CONFIG), *self._trained(), *self._place()])
+        place = ["--trainer.default_root_dir", str(self.folder), "--verbose", "false"]
+        with keep_lms(_lms) as kept:
+            execute(["test", "-c", str(self.folder / names.CONFIG), *self._trained(), *place])
+            kept.drop_unused()
         return self.metrics
 
-    def answer(self, questions: str | Sequence[str | Mapping[str, Any]] | pd.DataFrame) -> pd.DataFrame:
+    def answer(
+        self, questions: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]] | pd.DataFrame
+    ) -> pd.DataFrame:
         """Answer new questions with the prompt.
 
         Args:
@@ -224,16 +258,26 @@ class PromptRun:
             One row per question: ``question`` and ``answer``.
 
         Raises:
-            UserError: A field of the template is missing.
+            UserError: A field of the template is missing, or each question has its own template or classes.
         """
         import pandas as pd
 
-        given: Any = [questions] if isinstance(questions, str) else questions
+        given: Any = [questions] if isinstance(questions, str | Mapping) else questions
         given = given.to_dict("records") if isinstance(given, pd.DataFrame) else list(given)
-        fields = [dict(one) if isinstance(one, Mapping) else {"question": one} for one in given]
         with keep_lms(_lms) as kept:
             restored, data = self._restored()
-            known = data.examples("test")[0].labels
+            found = {example.labels for example in data.examples("test")}
+            if isinstance(data, Mixture) or len(found) > 1:
+                raise UserError(
+                    f"the questions of {type(data).__name__} have templates or classes of their own; use "
+                    "lightning-prompts predict"
+                )
+            (known,) = found
+            name = data.question if isinstance(data, QuestionAnswer) else "question"
+            fields = [
+                {**one, "question": one[name]} if isinstance(one, Mapping) and name in one else one for one in given
+            ]
+            fields = [one if isinstance(one, Mapping) else {"question": one} for one in fields]
             examples = [
                 data.render(SourceRow({**one, "answer": None}, f"question {number}", labels=known))
                 for number, one in enumerate(fields, start=1)
@@ -301,12 +345,14 @@ class PromptRun:
         Raises:
             UserError: The format does not support the prompt, or scores differ.
         """
-        from lightning_prompts.export import command
-
+        if format not in FORMATS:
+            raise UserError(f"unknown format {format!r}; {nearest(format, FORMATS)}")
+        if unknown := options.keys() - EXPORT_OPTIONS:
+            raise UserError(f"unknown option {min(unknown)!r}; {nearest(min(unknown), EXPORT_OPTIONS)}")
         place = Path(out) if out is not None else self.folder / "export" / format
         given = [f"--{name}" if value is True else f"--{name}={value}" for name, value in options.items() if value]
         with keep_lms(_lms) as kept:
-            command.main(
+            export_command(
                 [str(self.folder), "--format", format, "--out", str(place), "--checkpoint", self.checkpoint, *given]
             )
             kept.drop_unused()
@@ -322,6 +368,9 @@ class PromptRun:
         if place.exists():
             raise UserError(f"{place} exists; give another folder, or remove it")
         shutil.copytree(self.folder, place)
+        config = place / names.CONFIG
+        text, rows = config.read_text(encoding="utf-8"), str((self.folder / "data").absolute())
+        write_atomic(config, text.replace(rows, str((place / "data").absolute())))  # the copy has its own rows
         return PromptRun(place, self.checkpoint)
 
     def _restored(self) -> tuple[RestoredRun, TextDataModule]:
@@ -334,10 +383,11 @@ class PromptRun:
         return restored, restored.data
 
     def _trained(self) -> list[str]:
-        return ["--ckpt_path", self.checkpoint] if (self.folder / names.CHECKPOINTS).is_dir() else []
-
-    def _place(self) -> list[str]:
-        return ["--trainer.default_root_dir", str(self.folder)]
+        if (self.folder / names.CHECKPOINTS).is_dir():
+            return ["--ckpt_path", self.checkpoint]
+        if (self.folder / names.BUDGET).exists():
+            raise UserError(f"{self.folder} holds no checkpoint, as enable_checkpointing was false")
+        return []
 
     def _repr_html_(self) -> str:
         """The run as a notebook shows it."""
@@ -429,7 +479,6 @@ class _Job:
     name: str
     configs: tuple[str, ...]
     config: dict[str, Any]
-    tables: dict[str, list[dict[str, Any]]]  # rows in Python, by the split of a file
     options: dict[str, Any]
     trains: bool
 
@@ -441,16 +490,18 @@ class _Job:
             UserError: A name is unknown, or an object cannot be written as plain data.
         """
         kind, configs, config = _method(method)
-        data_config, data_files, tables = _data(data)
+        data_config, data_files = _data(data)
         options: dict[str, Any] = {}
         if lm is not None:
-            options |= {"model.lm.name": lm} if isinstance(lm, str) else {"model.lm": _without_defaults(lm)}
+            options |= {"model.lm.name": lm} if isinstance(lm, str) else {"model.lm": asdict(lm)}
         own, trainer = settings_of(kind), settings_of(L.Trainer)
         for name, value in settings.items():
             if name == "budget":
                 if not isinstance(value, Mapping):
                     raise UserError(f"budget must be a dict such as {{'tokens': 20_000}}, got {value!r}")
                 options |= {f"budget.{key}": number for key, number in value.items()}
+            elif name in own and isinstance(value, str) and value.strip() and _is_null(value):
+                raise UserError(f"{name}: {value!r} cannot be recorded, as YAML reads it as null; change the text")
             elif name in own:
                 options[f"model.{name}"] = _plain(name, value)
             elif name in trainer:
@@ -458,7 +509,7 @@ class _Job:
             else:
                 raise UserError(f"unknown setting {name!r}; {nearest(name, [*own, *trainer, 'budget'])}")
         trains = not issubclass(kind, FixedPrompt)
-        return cls(kind.__name__, (*configs, *data_files), {**config, **data_config}, tables, options, trains)
+        return cls(kind.__name__, (*configs, *data_files), {**config, **data_config}, options, trains)
 
     @property
     def words(self) -> list[str]:
@@ -466,15 +517,12 @@ class _Job:
         return words(self.options)
 
     def write(self, path: Path, folder: Path) -> Path:
-        """Write the config, and the rows of the data into a folder beside it."""
-        config = {key: dict(value) for key, value in self.config.items()}
-        for split, rows in self.tables.items():
-            file = (folder / "data" / f"{split}.jsonl").absolute()
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text("".join(json.dumps(row, default=str) + "\n" for row in rows), encoding="utf-8")
-            config["data"][SETTINGS] = {**config["data"][SETTINGS], split: str(file)}
+        """Write the config to a file, and rows in Python below a folder, each table under a name of its own."""
+        config = dict(self.config)
+        if "data" in config:
+            config["data"] = _with_files(config["data"], (folder / "data").absolute())
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(yaml.safe_dump(config), encoding="utf-8")
+        path.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
         return path
 
     @contextmanager
@@ -483,12 +531,6 @@ class _Job:
         with tempfile.TemporaryDirectory() as name:
             config = self.write(Path(name) / "settings.yaml", folder)
             yield [word for file in (*self.configs, str(config)) for word in ("-c", file)]
-
-
-def _measure(given: Sequence[str]) -> None:
-    with keep_lms(_lms) as kept:
-        execute(["test", *given, "--verbose", "false"])
-        kept.drop_unused()
 
 
 def _name(method: Method) -> str:
@@ -514,7 +556,7 @@ def _method(method: Method) -> tuple[type[PromptMethod], list[str], dict[str, An
                     f"{name}={{'class_path': 'torch.optim.SGD', 'init_args': {{'lr': 0.1}}}}"
                 )
         plain = {name: _plain(name, value) for name, value in method.hparams.items() if name in defaults}
-        return kind, [], {"model": {CLASS: f"{kind.__module__}.{kind.__qualname__}", SETTINGS: plain}}
+        return kind, [], {"model": {CLASS: _path(kind), SETTINGS: plain}}
     kinds = {kind.__name__: kind for kind in subclasses(PromptMethod)}
     if _is_file(method):
         if not Path(method).is_file():
@@ -526,47 +568,74 @@ def _method(method: Method) -> tuple[type[PromptMethod], list[str], dict[str, An
     name = METHODS.get(str(method), str(method))
     if name not in kinds:
         raise UserError(f"unknown method {str(method)!r}; {nearest(str(method), [*METHODS, *kinds])}")
-    return kinds[name], [], {"model": {CLASS: name, SETTINGS: {}}}
+    return kinds[name], [], {"model": {CLASS: _path(kinds[name]), SETTINGS: {}}}
 
 
 def _settings_names(method: Method) -> set[str]:
     """The names of settings that a method and the trainer have."""
     kind, _, _ = _method(method)
-    trainer = () if issubclass(kind, FixedPrompt) else settings_of(L.Trainer)
-    return {*settings_of(kind), *trainer}
+    return {*settings_of(kind), *settings_of(L.Trainer)}
 
 
-def _data(data: Data) -> tuple[dict[str, Any], list[str], dict[str, list[dict[str, Any]]]]:
-    """The config, the files and the rows that name the data."""
+def _data(data: Data) -> tuple[dict[str, Any], list[str]]:
+    """The config and the files that name the data."""
     if isinstance(data, str | Path):
         if _is_file(data):
-            return {}, [str(data)], {}
-        known = [kind.__name__ for kind in subclasses(TextDataModule)]
-        if data not in known:
-            raise UserError(f"unknown dataset {str(data)!r}; {nearest(str(data), known)}")
-        return {"data": {CLASS: data, SETTINGS: {}}}, [], {}
+            return {}, [str(data)]
+        kinds = {kind.__name__: kind for kind in subclasses(TextDataModule)}
+        if data not in kinds:
+            raise UserError(f"unknown dataset {str(data)!r}; {nearest(str(data), kinds)}")
+        return {"data": {CLASS: _path(kinds[str(data)]), SETTINGS: {}}}, []
     module = data if isinstance(data, TextDataModule) else QuestionAnswer.from_rows(data)
-    tables = module.tables() if isinstance(module, QuestionAnswer) else {}
-    return {"data": _data_config(module)}, [], tables
+    return {"data": _data_config(module)}, []
 
 
 def _data_config(module: TextDataModule) -> dict[str, Any]:
-    """A datamodule as plain data, without the settings that are at their default."""
-    kind = type(module)
-    known = settings_of(kind)
+    """A datamodule as plain data, with all its settings, so that none of another config remains.
+
+    Rows in Python stand under their split, for `_with_files`.
+    """
+    known = settings_of(type(module))
     given = {name: value for name, value in module.settings.items() if name in known}
-    plain = {}
-    for name, value in given.items():
-        if value is known[name].default or value == known[name].default:
-            continue
-        several = isinstance(value, list) and any(isinstance(item, TextDataModule) for item in value)
-        plain[name] = [_data_config(item) for item in value] if several else _plain(name, value)
-    return {CLASS: f"{kind.__module__}.{kind.__qualname__}", SETTINGS: plain}
+    if isinstance(module, QuestionAnswer):
+        given |= module.tables()
+    plain = {name: _members(value) if name == "members" else _plain(name, value) for name, value in given.items()}
+    return {CLASS: _path(type(module)), SETTINGS: plain}
 
 
-def _without_defaults(config: LMConfig) -> dict[str, Any]:
-    plain, defaults = asdict(config), asdict(LMConfig())
-    return {name: value for name, value in plain.items() if value != defaults[name]}
+def _members(value: Any) -> dict[str, Any]:  # noqa: ANN401 - the datasets of a mixture by name
+    return {name: _data_config(one) if isinstance(one, TextDataModule) else one for name, one in value.items()}
+
+
+def _with_files(config: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The config of data with files in place of rows in Python. The same rows have the same file, and no other rows."""
+    settings: dict[str, Any] = {}
+    for name, value in config[SETTINGS].items():
+        if name == "members":
+            settings[name] = {
+                key: _with_files(one, folder) if isinstance(one, dict) else one for key, one in value.items()
+            }
+        elif name in ROWS and isinstance(value, list):
+            text = "".join(json.dumps(row, default=str) + "\n" for row in value)
+            file = folder / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.jsonl"
+            if not file.exists():
+                write_atomic(file, text)
+            settings[name] = str(file)
+        else:
+            settings[name] = value
+    return {**config, SETTINGS: settings}
+
+
+def _is_null(text: str) -> bool:
+    """Whether the parser takes a text for no text."""
+    try:
+        return yaml.safe_load(text) is None
+    except yaml.YAMLError:
+        return False
+
+
+def _path(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _plain(name: str, value: object) -> Any:  # noqa: ANN401 - plain data of any kind
@@ -577,6 +646,12 @@ def _plain(name: str, value: object) -> Any:  # noqa: ANN401 - plain data of any
     """
     if isinstance(value, Path):
         return str(value)
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    if isinstance(value, dict):
+        return {_plain(name, key): _plain(name, item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(name, item) for item in value]
     plain = as_plain({name: value})
     if name not in plain:
         raise UserError(f"{name}: {value!r} cannot be recorded; give it as {{'class_path': ..., 'init_args': {{...}}}}")

@@ -220,8 +220,12 @@ class PromptCLI(LightningCLI):
         if config.enable_checkpointing is False:
             kwargs["enable_checkpointing"] = None  # Lightning refuses false beside checkpoint callbacks
         trainer = super().instantiate_trainer(**kwargs)
+        installed: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        # Lightning has put checkpoints behind all other callbacks.
+        first = sum(not isinstance(callback, Checkpoint) for callback in installed)
+        for callback in self.more_callbacks:
+            installed.insert(len(installed) if isinstance(callback, Checkpoint) else first, callback)
         if config.enable_checkpointing is False:
-            installed: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
             installed[:] = [callback for callback in installed if not isinstance(callback, Checkpoint)]
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
@@ -235,7 +239,6 @@ class PromptCLI(LightningCLI):
                 _check_stopping(trainer, callback)
         if config.enable_progress_bar is not False:
             use_rich_progress_bar(trainer)
-        trainer.callbacks[:0] = self.more_callbacks  # type: ignore[attr-defined]
         return trainer
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:

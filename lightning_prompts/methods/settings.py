@@ -23,7 +23,7 @@ def as_plain(settings: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in settings.items():
         try:
             plain[name] = _plain(value)
-        except TypeError:
+        except (TypeError, ValueError):  # ValueError: a class without a signature
             plain.setdefault(NOT_SAID, []).append(name)
     return plain
 

@@ -58,7 +58,7 @@ class RunFolder(SaveConfigCallback):
         folder = Path(trainer.default_root_dir)
         if trainer.is_global_zero:
             if self.config.overwrite and self.config.ckpt_path is None:
-                _clear(folder)
+                clear(folder)
             print(pl_module.describe())
             print(f"run folder: {trainer.default_root_dir}")  # its name holds the time if the user gave none
         if self.loggers is not False:
@@ -163,7 +163,7 @@ def _next_version(logs: Path) -> int:
     return max(taken, default=-1) + 1
 
 
-def _clear(folder: Path) -> None:
+def clear(folder: Path) -> None:
     """Remove the files that an earlier run wrote, and no others."""
     paths = [folder / name for name in (names.CONFIG, names.ENVIRONMENT, *names.RESULTS, *names.TRAINING)]
     for pattern in (names.BEST, names.LAST, "epoch=*-step=*.ckpt"):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L  # noqa: N812
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -15,7 +16,7 @@ from lightning.pytorch.loggers import CSVLogger
 
 import lightning_prompts as lp
 from lightning_prompts.cli import run as run_command
-from lightning_prompts.datamodules import Addition
+from lightning_prompts.datamodules import Addition, Mixture
 from lightning_prompts.lm import FrozenLM, LMConfig
 from lightning_prompts.methods import SoftPromptTuning
 from lightning_prompts.prompts.initializers import FromText
@@ -166,6 +167,84 @@ def test_classes_are_chosen(tmp_path: Path) -> None:
     assert run.prompt == "Say."
 
 
+def test_a_refused_run_leaves_the_old_one(fitted: lp.PromptRun) -> None:
+    before = {path: path.read_bytes() for path in fitted.folder.rglob("*") if path.is_file()}
+    others = lp.QuestionAnswer.from_rows([{"question": f"x{n}", "answer": "y"} for n in range(30)])
+    for method in ("soft_prompt", "static"):
+        with pytest.raises(lp.UserError, match="already holds a run"):
+            lp.fit(method, others, folder=fitted.folder, **QUICK)
+    with pytest.raises(lp.UserError, match="prompt"):
+        lp.fit("soft_prompt", others, folder=fitted.folder, overwrite=True, length=300, **QUICK)
+    after = {path: path.read_bytes() for path in fitted.folder.rglob("*") if path.is_file()}
+    assert {path: after[path] for path in before} == before
+
+
+def test_a_comparison_refuses_other_settings_and_rows(data: lp.QuestionAnswer, tmp_path: Path) -> None:
+    lp.compare(["static"], data, seeds=1, folder=tmp_path, text="a", **QUICK)
+    with pytest.raises(lp.UserError, match="holds a run that was made with other options"):
+        lp.compare(["static"], data, seeds=1, folder=tmp_path, text="b", **QUICK)
+    others = lp.QuestionAnswer.from_rows(ROWS[:50], batch_size=8)
+    with pytest.raises(lp.UserError, match="holds a run that was made with other options"):
+        lp.compare(["static"], others, seeds=1, folder=tmp_path, text="a", **QUICK)
+    with pytest.raises(lp.UserError, match="two methods have the same name"):
+        lp.compare([SoftPromptTuning(length=4), SoftPromptTuning(length=8)], data)
+
+
+def test_settings_of_every_kind_arrive(tmp_path: Path) -> None:
+    """Texts that YAML reads as something else, classes by number, NumPy, a method's own LM, other fields."""
+    rows = [{"input": f"film {n}", "output": n % 2, "question": "no"} for n in range(30)]
+    labels = {1: ["good"], 0: ["bad"]}
+    task = lp.QuestionAnswer.from_rows(
+        pd.DataFrame(rows), question="input", answer="output", labels=labels, val_size=np.int64(3)
+    )
+    methods = {text: {"method": "static", "text": text} for text in ("nulls", "yes")}
+    found = lp.compare(
+        {**methods, "own": {"method": "static", "lm": LMConfig(TINY)}}, task, seeds=1, folder=tmp_path, **QUICK
+    )
+    assert not found.errors
+    assert [run.prompt for name in methods for run in found.runs(name)] == list(methods)
+    run = found.runs("nulls")[0]
+    asked = run.answer([{"input": "film a", "question": "no"}])
+    assert asked["question"].tolist() == ["film a"]
+    assert run.answer({"input": "film a"}).equals(asked)
+    assert set(run.predictions["answer"]) == {"good", "bad"}
+
+
+class _Fixed(lp.QuestionAnswer):
+    """A subclass that sets a setting of its base class."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(template="{prompt} {question} = {answer}\n", **kwargs)
+
+
+def test_mixtures_and_subclasses(tmp_path: Path) -> None:
+    run = lp.fit("static", _Fixed.from_rows(ROWS, batch_size=8), text="a", folder=tmp_path / "a", **QUICK)
+    assert run.metrics.loc["test", "examples"] == 6
+    rows = [{"question": f"x{n}", "answer": f"y{n}"} for n in range(40)]
+    members = {"one": lp.QuestionAnswer.from_rows(ROWS), "two": lp.QuestionAnswer.from_rows(rows)}
+    both = lp.fit("static", Mixture(members), text="a", folder=tmp_path / "b", **QUICK)
+    assert {"test", "test/one", "test/two"} <= set(both.metrics.index)
+    with pytest.raises(lp.UserError, match="have templates or classes of their own"):
+        both.answer("hot")
+
+
+def test_a_saved_run_has_its_own_rows(fitted: lp.PromptRun, tmp_path: Path) -> None:
+    again = fitted.save(tmp_path / "b")
+    assert str(fitted.folder / "data") not in (again.folder / "config.yaml").read_text()
+    assert again.test().equals(fitted.metrics)
+    with pytest.raises(lp.UserError, match="unknown format 'onnx'"):
+        fitted.export("onnx")
+    with pytest.raises(lp.UserError, match=r"unknown option 'exmples'; did you mean examples\?"):
+        fitted.export("peft", exmples=2)
+
+
+def test_a_run_without_checkpoint_is_not_tested_as_trained(data: lp.QuestionAnswer, tmp_path: Path) -> None:
+    run = lp.fit("soft_prompt", data, max_steps=1, enable_checkpointing=False, logger=False, folder=tmp_path, **QUICK)
+    assert not (tmp_path / "logs").exists()
+    with pytest.raises(lp.UserError, match="holds no checkpoint"):
+        run.test()
+
+
 @pytest.mark.parametrize(
     ("call", "words"),
     [
@@ -182,6 +261,7 @@ def test_classes_are_chosen(tmp_path: Path) -> None:
             lambda data: lp.fit(SoftPromptTuning(optimizer=lambda p: torch.optim.SGD(p, lr=1.0)), data),
             "the optimizer of a method object cannot be recorded",
         ),
+        (lambda data: lp.fit("static", data, text="# x"), "text: '# x' cannot be recorded"),
         (lambda data: lp.compare(["static"], data, lenght=3), "no method has the setting 'lenght'"),
         (lambda data: lp.compare({"a": {"length": 3}}, data), "'a' has no key 'method'"),
         (lambda data: lp.load("nowhere"), "nowhere is no run folder"),
