@@ -121,7 +121,7 @@ class Training(Distributed):
         super().lr_scheduler_step(scheduler, metric)
 
     def progress(self, step: int) -> float:
-        """Return the completed share of the run at ``step``, in [0, 1]: the larger one of its steps and its budget."""
+        """Return the completed share of the run at ``step``, in [0, 1]: of its steps or budget, whichever is larger."""
         # Lightning builds the dataloader to estimate the steps, and a dataloader built before a checkpoint is restored
         # would restart its epoch. So the estimate is not read at step 0.
         steps = step / self.trainer.estimated_stepping_batches if step else 0.0
