@@ -1,4 +1,4 @@
-"""A language model with a cache in front of it: scores and greedy texts are computed once."""
+"""A language model with a cache, which computes scores and greedy texts only once."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ from lightning_prompts.types import Example
 
 
 class CachedLM:
-    """Asks a language model for scores and texts, and remembers the answers.
+    """Gets scores and texts from a language model, and caches the results.
 
     Args:
-        lm: The model, here or behind a server.
-        identity: The model's key in the cache, in this run and in those that load the cache; see
+        lm: The model, local or behind a server.
+        identity: Key of the model in the cache, in this run and in runs that load the cache; see
             `LanguageModel.identity`.
         cache: The cache; several models may share it.
-        memory_mb: Megabytes that one scoring pass may take, about.
-        calibrate: Divide class probabilities by those without a question; see `calibrated`.
-        map_across_ranks: Splits the work over processes that all ask the same; by default, this process does it all.
+        memory_mb: Approximate memory of one scoring pass, in megabytes.
+        calibrate: Whether to divide class probabilities by those without a question; see `calibrated`.
+        map_across_ranks: Splits the work between processes that all make the same calls; by default, this process does
+            all work.
     """
 
     def __init__(
@@ -51,21 +52,21 @@ class CachedLM:
         texts: Sequence[Sequence[Continuation]],
         block: int = 1,
     ) -> list[list[list[Scored]]]:
-        """Score texts after placed examples under prompts, and look up what is known.
+        """Compute or look up the scores of texts after placed examples with prompts.
 
         Args:
             examples: ``N`` placed examples.
             prompts: ``C`` prompts.
             texts: For each example, one or more texts of at least one token each.
-            block: Every ``block`` neighbouring examples share their beginning.
+            block: Number of neighbouring examples with the same beginning.
 
         Returns:
-            ``[C][N]`` lists of as many scores as the example has texts.
+            ``[C][N]`` lists with one score for each text of the example.
 
         Raises:
             UserError: See `LanguageModel.check_texts`.
         """
-        entries: list[tuple[int, tuple[Continuation, ...]]] = []  # what is asked, and remembered, as one
+        entries: list[tuple[int, tuple[Continuation, ...]]] = []  # texts that are scored and cached together
         for n, several in enumerate(texts):
             entries += [(n, tuple(several))] if self.lm.scores_together else [(n, (text,)) for text in several]
         places = [n for n, _ in entries]
@@ -83,11 +84,11 @@ class CachedLM:
         texts: Sequence[tuple[Continuation, ...]],
         block: int,
     ) -> list[list[tuple[float, ...]]]:
-        """Sums and numbers of tokens by turns, ``[C][N]``, from the cache or the LM."""
+        """Return alternating sums and token counts, ``[C][N]``, from the cache or the LM."""
         pairs = list(zip(examples, texts, strict=True))
         keys = [[self.cache.key(self.identity, example, prompt, text) for example, text in pairs] for prompt in prompts]
         known = self.cache.scores
-        # Prompts that lack the same examples make a grid.
+        # Prompts that miss the same examples form a grid.
         grids: dict[tuple[int, ...], list[int]] = {}
         asked: set[int] = set()
         for c, line in enumerate(keys):
@@ -120,7 +121,7 @@ class CachedLM:
         texts: Sequence[Sequence[Continuation]],
         block: int,
     ) -> list[list[list[Scored]]]:
-        """`LanguageModel.text_scores`; processes share the prompts, or the blocks of examples under one prompt."""
+        """Call `LanguageModel.text_scores`; processes share the prompts, or the blocks of examples if there is one."""
         self.lm.check_texts(examples, prompts, texts)
         if len(prompts) > 1:
             return self.map_across_ranks(
@@ -138,12 +139,12 @@ class CachedLM:
     def log_probs(
         self, examples: Sequence[Example], prompts: Sequence[str], texts: Sequence[Sequence[str]], block: int = 1
     ) -> Tensor:
-        """Mean log-probability per token of texts, with the white space that they start with.
+        """Compute the mean log-probability per token of texts, including their leading white space.
 
         Args:
             examples: ``N`` placed examples.
             prompts: ``C`` prompts.
-            texts: ``K`` texts of each example; one without tokens scores 0.
+            texts: ``K`` texts of each example; a text without tokens scores 0.
             block: See `scores`.
 
         Returns:
@@ -165,7 +166,7 @@ class CachedLM:
         return result
 
     def class_log_probs(self, examples: Sequence[Example], prompts: Sequence[str], block: int = 1) -> Tensor:
-        """Log-probabilities of the classes of placed examples.
+        """Compute the log-probabilities of the classes of placed examples.
 
         Args:
             examples: ``N`` placed examples with labels.
@@ -178,13 +179,13 @@ class CachedLM:
         return self._classes(examples, prompts, block, answers=False).log_probs
 
     def label_scores(self, examples: Sequence[Example], prompt: str) -> LabelScores:
-        """`lightning_prompts.lm.label_scores` of placed examples under a prompt, through the cache."""
+        """Compute `lightning_prompts.lm.label_scores` of placed examples with a prompt, through the cache."""
         scores = self._classes(examples, [prompt], 1, answers=True)
         return LabelScores(scores.log_probs[0].float(), scores.nll)
 
     def _classes(self, examples: Sequence[Example], prompts: Sequence[str], block: int, answers: bool) -> LabelScores:
         def score(part: Sequence[Example], rows: Sequence[int] | None) -> LabelSums:
-            own = block if rows is None else 1  # examples without content are each once
+            own = block if rows is None else 1  # each example without content occurs once
 
             def cached(
                 asked: Sequence[Example], lines: Sequence[str], texts: Sequence[Sequence[Continuation]]
@@ -198,7 +199,7 @@ class CachedLM:
     # --- texts ------------------------------------------------------------------------------------------------------
 
     def write(self, examples: Sequence[Example], prompt: str, max_new_tokens: int) -> list[str]:
-        """Greedy texts after placed examples with a prompt; known ones are looked up."""
+        """Generate or look up greedy texts after placed examples with a prompt."""
         keys = [self.cache.key(self.identity, example, prompt, (max_new_tokens, example.stop)) for example in examples]
         known = self.cache.texts
         missing = {key: example for key, example in zip(keys, examples, strict=True) if key not in known}
@@ -218,7 +219,7 @@ class CachedLM:
         seeds: Sequence[int],
         group: int | None = None,
     ) -> list[str]:
-        """Texts drawn at a temperature, one for each example by the example's seed; see `Sampling`."""
+        """Sample a text for each example at a temperature, with the example's seed; see `Sampling`."""
         if temperature == 0:
             return self.write(examples, prompt, max_new_tokens)
         return self._generate(examples, prompt, max_new_tokens, seeds, temperature, group)
@@ -232,7 +233,7 @@ class CachedLM:
         temperature: float,
         group: int | None = None,
     ) -> list[str]:
-        each = group or 1  # draws for one context stay together
+        each = group or 1  # samples of one context stay together
         size = max(1, self.lm.texts_at_once // each) * each
 
         def write(units: Sequence[int]) -> list[list[str]]:

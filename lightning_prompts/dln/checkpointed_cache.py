@@ -1,4 +1,4 @@
-"""Scores and greedy texts of LMs in memory, by the text that they follow; checkpoints keep them."""
+"""An in-memory cache of LM scores and greedy texts, which checkpoints save."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ ENTRIES = 50_000
 
 
 class CheckpointedCache:
-    """Remembers the latest scores and generated texts, and goes into checkpoints.
+    """Caches the latest scores and generated texts; checkpoints save them.
 
-    A key is 64 bits of a hash of everything that a result depends on: the LM's identity, so that no other LM gets the
-    results from a checkpoint, the text with its prompt, and what follows.
+    A key is a 64-bit hash of everything that a result depends on: the LM's identity, the text with its prompt, and the
+    continuation. The identity keeps other LMs from using the results in a checkpoint.
 
     Args:
-        entries: How many scores are kept, and a tenth as many texts: they are larger.
+        entries: Maximum number of scores; the limit for texts, which are larger, is a tenth of it.
     """
 
     def __init__(self, entries: int = ENTRIES) -> None:
@@ -32,7 +32,7 @@ class CheckpointedCache:
 
     @staticmethod
     def key(lm: str, example: Example, prompt: str, what: object) -> int:
-        """The key of what follows a placed example with a prompt."""
+        """Compute the key of the continuation ``what`` of a placed example with a prompt."""
         parts = (lm, example.before, example.after, example.chat, example.system, prompt, what)
         digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
         return int.from_bytes(digest, "big", signed=True)
@@ -45,7 +45,7 @@ class CheckpointedCache:
             self.texts.popitem(last=False)
 
     def state(self) -> dict[str, Any]:
-        """The content as tensors and strings, for a checkpoint."""
+        """Return the content as tensors and strings, for a checkpoint."""
         values = list(self.scores.values())
         return {
             "score_keys": torch.tensor(list(self.scores), dtype=torch.long, device="cpu"),

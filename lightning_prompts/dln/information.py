@@ -1,4 +1,4 @@
-"""How much information hidden texts carry about the answer."""
+"""The information of hidden texts about the answer."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from torch import Tensor
 def mutual_information(log_probs: Tensor) -> Tensor:
     """Estimate the mutual information of text and class from the class probabilities after each of several texts.
 
-    It is the entropy of their mean minus the mean of their entropies: 0 if every text leads to the same probabilities,
-    the logarithm of the number of classes if texts decide the class and all classes are equally frequent. It measures
-    the LM's classes, right or wrong.
+    It is the entropy of the mean probabilities minus the mean of their entropies. It is 0 if every text leads to the
+    same probabilities, and the logarithm of the number of classes if texts decide the class and all classes are equally
+    frequent. It measures the classes that the LM predicts, right or wrong.
 
     Args:
-        log_probs: Of ``Y`` classes after ``K`` texts, ``[K, Y]``; negative infinity for a class that does not exist.
+        log_probs: Log-probabilities of ``Y`` classes after ``K`` texts, ``[K, Y]``; negative infinity for a class that
+            does not exist.
 
     Returns:
         A scalar, in nats.
@@ -30,5 +31,5 @@ def mutual_information(log_probs: Tensor) -> Tensor:
 
 
 def _entropy(log_probs: Tensor) -> Tensor:
-    """``[..., Y]`` -> ``[...]``."""
+    """Compute the entropy, ``[..., Y]`` -> ``[...]``, in nats."""
     return -torch.where(torch.isinf(log_probs), 0.0, log_probs.exp() * log_probs).sum(-1)

@@ -1,4 +1,4 @@
-"""A layer: a call of an LM with a prompt, from text to text."""
+"""A layer: an LM call with a prompt, from text to text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lightning_prompts.types import Example
 
 THINK = "Let's think step by step. {answer}"
 THOUGHTS = "Your thoughts were:\n{hidden}\n\n"
-STRIPPED = "stripped"  # the field with the input without answer options, where the data has it
+STRIPPED = "stripped"  # optional field of the data: the input without answer options
 
 
 @dataclass(frozen=True)
@@ -21,16 +21,16 @@ class LanguageLayer:
     r"""The settings of a layer.
 
     Attributes:
-        prompt: The initial prompt; may be empty. ``None`` for the task's own instruction.
+        prompt: Initial prompt; may be empty. ``None`` for the task's own instruction.
         template: Text with ``{prompt}``, ``{question}`` (the input x), ``{hidden}`` (the text of the layer below),
             other fields of the data, and ``{answer}`` at the end, the text of this layer. ``None`` for the paper's: a
-            single layer uses the task's own template; of several, hidden layers are asked to reason step by step, and
-            the top layer is shown the text of the layer below and asked for the answer.
-        residual: Whether the layer sees the input beside the text of the layer below.
-        learn: Whether the prompt changes.
-        strip_options: Leave the answer options out of the input if the data has a field ``stripped`` without them;
-            ``None`` does so in the first of several layers, as the paper does.
-        max_new_tokens: Limit of a hidden text.
+            single layer uses the task's own template. With several layers, hidden layers reason step by step, and the
+            top layer reads the text of the layer below and answers.
+        residual: Whether the layer sees the input besides the text of the layer below.
+        learn: Whether to train the prompt.
+        strip_options: Use the data's field ``stripped``, the input without answer options, if there is one; ``None``
+            does so in the first of several layers, as in the paper.
+        max_new_tokens: Maximum length of a hidden text, in tokens.
         stop: Regular expression; a hidden text ends where it first matches.
         lm: The layer's own LM; ``None`` for the method's.
     """
@@ -59,15 +59,15 @@ class LanguageLayer:
 
 
 class PlacedLayer:
-    """A layer at its place in the network, which decides its template and its input.
+    """A layer at a position in the network; the position decides its default template and its input.
 
     Args:
-        settings: The layer's settings.
-        index: Its place, 0 for the layer that reads the input.
+        settings: Settings of the layer.
+        index: Position of the layer, 0 for the layer that reads the input.
         count: ``N``, the number of layers.
 
     Raises:
-        UserError: The template of the first layer asks for a hidden text, or that of a later one does not.
+        UserError: The template of the first layer has ``{hidden}``, or that of a later layer lacks it.
     """
 
     def __init__(self, settings: LanguageLayer, index: int, count: int) -> None:
@@ -90,25 +90,25 @@ class PlacedLayer:
                 )
 
     def question(self, example: Example) -> str:
-        """The input as this layer sees it."""
+        """Return the input as this layer sees it."""
         return str(example.fields.get(STRIPPED, example.question)) if self.strips else example.question
 
     def shown(self, example: Example, hidden: str) -> str:
-        """What a proposer is shown of this layer's input: as much as the layer sees."""
+        """Return the layer's input for a proposer; it contains only what the layer sees."""
         if self.first:
             return self.question(example)
         return f"{self.question(example)}\n\nThoughts: {hidden}" if self.settings.residual else f"Thoughts: {hidden}"
 
     def place(self, example: Example, hidden: str = "", hint: str = "") -> Example:
-        """The example as this layer reads it, its prompt slot open.
+        """Return the example as this layer reads it, with an open prompt slot.
 
         Args:
-            example: From the task.
-            hidden: The text of the layer below.
+            example: Example of the task.
+            hidden: Text of the layer below.
             hint: Text after the input, for draws from a posterior.
 
         Returns:
-            An example whose answer is the layer's target: the task's answer for the top layer, else unknown.
+            An example whose answer is the layer's target: the task's answer for the top layer, ``None`` for others.
         """
         if self.template is None and not hint:
             return example

@@ -7,14 +7,14 @@ from typing import Any
 
 
 class PromptMemory:
-    """Keeps the best prompts, and counts validations without a better one.
+    """Keeps the best prompts, and counts validations without an improvement.
 
     Only a strictly better accuracy counts; ties change nothing.
 
     Args:
-        size: ``M``, how many best prompts (of all layers) are remembered, sorted by accuracy.
-        tolerance: After this many validations in a row without a better accuracy (at least one), return to the best
-            prompts; -1 for never.
+        size: ``M``, number of best prompts (of all layers) to remember, sorted by accuracy.
+        tolerance: Return to the best prompts after this many validations in a row without a better accuracy (at least
+            one); -1 for never.
     """
 
     def __init__(self, size: int, tolerance: int) -> None:
@@ -26,15 +26,15 @@ class PromptMemory:
         self.entries: list[tuple[float, list[str]]] = []
 
     def update(self, prompts: Sequence[str], accuracy: float) -> list[str]:
-        """Record a validation.
+        """Record the validation accuracy of prompts.
 
         Returns:
-            The prompts to continue with: these, or the best ones.
+            The prompts to continue with: the given or the best ones.
         """
         if self.best is None or accuracy > self.best_accuracy:
             self.best, self.best_accuracy, self.patience = list(prompts), accuracy, 0
             self.entries.append((accuracy, list(prompts)))
-            self.entries.sort(key=lambda entry: -entry[0])  # stable: the earlier of equals stays ahead
+            self.entries.sort(key=lambda entry: -entry[0])  # stable: the earlier of two equals stays first
             del self.entries[self.size :]
             return list(prompts)
         self.patience += 1
@@ -44,11 +44,11 @@ class PromptMemory:
         return list(prompts)
 
     def of_layer(self, index: int) -> list[str]:
-        """The remembered prompts of one layer, the best first."""
+        """Return the remembered prompts of one layer, the best first."""
         return [prompts[index] for _, prompts in self.entries]
 
     def state(self) -> dict[str, Any]:
-        """The state for a checkpoint."""
+        """Return the state for a checkpoint."""
         return {
             "best": self.best,
             "best_accuracy": self.best_accuracy,

@@ -25,7 +25,7 @@ MESSAGES = (
 
 
 class BanditStats:
-    """Running statistics of the messages' gains; checkpoints keep them.
+    """Running statistics of the messages' gains; checkpoints save them.
 
     Args:
         count: Number of messages.
@@ -44,17 +44,17 @@ class BanditStats:
         self.squares[message] += gain * gain
 
     def mean(self, message: int) -> float:
-        """The mean gain so far; 0 before the first."""
+        """Return the mean gain of a message so far; 0 before the first."""
         return self.sums[message] / max(self.counts[message], 1)
 
     def deviation(self) -> float:
-        """Standard deviation of all gains around their message's mean; 1 while unknown."""
+        """Return the standard deviation of all gains around their message's mean; 1 while unknown."""
         total = sum(self.counts) - sum(count > 0 for count in self.counts)
         rest = sum(self.squares[m] - self.counts[m] * self.mean(m) ** 2 for m in range(len(self.counts)))
         return math.sqrt(max(rest, 0.0) / total) if total > 0 and rest > 0 else 1.0
 
     def state(self) -> dict[str, Any]:
-        """The state for a checkpoint."""
+        """Return the state for a checkpoint."""
         return {"counts": self.counts, "sums": self.sums, "squares": self.squares}
 
     def load(self, state: dict[str, Any]) -> None:
@@ -67,7 +67,7 @@ class MessageChoice(ABC):
 
     @abstractmethod
     def choose(self, stats: BanditStats, index: int, generator: torch.Generator) -> int | None:
-        """The message of proposal ``index`` of a step; ``None`` for none."""
+        """Choose the message of proposal ``index`` of a step; return ``None`` for no message."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class NoMessage(MessageChoice):
 
 @dataclass(frozen=True)
 class CycledMessages(MessageChoice):
-    """One after another, as in the paper."""
+    """All messages in turn, as in the paper."""
 
     def choose(self, stats: BanditStats, index: int, generator: torch.Generator) -> int | None:
         """See `MessageChoice`."""
@@ -90,7 +90,7 @@ class CycledMessages(MessageChoice):
 
 @dataclass(frozen=True)
 class UniformMessages(MessageChoice):
-    """Uniformly at random."""
+    """A message chosen uniformly at random."""
 
     def choose(self, stats: BanditStats, index: int, generator: torch.Generator) -> int | None:
         """See `MessageChoice`."""
@@ -99,12 +99,12 @@ class UniformMessages(MessageChoice):
 
 @dataclass(frozen=True)
 class ThompsonSampling(MessageChoice):
-    """Thompson sampling (Thompson 1933) with normal gains: the message whose drawn mean gain is largest.
+    """Thompson sampling (Thompson 1933) with normal gains: the message with the largest sampled mean gain.
 
-    Each message starts with ``prior`` gains of 0, so that draws of an untried one are widely spread.
+    Each message starts with ``prior`` gains of 0, so the sampled gains of untried messages have a large spread.
 
     Attributes:
-        prior: Number of gains of 0.
+        prior: Number of initial gains of 0.
     """
 
     prior: float = 1.0
@@ -131,7 +131,7 @@ class UpperConfidence(MessageChoice):
     """The message with the largest upper confidence bound (UCB1, Auer et al. 2002), untried ones first.
 
     Attributes:
-        width: Of the confidence interval, in standard deviations of the gains.
+        width: Width of the confidence interval, in standard deviations of the gains.
     """
 
     width: float = 1.0
@@ -141,7 +141,7 @@ class UpperConfidence(MessageChoice):
         check_finite("UpperConfidence.width", self.width)
 
     def choose(self, stats: BanditStats, index: int, generator: torch.Generator) -> int | None:
-        """See `MessageChoice`; gains come after the step, so the first proposals of a step take the untried in turn."""
+        """See `MessageChoice`; gains are known only after a step, so its proposals use the untried messages in turn."""
         tried = sum(stats.counts)
         bounds = [
             stats.mean(m) + self.width * stats.deviation() * math.sqrt(2 * math.log(tried) / count)

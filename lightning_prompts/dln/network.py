@@ -20,8 +20,8 @@ class Answer:
     """An answer of the network.
 
     Attributes:
-        text: The class's name, or the generated text.
-        right: Whether it is the reference's.
+        text: Name of the class, or the generated text.
+        right: Whether the answer agrees with the reference.
     """
 
     text: str
@@ -32,9 +32,9 @@ class LanguageNetwork:
     """``N`` layers; the first reads the input, the top one writes the answer.
 
     Args:
-        layers: In order.
-        lms: The LM of each layer; the same object for layers that share one.
-        max_new_tokens: Limit of an answer in free text.
+        layers: The layers, in order.
+        lms: The LM of each layer; layers may share one object.
+        max_new_tokens: Maximum length of a free-text answer, in tokens.
     """
 
     def __init__(self, layers: Sequence[PlacedLayer], lms: Sequence[CachedLM], max_new_tokens: int) -> None:
@@ -48,7 +48,7 @@ class LanguageNetwork:
         return self.layers[-1]
 
     def sample_hidden(self, examples: Sequence[Example], prompts: Sequence[str]) -> list[list[str]]:
-        """The hidden texts of all layers but the top one, ``[N - 1][B]``, at temperature 0."""
+        """Generate the hidden texts of all layers but the top one, ``[N - 1][B]``, at temperature 0."""
         hidden: list[list[str]] = []
         below = [""] * len(examples)
         for layer, lm, prompt in zip(self.layers[:-1], self.lms, prompts, strict=False):
@@ -65,7 +65,7 @@ class LanguageNetwork:
     def answer(
         self, examples: Sequence[Example], hidden: Sequence[Sequence[str]], prompts: Sequence[str]
     ) -> list[Answer]:
-        """The answers: the likeliest class, or a text generated at temperature 0 if there are no classes."""
+        """Return the answers: the likeliest class, or a text generated at temperature 0 if there are no classes."""
         placed = self.place_top(examples, hidden)
         labelled, free = split_by_labels(examples)
         answers: dict[int, Answer] = {}
@@ -82,18 +82,18 @@ class LanguageNetwork:
     def answer_log_probs(
         self, placed: Sequence[Example], prompts: Sequence[str], block: int = 1
     ) -> tuple[Tensor, Tensor | None]:
-        """Log-probabilities of the reference answers under the top layer: of the class, or per token of free text.
+        """Compute the top layer's log-probabilities of the reference answers: of a class, or per token of free text.
 
         Args:
             placed: ``B`` examples as the top layer reads them.
-            prompts: ``C`` candidates for its prompt.
-            block: Every ``block`` neighbouring examples have the same input.
+            prompts: ``C`` candidates for the layer's prompt.
+            block: Number of neighbouring examples with the same input.
 
         Returns:
             ``[C, B]``, and the log-probabilities of all classes ``[C, B, Y]`` if all examples have classes.
         """
         lm = self.lms[-1]
-        labelled, free = split_by_labels(placed)  # a block is of one kind, so blocks stay whole
+        labelled, free = split_by_labels(placed)  # all examples of a block are of one kind, so blocks stay whole
         result = torch.empty(len(prompts), len(placed), dtype=torch.double, device="cpu")
         classes = None
         if labelled:
@@ -113,7 +113,7 @@ class LanguageNetwork:
         texts: Sequence[Sequence[str]],
         block: int = 1,
     ) -> Tensor:
-        """Mean token log-probabilities of texts ``[B][K]`` that hidden layer ``index`` might write, ``[C, B, K]``."""
+        """Compute mean log-probabilities per token ``[C, B, K]`` of texts ``[B][K]`` under hidden layer ``index``."""
         spaced = [
             [f"{self._space(example)}{text}" if text else "" for text in several]
             for example, several in zip(placed, texts, strict=True)
@@ -122,10 +122,10 @@ class LanguageNetwork:
 
     @staticmethod
     def _space(example: Example) -> str:
-        """The space ahead of a written text, which follows a word; in a chat it starts a turn."""
+        """Return the space before a text, which follows a word; in a chat, the text starts a turn without it."""
         return "" if example.chat else " "
 
     @property
     def calls(self) -> int:
-        """How many texts the LMs have scored or written."""
+        """Number of texts that the LMs have scored or written."""
         return sum(lm.calls for lm in {id(lm): lm for lm in self.lms}.values())

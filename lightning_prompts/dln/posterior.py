@@ -1,4 +1,4 @@
-"""Hidden texts that might explain an answer: draws from an approximate posterior (section 4.2 of the paper)."""
+"""Draws of hidden texts that explain an answer, from an approximate posterior (section 4.2 of the paper)."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from lightning_prompts.types import Example
 
 @dataclass(frozen=True)
 class LatentSample:
-    """The context of a latent sample: what a draw of a hidden text may depend on.
+    """The context of a latent sample: the inputs of a draw of a hidden text.
 
     Attributes:
-        example: The task's example.
-        below: The text of the layer below.
+        example: Example of the task.
+        below: Text of the layer below.
         draft: The layer's own text in the forward pass.
         target: The text that should follow: the answer, or the best draw of the layer above.
         right: Whether the network's answer was right.
-        next_prompt: The prompt of the layer above.
+        next_prompt: Prompt of the layer above.
     """
 
     example: Example
@@ -41,12 +41,12 @@ class PosteriorTemplate(ABC):
 
     @abstractmethod
     def place(self, layer: PlacedLayer, prompt: str, sample: LatentSample) -> tuple[Example, str]:
-        """The example to ask about, with an open prompt slot, and the prompt that fills it."""
+        """Return the example for the LM, with an open prompt slot, and the prompt that fills it."""
 
 
 @dataclass(frozen=True)
 class PriorTemplate(PosteriorTemplate):
-    """The layer as it is; it does not see the target."""
+    """The unchanged layer; it does not see the target."""
 
     def place(self, layer: PlacedLayer, prompt: str, sample: LatentSample) -> tuple[Example, str]:
         """See `PosteriorTemplate`."""
@@ -76,7 +76,7 @@ class GivenAnswer(PosteriorTemplate):
 
 @dataclass(frozen=True)
 class EditThought(PosteriorTemplate):
-    """B_h: the LM sees draft and target, and refines a draft that led to a right answer or fixes another.
+    """B_h: the LM sees the draft and the target. It refines drafts that led to right answers, and fixes the others.
 
     Attributes:
         refine: The message for drafts with a right answer.
@@ -102,9 +102,9 @@ class Posterior:
     """How hidden texts are drawn and weighed.
 
     Attributes:
-        samples: ``K``, draws for each example.
-        temperature: Of the draws; 0 for the likeliest text alone.
-        templates: Draw ``k`` uses template ``k`` modulo their number; ``None`` for `GivenAnswer` alone.
+        samples: ``K``, number of draws for each example.
+        temperature: Sampling temperature of the draws; 0 for greedy texts.
+        templates: Templates that the draws use in turn; ``None`` for `GivenAnswer` alone.
         sharpening: How draws are weighed.
     """
 
@@ -129,7 +129,7 @@ class Posterior:
         samples: Sequence[LatentSample],
         generator: torch.Generator,
     ) -> list[list[str]]:
-        """Draws ``[B][K]``; some may be empty."""
+        """Draw hidden texts ``[B][K]``; some may be empty."""
         seeds = torch.randint(2**62, (len(samples), self.samples), generator=generator, device="cpu").tolist()
         drawn = [[""] * self.samples for _ in samples]
         templates = [GivenAnswer()] if self.templates is None else self.templates

@@ -1,4 +1,4 @@
-"""Sources of new prompts (B_pi of the paper): an LM writes them, examples are added, or rules rewrite them."""
+"""Sources of new prompts (B_pi of the paper): an LM, added examples, or rewriting rules."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Case:
     """An example of the batch with a layer's output.
 
     Attributes:
-        input: The layer's input.
-        output: Its output.
-        target: Its target.
+        input: Input of the layer.
+        output: Output of the layer.
+        target: Target of the layer.
         right: Whether the network's answer was right.
     """
 
@@ -39,8 +39,8 @@ class Proposal:
 
     Attributes:
         text: The prompt.
-        parent: The prompt that it was made from.
-        kind: Name of the class that made it.
+        parent: The prompt that the proposal changes.
+        kind: Name of the class that created it.
         message: Index of the message to the proposer, if any.
     """
 
@@ -55,7 +55,7 @@ class Request:
     """A request for proposals for a layer.
 
     Attributes:
-        parents: The current prompt, then those of the memory.
+        parents: The current prompt, then the prompts of the memory.
         cases: The batch.
         options: The names of the classes, if all examples have the same ones and the layer answers; else empty.
         stats: Statistics of the messages so far.
@@ -71,12 +71,12 @@ class Request:
     proposer: CachedLM
 
     def shuffled(self) -> list[Case]:
-        """The batch in a new random order."""
+        """Return the batch in a new random order."""
         order = torch.randperm(len(self.cases), generator=self.generator, device="cpu")
         return [self.cases[index] for index in order.tolist()]
 
     def seed(self) -> int:
-        """A new random seed."""
+        """Return a new random seed."""
         return int(torch.randint(2**62, (1,), generator=self.generator, device="cpu"))
 
 
@@ -89,7 +89,7 @@ class Proposals(ABC):
 
 
 def distinct(proposals: Sequence[Proposal], known: Sequence[str]) -> list[Proposal]:
-    """Remove empty proposals, known ones, and all but the first of equals."""
+    """Remove empty proposals, known ones, and duplicates after the first."""
     seen = {" ".join(text.split()) for text in known}
     kept = []
     for proposal in proposals:
@@ -130,17 +130,17 @@ def _check_written(source: Proposals, count: int, max_new_tokens: int, temperatu
 
 @dataclass(frozen=True)
 class LanguageModelProposals(Proposals):
-    """An LM in the role of a teacher rewrites an instruction; it sees correct answers and errors.
+    """An LM rewrites an instruction in the role of a teacher; it sees correct answers and errors.
 
     Attributes:
         count: Number of proposals.
         temperature: Sampling temperature.
-        max_new_tokens: Limit of an instruction.
-        held_out: Each proposal sees a random half of the batch, while the whole batch scores it.
-        shown: Limit of examples in a question; fewer if the context window is too small.
+        max_new_tokens: Maximum length of an instruction, in tokens.
+        held_out: Show each proposal only a random half of the batch, and score it on the whole batch.
+        shown: Maximum number of examples in a question; fewer if the context window is too small.
         stop: Regular expression; an instruction ends where it first matches. A newline stops small LMs from continuing
             the pattern of the examples.
-        messages: How messages are chosen.
+        messages: Rule that chooses the messages.
     """
 
     count: int = 19
@@ -164,7 +164,7 @@ class LanguageModelProposals(Proposals):
             ) from error
 
     def propose(self, request: Request) -> list[Proposal]:
-        """See `Proposals`: proposal ``j`` rewrites parent ``j`` modulo their number, with the batch in a new order."""
+        """See `Proposals`; the proposals rewrite the parents in turn, each with the batch in a new order."""
         asked: list[Example] = []
         made: list[tuple[str, int | None]] = []
         for index in range(self.count):
@@ -199,15 +199,15 @@ class LanguageModelProposals(Proposals):
 def fitted(
     proposer: CachedLM, cases: Sequence[Case], room: int, stop: str, write: Callable[[Sequence[Case]], str]
 ) -> Example:
-    """Build a question to a proposer, with as many cases as its context window takes.
+    """Build a question to a proposer, with as many cases as fit its context window.
 
     Args:
         proposer: The LM.
-        cases: The cases to show, the most important first. If not all fit, cases that would not fit alone are left out
-            first, so that one long example does not displace the others; then those at the end.
+        cases: The cases to show, the most important first. If not all fit, cases that do not fit alone are dropped
+            first, so one long example does not displace the others; then cases at the end are dropped.
         room: Number of tokens that the proposer may write.
         stop: See `Example`.
-        write: Writes the question with some cases.
+        write: Function that writes the question with some cases.
 
     Raises:
         UserError: The question does not fit even without cases.
@@ -230,7 +230,7 @@ def fitted(
 
 
 def _question(proposer: CachedLM, text: str, stop: str) -> Example:
-    """A question, as a chat if the proposer takes chats."""
+    """Return a question, as a chat if the proposer supports chats."""
     return Example(before=text, after="", answer=None, stop=stop, chat=proposer.lm.chats, source="proposal")
 
 
@@ -246,7 +246,7 @@ class Paraphrases(Proposals):
     Attributes:
         count: Number of proposals.
         temperature: Sampling temperature.
-        max_new_tokens: Limit of an instruction.
+        max_new_tokens: Maximum length of an instruction, in tokens.
     """
 
     count: int = 8
@@ -276,9 +276,9 @@ class InducedInstructions(Proposals):
 
     Attributes:
         count: Number of proposals.
-        shown: Examples in each question; fewer if the context window is too small.
+        shown: Number of examples in each question; fewer if the context window is too small.
         temperature: Sampling temperature.
-        max_new_tokens: Limit of an instruction.
+        max_new_tokens: Maximum length of an instruction, in tokens.
     """
 
     count: int = 15
@@ -316,11 +316,11 @@ class InducedInstructions(Proposals):
 
 @dataclass(frozen=True)
 class MinedExamples(Proposals):
-    """Adds worked examples of the batch to an instruction, in place of those that an earlier step has added.
+    """Adds worked examples of the batch to an instruction; they replace those of an earlier step.
 
     Attributes:
         count: Number of proposals.
-        shots: Limit of examples in each, at least 1.
+        shots: Maximum number of examples in each, at least 1.
         errors_first: Take examples with wrong answers first.
     """
 
@@ -378,7 +378,7 @@ class RuleRewrites(Proposals):
             raise UserError(f"RuleRewrites.count must be at least 1, got {self.count}")
 
     def propose(self, request: Request) -> list[Proposal]:
-        """See `Proposals`: a random choice among the rewrites of all parents by all rules."""
+        """See `Proposals`; return a random choice of the rewrites of all parents by all rules."""
         known = set(request.parents)
         made = [
             Proposal(text, parent, type(self).__name__)
@@ -390,7 +390,7 @@ class RuleRewrites(Proposals):
         return [made[index] for index in order[: self.count]]
 
     def rewrites(self, prompt: str, options: Sequence[str]) -> list[str]:
-        """All rewrites of a prompt."""
+        """Return all rewrites of a prompt."""
         body, heading, examples = prompt.partition(MinedExamples.HEADING)
         sentences = re.split(r"(?<=[.!?:])\s+", body.strip())
         texts = [f"{body} {sentence}".strip() for sentence in self.ADDED if sentence not in body]

@@ -7,12 +7,12 @@ from torch import Tensor
 
 
 def expected_log_probs(log_probs: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
-    """The batch mean of ``sum_jk v_j w_k log p(target_k | input_j, candidate)``: the candidate's part of the ELBO.
+    """Compute a candidate's part of the ELBO: the mean of ``sum_jk v_j w_k log p(target_k | input_j, candidate)``.
 
     Args:
-        log_probs: ``[C, B, J, K]``.
+        log_probs: Log-probabilities of the targets, ``[C, B, J, K]``.
         inputs: Weights ``v`` of the texts that the layer reads, ``[B, J]``.
-        targets: Weights ``w`` of the texts that it should write, ``[B, K]``.
+        targets: Weights ``w`` of the texts that the layer should write, ``[B, K]``.
 
     Returns:
         ``[C]`` in nats.
@@ -21,10 +21,11 @@ def expected_log_probs(log_probs: Tensor, inputs: Tensor, targets: Tensor) -> Te
 
 
 def divergence(log_probs: Tensor, inputs: Tensor) -> Tensor:
-    """How far each candidate moves the class probabilities: the batch mean of KL(current || candidate).
+    """Compute how far each candidate moves the class probabilities: the batch mean of KL(current || candidate).
 
     Args:
-        log_probs: Of the classes, ``[C, B, J, Y]``, the current prompt first; negative infinity beyond the last class.
+        log_probs: Log-probabilities of the classes, ``[C, B, J, Y]``, the current prompt first; negative infinity
+            beyond the last class.
         inputs: Weights of the texts that the layer reads, ``[B, J]``.
 
     Returns:
@@ -36,7 +37,7 @@ def divergence(log_probs: Tensor, inputs: Tensor) -> Tensor:
 
 
 def best(rewards: Tensor) -> int:
-    """The index of the largest reward ``[C]``; the current prompt, which is the first, wins every tie.
+    """Return the index of the largest reward ``[C]``; the current prompt, which is the first, wins ties.
 
     NaN never wins.
     """

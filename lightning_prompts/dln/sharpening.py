@@ -1,4 +1,4 @@
-"""Weights of the draws from a posterior (section 4.2 of the paper, and its ablations)."""
+"""Weights of the draws from a posterior (section 4.2 of the paper and its ablations)."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from lightning_prompts.errors import check_finite
 
 
 class Sharpening(ABC):
-    """From log-probabilities to weights."""
+    """Maps log-probabilities to weights."""
 
     @property
     def uses_prior(self) -> bool:
-        """Whether the draws' own log-probabilities count; a server may not give them."""
+        """Whether the draws' own log-probabilities count; a server may not return them."""
         return True
 
     @abstractmethod
     def score(self, answer: Tensor, prior: Tensor) -> Tensor:
-        """Unnormalised log-weights ``[B, K]``.
+        """Compute unnormalised log-weights ``[B, K]``.
 
         Args:
-            answer: Log-probability of the target after each draw per token, ``[B, K]``.
-            prior: Log-probability of each draw per token, ``[B, K]``.
+            answer: Log-probability per token of the target after each draw, ``[B, K]``.
+            prior: Log-probability per token of each draw, ``[B, K]``.
         """
 
     def __call__(self, answer: Tensor, prior: Tensor, there: Tensor) -> Tensor:
-        """Weights ``[B, K]`` that sum to 1 over the draws that are ``there``, ``[B, K]`` bool; 0 if none is."""
+        """Compute weights ``[B, K]`` that sum to 1 over the draws in the mask ``there`` ``[B, K]``; 0 without any."""
         scores = self.score(answer, prior).masked_fill(~there, float("-inf"))
         return torch.softmax(scores, -1).nan_to_num(0.0)
 
@@ -39,8 +39,8 @@ class SoftmaxSharpening(Sharpening):
     """The softmax of ``alpha * (log p(target | draw) + log p(draw))``.
 
     Attributes:
-        alpha: Larger values favour the best draws; 0 weighs all alike.
-        prior: Whether the second term counts.
+        alpha: Larger values favour the best draws; 0 gives all the same weight.
+        prior: Whether to include the second term, ``log p(draw)``.
     """
 
     alpha: float = 1.0
@@ -62,7 +62,7 @@ class SoftmaxSharpening(Sharpening):
 
 @dataclass(frozen=True)
 class UniformWeights(Sharpening):
-    """No sharpening: all draws weigh the same."""
+    """No sharpening: all draws have the same weight."""
 
     @property
     def uses_prior(self) -> bool:
@@ -76,7 +76,7 @@ class UniformWeights(Sharpening):
 
 @dataclass(frozen=True)
 class ArgMaxWeights(Sharpening):
-    """Only the best draw, the first of equals.
+    """Only the best draw; ties go to the first.
 
     Attributes:
         prior: Whether the draws' own log-probabilities count.

@@ -1,8 +1,9 @@
 """One step of a Deep Language Network: from a batch to the prompts of the next step (algorithms 1 and 2 of the paper).
 
-With one layer it is DLN-1: propose, score, take the best. With more, hidden texts are latent variables. Each hidden
-layer draws them from a posterior, beginning with the top one. Weighed, they are targets of their layer and inputs of
-the layer above. The paper has two layers; with more, the best draw of a layer is the target of the layer below.
+One layer is DLN-1: propose prompts, score them, and take the best. With more layers, hidden texts are latent variables.
+Each hidden layer draws them from a posterior, from the top one down. The weighted draws are targets of their layer and
+inputs of the layer above. The paper has two layers; with more, the best draw of a layer is the target of the layer
+below.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class StepSettings:
         proposals: Sources of candidates.
         posterior: How hidden texts are drawn; unused for one layer.
         trust: Weight of the divergence from the current prompt's class probabilities.
-        max_prompt_tokens: Longer proposals are dropped.
+        max_prompt_tokens: Maximum length of a proposal, in tokens; longer ones are dropped.
     """
 
     proposals: Sequence[Proposals]
@@ -49,8 +50,8 @@ class Candidate:
 
     Attributes:
         proposal: The prompt and its origin.
-        reward: Its reward on the batch.
-        chosen: Whether it is the next step's prompt.
+        reward: Reward on the batch.
+        chosen: Whether the next step uses the prompt.
     """
 
     proposal: Proposal
@@ -65,8 +66,8 @@ class StepResult:
     Attributes:
         prompts: Prompts of the next step.
         answers: Answers of the forward pass.
-        candidates: By layer; none for a layer that does not learn or has no proposals.
-        rewards: By layer: the rewards of the current prompt and of the chosen one.
+        candidates: Candidates by layer; none for a layer that does not learn or has no proposals.
+        rewards: Rewards of the current and the chosen prompt, by layer.
         empty: Layers whose proposals were all filtered out.
     """
 
@@ -82,7 +83,7 @@ class StepResult:
         return sum(answer.right for answer in self.answers) / len(self.answers)
 
     def rows(self) -> list[dict[str, Any]]:
-        """The candidates as rows of a table."""
+        """Return the candidates as rows of a table."""
         return [
             {
                 "layer": layer,
@@ -105,7 +106,7 @@ class Forward:
         examples: The batch, ``B`` examples.
         prompts: Prompts of the layers.
         hidden: Texts of all layers but the top one, ``[N - 1][B]``.
-        answers: ``[B]``.
+        answers: Answers of the network, ``[B]``.
     """
 
     examples: list[Example]
@@ -115,11 +116,11 @@ class Forward:
 
     @property
     def wrong(self) -> list[int]:
-        """The places of examples with a wrong answer."""
+        """Indices of examples with a wrong answer."""
         return [b for b, answer in enumerate(self.answers) if not answer.right]
 
     def below(self, index: int) -> list[str]:
-        """The texts that layer ``index`` read beside the input, ``[B]``."""
+        """Return the texts that layer ``index`` read besides the input, ``[B]``."""
         return self.hidden[index - 1] if index else [""] * len(self.examples)
 
 
@@ -128,8 +129,8 @@ class Draws:
     """Hidden texts of a layer and their weights.
 
     Attributes:
-        texts: ``[B][K]``.
-        weights: ``[B, K]``.
+        texts: The texts, ``[B][K]``.
+        weights: Their weights, ``[B, K]``.
     """
 
     texts: list[list[str]]
@@ -137,7 +138,7 @@ class Draws:
 
     @property
     def best(self) -> list[str]:
-        """The texts with the largest weight, the first of equals, ``[B]``."""
+        """The texts with the largest weight, ``[B]``; ties go to the first."""
         return [several[k] for several, k in zip(self.texts, self.weights.argmax(-1).tolist(), strict=True)]
 
 
@@ -167,15 +168,15 @@ class Stepper:
 
         Args:
             examples: The batch, ``B`` examples with references.
-            prompts: Prompts of the layers. They give the weights of draws, and are replaced together.
-            memory: Prompts that are rewritten beside the current ones, and are candidates themselves.
-            stats: Statistics of the messages, by layer; updated.
+            prompts: Prompts of the layers. They decide the weights of draws, and are all replaced at once.
+            memory: Prompts to rewrite besides the current ones; they are also candidates.
+            stats: Statistics of the messages, by layer; updated in place.
             error_weight: ``lambda_t`` of this step: the penalty for the likelihood of hidden texts that led to errors.
             generator: Source of all random numbers.
 
         Returns:
-            The result. A network of several layers keeps its prompts if every answer is right. A single layer looks for
-            likelier answers all the same, as DLN-1 does in the paper.
+            The result. A network of several layers keeps its prompts if every answer is right. A single layer still
+            searches for likelier answers, like DLN-1 in the paper.
         """
         seen = self.forward(examples, prompts)
         new = list(prompts)
@@ -207,7 +208,7 @@ class Stepper:
             by_text = {proposal.text: value for proposal, value in zip(proposals, values, strict=True)}
             for proposal, value in zip(proposals, values, strict=True):
                 gain = value - by_text[proposal.parent]
-                if proposal.message is not None and math.isfinite(gain):  # NaN would stay in the means
+                if proposal.message is not None and math.isfinite(gain):  # one NaN would make the mean NaN for good
                     stats[index].update(proposal.message, gain)
         return result
 
@@ -220,7 +221,7 @@ class Stepper:
     # --- latent texts -----------------------------------------------------------------------------------------------
 
     def posterior(self, seen: Forward, generator: torch.Generator) -> list[Draws]:
-        """Draw hidden texts of every hidden layer, from the top one down; the list starts with the first layer."""
+        """Draw the texts of every hidden layer, from the top one down; the result starts with the first layer."""
         draws: list[Draws] = []
         examples, prompts = seen.examples, seen.prompts
         targets = [example.target for example in examples]
@@ -250,7 +251,7 @@ class Stepper:
     # --- candidates and their rewards ---------------------------------------------------------------------------------
 
     def cases(self, index: int, seen: Forward, draws: Sequence[Draws]) -> list[Case]:
-        """Inputs, outputs and targets of a layer: the reference answers, or the best draws for a hidden layer."""
+        """Return a layer's inputs, outputs and targets: reference answers, or the best draws for a hidden layer."""
         layer = self.network.layers[index]
         outputs = [answer.text for answer in seen.answers] if layer.top else seen.hidden[index]
         targets = [example.target for example in seen.examples] if layer.top else draws[index].best
@@ -267,7 +268,7 @@ class Stepper:
         return [verbalisers[0] for verbalisers in same.pop()]
 
     def candidates(self, index: int, request: Request) -> tuple[list[Proposal], list[Proposal]]:
-        """The current prompt with those of the memory, and the proposals that are new, not empty and not too long."""
+        """Return the current and remembered prompts, and the proposals that are new, not empty and not too long."""
         lm = self.network.lms[index].lm
         known = [Proposal(text, text, "memory" if c else "current") for c, text in enumerate(request.parents)]
         made = [proposal for source in self.settings.proposals for proposal in source.propose(request)]
@@ -281,7 +282,7 @@ class Stepper:
     def rewards(
         self, index: int, prompts: Sequence[str], seen: Forward, draws: Sequence[Draws], error_weight: float
     ) -> Tensor:
-        """Rewards ``[C]`` of candidates for a layer's prompt, the current one first."""
+        """Compute the rewards ``[C]`` of candidates for a layer's prompt, the current prompt first."""
         top = self.network.layers[index].top
         one = torch.ones(len(seen.examples), 1, dtype=torch.double, device="cpu")
         read = draws[index - 1] if index else Draws([[""] for _ in seen.examples], one)
@@ -308,10 +309,10 @@ class Stepper:
         read: Draws,
         texts: Sequence[Sequence[str]] | None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Log-probabilities of texts ``[B][K]`` (``None`` for the answers) under a layer that reads ``[B][J]``.
+        """Compute log-probabilities of texts ``[B][K]`` (``None`` for answers) under a layer that reads ``[B][J]``.
 
         Returns:
-            ``[C, B, J, K]``, and log-probabilities of the top layer's classes, if any, ``[C, B, J, Y]``.
+            ``[C, B, J, K]``, and the log-probabilities of the top layer's classes, ``[C, B, J, Y]``, if there are any.
         """
         layer, count = self.network.layers[index], len(read.texts[0])
         placed = [

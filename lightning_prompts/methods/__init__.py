@@ -1,4 +1,4 @@
-"""One thin LightningModule per method; each file opens with its paper and its triple."""
+"""One thin LightningModule per method; each file starts with its paper, prompt, estimator and objective."""
 
 from lightning_prompts.methods.ape import Ape
 from lightning_prompts.methods.base import PromptMethod

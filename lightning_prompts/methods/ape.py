@@ -1,4 +1,4 @@
-"""Automatic Prompt Engineer (Zhou et al. 2023, arXiv 2211.01910): propose instructions, keep the best.
+"""Automatic Prompt Engineer (Zhou et al. 2023, arXiv 2211.01910): propose instructions and keep the best.
 
 Prompt: text. Estimator: proposals by an LM. Objective: accuracy on validation.
 """
@@ -20,21 +20,21 @@ SURVIVORS = "survivors"
 
 
 class Ape(TextPromptMethod):
-    """Has an LM guess the instruction from examples, and keeps what is best on validation.
+    """Asks an LM to guess the instruction from examples, and keeps the best instruction on validation.
 
-    The first training step proposes from its batch; each further one proposes variations of the ``survivors`` best
-    prompts (iterative APE). ``max_steps: 1`` is APE without resampling. The initial prompt is a candidate as well.
+    The first training step proposes prompts from its batch. Each later step proposes variations of the ``survivors``
+    best prompts (iterative APE). ``max_steps: 1`` is APE without resampling. The initial prompt is also a candidate.
 
     Args:
         text: The initial prompt; ``None`` for the task's own instruction.
-        induced: How to guess instructions.
-        paraphrases: How to vary them.
-        survivors: How many of the best prompts to vary.
-        max_prompt_tokens: Longer proposals are dropped.
+        induced: Settings for guessing instructions.
+        paraphrases: Settings for varying instructions.
+        survivors: Number of best prompts to vary.
+        max_prompt_tokens: Maximum length of a proposal, in tokens; longer ones are dropped.
         proposer: The LM that writes proposals; ``None`` for the method's own.
-        memory_mb: Megabytes that one scoring pass may take, about; on a GPU give it more.
+        memory_mb: Approximate memory of one scoring pass, in megabytes; increase it on a GPU.
         lm: The frozen language model.
-        max_new_tokens: Limit of an answer in free text.
+        max_new_tokens: Maximum length of a free-text answer, in tokens.
     """
 
     estimator_name = "proposals by an LM"
@@ -63,7 +63,7 @@ class Ape(TextPromptMethod):
         """See `TextPromptMethod`.
 
         Raises:
-            UserError: There is no validation.
+            UserError: The run has no validation.
         """
         super().setup(stage)
         if stage == "fit" and not self.validation_batches():
@@ -73,7 +73,7 @@ class Ape(TextPromptMethod):
             )
 
     def improve(self, examples: Sequence[Example]) -> list[dict[str, Any]]:
-        """Propose, score on validation, and keep the best; the current prompt wins every tie."""
+        """Propose prompts, score them on validation, and keep the best; the current prompt wins ties."""
         cases = [Case(example.question, "", example.target, True) for example in examples]
         parents = self.survivors or self.prompts
         request = Request(parents, cases, [], BanditStats(), self.step_generator(), self.proposer)
@@ -105,7 +105,7 @@ class Ape(TextPromptMethod):
         ]
 
     def accuracy(self, prompts: Sequence[str]) -> float:
-        """Share of right answers on the validation split."""
+        """Compute the share of right answers on the validation split."""
         answers = [
             answer
             for batch in self.validation_batches()
@@ -114,11 +114,11 @@ class Ape(TextPromptMethod):
         return sum(answer.right for answer in answers) / len(answers)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the prompts that the next step varies."""
+        """Add the survivors, which the next step varies."""
         super().on_save_checkpoint(checkpoint)
         checkpoint[SURVIVORS] = list(self.survivors)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore them."""
+        """Restore the survivors."""
         super().on_load_checkpoint(checkpoint)
         self.survivors = list(checkpoint[SURVIVORS])

@@ -1,4 +1,4 @@
-"""What every method shares. A method adds its prompt."""
+"""The base class of all methods."""
 
 from __future__ import annotations
 
@@ -33,22 +33,22 @@ from lightning_prompts.types import Example
 class PromptMethod(Training, Checkpointing, Evaluation):
     """A way to find a prompt for a frozen language model.
 
-    A subclass says in three words what it is (`prompt_kind`, `estimator_name`, and its objective), builds its prompt in
-    `build_prompt`, and gives it in `current_prompt`.
+    A subclass names its prompt (`prompt_kind`), its estimator (`estimator_name`) and its objective (`objective_name`),
+    builds the prompt in `build_prompt`, and returns it from `current_prompt`.
 
     Args:
         lm: The frozen language model.
-        max_new_tokens: How long a generated answer may get.
-        optimizer: Makes the optimiser of the prompt's parameters; ``None`` where nothing is trained by gradient.
-        scheduler: Makes a learning-rate scheduler that steps every training step; ``None`` for a linear decay to zero
-            over the whole run.
+        max_new_tokens: Maximum length of a generated answer, in tokens.
+        optimizer: Optimiser of the prompt's parameters; ``None`` for methods that train nothing by gradient.
+        scheduler: Learning-rate scheduler, stepped every training step; ``None`` for a linear decay to zero over the
+            whole run.
     """
 
     prompt_kind: ClassVar[str]
     estimator_name: ClassVar[str]
     gradient_through_lm: ClassVar[bool] = True  # the loss is computed from the LM's output
-    takes_server: ClassVar[bool] = False  # it needs texts of the LM alone, which may be behind a server then
-    trains_lm: ClassVar[bool] = False  # and no prompt
+    takes_server: ClassVar[bool] = False  # the method needs only texts of the LM, so the LM may be behind a server
+    trains_lm: ClassVar[bool] = False  # the method trains weights instead of a prompt
     monitor: ClassVar[Monitor] = Monitor("val/nll", "min")
 
     def __init__(
@@ -58,9 +58,9 @@ class PromptMethod(Training, Checkpointing, Evaluation):
         optimizer: OptimizerCallable | None = None,
         scheduler: LRSchedulerCallable | None = None,
     ) -> None:
-        """Keep the settings; weights are loaded in `configure_model`, so that configs parse without them."""
+        """Keep the settings; `configure_model` loads the weights, so configs parse without them."""
         super().__init__(optimizer, scheduler)
-        self.save_hyperparameters(ignore=["optimizer", "scheduler"], logger=False)  # those of the subclass
+        self.save_hyperparameters(ignore=["optimizer", "scheduler"], logger=False)  # the subclass's settings
         if max_new_tokens < 1:
             raise UserError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
         if lm.server is not None and not self.takes_server:
@@ -71,78 +71,78 @@ class PromptMethod(Training, Checkpointing, Evaluation):
         self.lm_config = lm
         self.max_new_tokens = max_new_tokens
 
-    # --- what a method adds -----------------------------------------------------------------------------------------
+    # --- hooks for subclasses ---------------------------------------------------------------------------------------
 
     @abstractmethod
     def build_prompt(self) -> None:
-        """Make the prompt's parameters; ``self.lm`` is loaded by now."""
+        """Create the prompt's parameters; called after ``self.lm`` is loaded."""
 
     @abstractmethod
     def current_prompt(self) -> Prompt:
-        """The prompt as it goes into the LM, ``[P, D]`` or keys and values, differentiable in its parameters."""
+        """Return the prompt for the LM, ``[P, D]`` or keys and values, differentiable in its parameters."""
 
     def prompt_for(self, examples: Sequence[Example]) -> Prompt:
-        """The prompt for some examples: the same for all, unless a method writes one for each, ``[B, P, D]``."""
+        """Return the prompt for some examples: one for all, or ``[B, P, D]`` from methods that write one for each."""
         del examples
         return self.current_prompt()
 
     def initial_prompt(self) -> Prompt | None:
-        """The prompt before training, or ``None`` where that means nothing."""
+        """Return the prompt before training, or ``None`` if the method has no such prompt."""
         return None
 
     def prompt_text(self) -> str | None:
-        """The prompt in words, exactly, or ``None`` where there are none."""
+        """Return the exact text of the prompt, or ``None`` if the prompt is not text."""
         return None
 
     def task_instruction(self) -> str:
-        """The task in a sentence, as the datamodule has it; empty where there is none."""
+        """Return the datamodule's instruction for the task; empty if it has none."""
         data = None if self._trainer is None else getattr(self.trainer, "datamodule", None)
         return str(getattr(data, "instruction", ""))
 
     def proposed(self) -> list[dict[str, Any]]:
-        """The candidates that the last step tried, as rows; none where a method does not try several."""
+        """Return the candidates of the last step as rows; empty for methods without candidates."""
         return []
 
     def validated(self) -> list[dict[str, Any]]:
-        """What the last validation of training has found about prompts, as rows, where a method goes by it."""
+        """Return what the last validation found about the prompts, as rows; empty for methods that do not record it."""
         return []
 
     @property
     def usage(self) -> Usage:
-        """What the LM was used for, or all of them together, by this process."""
+        """Usage of the LM, or of all LMs together, by this process."""
         return self.language_model.usage
 
     @property
     def tokens_forwarded(self) -> int:
-        """Tokens that were run through the LM, or through all of them, by this process."""
+        """Number of tokens that this process ran through the LM, or through all LMs together."""
         return self.usage.tokens
 
     @property
     @abstractmethod
     def objective_name(self) -> str:
-        """The third word: what is good."""
+        """Name of the objective."""
 
     def describe(self) -> str:
-        """The method in words: its triple, its model, and how much of it is trained."""
+        """Describe the method: prompt, estimator, objective, model, and the number of trained parameters."""
         return (
             f"{type(self).__name__}: {self.prompt_kind} x {self.estimator_name} x {self.objective_name}\n"
             f"{self.language_model.describe()}; trained: {self.describe_trained()}"
         )
 
     def describe_trained(self) -> str:
-        """How much is trained."""
+        """Return the number of trained parameters as text."""
         return f"{sum(parameter.numel() for parameter in self.trainable_parameters()):,}"
 
     def other_lms(self) -> list[LMConfig]:
-        """The LMs that are asked beside ``lm_config``, each once."""
+        """Return the settings of the LMs that the method uses besides ``lm_config``, each once."""
         return []
 
     def memory_estimate(self, shape: LMShape, batch_size: int) -> MemoryEstimate:
-        """What the method adds to the memory of its LM, for `lightning_prompts.memory_plan`; nothing is loaded.
+        """Estimate the memory that the method adds to its LM, for `lightning_prompts.memory_plan`, without loading it.
 
         Args:
-            shape: Of the LM.
-            batch_size: ``B`` of this process.
+            shape: Shape of the LM.
+            batch_size: ``B``, examples per batch in this process.
         """
         del shape, batch_size
         return MemoryEstimate()
@@ -160,7 +160,7 @@ class PromptMethod(Training, Checkpointing, Evaluation):
             self._check_strategy()
             # Without a Trainer, the run computes on torch's default device.
             device = torch.get_default_device() if self._trainer is None else self.trainer.strategy.root_device
-            with torch.device("cpu"):  # nothing that is drawn or counted relies on the default device
+            with torch.device("cpu"):  # random draws and counts do not depend on the default device
                 configs = dict.fromkeys([self.lm_config, *self.other_lms()])
                 self.lms = {config: self.load_lm(config, device) for config in configs}
                 if isinstance(self.language_model, FrozenLM):
@@ -173,7 +173,7 @@ class PromptMethod(Training, Checkpointing, Evaluation):
             self._check_template()
 
     def _check_strategy(self) -> None:
-        """Raise a `UserError` if the run's strategy does not go with the method."""
+        """Raise a `UserError` if the method does not support the run's strategy."""
         strategy = None if self._trainer is None else self.trainer.strategy
         mesh = getattr(strategy, "device_mesh", None)
         servers = [config for config in (self.lm_config, *self.other_lms()) if config.server is not None]
@@ -189,13 +189,13 @@ class PromptMethod(Training, Checkpointing, Evaluation):
             )
 
     def load_lm(self, config: LMConfig, device: torch.device) -> LanguageModel:
-        """Load an LM onto the run's device, or spread it over devices if the run's strategy says so.
+        """Load an LM onto the run's device, or split it over devices if the run's strategy requires it.
 
-        An LM behind a server is not asked yet.
+        An LM behind a server gets no request yet.
 
         Args:
-            config: Which LM.
-            device: Where the run computes.
+            config: Settings of the LM.
+            device: Device of the run.
 
         Raises:
             UserError: See `FrozenLM.load`; or the LM cannot be split.
@@ -205,13 +205,13 @@ class PromptMethod(Training, Checkpointing, Evaluation):
         mesh = None if self._trainer is None else getattr(self.trainer.strategy, "device_mesh", None)
         if mesh is None:
             return FrozenLM.load(config, device=device) if self.trains_lm else load_or_reuse(config, device)
-        # The whole LM may be larger than a device, so that it is cut up ahead of it.
+        # The whole LM may not fit on a device, so it is split on the CPU first.
         lm = FrozenLM.load(for_device(config, device), device="cpu")
         lm.spread_over(mesh)
         return lm.to(device)
 
     def _check_lengths(self) -> None:
-        """Find examples that do not fit the context window before anything starts, not in the middle of it."""
+        """Raise an error before the run starts if an example does not fit the context window."""
         data = getattr(self.trainer, "datamodule", None)
         if data is not None and self.trainer.state.fn is not None:
             with torch.no_grad():
@@ -225,6 +225,6 @@ class PromptMethod(Training, Checkpointing, Evaluation):
 
     @property
     def prompt_length(self) -> int:
-        """``P``."""
+        """``P``, the length of the prompt."""
         with torch.no_grad():
             return prompt_length(self.current_prompt())

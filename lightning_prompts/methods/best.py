@@ -1,4 +1,4 @@
-"""Methods that keep their best prompt by validation themselves, in every checkpoint."""
+"""The base class of methods that save their best prompt by validation in every checkpoint."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from lightning_prompts.types import Batch
 
 
 class KeepsBest(PromptMethod):
-    """Takes the mean of a value over each validation of a training, and lets `keep` decide about the current prompt.
+    """Averages a value over each validation during training, and lets `keep` decide about the current prompt.
 
-    The mean is exact, so that equally good prompts are equal; the logged metric is a float32 mean of means.
+    The mean is exact, so equally good prompts tie; the logged metric is a float32 mean of means.
 
     Attributes:
-        validated_by: The value of a row of `evaluate`: ``nll`` or ``correct``.
+        validated_by: The column of `evaluate`'s rows to average: ``nll`` or ``correct``.
     """
 
     validated_by: ClassVar[str]
@@ -25,14 +25,14 @@ class KeepsBest(PromptMethod):
 
     @abstractmethod
     def keep(self, value: float) -> None:
-        """Keep the current prompt if ``value``, its mean over validation, is better than the best so far."""
+        """Keep the current prompt if its validation mean ``value`` is better than the best so far."""
 
     def on_validation_epoch_start(self) -> None:
-        """Start the mean."""
+        """Reset the mean."""
         self._totals = (0.0, 0)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, list[dict[str, Any]]]:
-        """NLL and exact match of the current prompt."""
+        """Log NLL and exact match of the current prompt, and add them to the mean."""
         output = super().validation_step(batch, batch_idx)
         total, count = self._totals
         self._totals = total + sum(row[self.validated_by] for row in output["rows"]), count + len(output["rows"])

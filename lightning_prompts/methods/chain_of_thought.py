@@ -1,4 +1,4 @@
-"""Zero-shot chain of thought (Kojima et al. 2022): let the LM write its reasoning, then ask for the answer.
+"""Zero-shot chain of thought (Kojima et al. 2022): the LM writes its reasoning first, and then the answer.
 
 Prompt: text. Estimator: none. Objective: none.
 """
@@ -17,16 +17,16 @@ from lightning_prompts.types import Example
 
 
 class ChainOfThought(FixedPrompt):
-    """Generates reasoning after ``trigger``, and scores and generates the answer after ``extraction``.
+    """Generates reasoning after ``trigger``, then scores and generates the answer after ``extraction``.
 
     Args:
         trigger: Text that makes the LM reason.
         extraction: Text that asks for the answer, after the reasoning.
         text: The prompt; ``None`` for the task's own instruction.
-        reasoning_tokens: How long the reasoning may get.
+        reasoning_tokens: Maximum length of the reasoning, in tokens.
         reasoning_stop: Regular expression; the reasoning ends where it first matches.
         lm: The frozen language model.
-        max_new_tokens: How long a generated answer may get.
+        max_new_tokens: Maximum length of a generated answer, in tokens.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class ChainOfThought(FixedPrompt):
         self.reasoning_stop = reasoning_stop
 
     def prepare(self, examples: Sequence[Example]) -> list[Example]:
-        """Write the reasoning, and ask for the answer after it."""
+        """Generate the reasoning, and append it with ``extraction`` to the examples."""
         asked = [replace(example, after=example.after + self.trigger, stop=self.reasoning_stop) for example in examples]
         written = self.language_model.generate(asked, self.text, self.reasoning_tokens)
         return [
@@ -57,13 +57,13 @@ class ChainOfThought(FixedPrompt):
                 example,
                 after=f"{example.after}{self.trigger} {reasoning}{self.extraction}",
                 fields={**example.fields, HIDDEN: reasoning},
-                # The answer follows a word now, whatever it followed before.
+                # The answer now follows a word, so it needs a leading space.
                 answer=None if example.answer is None else f" {example.answer.lstrip()}",
             )
             for example, reasoning in zip(examples, [cut(text, self.reasoning_stop) for text in written], strict=True)
         ]
 
     def added_tokens(self) -> int:
-        """At most: the text of a reasoning may rarely have more tokens than were generated."""
+        """See `Evaluation`; the reasoning counts twice, because its text may have more tokens than were generated."""
         own = self.language_model.count(self.trigger) + self.language_model.count(self.extraction)
         return own + 2 * self.reasoning_tokens

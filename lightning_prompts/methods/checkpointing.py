@@ -1,4 +1,4 @@
-"""What a checkpoint of a method holds, and when it may be loaded."""
+"""Saving, checking and loading checkpoints of a method."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ GRADIENTS = "gradients"
 
 
 class Checkpointing(Distributed):
-    """Saves and restores a method: settings, template, random states, and gradients between two optimiser steps.
+    """Saves and restores a method: settings, template, random states, and accumulated gradients.
 
     Attributes:
-        template: Of the data that the prompt was trained on.
+        template: Template of the data that the prompt was trained on.
     """
 
     def __init__(self) -> None:
-        """Nothing is restored yet."""
+        """Start with nothing restored."""
         super().__init__()
         self.template: Template | None = None
         self._waiting: dict[str, Tensor] = {}  # restored gradients, by the parameter's name
@@ -44,10 +44,10 @@ class Checkpointing(Distributed):
     @property
     @abstractmethod
     def prompt_length(self) -> int:
-        """``P``."""
+        """``P``, the length of the prompt."""
 
     def checkpoint_meta(self) -> dict[str, str | int]:
-        """What a checkpoint must agree on with the run that loads it."""
+        """Return the values that must be equal in a checkpoint and in the run that loads it."""
         return {
             "method": type(self).__name__,
             "model": self.language_model.name,
@@ -59,7 +59,7 @@ class Checkpointing(Distributed):
 
     @property
     def accumulating(self) -> bool:
-        """Whether gradients of some batches wait for those of others, between two steps."""
+        """Whether accumulated gradients are waiting for the next optimiser step."""
         if self._trainer is None or not (self.trainer.training or self.trainer.validating):
             return False
         progress, batches = self.trainer.fit_loop.epoch_loop.batch_progress, self.trainer.num_training_batches
@@ -67,7 +67,7 @@ class Checkpointing(Distributed):
         return bool(progress.current.ready % self.trainer.accumulate_grad_batches) and not last
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what identifies the prompt, the state of the random numbers, and gradients that wait for their step."""
+        """Add the identity of the method, its settings, the template, the RNG state and accumulated gradients."""
         checkpoint[META] = self.checkpoint_meta()
         own = inspect.signature(type(self)).parameters
         settings = {name: value for name, value in self.hparams.items() if name in own}
@@ -81,11 +81,11 @@ class Checkpointing(Distributed):
             }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint that was not made by this method on this model.
+        """Check that the checkpoint fits this method and model, and restore its state.
 
         Raises:
-            UserError: It is another method's, model's or length's, or no checkpoint of this project; or training would
-                go on with another template.
+            UserError: The checkpoint is from another method, model, prompt length or project; or training would
+                resume with another template.
         """
         meta = checkpoint.get(META)
         if not isinstance(meta, dict):
@@ -105,17 +105,17 @@ class Checkpointing(Distributed):
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: str | Path, **kwargs: object) -> Self:  # type: ignore[override]
-        """A trained method with the settings that it was trained with, from a checkpoint's file.
+        """Load a trained method with its training settings from a checkpoint file.
 
         Args:
-            checkpoint_path: The file.
-            kwargs: Settings that take the place of those; also ``map_location`` and ``strict``, as Lightning has them.
+            checkpoint_path: The checkpoint file.
+            kwargs: Settings that replace the saved ones; also Lightning's ``map_location`` and ``strict``.
 
         Returns:
-            The method, its LM loaded. Its optimiser is not in the checkpoint; it is the default one unless given.
+            The method with its LM loaded. The checkpoint does not hold the optimiser; it is the default unless given.
 
         Raises:
-            UserError: The file is damaged, of another method, or does not say a setting.
+            UserError: The file is damaged, is from another method, or lacks a setting.
         """
         check_readable(Path(checkpoint_path))
         checkpoint = torch.load(checkpoint_path, map_location="cpu", weights_only=True)
@@ -129,10 +129,10 @@ class Checkpointing(Distributed):
         return cast("Self", super(Checkpointing, method).load_from_checkpoint(checkpoint_path, **given))
 
     def _check_template(self) -> None:
-        """Compare the template that the prompt was trained with and that of the run.
+        """Compare the template of the prompt's training with the template of the run.
 
         Raises:
-            UserError: Training is to go on, and they differ.
+            UserError: Training would resume with another template.
         """
         mine, given = self.template, None if self._trainer is None else _template(self.trainer)
         if mine is None or given is None or mine == given:
@@ -148,7 +148,7 @@ class Checkpointing(Distributed):
         log.warning("the prompt was trained with %s; expect worse results with another template", said)
 
     def on_train_start(self) -> None:
-        """Restore accumulated gradients after resuming between two steps; the Trainer sets them to zero before."""
+        """Restore accumulated gradients after resuming mid-accumulation; the Trainer has set them to zero by now."""
         self.template = _template(self.trainer)
         for name, parameter in self.named_parameters():
             if name in self._waiting:
@@ -163,6 +163,6 @@ def _with_subclasses(kind: type[Checkpointing]) -> Iterator[type[Checkpointing]]
 
 
 def _template(trainer: Trainer) -> Template | None:
-    """The template of the data; ``None`` where there are several or none."""
+    """Return the template of the data; ``None`` if there are several or none."""
     data = getattr(trainer, "datamodule", None)
     return None if getattr(data, "own_templates", False) else getattr(data, "template", None)

@@ -19,27 +19,27 @@ from lightning_prompts.types import Example
 
 
 class DeepLanguageNetwork(TextPromptMethod):
-    """Layers are calls of an LM, each with a prompt; a training step proposes prompts and takes the best.
+    """Trains the prompts of stacked LM calls; each training step proposes prompts and takes the best.
 
-    The Trainer counts steps, validates and saves as for any other method; there are no gradients. The result are the
-    prompts with the best validation accuracy, the initial ones included.
+    The Trainer counts steps, validates and saves as for any other method; there are no gradients. The result is the
+    prompts with the best validation accuracy, including the initial ones.
 
     Args:
-        layers: From the layer that reads the input to the one that answers; ``None`` for one without a prompt.
-        text: The top layer's initial prompt, in place of the one in ``layers``; ``None`` for that one.
+        layers: Layers from the input to the answer; ``None`` for one layer with an empty prompt.
+        text: Initial prompt of the top layer, which replaces the one in ``layers``; ``None`` keeps that one.
         proposals: Sources of candidates; ``None`` for 19 prompts by the proposer.
-        posterior: How hidden texts are drawn and weighed; ``None`` for the paper's. Only for two layers or more.
-        error_weight: ``lambda``, the initial penalty for the likelihood of hidden texts that led to errors; it falls to
-            0 over the run. Only for two layers or more.
+        posterior: How hidden texts are drawn and weighed; ``None`` for the paper's way. Only for two or more layers.
+        error_weight: ``lambda``, the initial penalty for the likelihood of hidden texts that led to errors; it decays
+            to 0 over the run. Only for two or more layers.
         trust: Weight of the divergence from the current prompt's class probabilities.
-        memory: ``M``, number of good prompts that are rewritten beside the current ones.
-        tolerance: After this many validations in a row without a better accuracy, return to the best prompts; -1 for
+        memory: ``M``, number of good prompts to rewrite besides the current ones.
+        tolerance: Return to the best prompts after this many validations in a row without a better accuracy; -1 for
             never.
-        max_prompt_tokens: Longer proposals are dropped.
+        max_prompt_tokens: Maximum length of a proposal, in tokens; longer ones are dropped.
         proposer: The LM that writes proposals; ``None`` for the method's own.
-        memory_mb: Megabytes that one scoring pass may take, about; on a GPU give it more.
-        lm: The frozen language model of the layers that name none.
-        max_new_tokens: Limit of an answer in free text.
+        memory_mb: Approximate memory of one scoring pass, in megabytes; increase it on a GPU.
+        lm: The frozen language model of layers without their own.
+        max_new_tokens: Maximum length of a free-text answer, in tokens.
     """
 
     estimator_name = "proposals by an LM"
@@ -60,7 +60,7 @@ class DeepLanguageNetwork(TextPromptMethod):
         lm: LMConfig = LMConfig(),  # noqa: B008
         max_new_tokens: int = 16,
     ) -> None:
-        """Check the settings; nothing is loaded yet."""
+        """Check the settings; LMs are loaded later."""
         layers = [LanguageLayer()] if layers is None else layers
         super().__init__(layers, text, memory, tolerance, max_prompt_tokens, proposer, memory_mb, lm, max_new_tokens)
         check_finite("error_weight", error_weight)
@@ -84,14 +84,14 @@ class DeepLanguageNetwork(TextPromptMethod):
 
     @property
     def objective_name(self) -> str:
-        """The likelihood, or its bound with hidden texts."""
+        """The answer likelihood for one layer, or its variational bound for more."""
         return "answer likelihood" if len(self.layer_settings) == 1 else "variational bound of the answer likelihood"
 
     def setup(self, stage: str) -> None:
         """See `TextPromptMethod`.
 
         Raises:
-            UserError: ``trust`` is set, and an answer to learn from is free text.
+            UserError: ``trust`` is set, and a training answer is free text.
         """
         super().setup(stage)
         data = getattr(self.trainer, "datamodule", None)
@@ -106,8 +106,8 @@ class DeepLanguageNetwork(TextPromptMethod):
     def check_servers(self) -> None:
         """See `TextPromptMethod`.
 
-        Only the first hidden layer can do without log-probabilities, if it does not learn and the prior of its draws
-        does not weigh them.
+        Only the first hidden layer can work without log-probabilities: if it does not learn, and the prior does not
+        count in the weights of the draws.
         """
         weighed = len(self.layer_settings) > 1 and self.settings.posterior.sharpening.uses_prior
         for index, (layer, cached) in enumerate(zip(self.layer_settings, self.network.lms, strict=True)):

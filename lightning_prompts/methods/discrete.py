@@ -1,4 +1,4 @@
-"""What methods share whose prompt is tokens: the best tokens so far by validation are the result."""
+"""The base class of methods with token prompts; the result is the best tokens by validation."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from lightning_prompts.search.candidates import round_trips
 
 log = logging.getLogger(__name__)
 
-NOT_TEXT = 1000.0  # nats; more than any prompt's NLL, so that tokens which text can hold always win
+NOT_TEXT = 1000.0  # nats; more than any prompt's NLL, so tokens that survive a round trip through text always win
 
 
 class DiscretePromptMethod(KeepsBest):
     """A prompt of token ids.
 
-    Training validates the tokens as they are; the best of them, those that it starts from included, are kept in the
-    checkpoint, whichever one it is, and are what `test` and `predict` use. One number says which are the best, here and
-    for ``best.ckpt``: ``val/selection_loss``, which is ``val/nll``, plus `NOT_TEXT` for tokens that become others once
-    they are written as text. A subclass calls `keep_ids` from `build_prompt` and gives its tokens in `token_ids`.
+    Training validates the current tokens. Every checkpoint holds the best tokens so far, and `test` and `predict` use
+    them; the initial tokens count as well. ``val/selection_loss`` decides which tokens are the best, here and for
+    ``best.ckpt``: it is ``val/nll``, plus `NOT_TEXT` if the text of the tokens is tokenised to other tokens. A subclass
+    calls `keep_ids` from `build_prompt` and returns its tokens from `token_ids`.
     """
 
     monitor = Monitor("val/selection_loss", "min")
@@ -36,29 +36,29 @@ class DiscretePromptMethod(KeepsBest):
 
     @abstractmethod
     def token_ids(self) -> Tensor:
-        """The tokens as they are now, ``[P]``."""
+        """Return the current tokens, ``[P]``."""
 
     def keep_ids(self, length: int) -> None:
-        """Make room for the best tokens."""
+        """Register buffers for the best tokens."""
         self.register_buffer("best_ids", torch.zeros(length, dtype=torch.long, device=self.lm.device))
         self.register_buffer("best_nll", torch.tensor(float("inf"), device=self.lm.device))
         self.register_buffer("best_round_trips", torch.tensor(False, device=self.lm.device))
 
     def chosen_ids(self) -> Tensor:
-        """The tokens to use, ``[P]``: while training those of now, afterwards the best by validation."""
+        """Return the tokens to use, ``[P]``: the current ones during training, the best by validation afterwards."""
         fitting = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
         return self.token_ids() if fitting or torch.isinf(self.best_nll) else self.best_ids
 
     def current_prompt(self) -> Tensor:
-        """The embeddings of the tokens, ``[P, D]``."""
+        """Return the embeddings of the tokens, ``[P, D]``."""
         return self.lm.embed(self.chosen_ids()).float()
 
     def prompt_text(self) -> str:
-        """The best tokens so far, as text."""
+        """Return the text of the best tokens so far."""
         return self.lm.text(self.token_ids() if torch.isinf(self.best_nll) else self.best_ids)
 
     def on_fit_start(self) -> None:
-        """The tokens to start from are the first to be the best."""
+        """Validate the initial tokens, the first candidates for the best."""
         batches = self.validation_batches()
         if not batches or not torch.isinf(self.best_nll):
             return
@@ -75,10 +75,10 @@ class DiscretePromptMethod(KeepsBest):
         self.log("val/selection_loss", self.keep_better(value), batch_size=1)
 
     def keep_better(self, nll: float) -> float:
-        """Keep the tokens of now if they are better than the best so far.
+        """Keep the current tokens if they are better than the best so far.
 
         Args:
-            nll: Their NLL on validation.
+            nll: Validation NLL of the current tokens.
 
         Returns:
             Their selection loss.
@@ -93,7 +93,7 @@ class DiscretePromptMethod(KeepsBest):
         return loss
 
     def on_fit_end(self) -> None:
-        """Say it if the result cannot be taken home as text."""
+        """Warn if the text of the result is tokenised to other tokens."""
         if not torch.isinf(self.best_nll) and not self.best_round_trips:
             log.warning(
                 "the best tokens (%s) become others when their text %r is tokenised again",
@@ -103,10 +103,10 @@ class DiscretePromptMethod(KeepsBest):
 
 
 def selection_loss(nll: float | Tensor, as_text: Tensor) -> Tensor:
-    """The loss that tells the best tokens; float32, as metrics are.
+    """Compute the loss that selects the best tokens, in float32 like the metrics.
 
     Args:
-        nll: The tokens' NLL on validation.
-        as_text: Whether their text is tokenised to the same tokens again.
+        nll: Validation NLL of the tokens.
+        as_text: Whether the text of the tokens is tokenised to the same tokens.
     """
     return torch.as_tensor(nll, dtype=torch.float32, device="cpu") + NOT_TEXT * ~as_text.cpu()

@@ -1,4 +1,4 @@
-"""How the processes of a run share the work of a method."""
+"""Sharing the work of a method between the processes of a run."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Distributed(L.LightningModule):
 
     @property
     def data_parallel_rank(self) -> DataParallelRank:
-        """This process among those that share a step's examples."""
+        """Rank of this process among those that share the examples of a step."""
         places = None if self._trainer is None else self.trainer.distributed_sampler_kwargs
         if places is None or places["num_replicas"] == 1:
             return DataParallelRank()
@@ -50,7 +50,7 @@ class Distributed(L.LightningModule):
         return self.data_parallel_rank.map_across_ranks(items, work)
 
     def _prepare_ranks(self) -> None:
-        """Check that all processes have one seed, and keep DDP from synchronising frozen weights and buffers.
+        """Check that all processes have the same seed, and keep DDP from synchronising frozen weights and buffers.
 
         Raises:
             UserError: The processes have different seeds.
@@ -62,7 +62,7 @@ class Distributed(L.LightningModule):
             raise UserError(
                 "the processes have different seeds; call lightning.seed_everything(0) ahead of the Trainer"
             )
-        # The same everywhere without being sent: what never changes, and what all processes work out alike.
+        # Frozen weights never change, and all processes compute the same buffers.
         frozen = [name for name, value in self.named_parameters(remove_duplicate=False) if not value.requires_grad]
         self._ddp_params_and_buffers_to_ignore = [
             *frozen, *(name for name, _ in self.named_buffers(remove_duplicate=False))

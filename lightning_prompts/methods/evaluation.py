@@ -1,4 +1,4 @@
-"""Validation, test and prediction, the same for every method: answers, their scores, the metrics."""
+"""Validation, test and prediction of all methods: answers, scores and metrics."""
 
 from __future__ import annotations
 
@@ -17,56 +17,56 @@ from lightning_prompts.types import Batch, Example
 
 
 class Monitor(NamedTuple):
-    """The metric that tells the best prompt by validation: for ``best.ckpt``, `KeepsBest` and the callbacks alike.
+    """The validation metric that selects the best prompt for ``best.ckpt``, `KeepsBest` and the callbacks.
 
     Attributes:
-        metric: Its name.
-        mode: Whether smaller or larger values are better.
+        metric: Name of the metric.
+        mode: ``min`` if smaller values are better, ``max`` if larger ones are.
     """
 
     metric: str
     mode: Literal["min", "max"]
 
     def better(self, value: float, best: float) -> bool:
-        """Whether a value is strictly better than the best so far."""
+        """Return whether a value is strictly better than the best so far."""
         return value < best if self.mode == "min" else value > best
 
 
 class Evaluation(Distributed):
-    """Validation, test and prediction. A subclass gives `prompt_for` and may change `prepare`."""
+    """Validation, test and prediction. A subclass implements `prompt_for` and may override `prepare`."""
 
     max_new_tokens: int
 
     @abstractmethod
     def prompt_for(self, examples: Sequence[Example]) -> Prompt:
-        """The prompt for some examples, the same for all or one for each, ``[B, P, D]``."""
+        """Return the prompt for some examples: one for all, or one for each, ``[B, P, D]``."""
 
     def relaxed_prompt_for(self, examples: Sequence[Example]) -> Tensor | None:
-        """The relaxation that is trained in place of tokens, for the metric ``relaxed_nll``; ``None`` without one."""
+        """Return the relaxed prompt that is trained in place of tokens, for ``relaxed_nll``, or ``None``."""
         del examples
         return None
 
     def prepare(self, examples: Sequence[Example]) -> list[Example]:
-        """Change examples before the LM reads them in evaluation, for methods that add text."""
+        """Prepare examples for evaluation; methods that add text override it."""
         return list(examples)
 
     def added_tokens(self) -> int:
-        """How many tokens `prepare` adds to an example, at most."""
+        """Return the maximum number of tokens that `prepare` adds to an example."""
         return 0
 
     @torch.no_grad()
     def evaluate(self, examples: Sequence[Example], prompt: Prompt | str) -> list[dict[str, Any]]:
-        """Score and generate answers, or choose among classes if there are any.
+        """Score and generate answers, or choose a class for examples with classes.
 
         Args:
             examples: ``B`` examples, with or without reference answers.
             prompt: ``[P, D]`` or ``[B, P, D]``, keys and values, or a text.
 
         Returns:
-            One row per example: question, answer, generated, nll (nats per answer token), correct; the last two are
-            ``None`` without a reference, and nll is ``None`` if a server gives none. For a class also label, the
-            likeliest class, which counts as generated. For methods that reason about the question also hidden, the
-            reasoning.
+            One row per example: question, answer, generated, nll (nats per answer token), correct. The last two are
+            ``None`` without a reference, and nll is ``None`` if a server returns none. Rows with classes also have
+            label, the likeliest class, which is also generated. Rows of methods that reason about the question also
+            have hidden, the reasoning.
         """
         prepared = self.prepare(examples)
         rows: list[dict[str, Any]] = [{} for _ in examples]
@@ -81,7 +81,7 @@ class Evaluation(Distributed):
         return rows
 
     def _generate(self, examples: Sequence[Example], prompt: Prompt | str) -> list[dict[str, Any]]:
-        """Rows of examples whose answer is free text."""
+        """Return the rows of examples with free-text answers."""
         generated = self.write_answers(examples, prompt)
         answered = [index for index, example in enumerate(examples) if example.answer is not None]
         nll: dict[int, float | None] = {}
@@ -100,15 +100,15 @@ class Evaluation(Distributed):
         ]
 
     def write_answers(self, examples: Sequence[Example], prompt: Prompt | str) -> list[str]:
-        """The LM's greedy answers to prepared examples."""
+        """Generate the LM's greedy answers to prepared examples."""
         return self.language_model.generate(examples, prompt, self.max_new_tokens)
 
     def answer_nll(self, examples: Sequence[Example], prompt: Prompt | str) -> Sequence[float | None]:
-        """NLL of prepared examples' answers, in nats per token; ``None`` if a server gives none."""
+        """Compute the NLL of the answers of prepared examples, in nats per token; ``None`` if a server returns none."""
         return self.language_model.answer_nll(examples, prompt)
 
     def _classify(self, examples: Sequence[Example], prompt: Prompt | str) -> list[dict[str, Any]]:
-        """Rows of examples whose answer is a class: the likeliest one is the answer, and nothing is generated."""
+        """Return the rows of examples with classes: the answer is the likeliest class, and nothing is generated."""
         scores = self.label_scores(examples, prompt)
         chosen = scores.log_probs.argmax(-1).tolist()
         return [
@@ -124,7 +124,7 @@ class Evaluation(Distributed):
         ]
 
     def label_scores(self, examples: Sequence[Example], prompt: Prompt | str) -> LabelScores:
-        """Class probabilities of prepared examples."""
+        """Compute the class probabilities of prepared examples."""
         return label_scores(self.language_model, examples, prompt, self.lm_config.calibrate_labels)
 
     def _log_rows(self, split: str, batch: Batch, rows: list[dict[str, Any]]) -> None:
@@ -133,7 +133,7 @@ class Evaluation(Distributed):
             name = f"{split}/{member}" if member else split
             if not (count := len(mine)):
                 continue
-            if all(row["nll"] is not None for row in mine):  # some servers give none
+            if all(row["nll"] is not None for row in mine):  # some servers return none
                 self.log_mean(f"{name}/nll", sum(row["nll"] for row in mine) / count, count, name == "val")
             correct = sum(float(row["correct"]) for row in mine) / count
             self.log_mean(f"{name}/exact_match", correct, count, prog_bar=name == "val")
@@ -153,20 +153,20 @@ class Evaluation(Distributed):
         return [] if relaxed is None else self.lm.score(examples, relaxed).nll.tolist()
 
     def log_mean(self, name: str, value: float | Tensor, count: int, prog_bar: bool = False) -> None:
-        """Log the mean over a batch of ``count`` examples, to be averaged over all examples of the split.
+        """Log the mean over a batch of ``count`` examples; Lightning averages it over all examples of the split.
 
         All processes know all rows of a batch, so nothing is synchronised.
         """
-        # The name of a test set is part of the metric's name, so Lightning need not number the dataloaders.
+        # The metric's name contains the name of the test set, so Lightning need not number the dataloaders.
         places: dict[str, Any] = {"on_epoch": True, "on_step": False, "add_dataloader_idx": False}
         self.log(name, value, batch_size=count, prog_bar=prog_bar, **places)
 
     def evaluate_batch(self, examples: Sequence[Example]) -> list[dict[str, Any]]:
-        """The rows of `evaluate` under the method's own prompts; processes share the work."""
+        """Return the rows of `evaluate` for the method's own prompts; processes share the work."""
         return self.map_across_ranks(examples, lambda part: self.evaluate(part, self.prompt_for(part)))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, list[dict[str, Any]]]:
-        """NLL and exact match on the validation split."""
+        """Log NLL and exact match on the validation split."""
         del batch_idx
         rows = self.evaluate_batch(batch.examples)
         self._log_rows("val", batch, rows)
@@ -174,7 +174,7 @@ class Evaluation(Distributed):
         return {"rows": rows}
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, list[dict[str, Any]]]:
-        """NLL, exact match and count on each test set; the rows go to ``predictions.jsonl``."""
+        """Log NLL, exact match and count on each test set, and return the rows for ``predictions.jsonl``."""
         del batch_idx, dataloader_idx
         rows = self.evaluate_batch(batch.examples)
         self._log_rows(batch.split, batch, rows)
@@ -182,6 +182,6 @@ class Evaluation(Distributed):
         return {"rows": [{"split": batch.split, **row} for row in rows]}
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, list[dict[str, Any]]]:
-        """Generations, for questions without answers too."""
+        """Return the rows of `evaluate`; questions need no answers."""
         del batch_idx
         return {"rows": self.evaluate_batch(batch.examples)}

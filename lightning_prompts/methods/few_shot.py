@@ -1,4 +1,4 @@
-"""Few-shot prompting (Brown et al. 2020): solved examples stand in front of the question, nothing is trained.
+"""Few-shot prompting (Brown et al. 2020): solved examples precede the question, and nothing is trained.
 
 Prompt: text. Estimator: none. Objective: none.
 """
@@ -19,14 +19,15 @@ from lightning_prompts.types import Example
 class FewShot(FixedPrompt):
     """Puts ``shots`` training examples with their answers in front of each question.
 
-    The run's seed draws them; they are the same for every question. In a chat they stand in the user's turn.
+    The run's seed decides which examples are drawn; all questions get the same ones. In a chat they are in the user's
+    turn.
 
     Args:
-        shots: How many examples.
+        shots: Number of examples.
         text: The prompt of the question and of the examples; ``None`` for the task's own instruction.
         separator: Text between the examples.
         lm: The frozen language model.
-        max_new_tokens: How long a generated answer may get.
+        max_new_tokens: Maximum length of a generated answer, in tokens.
     """
 
     def __init__(
@@ -70,9 +71,9 @@ class FewShot(FixedPrompt):
         return "".join(parts)
 
     def prepare(self, examples: Sequence[Example]) -> list[Example]:
-        """Put the solved examples in front."""
+        """Put the solved examples in front of each example."""
         return [replace(example, before=self.demonstrations + example.before) for example in examples]
 
     def added_tokens(self) -> int:
-        """The tokens of the solved examples."""
+        """Return the number of tokens of the solved examples."""
         return self.language_model.count(self.demonstrations)

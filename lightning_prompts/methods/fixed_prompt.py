@@ -1,4 +1,4 @@
-"""A text prompt, nothing trained: the baseline of every comparison.
+"""A fixed text prompt, the baseline of every comparison; nothing is trained.
 
 Prompt: text. Estimator: none. Objective: none.
 """
@@ -17,14 +17,14 @@ from lightning_prompts.types import Example
 
 
 class FixedPrompt(PromptMethod):
-    """Puts a text into the prompt slot and scores it, here or behind a server.
+    """Puts a text into the prompt slot and scores it, with a local LM or a server.
 
-    A server without log-probabilities writes answers that are classes, too; there is no NLL then.
+    A server without log-probabilities also generates the answers of classification tasks, without an NLL.
 
     Args:
-        text: The prompt; may be empty. Mind its leading space. ``None`` for the task's own instruction.
+        text: The prompt; may be empty, and may need a leading space. ``None`` for the task's own instruction.
         lm: The frozen language model.
-        max_new_tokens: How long a generated answer may get.
+        max_new_tokens: Maximum length of a generated answer, in tokens.
     """
 
     prompt_kind = "text"
@@ -38,12 +38,12 @@ class FixedPrompt(PromptMethod):
         self.given, self.text = text, text or ""
 
     def build_prompt(self) -> None:
-        """Look up the task's instruction if it is the prompt."""
+        """Use the task's instruction as the prompt if no text is given."""
         if self.given is None:
             self.text = self.task_instruction()
 
     def current_prompt(self) -> Tensor:
-        """The embeddings of the text, ``[P, D]``; see `LanguageModel.text_vectors`."""
+        """Return the embeddings of the text, ``[P, D]``; see `LanguageModel.text_vectors`."""
         return self.language_model.text_vectors(self.text)
 
     def evaluate_batch(self, examples: Sequence[Example]) -> list[dict[str, Any]]:
@@ -62,10 +62,10 @@ class FixedPrompt(PromptMethod):
         return MemoryEstimate(length=len(shape.encoder.tokens(self.text)))
 
     def training_step(self, *args: object) -> None:
-        """Do nothing; Lightning asks for this method before it calls `setup`."""
+        """Do nothing; Lightning requires this method before it calls `setup`."""
 
     def setup(self, stage: str) -> None:
-        """Refuse to train.
+        """Raise an error if the run is to train.
 
         Raises:
             UserError: The stage is ``fit``.

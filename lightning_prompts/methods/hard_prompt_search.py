@@ -1,4 +1,4 @@
-"""Search over token prompts by gradient (AutoPrompt, Shin et al. 2020; GCG, Zou et al. 2023).
+"""Gradient-guided search over token prompts (AutoPrompt, Shin et al. 2020; GCG, Zou et al. 2023).
 
 Prompt: token ids ``[P]``. Estimator: token gradients plus search. Objective: answer likelihood.
 """
@@ -27,35 +27,35 @@ from lightning_prompts.types import Batch
 
 
 class HardPromptSearch(DiscretePromptMethod):
-    """Swaps tokens of a text prompt for better ones, as the gradient by the token's one-hot row suggests.
+    """Replaces tokens of a text prompt by better ones, which the gradient with respect to the one-hot rows suggests.
 
-    A step takes the gradient on a batch, draws candidates from the ``top_k`` tokens of each position, and scores them
-    and the buffer on the same batch; the best become the buffer.
+    A step computes the gradient on a batch, draws candidates from the ``top_k`` tokens of each position, and scores
+    them and the buffer on the same batch. The best become the new buffer.
 
     Args:
-        length: ``P``, how many tokens; ``None`` for as many as the initial text has.
-        init: Where the search starts.
-        candidates: ``C``, drawn per step.
-        top_k: Tokens to choose from at each position.
-        n_replace: At most so many tokens change at once.
-        buffer: How many of the best prompts stay in the race.
-        filter: Drop candidates that become other tokens when their text is tokenised again.
-        readable: Only words of ASCII letters and punctuation.
-        fluency: Weight of the prompt's own negative log-likelihood, nats per token; 0 for none.
+        length: ``P``, number of tokens; ``None`` for the length of the initial text.
+        init: Initial prompt.
+        candidates: ``C``, number of candidates drawn per step.
+        top_k: Number of tokens to choose from at each position.
+        n_replace: Maximum number of tokens that change at once.
+        buffer: Number of best prompts that the next step scores again.
+        filter: Drop candidates whose text is tokenised to other tokens.
+        readable: Allow only words of ASCII letters and punctuation.
+        fluency: Weight of the prompt's own negative log-likelihood, in nats per token; 0 for none.
         racing: Drop bad candidates after a few examples; ``None`` scores all on the whole batch.
-        memory_mb: Megabytes that one scoring pass may take, about; on a GPU give it more.
-        objective: What is good.
+        memory_mb: Approximate memory of one scoring pass, in megabytes; increase it on a GPU.
+        objective: Training objective.
         lm: The frozen language model.
-        max_new_tokens: How long a generated answer may get.
+        max_new_tokens: Maximum length of a generated answer, in tokens.
     """
 
-    gradient_through_lm = False  # as far as scaling goes: only the order of the gradient's elements matters
+    gradient_through_lm = False  # the gradient's scale does not matter, only the order of its elements
     prompt_kind = "token ids [P]"
     estimator_name = "token gradients plus search"
     buffer_ids: Tensor
     allowed_ids: Tensor
 
-    _rows: list[Row]  # what the gradient at hand was taken on
+    _rows: list[Row]  # rows of the accumulated gradient
     _fluency_gradient: Tensor
 
     def __init__(
@@ -75,7 +75,7 @@ class HardPromptSearch(DiscretePromptMethod):
         lm: LMConfig = LMConfig(),  # noqa: B008
         max_new_tokens: int = 16,
     ) -> None:
-        """Check the settings; the prompt is made once the LM is loaded."""
+        """Check the settings; `build_prompt` creates the prompt."""
         super().__init__(lm, max_new_tokens)
         for name, value in (("candidates", candidates), ("top_k", top_k), ("n_replace", n_replace), ("buffer", buffer)):
             if value < 1:
@@ -96,14 +96,15 @@ class HardPromptSearch(DiscretePromptMethod):
 
     @property
     def objective_name(self) -> str:
-        """The likelihood, and fluency where it counts."""
+        """The answer likelihood, with the fluency if it has a weight."""
         return "answer likelihood" + (f" + {self.fluency} x fluency" if self.fluency else "")
 
     def build_prompt(self) -> None:
-        """Start at the initialiser's tokens.
+        """Start with the initialiser's tokens.
 
         Raises:
-            UserError: There are fewer allowed tokens than ``top_k``, or the initial prompt is no text.
+            UserError: There are fewer allowed tokens than ``top_k``, or the initial prompt's text is tokenised to other
+                tokens.
         """
         self.register_buffer("allowed_ids", allowed_tokens(self.lm, self.readable), persistent=False)
         if self.top_k > (count := int(self.allowed_ids.sum())):
@@ -124,19 +125,19 @@ class HardPromptSearch(DiscretePromptMethod):
         self._start_over()
 
     def describe_trained(self) -> str:
-        """Tokens, not numbers."""
+        """Return the number of tokens as text."""
         return f"{self.length} tokens"
 
     def token_ids(self) -> Tensor:
-        """The best prompt of the buffer, ``[P]``."""
+        """Return the best prompt of the buffer, ``[P]``."""
         return self.buffer_ids[0]
 
     def configure_optimizers(self) -> SearchOptimizer:
-        """The search in the optimiser's place."""
+        """Return the search in the form of an optimiser."""
         return SearchOptimizer([self.embeddings], self._search)
 
     def configure_gradient_clipping(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - Lightning's arguments
-        """None: only the order of the gradient's elements matters."""
+        """Do nothing: only the order of the gradient's elements matters."""
 
     def memory_estimate(self, shape: LMShape, batch_size: int) -> MemoryEstimate:
         """See `PromptMethod`."""
@@ -147,14 +148,14 @@ class HardPromptSearch(DiscretePromptMethod):
         return MemoryEstimate(length * shape.width, length=length, backward=True)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Loss of the current prompt on a batch; its gradient is what the search goes by."""
+        """Compute the loss of the current prompt on a batch; its gradient guides the search."""
         del batch_idx
         self._rows += self.lm.encode_answers(batch.examples, self.embeddings, self.objective.with_end)
         loss = self.answer_step(self.own_part(batch), self.embeddings, self.objective)
         if self.fluency:
             logits = self.lm.prompt_logits(self._before(), self.embeddings)
-            # The prompt is input and target: the gradient by the input comes with the backward pass, this is the other.
-            # Lightning divides the loss by the batches that gradients are accumulated over.
+            # The prompt is both input and target. The backward pass gives the gradient of the input; this is that of
+            # the target. Lightning divides the loss by the number of accumulated batches.
             batches = self.trainer.accumulate_grad_batches if self._trainer is not None else 1
             share = self.fluency / len(logits) / batches
             self._fluency_gradient = self._fluency_gradient - share * functional.log_softmax(logits.detach(), -1)
@@ -162,20 +163,20 @@ class HardPromptSearch(DiscretePromptMethod):
         return loss
 
     def _before(self) -> list[int]:
-        """What stands ahead of the prompt in the first row; an end token where nothing does."""
+        """Return the tokens before the prompt in the first row, or an end token if there are none."""
         before, _ = self._rows[0].around_slot()
         return before or [int(self.lm.tokenizer.eos_token_id)]
 
     def _search(self) -> None:
-        """One step: candidates from the gradient, scored on the same batch as the buffer."""
-        if self.embeddings.grad is None:  # it was not finite, and a callback took it away
+        """Draw candidates by the gradient, and score them and the buffer on the same batch."""
+        if self.embeddings.grad is None:  # a callback removed a gradient that was not finite
             self._start_over()
             return
         candidates = torch.unique(torch.cat([self.buffer_ids, self._draw(self.token_gradient())]), dim=0)
         offsets = self.fluency * self._prompt_nll(candidates) if self.fluency else None
         losses = race(self.scorer, self._rows, candidates, self.objective, self.racing, offsets)
         order = losses.argsort()[: self.buffer]
-        order = order[torch.isfinite(losses[order])]  # what dropped out of the race was not scored to the end
+        order = order[torch.isfinite(losses[order])]  # dropped candidates have no final score
         self.log("train/candidates", float(len(candidates)))
         self.log("train/best_candidate", losses[order[0]], prog_bar=True)
         self.buffer_ids.copy_(candidates[order.repeat(self.buffer)[: self.buffer]])  # repeated if too few
@@ -183,21 +184,21 @@ class HardPromptSearch(DiscretePromptMethod):
         self._start_over()
 
     def _start_over(self) -> None:
-        """Forget what the gradient was taken on."""
+        """Forget the rows and the fluency gradient of the last step."""
         self._rows = []
         self._fluency_gradient = torch.zeros((), device=self.lm.device)
 
     def token_gradient(self) -> Tensor:
-        """Gradient of the loss by the prompt's one-hot rows ``[P, V]``, after a backward pass."""
+        """Compute the gradient with respect to the prompt's one-hot rows, ``[P, V]``, after a backward pass."""
         gradient = self.embeddings.grad
         assert gradient is not None
         return gradient @ self.lm.embedding_matrix().float().T + self._fluency_gradient
 
     def _draw(self, gradient: Tensor) -> Tensor:
-        """Candidates ``[C, P]`` that are text.
+        """Draw candidates ``[C, P]``; if ``filter`` is set, keep those whose text has the same tokens.
 
         Raises:
-            UserError: None of several draws is.
+            UserError: Several draws give no candidate.
         """
         generator = self.step_generator()
         different = False
@@ -219,7 +220,7 @@ class HardPromptSearch(DiscretePromptMethod):
         )
 
     def _prompt_nll(self, candidates: Tensor) -> Tensor:
-        """The prompts' own mean NLL, ``[C]``."""
+        """Compute the mean NLL of each prompt's own tokens, ``[C]``."""
         before = self._before()
         rows = [Row(before, ids) for ids in candidates.tolist()]
         size = 64

@@ -1,4 +1,4 @@
-"""LoRA (Hu et al. 2022) through PEFT: the baseline that changes the weights, with as few numbers.
+"""LoRA (Hu et al. 2022) through PEFT: a baseline that trains few parameters, but changes the weights.
 
 Prompt: a fixed text. Estimator: backpropagation. Objective: answer likelihood.
 """
@@ -24,17 +24,17 @@ class LoraTuning(PromptMethod):
     """Trains low-rank updates of the LM's linear layers instead of a prompt.
 
     Args:
-        rank: Of the updates.
-        alpha: The updates are scaled by ``alpha / rank``.
+        rank: Rank of the updates.
+        alpha: Scale of the updates: they are multiplied by ``alpha / rank``.
         target_modules: Names of the layers, or ``all-linear``.
-        text: What stands in the prompt slot.
+        text: Text in the prompt slot.
         init: A PEFT adapter of the same rank, alpha and layers to start from; ``None`` for updates that change nothing.
-        objective: What is good.
-        lm: The language model; its own weights stay as they are.
-        optimizer: Makes the optimiser of the updates.
-        scheduler: Makes a learning-rate scheduler that steps every training step; ``None`` for a linear decay to zero
-            over the whole run.
-        max_new_tokens: How long a generated answer may get.
+        objective: Training objective.
+        lm: The language model; its own weights do not change.
+        optimizer: Optimiser of the updates.
+        scheduler: Learning-rate scheduler, stepped every training step; ``None`` for a linear decay to zero over the
+            whole run.
+        max_new_tokens: Maximum length of a generated answer, in tokens.
     """
 
     prompt_kind = "text, and low-rank weight updates"
@@ -56,7 +56,7 @@ class LoraTuning(PromptMethod):
         scheduler: LRSchedulerCallable | None = None,
         max_new_tokens: int = 16,
     ) -> None:
-        """Check the rank; the layers are changed once the LM is loaded."""
+        """Check the rank; `build_prompt` changes the layers."""
         super().__init__(lm, max_new_tokens, optimizer, scheduler)
         if rank < 1:
             raise UserError(f"rank must be at least 1, got {rank}")
@@ -65,10 +65,10 @@ class LoraTuning(PromptMethod):
         self.objective = objective
 
     def build_prompt(self) -> None:
-        """Put the updates into the LM.
+        """Add the updates to the LM.
 
         Raises:
-            UserError: PEFT is not installed, no layer has such a name, or see `FromPeft.updates`.
+            UserError: PEFT is not installed, no layer has a name in ``target_modules``, or see `FromPeft.updates`.
         """
         try:
             from peft import LoraConfig, inject_adapter_in_model
@@ -84,7 +84,7 @@ class LoraTuning(PromptMethod):
             except ValueError as error:
                 raise UserError(f"target_modules {self.target_modules!r}: {str(error).splitlines()[0]}") from error
         self.lm.train(False)
-        # The LM stays out of checkpoints; its updates are this module's own parameters as well, and go in.
+        # Checkpoints do not hold the LM, so its updates become parameters of this module.
         named = {name: value for name, value in self.lm.model.named_parameters() if value.requires_grad}
         for value in named.values():
             value.data = value.data.float()
@@ -96,7 +96,7 @@ class LoraTuning(PromptMethod):
                     mine[name].copy_(start)
 
     def by_peft_name(self) -> dict[str, torch.nn.Parameter]:
-        """The updates by the names that they have in an adapter's file: PEFT's model in front, no adapter's name."""
+        """Return the updates by their names in an adapter file: with PEFT's prefix, without the adapter's name."""
         return {
             f"base_model.model.{name.replace('/', '.').replace('.default.', '.')}": value
             for name, value in self.updates.items()
@@ -107,14 +107,14 @@ class LoraTuning(PromptMethod):
         return {**super().checkpoint_meta(), "rank": self.rank, "alpha": self.alpha}
 
     def current_prompt(self) -> Tensor:
-        """The embeddings of the text, ``[P, D]``."""
+        """Return the embeddings of the text, ``[P, D]``."""
         return self.lm.embed(self.ids).float()
 
     def memory_estimate(self, shape: LMShape, batch_size: int) -> MemoryEstimate:
         """See `PromptMethod`."""
         updated = [linear for linear in shape.linears if self._updates(linear.name)]
         trained = shape.layers * self.rank * sum(linear.inputs + linear.outputs for linear in updated)
-        if shape.bytes_each == 4:  # layers that read the same keep it once; of half precision, each has a copy
+        if shape.bytes_each == 4:  # layers with the same input save it once; in half precision, each saves a copy
             inputs = sum({linear.reads: linear.inputs for linear in updated}.values())
         else:
             inputs = sum(linear.inputs for linear in updated)
@@ -123,7 +123,7 @@ class LoraTuning(PromptMethod):
         return MemoryEstimate(trained, length=length, backward=True, inputs_saved=inputs)
 
     def _updates(self, name: str) -> bool:
-        """Whether a linear layer gets an update, by PEFT's rules."""
+        """Return whether a linear layer gets an update, by PEFT's rules."""
         if self.target_modules == "all-linear":
             return True
         if isinstance(self.target_modules, str):
@@ -131,6 +131,6 @@ class LoraTuning(PromptMethod):
         return any(name == target or name.endswith(f".{target}") for target in self.target_modules)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Loss of one batch."""
+        """Compute the loss of a batch."""
         del batch_idx
         return self.answer_step(self.own_part(batch), self.current_prompt(), self.objective)

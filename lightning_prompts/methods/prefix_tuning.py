@@ -19,23 +19,23 @@ from lightning_prompts.types import Batch
 
 
 class PrefixTuning(PromptMethod):
-    """Trains keys and values that every layer sees in front of the text; the template's prompt slot stays empty.
+    """Trains keys and values that every layer sees before the text; the template's prompt slot stays empty.
 
-    The prefix starts as the keys and values that the LM itself computes for the initialiser's vectors, so that it does
-    at first exactly what the soft prompt of the same initialiser does: ``RandomTokens`` or ``VocabNormal`` for a random
-    start, ``FromText`` for a trigger text, ``Hybrid`` for the trigger first and random vectors after it.
-    ``FromPeft`` takes the keys and values of a PEFT adapter.
+    The prefix starts with the LM's keys and values of the initialiser's vectors, so it initially behaves exactly like
+    the soft prompt of the same initialiser: ``RandomTokens`` or ``VocabNormal`` for a random start, ``FromText`` for a
+    trigger text, ``Hybrid`` for a trigger text followed by random vectors. ``FromPeft`` takes the keys and values of a
+    PEFT adapter.
 
     Args:
-        length: ``P``, positions of the prefix.
-        init: Where it starts.
-        mlp: A network that makes the keys and values, folded away on export; ``None`` trains them freely.
-        objective: What is good.
+        length: ``P``, number of positions.
+        init: Initial prefix.
+        mlp: Network that computes the keys and values, merged into the prefix on export; ``None`` trains them directly.
+        objective: Training objective.
         lm: The frozen language model.
-        optimizer: Makes the optimiser of the prefix's parameters.
-        scheduler: Makes a learning-rate scheduler that steps every training step; ``None`` for a linear decay to zero
-            over the whole run.
-        max_new_tokens: How long a generated answer may get.
+        optimizer: Optimiser of the prefix's parameters.
+        scheduler: Learning-rate scheduler, stepped every training step; ``None`` for a linear decay to zero over the
+            whole run.
+        max_new_tokens: Maximum length of a generated answer, in tokens.
     """
 
     prompt_kind = "keys and values of each layer"
@@ -53,7 +53,7 @@ class PrefixTuning(PromptMethod):
         scheduler: LRSchedulerCallable | None = None,
         max_new_tokens: int = 16,
     ) -> None:
-        """Check the length; the prefix is made once the LM is loaded."""
+        """Check the length; `build_prompt` creates the prefix."""
         super().__init__(lm, max_new_tokens, optimizer, scheduler)
         if length < 1:
             raise UserError(f"length must be at least 1, got {length}")
@@ -63,7 +63,7 @@ class PrefixTuning(PromptMethod):
         self.objective = objective
 
     def build_prompt(self) -> None:
-        """Run the initialiser's vectors through the LM, and take its keys and values.
+        """Create the prefix from the LM's keys and values of the initialiser's vectors.
 
         Raises:
             UserError: The prefix leaves no room in the context window.
@@ -76,15 +76,15 @@ class PrefixTuning(PromptMethod):
         self.prefix = Prefix(self.init.key_values(self.lm, self.length), like, self.mlp)
 
     def checkpoint_meta(self) -> dict[str, str | int]:
-        """See `PromptMethod`; the network has parameters of its own."""
+        """See `PromptMethod`; the network has its own parameters."""
         return {**super().checkpoint_meta(), "mlp": repr(self.mlp)}
 
     def current_prompt(self) -> KeyValues:
-        """The prefix."""
+        """Return the prefix."""
         return self.prefix()  # type: ignore[no-any-return]
 
     def initial_prompt(self) -> KeyValues:
-        """The prefix before training."""
+        """Return the prefix before training."""
         return self.prefix.start()
 
     def memory_estimate(self, shape: LMShape, batch_size: int) -> MemoryEstimate:
@@ -93,10 +93,10 @@ class PrefixTuning(PromptMethod):
         with torch.device("meta"):
             network = None if self.mlp is None else self.mlp.build(self.length, shape.key_value_width)
         trained = own if network is None else sum(parameter.numel() for parameter in network.parameters())
-        # The start; what the network gives, in units of each layer's scale, and the sum of both.
+        # Kept: the start. Saved: the network's output in units of each layer's scale, and its sum with the start.
         return MemoryEstimate(trained, kept=own, saved=2 * own, ahead=self.length, backward=True)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Loss of one batch."""
+        """Compute the loss of a batch."""
         del batch_idx
         return self.answer_step(self.own_part(batch), self.current_prompt(), self.objective)

@@ -1,4 +1,4 @@
-"""What methods share that write a prompt for each question."""
+"""The base class of methods that write a prompt for each question."""
 
 from __future__ import annotations
 
@@ -20,16 +20,17 @@ from lightning_prompts.types import Example
 class RefinerMethod(PromptMethod):
     """A prompt per question, from the frozen LM's hidden states of an instruction and the question.
 
-    A subclass builds ``self.refiner`` and gives `refine`.
+    A subclass builds ``self.refiner`` and implements `refine`.
 
     Args:
-        query: What of the LM's reading of a question the refiner sees.
+        query: Which hidden states of the question the refiner reads.
         cache_states: Compute the hidden states once and keep them on disk, instead of in every step.
-        base_lr: Learning rate of what all questions share; the optimiser's own is for the network.
+        base_lr: Learning rate of the base, which all questions share; the optimiser's own is for the network.
         lm: The frozen language model.
-        optimizer: Makes the optimiser.
-        scheduler: Makes a learning-rate scheduler that steps every training step.
-        max_new_tokens: How long a generated answer may get.
+        optimizer: Optimiser of the base and the network.
+        scheduler: Learning-rate scheduler, stepped every training step; ``None`` for a linear decay to zero over the
+            whole run.
+        max_new_tokens: Maximum length of a generated answer, in tokens.
     """
 
     refiner: torch.nn.Module
@@ -55,25 +56,25 @@ class RefinerMethod(PromptMethod):
 
     @abstractmethod
     def refine(self, states: Tensor, mask: Tensor) -> Tensor:
-        """The prompts as they go into the LM in evaluation.
+        """Compute the prompts of an evaluation.
 
         Args:
             states: Hidden states ``[B, T, D]`` float32.
             mask: ``[B, T]`` bool.
 
         Returns:
-            ``[B, P, D]``.
+            Prompts ``[B, P, D]``.
         """
 
     @property
     def store(self) -> StateStore:
-        """Where hidden states come from."""
+        """The store of hidden states."""
         if self._store is None:
             self._store = StateStore(self.lm, self.query, self.pooled)
         return self._store
 
     def configure_model(self) -> None:
-        """Load the LM, build the refiner, and look up or compute the hidden states."""
+        """Load the LM, build the refiner, check the questions, and load or compute the cached hidden states."""
         super().configure_model()
         data = getattr(self._trainer, "datamodule", None)
         if data is None or self.trainer.state.fn is None or not self.reads_questions():
@@ -81,21 +82,21 @@ class RefinerMethod(PromptMethod):
         splits = [data.examples(split) for split in data.splits(self.trainer.state.fn.value)]
         for example in (example for examples in splits for example in examples):
             self.query.check_question(self.lm, example)
-        if self.cache_states and self.lm.shards is None:  # or else they are computed by all, whenever they are needed
+        if self.cache_states and self.lm.shards is None:  # a split LM computes them on all processes when needed
             progress = self.trainer.progress_bar_callback is not None and self.trainer.is_global_zero
             for examples in splits:
                 self.store.prepare([example.question for example in examples], progress)
 
     def checkpoint_meta(self) -> dict[str, str | int]:
-        """See `PromptMethod`; a network understands the hidden states that it was trained on."""
+        """See `PromptMethod`; a network works only with the hidden states that it was trained on."""
         return {**super().checkpoint_meta(), "query": repr(self.query) if self.reads_questions() else ""}
 
     def reads_questions(self) -> bool:
-        """Whether there is a network that does."""
+        """Return whether the method reads hidden states of the questions."""
         return True
 
     def states(self, examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
-        """Hidden states ``[B, T, D]`` and mask ``[B, T]`` of the examples' questions."""
+        """Return hidden states ``[B, T, D]`` and mask ``[B, T]`` of the examples' questions."""
         if not self.reads_questions():
             return torch.zeros(len(examples), 1, 1, device=self.lm.device), torch.ones(
                 len(examples), 1, dtype=torch.bool, device=self.lm.device
@@ -103,12 +104,12 @@ class RefinerMethod(PromptMethod):
         return self.store([example.question for example in examples])
 
     def prompt_for(self, examples: Sequence[Example]) -> Tensor:
-        """A prompt for each example, ``[B, P, D]``."""
+        """Return a prompt for each example, ``[B, P, D]``."""
         return self.refine(*self.states(examples))
 
     @torch.no_grad()
     def evaluate(self, examples: Sequence[Example], prompt: Prompt | str) -> list[dict[str, Any]]:
-        """As in `PromptMethod`, with the prompt of each question in words: its tokens, or those nearest to it."""
+        """See `PromptMethod`; rows also have prompt, the text of the tokens nearest to the question's prompt."""
         rows = super().evaluate(examples, prompt)
         assert isinstance(prompt, Tensor)
         ids = self.lm.nearest_tokens(prompt.flatten(0, 1))[0].view(prompt.shape[:2])
@@ -117,7 +118,7 @@ class RefinerMethod(PromptMethod):
         return rows
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """What all questions share learns faster than what tells them apart."""
+        """Return the base, with its own learning rate, and the network as two groups."""
         base = [parameter for name, parameter in self.refiner.named_parameters() if name == "base"]
         known = {id(parameter) for parameter in base}
         rest = [parameter for parameter in self.trainable_parameters() if id(parameter) not in known]
@@ -125,6 +126,6 @@ class RefinerMethod(PromptMethod):
         return [*groups, {"params": rest}] if rest else groups
 
     def describe_trained(self) -> str:
-        """By part."""
+        """Return the number of trained parameters, by part."""
         sizes = part_sizes(self.refiner)
         return f"{sum(sizes.values()):,} ({', '.join(f'{part} {size:,}' for part, size in sizes.items())})"

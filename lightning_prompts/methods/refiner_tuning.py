@@ -30,29 +30,30 @@ from lightning_prompts.types import Batch, Example
 class RefinerTuning(RefinerMethod):
     """Trains a network that writes ``P`` vectors or tokens for each question, by gradient through the frozen LM.
 
-    With tokens, ``val/nll`` and ``test/nll`` are those of the arg-max tokens; what the relaxed prompt reaches is
-    ``relaxed_nll`` beside it.
+    With tokens, ``val/nll`` and ``test/nll`` are those of the arg-max tokens, and ``relaxed_nll`` is that of the
+    relaxed prompt.
 
     Args:
-        length: ``P``.
+        length: ``P``, number of vectors or tokens.
         refiner: ``MLPRefiner`` or ``TransformerRefiner``.
-        head: ``Tied``, ``Factored`` or ``Full``; ``Soft`` knows ``Tied`` alone.
+        head: ``Tied``, ``Factored`` or ``Full``; ``Soft`` supports only ``Tied``.
         estimator: ``Soft``, ``StraightThrough``, ``GumbelSoftmax``, ``Softmax``, or ``Argmax`` as a control.
-        objective: What is good.
-        query: What of the LM's reading of a question the refiner sees.
-        init: Where the prompt starts, the same for every question: vectors, or the tokens nearest to them.
-        init_logit: How far the initial scores favour those tokens.
+        objective: Training objective.
+        query: Which hidden states of the question the refiner reads.
+        init: Initial prompt, the same for every question: vectors, or the tokens nearest to them.
+        init_logit: How strongly the initial scores favour those tokens.
         scale: How far a question may move a soft prompt, in units of the embeddings' root mean square.
-        temperature: Of the relaxation, and how it falls over the run.
-        readable: Only words of ASCII letters and punctuation.
-        allow_no_gradient: Train with ``Argmax`` all the same, to see that nothing is learned.
+        temperature: Schedule of the relaxation's temperature.
+        readable: Allow only words of ASCII letters and punctuation.
+        allow_no_gradient: Allow training with ``Argmax``, to show that nothing is learned.
         cache_states: Compute the hidden states once and keep them on disk, instead of in every step.
-        base_lr: Learning rate of what all questions share; ``None`` for 0.02 with vectors and 0.3 with scores.
+        base_lr: Learning rate of the base, which all questions share; ``None`` for 0.02 with vectors and 0.3 with
+            scores.
         lm: The frozen language model.
-        optimizer: Makes the optimiser; its learning rate is the network's.
-        scheduler: Makes a learning-rate scheduler that steps every training step; ``None`` for a linear decay to zero
-            over the whole run.
-        max_new_tokens: How long a generated answer may get.
+        optimizer: Optimiser; its learning rate is the network's.
+        scheduler: Learning-rate scheduler, stepped every training step; ``None`` for a linear decay to zero over the
+            whole run.
+        max_new_tokens: Maximum length of a generated answer, in tokens.
     """
 
     prompt_kind = "one prompt per question"
@@ -80,7 +81,7 @@ class RefinerTuning(RefinerMethod):
         scheduler: LRSchedulerCallable | None = None,
         max_new_tokens: int = 16,
     ) -> None:
-        """Check what goes together; the refiner is made once the LM is loaded."""
+        """Check the settings; `build_prompt` creates the refiner."""
         soft = isinstance(estimator, Soft)
         rate = base_lr if base_lr is not None else (0.02 if soft else 0.3)
         super().__init__(query, cache_states, rate, lm, max_new_tokens, optimizer, scheduler)
@@ -109,16 +110,16 @@ class RefinerTuning(RefinerMethod):
 
     @property
     def estimator_name(self) -> str:  # type: ignore[override]
-        """Which."""
+        """Backpropagation for ``Soft``, or the relaxation."""
         return "backpropagation" if isinstance(self.estimator, Soft) else repr(self.estimator)
 
     @property
     def objective_name(self) -> str:
-        """Which."""
+        """Name of the objective."""
         return self.objective.name
 
     def build_prompt(self) -> None:
-        """Start at the initialiser's prompt for every question."""
+        """Start with the initialiser's prompt for every question."""
         self.query.check(self.lm)
         self.objective.check(self.lm)
         start = self.init(self.lm, self.length)
@@ -133,12 +134,12 @@ class RefinerTuning(RefinerMethod):
             self.refiner = VectorRefiner(start, size, self.network, self.head, self.lm.width, self.scale)
 
     def checkpoint_meta(self) -> dict[str, str | int]:
-        """See `PromptMethod`; weights fit one network, head and estimator alone."""
+        """See `PromptMethod`; weights fit only one network, head and estimator."""
         parts = (self.network, self.head, type(self.estimator).__name__, self.scale)
         return {**super().checkpoint_meta(), "refiner": " ".join(map(str, parts))}
 
     def describe(self) -> str:
-        """In words; the control says in two lines what is wrong with it."""
+        """See `PromptMethod`; for an estimator without a gradient, explain that nothing will be learned."""
         text = super().describe()
         if self.estimator.passes_gradient:
             return text
@@ -149,7 +150,7 @@ class RefinerTuning(RefinerMethod):
         )
 
     def current_prompt(self) -> Tensor:
-        """What all questions share, ``[P, D]``."""
+        """Return the base, which all questions share, as a prompt ``[P, D]``."""
         base = self.refiner.base
         assert isinstance(base, Tensor)
         if isinstance(self.estimator, ScoreRelaxation):
@@ -175,13 +176,13 @@ class RefinerTuning(RefinerMethod):
                 else VectorRefiner(base, 1.0, self.network, self.head, shape.width, self.scale)
             )
         trained = sum(part_sizes(refiner).values())
-        kept = 2 * matrix.numel() if scored else base.numel()  # E, and its directions
+        kept = 2 * matrix.numel() if scored else base.numel()  # E and its directions
         # Scores, noise and softmax; or the bounded change and the prompt.
         saved = (4 if scored else 2) * batch_size * base.numel()
         return MemoryEstimate(trained, kept, saved, self.length, per_question=True, backward=True)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Loss of one batch."""
+        """Compute the loss of a batch."""
         del batch_idx
         batch = self.own_part(batch)
         prompts = self.refiner(*self.states(batch.examples))
@@ -193,7 +194,7 @@ class RefinerTuning(RefinerMethod):
         return self.answer_step(batch, prompts, self.objective)
 
     def relaxed_prompt_for(self, examples: Sequence[Example]) -> Tensor | None:
-        """The relaxed prompts without noise, ``[B, P, D]``, at the temperature of now or of the end."""
+        """Return the relaxed prompts without noise, ``[B, P, D]``, at the current or final temperature."""
         if not isinstance(self.estimator, ScoreRelaxation):
             return None
         scores = self.refiner(*self.states(examples))

@@ -1,4 +1,4 @@
-"""A prompt of tokens learned by REINFORCE (Williams 1992; RLPrompt, Deng et al. 2022), for the task or a question.
+"""A token prompt learned by REINFORCE (Williams 1992; RLPrompt, Deng et al. 2022), for the task or each question.
 
 Prompt: a distribution over ``S`` tokens ``[B, P, S]``. Estimator: score function with a baseline. Objective: expected
 reward.
@@ -38,37 +38,37 @@ from lightning_prompts.refiners.networks import RefinerNetwork, masked_mean
 from lightning_prompts.refiners.refiner import ScoreRefiner
 from lightning_prompts.types import Batch, Example
 
-MEMORY = 200_000  # rewards that are remembered
+MEMORY = 200_000  # maximum number of remembered rewards
 
 
 class ReinforceRefiner(RefinerMethod):
-    """Draws ``K`` prompts for each question, rewards the answers, and makes what was rewarded likelier.
+    """Draws ``K`` prompts for each question, rewards the answers, and makes rewarded prompts likelier.
 
-    The policy starts at the LM's own next-token distribution and stays within its likeliest tokens: the others are
-    mostly noise, and a reward that is nearly always the same says nothing.
+    The policy starts with the LM's own next-token distribution, and is limited to its likeliest tokens. The others are
+    mostly noise, and give nearly constant rewards, which carry no signal.
 
     Args:
-        length: ``P``.
-        samples: ``K``, prompts drawn for each question in each step.
+        length: ``P``, number of tokens.
+        samples: ``K``, number of prompts drawn for each question in each step.
         refiner: ``MLPRefiner`` or ``TransformerRefiner``; ``None`` for one prompt for the task.
         head: ``Tied``, ``Factored`` or ``Full``.
-        start: Text whose continuation by the LM is where the policy starts, at every position.
-        support: Which tokens the policy keeps.
-        reward: What is good.
-        baseline: What is taken off the rewards.
-        shaping: What happens to rewards ahead of that; ``None`` for nothing.
+        start: Text; the policy starts with the LM's distribution of the next token after it, at every position.
+        support: Which tokens the policy may draw.
+        reward: Reward of an answer.
+        baseline: Baseline to subtract from the rewards.
+        shaping: Transformation of the rewards before the baseline is subtracted; ``None`` for no change.
         whitened: Give advantages mean 0 and standard deviation 1 over the batch.
-        entropy_weight: How much the policy's entropy (nats per position) is worth.
-        readable: Only words of ASCII letters and punctuation.
-        pass_rows: Rows that one forward pass may have.
-        query: What of the LM's reading of a question the refiner sees.
+        entropy_weight: Weight of the policy's entropy, in nats per position.
+        readable: Allow only words of ASCII letters and punctuation.
+        pass_rows: Maximum number of rows in one forward pass.
+        query: Which hidden states of the question the refiner reads.
         cache_states: Compute the hidden states once and keep them on disk, instead of in every step.
         base_lr: Learning rate of the scores that all questions share.
         lm: The frozen language model.
-        optimizer: Makes the optimiser; its learning rate is the network's.
-        scheduler: Makes a learning-rate scheduler that steps every training step; ``None`` for a linear decay to zero
-            over the whole run.
-        max_new_tokens: How long a generated answer may get.
+        optimizer: Optimiser; its learning rate is the network's.
+        scheduler: Learning-rate scheduler, stepped every training step; ``None`` for a linear decay to zero over the
+            whole run.
+        max_new_tokens: Maximum length of a generated answer, in tokens.
     """
 
     estimator_name = "score function (REINFORCE)"
@@ -99,7 +99,7 @@ class ReinforceRefiner(RefinerMethod):
         scheduler: LRSchedulerCallable | None = None,
         max_new_tokens: int = 16,
     ) -> None:
-        """Check what goes together; the policy is made once the LM is loaded."""
+        """Check the settings; `build_prompt` creates the policy."""
         super().__init__(query, cache_states, base_lr, lm, max_new_tokens, optimizer, scheduler)
         if length < 1:
             raise UserError(f"length must be at least 1, got {length}: there must be something to draw")
@@ -136,16 +136,16 @@ class ReinforceRefiner(RefinerMethod):
 
     @property
     def prompt_kind(self) -> str:  # type: ignore[override]
-        """For the task or for each question."""
+        """A distribution over tokens, for the task or for each question."""
         return f"distribution over tokens, one {'for the task' if self.network is None else 'per question'}"
 
     @property
     def objective_name(self) -> str:
-        """Which reward."""
+        """The expected reward, by name."""
         return f"expected {self.reward.name.replace('_', ' ')}"
 
     def build_prompt(self) -> None:
-        """Start at what the LM says after ``start``."""
+        """Start with the LM's distribution of the next token after ``start``."""
         self.query.check(self.lm)
         self.reward.check(self.lm.device)
         allowed_ids = allowed_tokens(self.lm, self.readable)
@@ -153,7 +153,7 @@ class ReinforceRefiner(RefinerMethod):
         if not ids:
             raise UserError("start is empty; give the text whose continuation the first prompts are drawn from")
         with torch.no_grad():
-            one = torch.empty(1, self.lm.width, device=self.lm.device)  # what stands there does not matter
+            one = torch.empty(1, self.lm.width, device=self.lm.device)  # its value does not matter
             logits = self.lm.prompt_logits(ids, one)[0]
         known = torch.log_softmax(logits.masked_fill(~allowed_ids, float("-inf")), -1)
         kept = allowed_ids.nonzero()[:, 0]
@@ -166,11 +166,11 @@ class ReinforceRefiner(RefinerMethod):
         self.register_load_state_dict_post_hook(_follow_support)  # type: ignore[no-untyped-call]
 
     def reads_questions(self) -> bool:
-        """Whether the policy or the baseline does."""
+        """Return whether the policy or the baseline reads hidden states of the questions."""
         return self.network is not None or any(True for _ in self.baseline.parameters())
 
     def checkpoint_meta(self) -> dict[str, str | int]:
-        """See `PromptMethod`; weights fit one network, head and support alone."""
+        """See `PromptMethod`; weights fit only one network, head, support and baseline."""
         return {
             **super().checkpoint_meta(),
             "refiner": f"{self.network} {self.head}",
@@ -179,30 +179,30 @@ class ReinforceRefiner(RefinerMethod):
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Forget the rewards, here and so in a run that is resumed here: what follows is the same in both."""
+        """Save the method, and forget the rewards, so this run and a resumed one continue alike."""
         super().on_save_checkpoint(checkpoint)
         self.remembered.clear()
 
     def follow_support(self) -> None:
-        """Take the embeddings of the support's tokens, which a checkpoint may have brought."""
+        """Update the embeddings to the tokens of the support, which a checkpoint may have changed."""
         matrix = self.lm.embedding_matrix().float()[self.support_ids]
         self.matrix.copy_(matrix)
         self.refiner.set_matrix(matrix)  # type: ignore[operator]
 
     def current_prompt(self) -> Tensor:
-        """The likeliest prompt where questions do not matter, ``[P, D]``."""
+        """Return the likeliest prompt under the base, which all questions share, ``[P, D]``."""
         base = self.refiner.base
         assert isinstance(base, Tensor)
         return self.matrix[base.argmax(-1)]
 
     def prompt_text(self) -> str | None:
-        """The likeliest prompt, where it is one for the task."""
+        """Return the text of the likeliest prompt, or ``None`` if each question has its own prompt."""
         base = self.refiner.base
         assert isinstance(base, Tensor)
         return self.lm.text(self.support_ids[base.argmax(-1)]) if self.network is None else None
 
     def refine(self, states: Tensor, mask: Tensor) -> Tensor:
-        """See `RefinerMethod`: the likeliest prompts."""
+        """See `RefinerMethod`; return the likeliest prompts."""
         return self.matrix[self.refiner(states, mask).argmax(-1)]
 
     def memory_estimate(self, shape: LMShape, batch_size: int) -> MemoryEstimate:
@@ -213,12 +213,12 @@ class ReinforceRefiner(RefinerMethod):
             refiner = ScoreRefiner(base, matrix, self.network, self.head, shape.width)
             baseline = self.baseline_kind.build(shape.width)
         trained = sum(value.numel() for part in (refiner, baseline) for value in part.parameters())
-        saved = (2 + self.samples) * batch_size * base.numel()  # what is drawn from, and each draw's
+        saved = (2 + self.samples) * batch_size * base.numel()  # two for the distribution, one for each draw
         rows = min(self.pass_rows, batch_size * self.samples)
         return MemoryEstimate(trained, 2 * matrix.numel(), saved, self.length, per_question=True, rows=rows)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Draw, reward, and turn the rewards into a loss."""
+        """Draw prompts, compute their rewards, and return the surrogate loss."""
         del batch_idx
         batch = self.own_part(batch)
         states, mask = self.states(batch.examples)
@@ -246,7 +246,7 @@ class ReinforceRefiner(RefinerMethod):
         return batch.weight * (loss if value_loss is None else loss + value_loss)
 
     def _of_all(self, batch: Batch, values: Tensor) -> Tensor:
-        """What all processes have of ``[B, K]`` values of a batch, in its order."""
+        """Gather the ``[B, K]`` values of a whole batch from all processes, in order."""
         if self.data_parallel_rank.count == 1:
             return values
         own = list(values.detach().cpu()) if batch.weight else []
@@ -254,13 +254,13 @@ class ReinforceRefiner(RefinerMethod):
 
     @torch.no_grad()
     def rewards(self, examples: Sequence[Example], prompts: Tensor) -> Tensor:
-        """Rewards ``[B, K]`` of prompts ``[B, K, P]``, given as indices into the support; known ones are looked up."""
+        """Compute or look up the rewards ``[B, K]`` of prompts ``[B, K, P]``, given as indices into the support."""
         ids = self.support_ids[prompts].tolist()
         keys = [
             [(example.before, example.after, str(example.answer), *map(str, prompt)) for prompt in row]
             for example, row in zip(examples, ids, strict=True)
         ]
-        # Each question's new prompts next to each other, once: what a question shares ahead of its prompt runs once.
+        # New prompts of a question stay together without duplicates, so the text before its prompt runs once.
         new = {key: (b, k) for b, row in enumerate(keys) for k, key in enumerate(row) if key not in self.remembered}
         todo = list(new.items())
         for start in range(0, len(todo), self.pass_rows):
@@ -275,7 +275,7 @@ class ReinforceRefiner(RefinerMethod):
         return rewards
 
     def _judge(self, examples: Sequence[Example], vectors: Tensor) -> list[float]:
-        """Rewards of one prompt ``[B, P, D]`` for each of some examples."""
+        """Compute the rewards of prompts ``[B, P, D]``, one for each example."""
         texts: list[str] = []
         likelihoods: list[float] = []
         if self.reward.needs_text:
@@ -287,5 +287,5 @@ class ReinforceRefiner(RefinerMethod):
 
 
 def _follow_support(method: ReinforceRefiner, incompatible: object) -> None:
-    """The likeliest tokens of this run's start, dtype or machine need not be those of the run that was saved."""
+    """Update the embeddings after loading: the saved support may differ by the start text, dtype or machine."""
     method.follow_support()

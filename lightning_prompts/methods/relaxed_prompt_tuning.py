@@ -28,26 +28,26 @@ from lightning_prompts.types import Batch, Example
 
 
 class RelaxedPromptTuning(DiscretePromptMethod):
-    """Trains scores over the vocabulary by gradient, and takes the arg-max tokens home.
+    """Trains scores over the vocabulary by gradient, and uses the arg-max tokens as the prompt.
 
-    ``val/nll`` and ``test/nll`` are those of the tokens; what the relaxed prompt reaches is ``relaxed_nll`` beside it.
+    ``val/nll`` and ``test/nll`` are those of the tokens, and ``relaxed_nll`` is that of the relaxed prompt.
 
     Args:
-        length: ``P``, how many tokens.
+        length: ``P``, number of tokens.
         estimator: ``Softmax``, ``GumbelSoftmax``, ``StraightThrough`` or ``Projected`` (PEZ).
-        temperature: How it falls over the run.
-        init: Where the prompt starts; the tokens nearest to its vectors.
-        init_logit: How far the initial scores favour those tokens; 0 starts from all tokens alike. PEZ starts at them.
-        readable: Only words of ASCII letters and punctuation.
-        rounding: How the tokens are found, every so many steps and after the last one; ``None`` takes the likeliest of
-            each position alone. Its cost counts as training.
-        memory_mb: Megabytes that one pass of the rounding may take, about.
-        objective: What is good.
+        temperature: Schedule of the relaxation's temperature.
+        init: Initial prompt: the tokens nearest to its vectors.
+        init_logit: How strongly the initial scores favour those tokens; 0 favours none. PEZ starts with the tokens.
+        readable: Allow only words of ASCII letters and punctuation.
+        rounding: Search for the tokens, at regular steps and after the last one; ``None`` takes the likeliest token of
+            each position. Its cost counts as training.
+        memory_mb: Approximate memory of one pass of the rounding, in megabytes.
+        objective: Training objective.
         lm: The frozen language model.
-        optimizer: Makes the optimiser of the prompt's parameters. Scores want large steps, PEZ's vectors about 0.05.
-        scheduler: Makes a learning-rate scheduler that steps every training step; ``None`` for a linear decay to zero
-            over the whole run.
-        max_new_tokens: How long a generated answer may get.
+        optimizer: Optimiser of the prompt's parameters. Scores need a high learning rate, PEZ's vectors about 0.05.
+        scheduler: Learning-rate scheduler, stepped every training step; ``None`` for a linear decay to zero over the
+            whole run.
+        max_new_tokens: Maximum length of a generated answer, in tokens.
     """
 
     prompt_kind = "distribution over the vocabulary [P, V]"
@@ -73,7 +73,7 @@ class RelaxedPromptTuning(DiscretePromptMethod):
         scheduler: LRSchedulerCallable | None = None,
         max_new_tokens: int = 16,
     ) -> None:
-        """Check the settings; the prompt is made once the LM is loaded."""
+        """Check the settings; `build_prompt` creates the prompt."""
         super().__init__(lm, max_new_tokens, optimizer, scheduler)
         if length < 1:
             raise UserError(f"length must be at least 1, got {length}")
@@ -95,14 +95,14 @@ class RelaxedPromptTuning(DiscretePromptMethod):
 
     @property
     def estimator_name(self) -> str:  # type: ignore[override]
-        """Which relaxation."""
+        """The relaxation."""
         return repr(self.estimator)
 
     def build_prompt(self) -> None:
-        """Start at the initialiser's tokens.
+        """Start with the initialiser's tokens.
 
         Raises:
-            UserError: The rounding wants to try more tokens than there are.
+            UserError: There are fewer allowed tokens than the rounding's ``top_k``.
         """
         self.register_buffer("matrix", self.lm.embedding_matrix().float(), persistent=False)
         self.register_buffer("allowed_ids", allowed_tokens(self.lm, self.readable), persistent=False)
@@ -111,28 +111,28 @@ class RelaxedPromptTuning(DiscretePromptMethod):
         ids = self.lm.nearest_tokens(self.init(self.lm, self.length))[0]
         self.parameters_ = torch.nn.Parameter(self.estimator.start(ids, self.matrix, self.init_logit))
         self.register_buffer("rounded_ids", torch.zeros(self.length, dtype=torch.long, device=self.lm.device))
-        self.register_buffer("rounded_at", torch.tensor(0, device=self.lm.device))  # which step; 0 for not yet
+        self.register_buffer("rounded_at", torch.tensor(0, device=self.lm.device))  # step of the last rounding, or 0
         self.keep_ids(self.length)
         self.scorer = CandidateScorer(self.lm, self.memory_mb, self.map_across_ranks)
 
     def checkpoint_meta(self) -> dict[str, str | int]:
-        """See `PromptMethod`; scores and vectors are not the same."""
+        """See `PromptMethod`; estimators differ in their parameters."""
         return {**super().checkpoint_meta(), "estimator": repr(self.estimator)}
 
     def token_ids(self) -> Tensor:
-        """The tokens as they are now, ``[P]``."""
+        """Return the current tokens, ``[P]``."""
         if self.rounding is not None and self.rounded_at:
             return self.rounded_ids
         return self.estimator.tokens(self.parameters_, self.matrix, self.allowed_ids)
 
     def configure_callbacks(self) -> list[Callback]:
-        """Round as a callback: the hooks of a method come after those that save a checkpoint."""
+        """Return a callback that rounds; a method's own hooks run after checkpoints are saved."""
         return [] if self.rounding is None else [_Rounder()]
 
     def round_if_due(self) -> None:
-        """Round when it is time, and once the run is over."""
+        """Round every ``rounding.every`` steps, and at the end of the run."""
         step = self.trainer.global_step
-        if self.rounding is None or step == self.rounded_at:  # gradients are accumulated: the step is not over
+        if self.rounding is None or step == self.rounded_at:  # mid-accumulation, the step is not complete
             return
         if step % self.rounding.every and self.progress(step) < 1:
             return
@@ -145,7 +145,7 @@ class RelaxedPromptTuning(DiscretePromptMethod):
         self.rounded_at.fill_(step)
 
     def relaxed_prompt_for(self, examples: Sequence[Example]) -> Tensor:
-        """The relaxed prompt without noise, ``[P, D]``, at the temperature of now or of the end."""
+        """Return the relaxed prompt without noise, ``[P, D]``, at the current or final temperature."""
         temperature = self.temperature_now(self.temperature)
         return self.estimator.relaxed_vectors(self.parameters_, self.matrix, self.allowed_ids, temperature)
 
@@ -154,12 +154,12 @@ class RelaxedPromptTuning(DiscretePromptMethod):
         with torch.device("meta"):
             matrix = torch.empty(shape.vocabulary, shape.width)
             start = self.estimator.start(torch.zeros(self.length, dtype=torch.long), matrix, self.init_logit)
-        # E in float32; its softmax, what that is of, and the masked scores, each [P, V].
+        # Kept: E in float32. Saved: the softmax, its input, and the masked scores, each [P, V].
         saved = 3 * self.length * shape.vocabulary
         return MemoryEstimate(start.numel(), matrix.numel(), saved, self.length, backward=True)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Loss of one batch under the relaxation."""
+        """Compute the loss of a batch under the relaxation."""
         del batch_idx
         temperature = self.temperature_now(self.temperature)
         vectors = self.estimator.train_vectors(
@@ -170,8 +170,8 @@ class RelaxedPromptTuning(DiscretePromptMethod):
 
 
 class _Rounder(Callback):
-    """Has a method round its prompt after a step."""
+    """Rounds the method's prompt after a training step."""
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: object) -> None:
-        """Round when it is time."""
+        """Round the prompt if it is due."""
         cast("RelaxedPromptTuning", pl_module).round_if_due()

@@ -1,4 +1,4 @@
-"""A small transformer trained from scratch on the task alone: what can be learned without a language model.
+"""A small transformer trained from scratch on the task alone: the baseline without a language model.
 
 Prompt: none. Estimator: backpropagation. Objective: answer likelihood.
 """
@@ -22,20 +22,20 @@ from lightning_prompts.types import Batch
 
 
 class ScratchTransformer(PromptMethod):
-    """Trains a decoder of Llama's shape from random weights, on answers only like every other method.
+    """Trains a decoder with Llama's architecture from random weights; like all methods, it learns the answers only.
 
     Args:
-        layers: ``L``.
-        width: ``D``.
-        heads: ``H``; must divide ``width``.
-        context: Tokens of the longest row.
-        tokens: ``characters`` (bytes, so that digits and letters stand alone) or ``lm`` for the LM's tokenizer.
-        objective: What is good.
-        lm: Whose tokenizer ``tokens: lm`` takes; nothing else of it is used.
-        optimizer: Makes the optimiser of all weights.
-        scheduler: Makes a learning-rate scheduler that steps every training step; ``None`` for a linear decay to zero
-            over the whole run.
-        max_new_tokens: How long a generated answer may get, in its own tokens.
+        layers: ``L``, number of layers.
+        width: ``D``, size of the hidden states.
+        heads: ``H``, number of attention heads; must divide ``width``.
+        context: Maximum length of a row, in tokens.
+        tokens: ``characters`` for bytes, so each digit and letter is a token, or ``lm`` for the LM's tokenizer.
+        objective: Training objective.
+        lm: The LM whose tokenizer ``tokens: lm`` uses; nothing else of it is used.
+        optimizer: Optimiser of all weights.
+        scheduler: Learning-rate scheduler, stepped every training step; ``None`` for a linear decay to zero over the
+            whole run.
+        max_new_tokens: Maximum length of a generated answer, in the decoder's own tokens.
     """
 
     prompt_kind = "none; all weights of a small decoder"
@@ -56,7 +56,7 @@ class ScratchTransformer(PromptMethod):
         scheduler: LRSchedulerCallable | None = None,
         max_new_tokens: int = 64,
     ) -> None:
-        """Check the shape; weights are made in `configure_model`."""
+        """Check the shape; `configure_model` creates the weights."""
         super().__init__(lm, max_new_tokens, optimizer, scheduler)
         if min(layers, width, heads) < 1 or width % heads or width // heads % 2:
             raise UserError(
@@ -74,18 +74,18 @@ class ScratchTransformer(PromptMethod):
         return MemoryEstimate(own.in_layers + own.outside, backward=True, inputs_saved=saved, shape=own)
 
     def load_lm(self, config: LMConfig, device: torch.device) -> FrozenLM:
-        """A random model in the LM's place, so that scoring and generation are the same code."""
+        """Create a random model in place of the LM, so scoring and generation use the same code."""
         tokenizer = load_tokenizer(config) if self.tokens == "lm" else None
         lm = FrozenLM.load(self.small_lm(tokenizer), tokenizer, device="cpu")
         with from_run_seed():
             for part in (*lm.model.modules(), *lm.model.parameters()):
-                setattr(part, "_is_hf_initialized", False)  # noqa: B010 - or transformers would leave them as they are
+                setattr(part, "_is_hf_initialized", False)  # noqa: B010 - otherwise transformers skips them
             lm.model.init_weights()
             lm.model.tie_weights()
         return lm.to(device)
 
     def small_lm(self, tokenizer: PreTrainedTokenizerBase | None) -> LMConfig:
-        """The decoder's shape, for another tokenizer's vocabulary if one is given."""
+        """Return the decoder's settings, with the vocabulary of ``tokenizer`` if given."""
         shape = {
             "hidden_size": self.width,
             "intermediate_size": 4 * self.width,
@@ -100,19 +100,19 @@ class ScratchTransformer(PromptMethod):
         return LMConfig("random:llama," + ",".join(f"{key}={value}" for key, value in shape.items()))
 
     def build_prompt(self) -> None:
-        """Let the weights be trained."""
-        self.network = self.lm.model.requires_grad_(True)  # the LM stays out of checkpoints, this name for it does not
+        """Make the weights trainable."""
+        self.network = self.lm.model.requires_grad_(True)  # checkpoints hold this name, but not the LM
 
     def describe(self) -> str:
-        """The method in words, and how large it is."""
+        """Describe the method and its size."""
         trained = sum(parameter.numel() for parameter in self.trainable_parameters())
         return f"{type(self).__name__}: {self.layers} layers, width {self.width}; trained from scratch: {trained:,}"
 
     def current_prompt(self) -> Tensor:
-        """Nothing, ``[0, D]``."""
+        """Return an empty prompt, ``[0, D]``."""
         return torch.zeros(0, self.width, device=self.lm.device)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Loss of one batch."""
+        """Compute the loss of a batch."""
         del batch_idx
         return self.answer_step(self.own_part(batch), self.current_prompt(), self.objective)

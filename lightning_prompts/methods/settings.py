@@ -1,4 +1,4 @@
-"""The settings of a method as plain data, which a checkpoint holds, and back."""
+"""Conversion of a method's settings to plain data, which checkpoints hold, and back."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any, get_args, get_type_hints
 from lightning_prompts.errors import UserError
 
 CLASS, SETTINGS = "class_path", "init_args"  # as in a config
-NOT_SAID = "not_said"  # settings that are no plain data
+NOT_SAID = "not_said"  # names of settings that are not plain data
 
 
 def as_plain(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings as numbers, texts, lists and dictionaries; the names of those that are no such data stand aside.
+    """Convert settings to numbers, strings, lists and dictionaries; ``not_said`` lists the names of all others.
 
     >>> as_plain({"length": 3, "reward": len})
     {'length': 3, 'not_said': ['reward']}
@@ -29,10 +29,10 @@ def as_plain(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plain(value: object) -> object:
-    """A value as plain data.
+    """Convert a value to plain data.
 
     Raises:
-        TypeError: It is none, and its attributes do not say how it was made.
+        TypeError: The value is not plain data, and its attributes do not include its constructor's arguments.
     """
     if value is None or isinstance(value, bool | int | float | str):
         return value
@@ -49,10 +49,10 @@ def _plain(value: object) -> object:
 
 
 def _parameters(kind: type) -> list[str]:
-    """What a class is made from.
+    """Return the names of a class's constructor arguments.
 
     Raises:
-        TypeError: Its signature does not say.
+        TypeError: The constructor takes arbitrary arguments.
     """
     parameters = inspect.signature(kind).parameters.values()
     if any(parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) for parameter in parameters):
@@ -61,17 +61,17 @@ def _parameters(kind: type) -> list[str]:
 
 
 def from_plain(plain: Mapping[str, Any], kind: type, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a class; the inverse of `as_plain`.
+    """Restore the settings of a class from plain data; the inverse of `as_plain`.
 
-    Nothing is imported for it, and a class is only made where the constructor asks for one of its kind.
+    It imports nothing, and creates an object only if the constructor's type hint allows its class.
 
     Args:
-        plain: What a checkpoint says.
-        kind: The class that they are of.
-        given: Settings that take the place of those.
+        plain: Settings from a checkpoint.
+        kind: The class that the settings are for.
+        given: Settings that replace the saved ones.
 
     Raises:
-        UserError: A setting is not said and not given, or its class is not known here.
+        UserError: A setting is neither saved nor given, or its class is not imported.
     """
     missing = [name for name in plain.get(NOT_SAID, []) if name not in given]
     if missing:
@@ -86,7 +86,7 @@ def from_plain(plain: Mapping[str, Any], kind: type, given: Mapping[str, Any]) -
 
 
 def _made(value: object, hint: object, name: str) -> object:
-    """A value from plain data."""
+    """Convert plain data to a value."""
     if isinstance(value, list):
         items = [_made(item, hint, name) for item in value]
         return tuple(items) if tuple in _kinds(hint) else items
@@ -105,7 +105,7 @@ def _made(value: object, hint: object, name: str) -> object:
 
 
 def _kinds(hint: object) -> Iterator[type]:
-    """The classes that a type names, anywhere in it."""
+    """Yield the classes that occur anywhere in a type hint."""
     origin = getattr(hint, "__origin__", None)
     for kind in (hint, origin):
         if isinstance(kind, type):

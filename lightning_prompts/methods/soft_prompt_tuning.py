@@ -22,15 +22,16 @@ class SoftPromptTuning(PromptMethod):
     """Trains ``P`` vectors in the template's prompt slot, before the text or inside it.
 
     Args:
-        length: ``P``, how many vectors.
-        init: Where they start.
-        reparametrization: A network between the parameters and the prompt, folded away on export; ``None`` for none.
-        objective: What is good.
+        length: ``P``, number of vectors.
+        init: Initial vectors.
+        reparametrization: Network between the parameters and the prompt, merged into the prompt on export; ``None``
+            for none.
+        objective: Training objective.
         lm: The frozen language model.
-        optimizer: Makes the optimiser of the prompt's parameters.
-        scheduler: Makes a learning-rate scheduler that steps every training step; ``None`` for a linear decay to zero
-            over the whole run.
-        max_new_tokens: How long a generated answer may get.
+        optimizer: Optimiser of the prompt's parameters.
+        scheduler: Learning-rate scheduler, stepped every training step; ``None`` for a linear decay to zero over the
+            whole run.
+        max_new_tokens: Maximum length of a generated answer, in tokens.
     """
 
     prompt_kind = "soft embeddings [P, D]"
@@ -48,7 +49,7 @@ class SoftPromptTuning(PromptMethod):
         scheduler: LRSchedulerCallable | None = None,
         max_new_tokens: int = 16,
     ) -> None:
-        """Check the length; the prompt is made once the LM is loaded."""
+        """Check the length; `build_prompt` creates the prompt."""
         super().__init__(lm, max_new_tokens, optimizer, scheduler)
         if length < 1:
             raise UserError(f"length must be at least 1, got {length}")
@@ -58,19 +59,19 @@ class SoftPromptTuning(PromptMethod):
         self.objective = objective
 
     def build_prompt(self) -> None:
-        """Start the prompt where the initialiser says."""
+        """Start with the initialiser's vectors."""
         self.prompt = SoftPrompt(self.init(self.lm, self.length), self.reparametrization)
 
     def checkpoint_meta(self) -> dict[str, str | int]:
-        """See `PromptMethod`; the reparametrisation has parameters of its own."""
+        """See `PromptMethod`; the reparametrisation has its own parameters."""
         return {**super().checkpoint_meta(), "reparametrization": repr(self.reparametrization)}
 
     def current_prompt(self) -> Tensor:
-        """The prompt, ``[P, D]``."""
+        """Return the prompt, ``[P, D]``."""
         return self.prompt()  # type: ignore[no-any-return]
 
     def initial_prompt(self) -> Tensor:
-        """The prompt before training, ``[P, D]``."""
+        """Return the prompt before training, ``[P, D]``."""
         return self.prompt.initial
 
     def memory_estimate(self, shape: LMShape, batch_size: int) -> MemoryEstimate:
@@ -82,6 +83,6 @@ class SoftPromptTuning(PromptMethod):
         return MemoryEstimate(trained, kept=own, length=self.length, backward=True)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Loss of one batch."""
+        """Compute the loss of a batch."""
         del batch_idx
         return self.answer_step(self.own_part(batch), self.current_prompt(), self.objective)

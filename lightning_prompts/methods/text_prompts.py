@@ -1,4 +1,4 @@
-"""The base of methods that improve text prompts of a network of LM calls, without gradients."""
+"""The base class of methods that improve the text prompts of a network of LM calls, without gradients."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ STATE = "text_prompts"
 
 
 class TextPromptMethod(KeepsBest):
-    """Text prompts of a network of layers, kept by validation accuracy.
+    """Text prompts of a network of layers, selected by validation accuracy.
 
-    A subclass implements `improve`, which changes ``prompts`` for the better on a batch. `test` and `predict` use the
-    best prompts by validation. Every checkpoint holds them, with the memory, the cache and the messages' statistics.
+    A subclass implements `improve`, which improves ``prompts`` on a batch. `test` and `predict` use the best prompts by
+    validation. Every checkpoint holds them, with the memory, the cache and the messages' statistics.
 
     Args:
-        layers: From the one that reads the input to the one that answers.
-        text: The top layer's initial prompt, in place of the one in ``layers``; ``None`` for that one.
+        layers: Layers from the input to the answer.
+        text: Initial prompt of the top layer, which replaces the one in ``layers``; ``None`` keeps that one.
         memory: ``M``; see `PromptMemory`.
         tolerance: See `PromptMemory`.
-        max_prompt_tokens: Limit of a prompt, so that every example fits the context window with it.
+        max_prompt_tokens: Maximum length of a prompt, in tokens; the context window must hold it with every example.
         proposer: The LM that writes proposals; ``None`` for the method's own.
-        memory_mb: Megabytes that one scoring pass may take, about.
-        lm: The frozen language model of the layers that name none.
-        max_new_tokens: Limit of an answer in free text.
+        memory_mb: Approximate memory of one scoring pass, in megabytes.
+        lm: The frozen language model of layers without their own.
+        max_new_tokens: Maximum length of a free-text answer, in tokens.
     """
 
     prompt_kind = "text"
@@ -104,12 +104,12 @@ class TextPromptMethod(KeepsBest):
         return [layer.lm or self.default_lm for layer in self.layer_settings]
 
     def other_lms(self) -> list[LMConfig]:
-        """See `PromptMethod`: of hidden layers, and the proposer."""
+        """See `PromptMethod`; return the LMs of hidden layers and the proposer."""
         configs = [*self.layer_lms, self.proposer_config or self.default_lm]
         return list(dict.fromkeys(config for config in configs if config != self.lm_config))
 
     def build_prompt(self) -> None:
-        """Give each layer its LM, with the cache in front."""
+        """Give each layer its LM, with a cache in front of it, and its initial prompt."""
         # Lightning counts the steps of an optimiser over this parameter.
         self.handle = torch.nn.Parameter(torch.zeros(1, device="cpu"))
         configs = [*self.layer_lms, self.proposer_config or self.default_lm]
@@ -136,13 +136,13 @@ class TextPromptMethod(KeepsBest):
                 )
 
     def configure_model(self) -> None:
-        """See `PromptMethod`; check servers before training writes anything."""
+        """See `PromptMethod`; check servers before training writes files."""
         super().configure_model()
         if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
             self.check_servers()
 
     def _check_sharding(self) -> None:
-        """Raise a `UserError` if weights are sharded over processes that may ask different LMs."""
+        """Raise a `UserError` if weights are sharded over processes that may call different LMs."""
         shards = [lm.shards for lm in self.lms.values() if isinstance(lm, FrozenLM) and lm.shards is not None]
         if len(self.lms) > 1 and any(each.lockstep is not None for each in shards):
             raise UserError(
@@ -157,22 +157,22 @@ class TextPromptMethod(KeepsBest):
 
     @property
     def calls(self) -> int:
-        """How many texts the LMs have scored or written, in all processes."""
+        """Number of texts that the LMs have scored or written, in all processes."""
         return sum(cached.calls for cached in self.cached_lms.values())
 
     # --- prompts ----------------------------------------------------------------------------------------------------
 
     def active_prompts(self) -> list[str]:
-        """The prompts to use: the current ones during training, and the best by validation afterwards."""
+        """Return the prompts to use: the current ones during training, the best by validation afterwards."""
         fitting = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
         return self.prompts if fitting or self.prompt_memory.best is None else self.prompt_memory.best
 
     def current_prompt(self) -> Tensor:
-        """The embeddings of the top layer's prompt, ``[P, D]``; see `LanguageModel.text_vectors`."""
+        """Return the embeddings of the top layer's prompt, ``[P, D]``; see `LanguageModel.text_vectors`."""
         return self.language_model.text_vectors(self.active_prompts()[-1])
 
     def prompt_text(self) -> str:
-        """The best prompts so far, layer by layer."""
+        """Return the best prompts so far, layer by layer."""
         prompts = self.prompt_memory.best or self.prompts
         if len(prompts) == 1:
             return prompts[0]
@@ -184,22 +184,22 @@ class TextPromptMethod(KeepsBest):
         return MemoryEstimate(length=max(lengths))
 
     def describe_trained(self) -> str:
-        """How many prompts are learned."""
+        """Return the number of learned prompts as text."""
         learning = sum(layer.learn for layer in self.layer_settings)
         return f"{learning} of {len(self.layer_settings)} layers' prompts"
 
     def proposed(self) -> list[dict[str, Any]]:
-        """The candidates of the last step with their rewards."""
+        """Return the candidates of the last step with their rewards."""
         return self.step_rows
 
     def validated(self) -> list[dict[str, Any]]:
-        """The prompts of the last validation, their accuracy, and the best accuracy so far."""
+        """Return the prompts of the last validation, their accuracy, and the best accuracy so far."""
         return self.validation_rows
 
     # --- training ---------------------------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> SearchOptimizer:
-        """An optimiser for the Trainer to count steps by; `training_step` does the work."""
+        """Return an optimiser that only lets the Trainer count steps; `training_step` does the work."""
         return SearchOptimizer([self.handle], lambda: None)
 
     def configure_gradient_clipping(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - Lightning's arguments
@@ -218,10 +218,10 @@ class TextPromptMethod(KeepsBest):
         return self.handle.sum() * 0  # Lightning needs a loss with a gradient
 
     def setup(self, stage: str) -> None:
-        """Check the run before anything is written.
+        """Check the run before it writes files.
 
         Raises:
-            UserError: Gradients are to be accumulated, and there are none.
+            UserError: The run accumulates gradients, but the method has none.
         """
         if stage == "fit" and self.trainer.accumulate_grad_batches > 1:
             raise UserError(
@@ -230,7 +230,7 @@ class TextPromptMethod(KeepsBest):
             )
 
     def on_fit_start(self) -> None:
-        """Validate the initial prompts, which are the first to be the best."""
+        """Validate the initial prompts, the first candidates for the best."""
         if self.prompt_memory.best is not None:
             return
         batches = self.validation_batches()
@@ -239,15 +239,15 @@ class TextPromptMethod(KeepsBest):
             self.prompt_memory.update(self.prompts, sum(bool(row["correct"]) for row in rows) / len(rows))
 
     def check_servers(self) -> None:
-        """Raise a `UserError` if a server cannot do what training needs, before anything is paid for.
+        """Raise a `UserError` if a server does not support training, before any paid request.
 
-        Only training needs all servers: evaluation does not ask the proposer.
+        Only training needs all servers: evaluation does not use the proposer.
         """
         for lm in self.lms.values():
             lm.connect()
 
     def keeps_prompt(self, layer: int) -> None:
-        """Warn that a step had no proposal to choose from."""
+        """Warn that a step has no usable proposal for a layer."""
         log.warning(
             "step %d: no proposal for layer %d was new, short enough and not empty; its prompt stays",
             self.trainer.global_step,
@@ -257,17 +257,17 @@ class TextPromptMethod(KeepsBest):
     # --- evaluation -------------------------------------------------------------------------------------------------
 
     def prepare(self, examples: Sequence[Example]) -> list[Example]:
-        """Have the lower layers write, and place the examples in the top layer."""
+        """Generate the texts of the lower layers, and place the examples in the top layer."""
         hidden = self.network.sample_hidden(examples, self.active_prompts())
         return self.network.place_top(examples, hidden)
 
     def added_tokens(self) -> int:
-        """At most: the longest prompt, and hidden texts and templates of several layers."""
+        """See `Evaluation`; count the longest prompt, and the hidden texts and templates of several layers."""
         hidden = [2 * layer.max_new_tokens + 64 for layer in self.layer_settings[:-1]]
         return self.max_prompt_tokens - self.prompt_length + max(hidden, default=0)
 
     def evaluate_batch(self, examples: Sequence[Example]) -> list[dict[str, Any]]:
-        """See `PromptMethod`; processes share the work of each LM call, so that all caches get all answers."""
+        """See `PromptMethod`; processes share the work of each LM call, so all caches get all answers."""
         return self.evaluate(examples, self.active_prompts()[-1])
 
     @property
@@ -277,7 +277,7 @@ class TextPromptMethod(KeepsBest):
 
     @property
     def _pays(self) -> bool:
-        """Whether a server answers: then every text goes through the cache."""
+        """Whether a server answers; if so, every text goes through the cache."""
         return self.lm_config.server is not None
 
     def _generate(self, examples: Sequence[Example], prompt: Prompt | str) -> list[dict[str, Any]]:
@@ -286,24 +286,24 @@ class TextPromptMethod(KeepsBest):
         return self.map_across_ranks(examples, lambda part: super(TextPromptMethod, self)._generate(part, prompt))
 
     def label_scores(self, examples: Sequence[Example], prompt: Prompt | str) -> LabelScores:
-        """See `PromptMethod`; known scores are looked up."""
+        """See `PromptMethod`; known scores come from the cache."""
         return self._top.label_scores(examples, self.active_prompts()[-1])
 
     def write_answers(self, examples: Sequence[Example], prompt: Prompt | str) -> list[str]:
-        """See `PromptMethod`; known answers of a server are looked up."""
+        """See `PromptMethod`; known answers of a server come from the cache."""
         if not self._pays:
             return super().write_answers(examples, prompt)
         return self._top.write(examples, self.active_prompts()[-1], self.max_new_tokens)
 
     def answer_nll(self, examples: Sequence[Example], prompt: Prompt | str) -> Sequence[float | None]:
-        """See `PromptMethod`; known scores of a server are looked up."""
+        """See `PromptMethod`; known scores of a server come from the cache."""
         if not self._pays or not self.language_model.can_score(examples):
             return super().answer_nll(examples, prompt)
         texts = [[str(example.answer)] for example in examples]
         return [-value for value in self._top.log_probs(examples, self.active_prompts()[-1:], texts).flatten().tolist()]
 
     def keep(self, value: float) -> None:
-        """Keep the prompts if they are strictly better than the best, or return to those; see `PromptMemory`."""
+        """Keep the prompts if they are strictly better than the best, or return to the best; see `PromptMemory`."""
         self.log("val/best_accuracy", max(value, self.prompt_memory.best_accuracy))
         before = self.prompts
         self.prompts = self.prompt_memory.update(before, value)
@@ -343,7 +343,7 @@ class TextPromptMethod(KeepsBest):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore them."""
+        """Restore the prompts, the memory, the statistics and the cache."""
         super().on_load_checkpoint(checkpoint)
         state = checkpoint[STATE]
         self.initial_prompts, self.prompts = list(state["initial"]), list(state["prompts"])

@@ -1,4 +1,4 @@
-"""How a method trains: optimiser, learning rate, and the step that follows a gradient through the frozen LM."""
+"""Training of a method: optimiser, learning rate, and the training step through the frozen LM."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class Training(Distributed):
 
     Attributes:
         step_skipped: Whether a callback skipped the optimiser step because gradients were not finite. The learning rate
-            does not move then.
-        budget_used: Share of a limit on tokens, calls or seconds that is used up, where a callback sets one.
-        on_bar: Names of the metrics that a progress bar shows, in their order.
+            then stays the same.
+        budget_used: Used share of a callback's limit on tokens, calls or seconds; 0 without one.
+        on_bar: Names of the metrics on the progress bar, in order.
     """
 
     def __init__(self, optimizer: OptimizerCallable | None, scheduler: LRSchedulerCallable | None) -> None:
@@ -44,21 +44,21 @@ class Training(Distributed):
         self.on_bar: dict[str, None] = {}
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Let loggers count the steps that were done; after some checkpoints Lightning is one off."""
+        """Correct the step count of loggers; after some checkpoints Lightning's is off by one."""
         self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.trainer.global_step
 
     def trainable_parameters(self) -> list[torch.nn.Parameter]:
-        """The prompt's parameters; the LM has none."""
+        """Return the prompt's trainable parameters; the LM has none."""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
     def parameter_groups(self) -> list[Any]:
-        """What the optimiser gets: parameters, or groups of them with settings of their own."""
+        """Return the optimiser's parameters, or groups of them with their own settings."""
         return self.trainable_parameters()
 
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        """Clip each group by itself: the gradient of one would otherwise decide how far the others may go."""
+        """Clip each parameter group separately, so the gradient of one does not shrink the updates of the others."""
         groups = optimizer.param_groups
         if len(groups) == 1 or not gradient_clip_val:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
@@ -70,7 +70,7 @@ class Training(Distributed):
                 torch.nn.utils.clip_grad_norm_(group["params"], gradient_clip_val)
 
     def configure_optimizers(self) -> Any:  # noqa: ANN401 - Lightning's own union of nine types
-        """The optimiser over the prompt's parameters, and the scheduler by step."""
+        """Create the optimiser of the prompt's parameters, and the scheduler, which steps every training step."""
         if self.optimizer is None:
             return None
         try:
@@ -91,12 +91,12 @@ class Training(Distributed):
         return {"optimizer": optimizer, "lr_scheduler": settings}
 
     def on_validation_epoch_end(self) -> None:
-        """Step a scheduler that waits for a metric, ahead of the checkpoint.
+        """Step schedulers that monitor a metric, before the checkpoint is saved.
 
-        Lightning would do so after each epoch, validated or not, and not at all in the epoch that a run is resumed in.
+        Lightning would step them after every epoch, with or without validation, and never in the epoch of a resume.
 
         Raises:
-            UserError: There is no such metric.
+            UserError: The monitored metric does not exist.
         """
         if self.trainer.state.fn != TrainerFn.FITTING or self.trainer.sanity_checking:
             return
@@ -110,41 +110,41 @@ class Training(Distributed):
                 scheduler.step(known[scheduler.monitor])
 
     def _linear_decay(self, optimizer: Optimizer) -> LRScheduler:
-        """From the full learning rate to zero over the run; constant for a run without an end."""
+        """Decay the learning rate linearly to zero over the run; keep it constant if the run has no end."""
         return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - self.progress(step))
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any | None) -> None:  # noqa: ANN401 - Lightning's own
-        """As Lightning does, unless the step was skipped."""
+        """Step the scheduler, unless the optimiser step was skipped."""
         if self.step_skipped:
             self.step_skipped = False
             return
         super().lr_scheduler_step(scheduler, metric)
 
     def progress(self, step: int) -> float:
-        """How much of the run lies behind step ``step``, in [0, 1]: of its steps or its budget, what ends first."""
-        # Asked for as late as this because Lightning builds the dataloader to answer, and one that is built before
-        # a checkpoint is restored would start its epoch anew.
+        """Return the completed share of the run at ``step``, in [0, 1]: of its steps or budget, whichever is larger."""
+        # Lightning builds the dataloader to estimate the steps, and a dataloader built before a checkpoint is restored
+        # would restart its epoch. So the estimate is not read at step 0.
         steps = step / self.trainer.estimated_stepping_batches if step else 0.0
         return min(1.0, max(steps, self.budget_used))
 
     def step_generator(self) -> torch.Generator:
-        """Randomness of this training step, on the CPU: the same on every device, and in a run that was resumed."""
+        """Return the CPU generator of this training step, equal on every device and after resuming."""
         step = self.trainer.fit_loop.total_batch_idx + 1
         return torch.Generator().manual_seed((run_seed() * 1_000_003 + step) % 2**63)
 
     def temperature_now(self, temperature: Temperature) -> float:
-        """The temperature at this point of the run; the last one when it is over."""
+        """Return the current temperature during training, and the final one otherwise."""
         if self.trainer.state.fn != TrainerFn.FITTING:
             return temperature.end
         return temperature.at(self.progress(self.trainer.global_step))
 
     def answer_step(self, batch: Batch, prompt: Prompt, objective: Objective) -> Tensor:
-        """The training step of every method that follows a gradient through the frozen LM.
+        """Run the training step of methods that backpropagate through the frozen LM.
 
         Args:
-            batch: ``B`` examples; of several processes each gives its part, see `own_part`, or all of them the whole.
-            prompt: With a gradient to the method's parameters.
-            objective: What is good.
+            batch: ``B`` examples. With several processes, each passes its part (see `own_part`), or all pass the whole.
+            prompt: The prompt, differentiable in the method's parameters.
+            objective: Training objective.
 
         Returns:
             The loss, a scalar. Its mean over the processes is the loss of the whole batch.
@@ -152,25 +152,25 @@ class Training(Distributed):
         rows = self.lm.encode_answers(batch.examples, prompt, objective.with_end)
         logits = self.lm.answer_logits(rows, prompt)
         scores = answer_scores(logits, rows)
-        if len(batch) < batch.total:  # a part, of which all processes know one
+        if len(batch) < batch.total:  # each process has its own part
             own = sum(len(row.answer) for row in rows) if batch.weight else 0.0
             scores = replace(scores, mean_tokens=self.data_parallel_rank.all_reduce(own)[0] / batch.total)
         loss = batch.weight * objective.loss(self.lm, rows, logits, scores)
         self.log_step("train/loss", loss, batch, prog_bar=True)
-        self.log_step("train/nll", batch.weight * scores.nll.mean(), batch)  # without the ends, as val/nll
+        self.log_step("train/nll", batch.weight * scores.nll.mean(), batch)  # without end tokens, like val/nll
         return loss
 
     def own_part(self, batch: Batch) -> Batch:
-        """The examples of a training batch that this process follows the gradient of; all, if there is no other."""
+        """Return this process's part of a training batch; the whole batch if there is only one process."""
         return self.data_parallel_rank.part_of(batch)
 
     def log(  # type: ignore[override]
         self, name: str, value: Any, prog_bar: bool = False, **kwargs: Any  # noqa: ANN401 - as Lightning's
     ) -> None:  # fmt: skip
-        """Log as Lightning does, but without a wait for the device.
+        """Log like Lightning, but without synchronising with the device.
 
-        Lightning copies a number from pageable memory, and reads each metric of the progress bar after every step. The
-        command line's bar reads them when a step is logged.
+        Lightning copies numbers from pageable memory, and reads each metric of the progress bar after every step. The
+        progress bar of the command line reads them only when a step is logged.
         """
         if isinstance(value, int | float):
             value = to_device(torch.tensor(float(value), device="cpu"), self.device)
@@ -181,11 +181,11 @@ class Training(Distributed):
         super().log(name, value, prog_bar=prog_bar, **kwargs)
 
     def log_step(self, name: str, value: float | Tensor, batch: Batch, prog_bar: bool = False) -> None:
-        """Log a mean over this process's part of a batch, with its weight; what is logged is that over the batch."""
+        """Log the mean over the whole batch, from the weighted mean over this process's part."""
         self.log(name, value, batch_size=batch.total, prog_bar=prog_bar, sync_dist=True)
 
     def validation_batches(self) -> list[list[Example]]:
-        """What a validation in training looks at, for methods that look ahead of it; nothing where there is none."""
+        """Return the batches of a validation during training; empty if there is no validation."""
         data = getattr(self.trainer, "datamodule", None)
         limit = self.trainer.limit_val_batches
         if data is None or not limit:
@@ -196,7 +196,7 @@ class Training(Distributed):
 
 
 def _iterable(parameters: list[Any]) -> Iterable[Any]:
-    """The parameters, checked: an optimiser without any would fail with less clear words."""
+    """Check that there are parameters to train; an optimiser's own error for an empty list is less clear."""
     if not parameters:
         raise UserError("there is nothing to train in this method; use test instead of fit")
     return parameters
