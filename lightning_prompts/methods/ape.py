@@ -68,7 +68,7 @@ class Ape(TextPromptMethod):
         super().setup(stage)
         if stage == "fit" and not self.validation_batches():
             raise UserError(
-                "Ape keeps what is best on validation, and there is none; give data a validation split, and leave "
+                "Ape chooses by validation, and there is none; give data a validation split, and leave "
                 "trainer.limit_val_batches above 0"
             )
 

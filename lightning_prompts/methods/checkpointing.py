@@ -144,7 +144,7 @@ class Checkpointing(Distributed):
             if old != new
         )
         if self.trainer.training:
-            raise UserError(f"the checkpoint was trained with {said}; to go on training, set it back")
+            raise UserError(f"the checkpoint was trained with {said}; set it back to continue the training")
         log.warning("the prompt was trained with %s; expect worse results with another template", said)
 
     def on_train_start(self) -> None:

@@ -60,7 +60,7 @@ class Distributed(L.LightningModule):
             return
         if len(set(rank.all_gather([run_seed()]))) > 1:
             raise UserError(
-                "the processes have different seeds; call lightning.seed_everything(0) ahead of the Trainer"
+                "the processes have different seeds; call lightning.seed_everything(0) before the Trainer is made"
             )
         # Frozen weights never change, and all processes compute the same buffers.
         frozen = [name for name, value in self.named_parameters(remove_duplicate=False) if not value.requires_grad]

@@ -76,7 +76,7 @@ def from_plain(plain: Mapping[str, Any], kind: type, given: Mapping[str, Any]) -
     missing = [name for name in plain.get(NOT_SAID, []) if name not in given]
     if missing:
         raise UserError(
-            f"the checkpoint does not say what {', '.join(missing)} was; give it: "
+            f"the checkpoint does not record {', '.join(missing)}; pass it: "
             f"{kind.__name__}.load_from_checkpoint(path, {missing[0]}=...)"
         )
     hints = get_type_hints(inspect.getattr_static(kind, "__init__"))

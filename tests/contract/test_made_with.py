@@ -90,7 +90,7 @@ def test_another_template_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     again = SoftPromptTuning(2, lm=LM, max_new_tokens=1)
     trainer(tmp_path).test(again, datamodule=data(stop="x"), ckpt_path=path, weights_only=True, verbose=False)
     assert "with data.stop" in caplog.text
-    with pytest.raises(UserError, match=re.escape("to go on training, set it back")):
+    with pytest.raises(UserError, match=re.escape("set it back to continue the training")):
         trainer(tmp_path).fit(again, datamodule=data(template=other), ckpt_path=path, weights_only=True)
 
 
@@ -103,7 +103,7 @@ class Own(FromText):
 
 def test_what_a_checkpoint_does_not_say_is_asked_for(tmp_path: Path) -> None:
     path = trained(SoftPromptTuning(1, Own("cat"), lm=LM), tmp_path)
-    with pytest.raises(UserError, match=r"does not say what init was; give it: SoftPromptTuning\.load_from_checkpoint"):
+    with pytest.raises(UserError, match=r"does not record init; pass it: SoftPromptTuning\.load_from_checkpoint"):
         SoftPromptTuning.load_from_checkpoint(path)
     assert SoftPromptTuning.load_from_checkpoint(path, init=Own("cat")).length == 1
 

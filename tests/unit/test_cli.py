@@ -421,7 +421,7 @@ STOPPING = ["--trainer.callbacks", "EarlyStopping", "--trainer.callbacks.monitor
         ),
         (
             ["fit", "--model", "Ape", *TINY_RUN, *SMALL, "--trainer.limit_val_batches", "0"],
-            "Ape keeps what is best on validation, and there is none",
+            "Ape chooses by validation, and there is none",
         ),
         (
             ["fit", "--model", "DeepLanguageNetwork", *TINY_RUN, *SMALL, "--trainer.accumulate_grad_batches", "2"],
