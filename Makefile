@@ -31,7 +31,7 @@ lint: .venv/.installed ## check style, types, imports and the recipes of CONTRIB
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache --no-logo
-	PYTHONPATH=tests $(BIN)/python tests/recipes.py
+	$(BIN)/python tests/recipes.py
 
 coverage: .venv/.installed ## run the tests and list the lines that they do not run
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --cov=lightning_prompts --cov-report=term-missing:skip-covered

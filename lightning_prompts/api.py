@@ -28,7 +28,6 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_prompts.cli.classes import settings_of, subclasses
-from lightning_prompts.cli.main import execute
 from lightning_prompts.datamodules import Mixture, QuestionAnswer, TextDataModule
 from lightning_prompts.datamodules.base import SourceRow
 from lightning_prompts.errors import UserError, nearest
@@ -41,8 +40,8 @@ from lightning_prompts.lm.reuse import KeptLMs, keep_lms
 from lightning_prompts.methods import FixedPrompt, PromptMethod
 from lightning_prompts.methods.settings import CLASS, SETTINGS, as_plain
 from lightning_prompts.runs import names
-from lightning_prompts.runs.launcher import RunSpec, attempt, method_of, words
-from lightning_prompts.runs.reader import Run
+from lightning_prompts.runs.launcher import RunSpec, attempt, execute_here, method_of, words
+from lightning_prompts.runs.reader import Run, check_run_folder, saved_checkpoint
 from lightning_prompts.runs.record import clear
 
 if TYPE_CHECKING:
@@ -70,6 +69,14 @@ METHODS = {
 ROWS = ("train", "val", "test", "predict")  # settings of `QuestionAnswer` that name a file, or hold rows in Python
 EXPORT_OPTIONS = {"examples", "base", "overwrite", "push", "private"}
 _lms = KeptLMs()
+
+
+@contextmanager
+def _loaded() -> Iterator[None]:
+    """Use the LMs of earlier calls, and keep those of this one."""
+    with keep_lms(_lms) as kept:
+        yield
+        kept.drop_unused()
 
 
 def free_lms() -> None:
@@ -120,28 +127,29 @@ def fit(
     loggers = [logger] if isinstance(logger, Logger) else [] if isinstance(logger, bool) else list(logger or ())
     given = [*job.words, "--seed_everything", str(seed), "--trainer.default_root_dir", str(place)]
     given += ["--trainer.logger=false"] if logger is False else []
-    with job.files(place) as configs, keep_lms(_lms) as kept:
+    with job.files(place) as configs, _loaded():
         if not job.trains:
             if overwrite:
                 clear(place)
-            execute(["test", *configs, *given, "--verbose", "false"], more)
+            execute_here(["test", *configs, *given, "--verbose", "false"], callbacks=more)
         else:
             try:
-                execute(["fit", *configs, *given, "--overwrite", str(overwrite).lower()], more, loggers)
+                execute_here(
+                    ["fit", *configs, *given, "--overwrite", str(overwrite).lower()], callbacks=more, loggers=loggers
+                )
             except SIGTERMException as error:
                 if error.code != 128 + signal.SIGINT:
                     raise
-                if not _saved(place):
+                if saved_checkpoint(place) is None:
                     raise KeyboardInterrupt from error
                 print(f"stopped; {place} keeps what was learned")
-        kept.drop_unused()
-    return PromptRun(place, _saved(place) or "best")
+    return PromptRun(place, _which(place))
 
 
-def _saved(folder: Path) -> str:
-    """Which checkpoint a run folder holds: ``best``, else ``last``; empty without any."""
-    saved = folder / names.CHECKPOINTS
-    return next((file.removesuffix(".ckpt") for file in (names.BEST, names.LAST) if (saved / file).exists()), "")
+def _which(folder: Path) -> str:
+    """The checkpoint that counts: ``best``, or ``last`` of a run that has no best one."""
+    saved = saved_checkpoint(folder)
+    return saved.stem if saved else "best"
 
 
 def load(folder: str | Path) -> PromptRun:
@@ -151,9 +159,8 @@ def load(folder: str | Path) -> PromptRun:
         UserError: The folder is no run folder.
     """
     place = Path(folder)
-    if not (place / names.CONFIG).is_file():
-        raise UserError(f"{folder} is no run folder: it has no config.yaml; give the folder that fit or test wrote")
-    return PromptRun(place, _saved(place) or "best")
+    check_run_folder(place)
+    return PromptRun(place, _which(place))
 
 
 def compare(
@@ -185,17 +192,20 @@ def compare(
     """
     listed = list(methods.items()) if isinstance(methods, Mapping) else [(_name(one), one) for one in methods]
     rows: dict[str, Any] = dict(listed)
-    if len({name.replace("/", "-") for name in rows}) < len(listed):
+    if len({_folder(name) for name in rows}) < len(listed):
         raise UserError("two methods have the same name; give a dict with a name for each")
     jobs: dict[str, _Job] = {}
     known: set[str] = set()
+    data = _module(data)
     for name, given in rows.items():
         own = dict(given) if isinstance(given, Mapping) else {"method": given}
         if "method" not in own:
             raise UserError(f"methods: {name!r} has no key 'method'; give a method's name")
         kind = own.pop("method")
-        names_here = _settings_names(kind)
-        shared = {key: value for key, value in settings.items() if key in names_here or key == "budget"}
+        own_names = settings_of(_method(kind)[0])
+        shared = {
+            key: value for key, value in settings.items() if key in {*own_names, *settings_of(L.Trainer), "budget"}
+        }
         known |= shared.keys()
         jobs[name] = _Job.of(kind, data, own.pop("lm", lm), {**shared, **own})
     if not jobs:
@@ -207,9 +217,9 @@ def compare(
     errors: dict[str, str] = {}
     with keep_lms(_lms):
         for name, job in jobs.items():
+            config = job.write(place / "settings" / f"{_folder(name)}.yaml", place)
             for seed in chosen:
-                where = place / name.replace("/", "-") / f"seed-{seed}"
-                config = job.write(place / "settings" / f"{name.replace('/', '-')}.yaml", place)
+                where = place / _folder(name) / f"seed-{seed}"
                 spec = RunSpec(str(where), (*job.configs, str(config)), job.options, seed, job.trains)
                 spec.check_record()
                 try:
@@ -241,9 +251,8 @@ class PromptRun:
     def test(self) -> pd.DataFrame:
         """Measure the prompt on the test sets; see `metrics`."""
         place = ["--trainer.default_root_dir", str(self.folder), "--verbose", "false"]
-        with keep_lms(_lms) as kept:
-            execute(["test", "-c", str(self.folder / names.CONFIG), *self._trained(), *place])
-            kept.drop_unused()
+        with _loaded():
+            execute_here(["test", "-c", str(self.folder / names.CONFIG), *self._trained(), *place])
         return self.metrics
 
     def answer(
@@ -264,7 +273,7 @@ class PromptRun:
 
         given: Any = [questions] if isinstance(questions, str | Mapping) else questions
         given = given.to_dict("records") if isinstance(given, pd.DataFrame) else list(given)
-        with keep_lms(_lms) as kept:
+        with _loaded():
             restored, data = self._restored()
             found = {example.labels for example in data.examples("test")}
             if isinstance(data, Mixture) or len(found) > 1:
@@ -284,7 +293,6 @@ class PromptRun:
             ]
             with torch.no_grad():
                 rows = restored.method.evaluate_batch(examples) if examples else []
-            kept.drop_unused()
         return pd.DataFrame([{"question": row["question"], "answer": row["generated"]} for row in rows])
 
     @cached_property
@@ -294,7 +302,7 @@ class PromptRun:
         Raises:
             UserError: The method writes a prompt for each question.
         """
-        with keep_lms(_lms) as kept:
+        with _loaded():
             restored, _ = self._restored()
             method = restored.method
             text = method.text if isinstance(method, FixedPrompt) else method.prompt_text()
@@ -302,7 +310,6 @@ class PromptRun:
                 raise UserError(f"{type(method).__name__} writes a prompt for each question; see predictions")
             with torch.no_grad():
                 found = method.current_prompt() if text is None else text
-            kept.drop_unused()
         return found.detach().float().cpu() if isinstance(found, torch.Tensor) else found
 
     @property
@@ -351,11 +358,10 @@ class PromptRun:
             raise UserError(f"unknown option {min(unknown)!r}; {nearest(min(unknown), EXPORT_OPTIONS)}")
         place = Path(out) if out is not None else self.folder / "export" / format
         given = [f"--{name}" if value is True else f"--{name}={value}" for name, value in options.items() if value]
-        with keep_lms(_lms) as kept:
+        with _loaded():
             export_command(
                 [str(self.folder), "--format", format, "--out", str(place), "--checkpoint", self.checkpoint, *given]
             )
-            kept.drop_unused()
         return place
 
     def save(self, folder: str | Path) -> PromptRun:
@@ -413,7 +419,7 @@ class Comparison:
 
     def runs(self, method: str) -> list[PromptRun]:
         """The finished runs of a method, by seed."""
-        places = sorted((self.folder / method.replace("/", "-")).glob("seed-*"), key=lambda place: int(place.name[5:]))
+        places = sorted((self.folder / _folder(method)).glob("seed-*"), key=lambda place: int(place.name[5:]))
         return [PromptRun(place) for place in places if (place / names.METRICS).is_file()]
 
     @property
@@ -540,6 +546,11 @@ def _name(method: Method) -> str:
     return Path(method).stem if _is_file(method) else str(method)
 
 
+def _folder(name: str) -> str:
+    """The folder of a method in a comparison."""
+    return name.replace("/", "-")
+
+
 def _is_file(name: str | Path) -> bool:
     return isinstance(name, Path) or name.endswith((".yaml", ".yml"))
 
@@ -571,10 +582,9 @@ def _method(method: Method) -> tuple[type[PromptMethod], list[str], dict[str, An
     return kinds[name], [], {"model": {CLASS: _path(kinds[name]), SETTINGS: {}}}
 
 
-def _settings_names(method: Method) -> set[str]:
-    """The names of settings that a method and the trainer have."""
-    kind, _, _ = _method(method)
-    return {*settings_of(kind), *settings_of(L.Trainer)}
+def _module(data: Data) -> Data:
+    """Data with rows in Python as a datamodule."""
+    return data if isinstance(data, str | Path | TextDataModule) else QuestionAnswer.from_rows(data)
 
 
 def _data(data: Data) -> tuple[dict[str, Any], list[str]]:
@@ -586,8 +596,7 @@ def _data(data: Data) -> tuple[dict[str, Any], list[str]]:
         if data not in kinds:
             raise UserError(f"unknown dataset {str(data)!r}; {nearest(str(data), kinds)}")
         return {"data": {CLASS: _path(kinds[str(data)]), SETTINGS: {}}}, []
-    module = data if isinstance(data, TextDataModule) else QuestionAnswer.from_rows(data)
-    return {"data": _data_config(module)}, []
+    return {"data": _data_config(_module(data))}, []
 
 
 def _data_config(module: TextDataModule) -> dict[str, Any]:

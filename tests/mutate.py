@@ -23,7 +23,8 @@ from pathlib import Path
 
 from coverage import CoverageData
 
-ROOT = Path(__file__).parents[1]
+from support.project import ROOT
+
 FOLDERS = ("lightning_prompts", "datamodules", "callbacks")
 COMPARED: dict[type[ast.cmpop], tuple[str, str]] = {
     ast.Lt: ("<", "<="),

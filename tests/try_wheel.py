@@ -16,11 +16,9 @@ import venv
 import zipfile
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-TINY = (
-    "random:llama,hidden_size=32,intermediate_size=48,num_hidden_layers=2,num_attention_heads=4,num_key_value_heads=2,"
-    "max_position_embeddings=256"
-)
+from support.models import TINY
+from support.project import ROOT
+
 FIT = f"""fit --model SoftPromptTuning --model.lm.name {TINY} --model.max_new_tokens 2 --data Addition
     --data.train_size 64 --data.val_size 8 --data.test_size 8 --trainer.max_steps 2 --trainer.accelerator cpu
     --trainer.default_root_dir run""".split()

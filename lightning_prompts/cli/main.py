@@ -34,6 +34,8 @@ from lightning_prompts.cli.checks import check
 from lightning_prompts.cli.errors import one_line, to_user_error, user_error
 from lightning_prompts.cli.terminal import quiet, results_table, use_rich_progress_bar
 from lightning_prompts.errors import DEBUG, UsageError, UserError, check_finite
+from lightning_prompts.runs.names import BEST, CHECKPOINTS, CONFIG, LAST
+from lightning_prompts.runs.reader import saved_checkpoint
 from lightning_prompts.runs.record import RunFolder, check_writable
 
 log = logging.getLogger(__name__)
@@ -184,8 +186,8 @@ class PromptCLI(LightningCLI):
             settings.save_dir = str(self.folder)
         self._check_checkpoint(config)
         fresh = self.config.subcommand == "fit" and config.ckpt_path is None
-        if fresh and not config.overwrite and (self.folder / "config.yaml").exists():
-            resume = "resume it with --ckpt_path last, " if (self.folder / "checkpoints" / "last.ckpt").exists() else ""
+        if fresh and not config.overwrite and (self.folder / CONFIG).exists():
+            resume = "resume it with --ckpt_path last, " if (self.folder / CHECKPOINTS / LAST).exists() else ""
             raise UserError(
                 f"{self.folder} already holds a run; give another --trainer.default_root_dir, {resume}or replace it "
                 "with --overwrite true"
@@ -193,7 +195,7 @@ class PromptCLI(LightningCLI):
 
     def _check_checkpoint(self, config: Namespace) -> None:
         """Resolve ``last`` and ``best`` to files of the run folder, and check that the file is complete."""
-        saved = self.folder / "checkpoints"
+        saved = self.folder / CHECKPOINTS
         if config.ckpt_path in ("last", "best"):
             path = saved / f"{config.ckpt_path}.ckpt"
             if not path.exists():
@@ -202,7 +204,7 @@ class PromptCLI(LightningCLI):
         if config.ckpt_path is not None:
             check_readable(Path(config.ckpt_path), resume=self.config.subcommand == "fit")
         elif self.config.subcommand != "fit":
-            trained = next((path for path in (saved / "best.ckpt", saved / "last.ckpt") if path.exists()), None)
+            trained = saved_checkpoint(self.folder)
             if trained is not None:
                 raise UserError(
                     f"{self.folder} holds a trained prompt: give --ckpt_path {trained}, or another "
@@ -231,7 +233,7 @@ class PromptCLI(LightningCLI):
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
-                callback.dirpath = str((self.folder / "checkpoints").absolute())
+                callback.dirpath = str((self.folder / CHECKPOINTS).absolute())
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, RunFolder):
                 callback.loggers = self.more_loggers or given
@@ -258,7 +260,7 @@ class PromptCLI(LightningCLI):
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, callbacks.StopOnSignal) and callback.exit_code:
                 raise SIGTERMException(callback.exit_code)
-        best = str((self.folder / "checkpoints" / "best.ckpt").absolute())
+        best = str((self.folder / CHECKPOINTS / BEST).absolute())
         saved = [getattr(callback, "best_model_path", None) for callback in self.trainer.checkpoint_callbacks]
         if not self.trainer.is_global_zero or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
@@ -356,10 +358,10 @@ def main(args: Sequence[str]) -> int:
 
 def _instead(path: Path) -> str:
     """What to do if the run folder does not hold a checkpoint."""
-    folder, last = path.parent.parent, path.with_name("last.ckpt")
+    folder, last = path.parent.parent, path.with_name(LAST)
     if path != last and last.exists():
         return "the run has kept no best one, as after training without a validation; take last instead"
-    if (folder / "config.yaml").exists():
+    if (folder / CONFIG).exists():
         return "nothing was saved yet; leave out --ckpt_path, and train anew with fit --overwrite true"
     return f"{folder} holds no run; give its --trainer.default_root_dir"
 

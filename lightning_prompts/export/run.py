@@ -17,7 +17,7 @@ from lightning_prompts.cli.terminal import quiet
 from lightning_prompts.errors import UserError
 from lightning_prompts.methods import FixedPrompt, PromptMethod
 from lightning_prompts.runs.names import CHECKPOINTS, CONFIG
-from lightning_prompts.runs.reader import Run
+from lightning_prompts.runs.reader import Run, check_run_folder
 from lightning_prompts.types import Example
 
 # Measure and write nothing, in one process.
@@ -132,8 +132,7 @@ def open_run(folder: Path, checkpoint: str, exact: bool = True) -> RestoredRun:
         UserError: The folder is no run folder, or has no such checkpoint.
     """
     config = folder / CONFIG
-    if not config.is_file():
-        raise UserError(f"{folder} is no run folder: it has no config.yaml; give the folder that fit or test wrote")
+    check_run_folder(folder)
     quiet(inspected=True)
     path = folder / CHECKPOINTS / f"{checkpoint}.ckpt"
     untrained = not path.parent.is_dir()

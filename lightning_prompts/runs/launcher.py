@@ -145,7 +145,7 @@ def launch(spec: RunSpec, execute: Execute | None = None) -> Run:
     spec.check_record()
     if not spec.done:
         with keep_lms() as kept:
-            _execute(spec, execute or _execute_here)
+            _execute(spec, execute or execute_here)
             kept.drop_unused()
     return Run(Path(spec.folder))
 
@@ -167,12 +167,12 @@ def _execute(spec: RunSpec, execute: Execute) -> None:
     execute(["test", *given, "--verbose", "false"])
 
 
-def _execute_here(args: list[str]) -> None:
-    """Run one command in this process."""
+def execute_here(args: list[str], **more: Any) -> None:  # noqa: ANN401 - callbacks and loggers
+    """Run one command in this process, and leave the process as it was; for the arguments and errors see `execute`."""
     from lightning_prompts.cli.main import execute
 
     with _separate(args):
-        execute(args)
+        execute(args, **more)
     gc.collect()  # trainers and methods refer to each other, and hold memory of the device
 
 

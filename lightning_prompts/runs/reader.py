@@ -28,6 +28,18 @@ def method_folder(folder: Path) -> Path:
     return place.parent if SEED_FOLDER.fullmatch(place.name) else place
 
 
+def check_run_folder(folder: Path) -> None:
+    """Raise a `UserError` if a folder has no config, so that it is no run folder."""
+    if not (folder / names.CONFIG).is_file():
+        raise UserError(f"{folder} is no run folder: it has no config.yaml; give the folder that fit or test wrote")
+
+
+def saved_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint that a run folder holds: the best one, else the last one; ``None`` without any."""
+    saved = folder / names.CHECKPOINTS
+    return next((path for path in (saved / names.BEST, saved / names.LAST) if path.exists()), None)
+
+
 @dataclass(frozen=True)
 class Prediction:
     """A row of ``predictions.jsonl``.
