@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
-import lightning as L  # noqa: N812 - Lightning's own convention
+import lightning as L
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer

@@ -20,7 +20,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import lightning as L  # noqa: N812 - Lightning's own convention
+import lightning as L
 import numpy as np
 import torch
 import yaml

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import lightning as L  # noqa: N812 - Lightning's own convention
+import lightning as L
 import torch
 from torch import Tensor
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-import lightning as L  # noqa: N812 - Lightning's own convention
+import lightning as L
 
 from lightning_prompts.checkpoints import does_not_fit
 from lightning_prompts.cli.checks import TOP

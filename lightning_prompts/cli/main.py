@@ -18,7 +18,7 @@ os.environ.setdefault("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")
 # Lightning 2.6 calls functions of jsonargparse that its newer versions deprecate.
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
-import lightning as L  # noqa: N812 - Lightning's own convention
+import lightning as L
 from jsonargparse import Namespace
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -148,7 +148,7 @@ class PromptCLI(LightningCLI):
             name: {*skip, "weights_only", "return_predictions"} for name, skip in LightningCLI.subcommands().items()
         }
 
-    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:  # noqa: ANN401
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         """Collect the settings of the called subcommand only, as each takes a while."""
         called = self.words[0] if self.words else ""
         if called in self.subcommands() and called != subcommand:
@@ -211,7 +211,7 @@ class PromptCLI(LightningCLI):
                     "--trainer.default_root_dir to measure the untrained one"
                 )
 
-    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:  # noqa: ANN401 - Trainer's own arguments
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Build a trainer that writes all its files into the run folder."""
         config = self.config[self.config.subcommand].trainer
         for settings in self._in_run_folder:
@@ -293,7 +293,7 @@ class PlannedRun(PromptCLI):
         """Check nothing, as nothing is written."""
         self.trainer_config = self.config.fit.trainer.clone()
 
-    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:  # noqa: ANN401 - Trainer's own arguments
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Build a trainer that does nothing, as the config may be for another machine."""
         del kwargs
         return L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, barebones=True)

@@ -36,7 +36,7 @@ class CachedLM:
         cache: CheckpointedCache,
         memory_mb: float = 256.0,
         calibrate: bool = False,
-        map_across_ranks: MapAcrossRanks = DataParallelRank().map_across_ranks,  # noqa: B008
+        map_across_ranks: MapAcrossRanks = DataParallelRank().map_across_ranks,
     ) -> None:
         """Keep the settings."""
         self.lm, self.identity, self.cache = lm, identity, cache

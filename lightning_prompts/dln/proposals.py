@@ -149,7 +149,7 @@ class LanguageModelProposals(Proposals):
     held_out: bool = True
     shown: int = 10
     stop: str = PARAGRAPH
-    messages: MessageChoice = CycledMessages()  # noqa: RUF009 - it is frozen
+    messages: MessageChoice = CycledMessages()
 
     def __post_init__(self) -> None:
         """Check the settings."""

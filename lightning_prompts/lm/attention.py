@@ -538,7 +538,7 @@ def attention_forward(
     softcap: float | None = None,
     layout: PackedLayout | None = None,
     s_aux: Tensor | None = None,
-    **kwargs: Any,  # noqa: ANN401 - further arguments of an architecture's attention
+    **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Compute attention for transformers, which calls this in every layer with heads ``[1, H, M, Dh]``."""
     layout = followed_layout() if layout is None else layout

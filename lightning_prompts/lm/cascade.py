@@ -158,7 +158,7 @@ class _Cascade(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,  # noqa: ANN401
+        ctx: Any,
         own: list[Part],
         across: list[Part],
         merge: Merge,
@@ -180,7 +180,7 @@ class _Cascade(torch.autograd.Function):
         return output
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, output, log_sum, *before = ctx.saved_tensors
         rest = (gradient.contiguous(), query), (output, log_sum, ctx.scale)
         found = [_attend_backward(part, *rest[0], key[part.queries], value[part.queries], *rest[1]) for part in ctx.own]

@@ -43,13 +43,13 @@ class Ape(TextPromptMethod):
     def __init__(
         self,
         text: str | None = None,
-        induced: InducedInstructions = InducedInstructions(),  # noqa: B008
-        paraphrases: Paraphrases = Paraphrases(),  # noqa: B008
+        induced: InducedInstructions = InducedInstructions(),
+        paraphrases: Paraphrases = Paraphrases(),
         survivors: int = 3,
         max_prompt_tokens: int = 200,
         proposer: LMConfig | None = None,
         memory_mb: float = 256.0,
-        lm: LMConfig = LMConfig(),  # noqa: B008
+        lm: LMConfig = LMConfig(),
         max_new_tokens: int = 16,
     ) -> None:
         """Check the settings."""

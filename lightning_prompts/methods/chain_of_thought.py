@@ -36,7 +36,7 @@ class ChainOfThought(FixedPrompt):
         text: str | None = "",
         reasoning_tokens: int = 64,
         reasoning_stop: str = r"\n\n",
-        lm: LMConfig = LMConfig(),  # noqa: B008
+        lm: LMConfig = LMConfig(),
         max_new_tokens: int = 16,
     ) -> None:
         """Keep the settings."""

@@ -57,7 +57,7 @@ class DeepLanguageNetwork(TextPromptMethod):
         max_prompt_tokens: int = 200,
         proposer: LMConfig | None = None,
         memory_mb: float = 256.0,
-        lm: LMConfig = LMConfig(),  # noqa: B008
+        lm: LMConfig = LMConfig(),
         max_new_tokens: int = 16,
     ) -> None:
         """Check the settings; LMs are loaded later."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-import lightning as L  # noqa: N812 - Lightning's own convention
+import lightning as L
 
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm import FrozenLM, LanguageModel, LMConfig

@@ -35,7 +35,7 @@ class FewShot(FixedPrompt):
         shots: int = 5,
         text: str | None = "",
         separator: str = "\n",
-        lm: LMConfig = LMConfig(),  # noqa: B008
+        lm: LMConfig = LMConfig(),
         max_new_tokens: int = 16,
     ) -> None:
         """Keep the settings."""

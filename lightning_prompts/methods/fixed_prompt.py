@@ -32,7 +32,7 @@ class FixedPrompt(PromptMethod):
     objective_name = "none"
     takes_server = True
 
-    def __init__(self, text: str | None = "", lm: LMConfig = LMConfig(), max_new_tokens: int = 16) -> None:  # noqa: B008
+    def __init__(self, text: str | None = "", lm: LMConfig = LMConfig(), max_new_tokens: int = 16) -> None:
         """Keep the text."""
         super().__init__(lm, max_new_tokens)
         self.given, self.text = text, text or ""

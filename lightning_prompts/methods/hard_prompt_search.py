@@ -61,7 +61,7 @@ class HardPromptSearch(DiscretePromptMethod):
     def __init__(
         self,
         length: int | None = None,
-        init: Initializer = FromText(" Answer the question, please."),  # noqa: B008
+        init: Initializer = FromText(" Answer the question, please."),
         candidates: int = 64,
         top_k: int = 256,
         n_replace: int = 1,
@@ -71,8 +71,8 @@ class HardPromptSearch(DiscretePromptMethod):
         fluency: float = 0.0,
         racing: Racing | None = None,
         memory_mb: float = 256.0,
-        objective: Likelihood = Likelihood(),  # noqa: B008
-        lm: LMConfig = LMConfig(),  # noqa: B008
+        objective: Likelihood = Likelihood(),
+        lm: LMConfig = LMConfig(),
         max_new_tokens: int = 16,
     ) -> None:
         """Check the settings; `build_prompt` creates the prompt."""
@@ -136,7 +136,7 @@ class HardPromptSearch(DiscretePromptMethod):
         """Return the search in the form of an optimiser."""
         return SearchOptimizer([self.embeddings], self._search)
 
-    def configure_gradient_clipping(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - Lightning's arguments
+    def configure_gradient_clipping(self, *args: Any, **kwargs: Any) -> None:
         """Do nothing: only the order of the gradient's elements matters."""
 
     def memory_estimate(self, shape: LMShape, batch_size: int) -> MemoryEstimate:

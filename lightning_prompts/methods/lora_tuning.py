@@ -50,8 +50,8 @@ class LoraTuning(PromptMethod):
         target_modules: str | list[str] = "all-linear",
         text: str = "",
         init: FromPeft | None = None,
-        objective: Likelihood = Likelihood(),  # noqa: B008
-        lm: LMConfig = LMConfig(),  # noqa: B008
+        objective: Likelihood = Likelihood(),
+        lm: LMConfig = LMConfig(),
         optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1e-3, weight_decay=0.0),
         scheduler: LRSchedulerCallable | None = None,
         max_new_tokens: int = 16,

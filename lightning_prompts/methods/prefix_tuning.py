@@ -45,10 +45,10 @@ class PrefixTuning(PromptMethod):
     def __init__(
         self,
         length: int = 20,
-        init: Initializer = RandomTokens(),  # noqa: B008
-        mlp: PrefixMLP | None = PrefixMLP(),  # noqa: B008
-        objective: Likelihood = Likelihood(),  # noqa: B008
-        lm: LMConfig = LMConfig(),  # noqa: B008
+        init: Initializer = RandomTokens(),
+        mlp: PrefixMLP | None = PrefixMLP(),
+        objective: Likelihood = Likelihood(),
+        lm: LMConfig = LMConfig(),
         optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=5e-4, weight_decay=0.0),
         scheduler: LRSchedulerCallable | None = None,
         max_new_tokens: int = 16,

@@ -81,20 +81,20 @@ class ReinforceRefiner(RefinerMethod):
         length: int = 2,
         samples: int = 8,
         refiner: RefinerNetwork | None = None,
-        head: Head = Tied(),  # noqa: B008
+        head: Head = Tied(),
         start: str = "Here are two",
-        support: Support = TopK(),  # noqa: B008
-        reward: Reward = AnswerLikelihood(),  # noqa: B008
-        baseline: Baseline = LeaveOneOut(),  # noqa: B008
+        support: Support = TopK(),
+        reward: Reward = AnswerLikelihood(),
+        baseline: Baseline = LeaveOneOut(),
         shaping: Shaping | None = None,
         whitened: bool = False,
         entropy_weight: float = 0.0,
         readable: bool = False,
         pass_rows: int = 256,
-        query: Query = Query(),  # noqa: B008
+        query: Query = Query(),
         cache_states: bool = True,
         base_lr: float = 0.1,
-        lm: LMConfig = LMConfig(),  # noqa: B008
+        lm: LMConfig = LMConfig(),
         optimizer: OptimizerCallable = lambda p: torch.optim.Adam(p, lr=1e-3),
         scheduler: LRSchedulerCallable | None = None,
         max_new_tokens: int = 16,

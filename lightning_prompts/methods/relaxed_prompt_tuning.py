@@ -60,15 +60,15 @@ class RelaxedPromptTuning(DiscretePromptMethod):
     def __init__(
         self,
         length: int = 4,
-        estimator: Relaxation = Softmax(),  # noqa: B008
-        temperature: Temperature = Temperature(),  # noqa: B008
-        init: Initializer = RandomTokens(),  # noqa: B008
+        estimator: Relaxation = Softmax(),
+        temperature: Temperature = Temperature(),
+        init: Initializer = RandomTokens(),
         init_logit: float = 0.0,
         readable: bool = False,
         rounding: Rounding | None = None,
         memory_mb: float = 256.0,
-        objective: Likelihood = Likelihood(),  # noqa: B008
-        lm: LMConfig = LMConfig(),  # noqa: B008
+        objective: Likelihood = Likelihood(),
+        lm: LMConfig = LMConfig(),
         optimizer: OptimizerCallable = lambda p: torch.optim.Adam(p, lr=0.3),
         scheduler: LRSchedulerCallable | None = None,
         max_new_tokens: int = 16,

@@ -50,8 +50,8 @@ class ScratchTransformer(PromptMethod):
         heads: int = 4,
         context: int = 256,
         tokens: Literal["characters", "lm"] = "characters",
-        objective: Likelihood = Likelihood(mean_over="tokens"),  # noqa: B008
-        lm: LMConfig = LMConfig(),  # noqa: B008
+        objective: Likelihood = Likelihood(mean_over="tokens"),
+        lm: LMConfig = LMConfig(),
         optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=2e-3, weight_decay=0.0),
         scheduler: LRSchedulerCallable | None = None,
         max_new_tokens: int = 64,

@@ -41,10 +41,10 @@ class SoftPromptTuning(PromptMethod):
     def __init__(
         self,
         length: int = 20,
-        init: Initializer = RandomTokens(),  # noqa: B008
+        init: Initializer = RandomTokens(),
         reparametrization: Reparametrization | None = None,
-        objective: Likelihood = Likelihood(),  # noqa: B008
-        lm: LMConfig = LMConfig(),  # noqa: B008
+        objective: Likelihood = Likelihood(),
+        lm: LMConfig = LMConfig(),
         optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=2e-2, weight_decay=0.0),
         scheduler: LRSchedulerCallable | None = None,
         max_new_tokens: int = 16,

@@ -202,7 +202,7 @@ class TextPromptMethod(KeepsBest):
         """Return an optimiser that only lets the Trainer count steps; `training_step` does the work."""
         return SearchOptimizer([self.handle], lambda: None)
 
-    def configure_gradient_clipping(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - Lightning's arguments
+    def configure_gradient_clipping(self, *args: Any, **kwargs: Any) -> None:
         """Do nothing: there is no gradient."""
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

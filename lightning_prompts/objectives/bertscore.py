@@ -70,7 +70,7 @@ class BertScoreLoss(Objective):
     scorer: str | None = None
     layer: int | None = None
     lead: str = "\n"
-    estimator: ScoreRelaxation = Softmax()  # noqa: RUF009 - immutable
+    estimator: ScoreRelaxation = Softmax()
     temperature: float = 1.0
 
     def __post_init__(self) -> None:

@@ -167,7 +167,7 @@ def _execute(spec: RunSpec, execute: Execute) -> None:
     execute(["test", *given, "--verbose", "false"])
 
 
-def execute_here(args: list[str], **more: Any) -> None:  # noqa: ANN401 - callbacks and loggers
+def execute_here(args: list[str], **more: Any) -> None:
     """Run one command in this process, and leave the process as it was; for the arguments and errors see `execute`."""
     from lightning_prompts.cli.main import execute
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import lightning as L  # noqa: N812 - Lightning's own convention
+import lightning as L
 import torch
 import yaml
 from lightning.pytorch.cli import SaveConfigCallback

@@ -78,7 +78,7 @@ class CandidateScorer(Passes):
         self,
         lm: FrozenLM,
         memory_mb: float = 256.0,
-        map_across_ranks: MapAcrossRanks = DataParallelRank().map_across_ranks,  # noqa: B008
+        map_across_ranks: MapAcrossRanks = DataParallelRank().map_across_ranks,
     ) -> None:
         """Keep the settings."""
         super().__init__(lm, memory_mb)

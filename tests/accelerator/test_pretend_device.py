@@ -7,7 +7,7 @@ import io
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import lightning as L  # noqa: N812
+import lightning as L
 import pytest
 import torch
 from torch import Tensor, nn

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import lightning as L  # noqa: N812 - Lightning's own convention
+import lightning as L
 import pytest
 import torch
 from torch import nn

@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
-import lightning as L  # noqa: N812
+import lightning as L
 import pytest
 import torch
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import lightning as L  # noqa: N812 - Lightning's own convention
+import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
@@ -55,7 +55,7 @@ def cached_of(lm: FrozenLM, cache: CheckpointedCache | None = None, **settings: 
 
 def stepper_of(
     lm: FrozenLM, layers: Sequence[LanguageLayer], texts: Sequence[str] = ("Go.", "Say yes."), trust: float = 0.0,
-    posterior: Posterior = Posterior(samples=3),  # noqa: B008
+    posterior: Posterior = Posterior(samples=3),
 ) -> Stepper:  # fmt: skip
     cached = cached_of(lm)
     placed = [PlacedLayer(layer, index, len(layers)) for index, layer in enumerate(layers)]

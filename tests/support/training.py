@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import lightning as L  # noqa: N812
+import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_prompts.callbacks import PromptReadout, SampleGenerations, Throughput

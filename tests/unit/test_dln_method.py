@@ -8,7 +8,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
-import lightning as L  # noqa: N812 - Lightning's own convention
+import lightning as L
 import pytest
 import torch
 

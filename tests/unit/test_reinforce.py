@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
-import lightning as L  # noqa: N812
+import lightning as L
 import pytest
 import torch
 from torch import Tensor
