@@ -61,9 +61,6 @@ class FixedPrompt(PromptMethod):
         """See `PromptMethod`."""
         return MemoryEstimate(length=len(shape.encoder.tokens(self.text)))
 
-    def training_step(self, *args: object) -> None:
-        """Do nothing; Lightning requires this method before it calls `setup`."""
-
     def setup(self, stage: str) -> None:
         """Raise an error if the run is to train.
 

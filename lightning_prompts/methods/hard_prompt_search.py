@@ -52,6 +52,7 @@ class HardPromptSearch(DiscretePromptMethod):
     gradient_through_lm = False  # the gradient's scale does not matter, only the order of its elements
     prompt_kind = "token ids [P]"
     estimator_name = "token gradients plus search"
+    objective: Likelihood
     buffer_ids: Tensor
     allowed_ids: Tensor
 

@@ -17,7 +17,6 @@ from lightning_prompts.methods.base import PromptMethod
 from lightning_prompts.objectives import Likelihood
 from lightning_prompts.prompts.from_peft import FromPeft
 from lightning_prompts.randomness import from_run_seed
-from lightning_prompts.types import Batch
 
 
 class LoraTuning(PromptMethod):
@@ -39,7 +38,6 @@ class LoraTuning(PromptMethod):
 
     prompt_kind = "text, and low-rank weight updates"
     estimator_name = "backpropagation"
-    objective_name = "answer likelihood"
     trains_lm = True
     ids: Tensor
 
@@ -129,8 +127,3 @@ class LoraTuning(PromptMethod):
         if isinstance(self.target_modules, str):
             return re.fullmatch(self.target_modules, name) is not None
         return any(name == target or name.endswith(f".{target}") for target in self.target_modules)
-
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Compute the loss of a batch."""
-        del batch_idx
-        return self.answer_step(self.own_part(batch), self.current_prompt(), self.objective)

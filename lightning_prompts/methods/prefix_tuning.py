@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from torch import Tensor
 
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm import KeyValues, LMConfig, LMShape, MemoryEstimate
@@ -15,7 +14,6 @@ from lightning_prompts.methods.base import PromptMethod
 from lightning_prompts.objectives import Likelihood
 from lightning_prompts.prompts.initializers import Initializer, RandomTokens
 from lightning_prompts.prompts.prefix import Prefix, PrefixMLP
-from lightning_prompts.types import Batch
 
 
 class PrefixTuning(PromptMethod):
@@ -40,7 +38,6 @@ class PrefixTuning(PromptMethod):
 
     prompt_kind = "keys and values of each layer"
     estimator_name = "backpropagation"
-    objective_name = "answer likelihood"
 
     def __init__(
         self,
@@ -95,8 +92,3 @@ class PrefixTuning(PromptMethod):
         trained = own if network is None else sum(parameter.numel() for parameter in network.parameters())
         # Kept: the start. Saved: the network's output in units of each layer's scale, and its sum with the start.
         return MemoryEstimate(trained, kept=own, saved=2 * own, ahead=self.length, backward=True)
-
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Compute the loss of a batch."""
-        del batch_idx
-        return self.answer_step(self.own_part(batch), self.current_prompt(), self.objective)

@@ -113,11 +113,6 @@ class RefinerTuning(RefinerMethod):
         """Backpropagation for ``Soft``, or the relaxation."""
         return "backpropagation" if isinstance(self.estimator, Soft) else repr(self.estimator)
 
-    @property
-    def objective_name(self) -> str:
-        """Name of the objective."""
-        return self.objective.name
-
     def build_prompt(self) -> None:
         """Start with the initialiser's prompt for every question."""
         self.query.check(self.lm)

@@ -51,7 +51,7 @@ class RelaxedPromptTuning(DiscretePromptMethod):
     """
 
     prompt_kind = "distribution over the vocabulary [P, V]"
-    objective_name = "answer likelihood"
+    objective: Likelihood
     matrix: Tensor
     rounded_ids: Tensor
     rounded_at: Tensor

@@ -15,7 +15,6 @@ from lightning_prompts.methods.base import PromptMethod
 from lightning_prompts.objectives import Likelihood
 from lightning_prompts.prompts.initializers import Initializer, RandomTokens
 from lightning_prompts.prompts.soft import Reparametrization, SoftPrompt
-from lightning_prompts.types import Batch
 
 
 class SoftPromptTuning(PromptMethod):
@@ -36,7 +35,6 @@ class SoftPromptTuning(PromptMethod):
 
     prompt_kind = "soft embeddings [P, D]"
     estimator_name = "backpropagation"
-    objective_name = "answer likelihood"
 
     def __init__(
         self,
@@ -81,8 +79,3 @@ class SoftPromptTuning(PromptMethod):
             network = None if self.reparametrization is None else self.reparametrization.build(shape.width)
         trained = own + (0 if network is None else sum(parameter.numel() for parameter in network.parameters()))
         return MemoryEstimate(trained, kept=own, length=self.length, backward=True)
-
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Compute the loss of a batch."""
-        del batch_idx
-        return self.answer_step(self.own_part(batch), self.current_prompt(), self.objective)

@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from lightning_prompts.errors import UserError, nearest
 from lightning_prompts.estimators.temperature import Temperature
-from lightning_prompts.lm import Prompt, answer_scores
+from lightning_prompts.lm import LMConfig, Prompt, answer_scores
 from lightning_prompts.lm.transfer import to_device
 from lightning_prompts.methods.distributed import Distributed
 from lightning_prompts.objectives import Objective
@@ -34,9 +34,11 @@ class Training(Distributed):
         on_bar: Names of the metrics on the progress bar, in order.
     """
 
-    def __init__(self, optimizer: OptimizerCallable | None, scheduler: LRSchedulerCallable | None) -> None:
+    def __init__(
+        self, lm: LMConfig, optimizer: OptimizerCallable | None, scheduler: LRSchedulerCallable | None
+    ) -> None:
         """Keep the settings; see `PromptMethod`."""
-        super().__init__()
+        super().__init__(lm)
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.step_skipped = False
@@ -164,9 +166,7 @@ class Training(Distributed):
         """Return this process's part of a training batch; the whole batch if there is only one process."""
         return self.data_parallel_rank.part_of(batch)
 
-    def log(  # type: ignore[override]
-        self, name: str, value: Any, prog_bar: bool = False, **kwargs: Any  # noqa: ANN401 - as Lightning's
-    ) -> None:  # fmt: skip
+    def log(self, name: str, value: float | Tensor, prog_bar: bool = False, **kwargs: Any) -> None:  # type: ignore[override]
         """Log like Lightning, but without synchronising with the device.
 
         Lightning copies numbers from pageable memory, and reads each metric of the progress bar after every step. The
