@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from lightning_prompts.callbacks.files import logs_now
 from lightning_prompts.errors import UserError
-from lightning_prompts.lm.finite import first_not_finite
+from lightning_prompts.lm.failures import first_not_finite
 
 if TYPE_CHECKING:
     from lightning_prompts.methods import PromptMethod

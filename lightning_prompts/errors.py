@@ -48,6 +48,17 @@ def check_finite(name: str, value: float, least: float = 0.0, above: bool = Fals
         raise UserError(f"{name} must be a finite number {'above' if above else 'of at least'} {least:g}, got {value}")
 
 
+def check_at_least(name: str, value: int, least: int = 1) -> None:
+    """Raise a `UserError` if a setting is smaller than allowed.
+
+    >>> check_at_least("length", 0)
+    Traceback (most recent call last):
+    lightning_prompts.errors.UserError: length must be at least 1, got 0
+    """
+    if value < least:
+        raise UserError(f"{name} must be at least {least}, got {value}")
+
+
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
     """The known names closest to a mistyped one.
 

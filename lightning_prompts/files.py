@@ -62,13 +62,6 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         raise
 
 
-def check_text(path: Path) -> None:
-    """Raise a `UserError` if a file is not text, without reading all of it into memory."""
-    with path.open("rb") as file:
-        if b"\0" in file.read(4096):
-            raise UserError(f"{path} is not a text file: it contains zero bytes; save it as UTF-8 text")
-
-
 def load_yaml(path: Path) -> Any:  # noqa: ANN401 - any YAML value
     """Load a YAML file.
 
@@ -77,12 +70,7 @@ def load_yaml(path: Path) -> Any:  # noqa: ANN401 - any YAML value
     """
     if not path.is_file():
         raise UserError(f"{path} is not a file" if path.exists() else f"{path} does not exist")
-    check_text(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not valid YAML: {error}") from error
-    return parse_yaml(text, path)
+    return parse_yaml(read_text(path) or "", path)
 
 
 def parse_yaml(text: str, path: Path, loader: Any = yaml.SafeLoader) -> Any:  # noqa: ANN401 - see `load_yaml`
@@ -115,7 +103,9 @@ def read_text(path: Path) -> str | None:
     if not path.exists():
         return None
     try:
-        check_text(path)
+        with path.open("rb") as file:  # before all of it is in memory
+            if b"\0" in file.read(4096):
+                raise UserError(f"{path} is not a text file: it contains zero bytes; save it as UTF-8 text")
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1

@@ -12,7 +12,7 @@ import torch
 
 from lightning_prompts.dln.cached_lm import CachedLM
 from lightning_prompts.dln.messages import MESSAGES, BanditStats, CycledMessages, MessageChoice
-from lightning_prompts.errors import UserError, check_finite
+from lightning_prompts.errors import UserError, check_at_least, check_finite
 from lightning_prompts.types import Example
 
 
@@ -121,8 +121,7 @@ def _check_written(source: Proposals, count: int, max_new_tokens: int, temperatu
     """
     kind = type(source).__name__
     for name, value in (("count", count), ("max_new_tokens", max_new_tokens)):
-        if value < 1:
-            raise UserError(f"{kind}.{name} must be at least 1, got {value}")
+        check_at_least(f"{kind}.{name}", value)
     if shown < 0:
         raise UserError(f"{kind}.shown must not be negative, got {shown}")
     check_finite(f"{kind}.temperature", temperature)
@@ -333,8 +332,7 @@ class MinedExamples(Proposals):
     def __post_init__(self) -> None:
         """Check the settings."""
         for name in ("count", "shots"):
-            if getattr(self, name) < 1:
-                raise UserError(f"MinedExamples.{name} must be at least 1, got {getattr(self, name)}")
+            check_at_least(f"MinedExamples.{name}", getattr(self, name))
 
     def propose(self, request: Request) -> list[Proposal]:
         """See `Proposals`."""
@@ -374,8 +372,7 @@ class RuleRewrites(Proposals):
 
     def __post_init__(self) -> None:
         """Check the setting."""
-        if self.count < 1:
-            raise UserError(f"RuleRewrites.count must be at least 1, got {self.count}")
+        check_at_least("RuleRewrites.count", self.count)
 
     def propose(self, request: Request) -> list[Proposal]:
         """See `Proposals`; return a random choice of the rewrites of all parents by all rules."""

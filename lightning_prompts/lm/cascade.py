@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from lightning_prompts.lm.attention import PackedLayout, SegmentLevel
+    from lightning_prompts.lm.layout import PackedLayout, SegmentLevel
 
 # In the backward pass, a kernel processes all queries for each block of keys and each head. If many queries attend to
 # few keys, distribute the queries over copies of the keys, to occupy more of the device.

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from lightning_prompts.errors import in_one_line
-from lightning_prompts.lm.attention import PackedLayout
+from lightning_prompts.lm.failures import out_of_memory
 from lightning_prompts.lm.key_values import KeyValues
-from lightning_prompts.lm.memory import out_of_memory
+from lightning_prompts.lm.layout import PackedLayout
 
 log = logging.getLogger(__name__)
 

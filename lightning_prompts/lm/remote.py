@@ -20,10 +20,9 @@ from lightning_prompts.lm.config import LMConfig
 from lightning_prompts.lm.encoding import begin_alike, with_ends, written
 from lightning_prompts.lm.key_values import Prompt
 from lightning_prompts.lm.labels import text_label_sums
-from lightning_prompts.lm.language_model import Continuation, LabelSums, LanguageModel, Scored
+from lightning_prompts.lm.language_model import Continuation, LabelSums, LanguageModel, Scored, Usage
 from lightning_prompts.lm.sampling import Sampling
 from lightning_prompts.lm.server_cache import ServerCache
-from lightning_prompts.lm.usage import Usage
 from lightning_prompts.template import cut
 from lightning_prompts.types import Example
 
@@ -111,11 +110,6 @@ class RemoteLM(LanguageModel):
 
     def barrier(self) -> None:
         """See `LanguageModel`; no process waits for a server's passes."""
-
-    @property
-    def tokens_forwarded(self) -> int:
-        """Number of tokens that the server says it has read and written."""
-        return self.usage.tokens
 
     # --- texts ------------------------------------------------------------------------------------------------------
 

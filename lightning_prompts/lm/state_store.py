@@ -27,8 +27,7 @@ from torch import Tensor
 from lightning_prompts.errors import UserError
 from lightning_prompts.files import cache_root
 from lightning_prompts.lm.frozen import FrozenLM
-from lightning_prompts.lm.padding import padded
-from lightning_prompts.lm.transfer import to_device
+from lightning_prompts.lm.transfer import padded, to_device
 from lightning_prompts.types import Example
 
 FORMAT = 1

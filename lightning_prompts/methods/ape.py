@@ -11,7 +11,7 @@ from typing import Any
 from lightning_prompts.dln.layer import LanguageLayer
 from lightning_prompts.dln.messages import BanditStats
 from lightning_prompts.dln.proposals import Case, InducedInstructions, Paraphrases, Request, distinct
-from lightning_prompts.errors import UserError
+from lightning_prompts.errors import UserError, check_at_least
 from lightning_prompts.lm import LMConfig
 from lightning_prompts.methods.text_prompts import TextPromptMethod
 from lightning_prompts.types import Example
@@ -54,8 +54,7 @@ class Ape(TextPromptMethod):
     ) -> None:
         """Check the settings."""
         super().__init__([LanguageLayer(text)], None, 0, -1, max_prompt_tokens, proposer, memory_mb, lm, max_new_tokens)
-        if survivors < 1:
-            raise UserError(f"survivors must be at least 1, got {survivors}")
+        check_at_least("survivors", survivors)
         self.induced, self.paraphrases, self.count = induced, paraphrases, survivors
         self.survivors: list[str] = []
 

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
-from lightning_prompts.errors import UserError
+from lightning_prompts.errors import check_at_least
 from lightning_prompts.lm import LMConfig, LMShape, MemoryEstimate, Prompt, prompt_length
 from lightning_prompts.methods.checkpointing import Checkpointing
 from lightning_prompts.methods.evaluation import Evaluation, Monitor
@@ -50,8 +50,7 @@ class PromptMethod(Training, Checkpointing, Evaluation):
         """Keep the settings; `configure_model` loads the weights, so configs parse without them."""
         super().__init__(lm, optimizer, scheduler)
         self.save_hyperparameters(ignore=["optimizer", "scheduler"], logger=False)  # the subclass's settings
-        if max_new_tokens < 1:
-            raise UserError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+        check_at_least("max_new_tokens", max_new_tokens)
         self.max_new_tokens = max_new_tokens
 
     # --- hooks for subclasses ---------------------------------------------------------------------------------------

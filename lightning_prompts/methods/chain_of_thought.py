@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from lightning_prompts.errors import UserError
+from lightning_prompts.errors import check_at_least
 from lightning_prompts.lm import LMConfig
 from lightning_prompts.lm.labels import HIDDEN
 from lightning_prompts.methods.fixed_prompt import FixedPrompt
@@ -41,8 +41,7 @@ class ChainOfThought(FixedPrompt):
     ) -> None:
         """Keep the settings."""
         super().__init__(text, lm, max_new_tokens)
-        if reasoning_tokens < 1:
-            raise UserError(f"reasoning_tokens must be at least 1, got {reasoning_tokens}")
+        check_at_least("reasoning_tokens", reasoning_tokens)
         self.trigger = trigger
         self.extraction = extraction
         self.reasoning_tokens = reasoning_tokens

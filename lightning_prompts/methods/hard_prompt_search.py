@@ -12,16 +12,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lightning_prompts.errors import UserError
+from lightning_prompts.errors import UserError, check_at_least
 from lightning_prompts.lm import LMConfig, LMShape, MemoryEstimate
 from lightning_prompts.lm.encoding import Row
 from lightning_prompts.lm.transfer import to_device
 from lightning_prompts.methods.discrete import DiscretePromptMethod
+from lightning_prompts.methods.training import SearchOptimizer
 from lightning_prompts.objectives import Likelihood
 from lightning_prompts.prompts.initializers import FromText, Initializer
 from lightning_prompts.prompts.vocabulary import allowed_tokens
 from lightning_prompts.search.candidates import draw_candidates, round_trips, top_tokens
-from lightning_prompts.search.optimizer import SearchOptimizer
 from lightning_prompts.search.scoring import CandidateScorer, Racing, race
 from lightning_prompts.types import Batch
 
@@ -79,8 +79,7 @@ class HardPromptSearch(DiscretePromptMethod):
         """Check the settings; `build_prompt` creates the prompt."""
         super().__init__(lm, max_new_tokens)
         for name, value in (("candidates", candidates), ("top_k", top_k), ("n_replace", n_replace), ("buffer", buffer)):
-            if value < 1:
-                raise UserError(f"{name} must be at least 1, got {value}")
+            check_at_least(f"{name}", value)
         if not 0 <= fluency < float("inf"):
             raise UserError(f"fluency must not be negative, got {fluency}")
         if not memory_mb > 0:

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
-from lightning_prompts.errors import UserError
+from lightning_prompts.errors import UserError, check_at_least
 from lightning_prompts.lm import LMConfig, LMShape, MemoryEstimate
 from lightning_prompts.methods.base import PromptMethod
 from lightning_prompts.objectives import Likelihood
@@ -56,8 +56,7 @@ class LoraTuning(PromptMethod):
     ) -> None:
         """Check the rank; `build_prompt` changes the layers."""
         super().__init__(lm, max_new_tokens, optimizer, scheduler)
-        if rank < 1:
-            raise UserError(f"rank must be at least 1, got {rank}")
+        check_at_least("rank", rank)
         self.rank, self.alpha, self.target_modules = rank, alpha, target_modules
         self.text, self.init = text, init
         self.objective = objective

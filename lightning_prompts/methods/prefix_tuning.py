@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 
-from lightning_prompts.errors import UserError
+from lightning_prompts.errors import UserError, check_at_least
 from lightning_prompts.lm import KeyValues, LMConfig, LMShape, MemoryEstimate
 from lightning_prompts.methods.base import PromptMethod
 from lightning_prompts.objectives import Likelihood
@@ -52,8 +52,7 @@ class PrefixTuning(PromptMethod):
     ) -> None:
         """Check the length; `build_prompt` creates the prefix."""
         super().__init__(lm, max_new_tokens, optimizer, scheduler)
-        if length < 1:
-            raise UserError(f"length must be at least 1, got {length}")
+        check_at_least("length", length)
         self.length = length
         self.init = init
         self.mlp = mlp

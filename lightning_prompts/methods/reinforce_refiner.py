@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
-from lightning_prompts.errors import UserError, check_finite
+from lightning_prompts.errors import UserError, check_at_least, check_finite
 from lightning_prompts.estimators.baselines import Baseline, BaselineState, LeaveOneOut
 from lightning_prompts.estimators.reinforce import (
     Shaping,
@@ -103,8 +103,7 @@ class ReinforceRefiner(RefinerMethod):
         super().__init__(query, cache_states, base_lr, lm, max_new_tokens, optimizer, scheduler)
         if length < 1:
             raise UserError(f"length must be at least 1, got {length}: there must be something to draw")
-        if samples < 1:
-            raise UserError(f"samples (K) must be at least 1, got {samples}")
+        check_at_least("samples (K)", samples)
         if samples < baseline.least_samples:
             raise UserError(
                 f"samples (K) must be at least {baseline.least_samples} for {type(baseline).__name__}, got {samples}: "

@@ -14,7 +14,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
-from lightning_prompts.errors import UserError
+from lightning_prompts.errors import UserError, check_at_least
 from lightning_prompts.estimators.relaxations import Relaxation, Softmax
 from lightning_prompts.estimators.temperature import Temperature
 from lightning_prompts.lm import LMConfig, LMShape, MemoryEstimate
@@ -75,8 +75,7 @@ class RelaxedPromptTuning(DiscretePromptMethod):
     ) -> None:
         """Check the settings; `build_prompt` creates the prompt."""
         super().__init__(lm, max_new_tokens, optimizer, scheduler)
-        if length < 1:
-            raise UserError(f"length must be at least 1, got {length}")
+        check_at_least("length", length)
         if not 0 <= init_logit < float("inf"):
             raise UserError(f"init_logit must not be negative, got {init_logit}")
         if not memory_mb > 0:

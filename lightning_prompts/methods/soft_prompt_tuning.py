@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
-from lightning_prompts.errors import UserError
+from lightning_prompts.errors import check_at_least
 from lightning_prompts.lm import LMConfig, LMShape, MemoryEstimate
 from lightning_prompts.methods.base import PromptMethod
 from lightning_prompts.objectives import Likelihood
@@ -49,8 +49,7 @@ class SoftPromptTuning(PromptMethod):
     ) -> None:
         """Check the length; `build_prompt` creates the prompt."""
         super().__init__(lm, max_new_tokens, optimizer, scheduler)
-        if length < 1:
-            raise UserError(f"length must be at least 1, got {length}")
+        check_at_least("length", length)
         self.length = length
         self.init = init
         self.reparametrization = reparametrization

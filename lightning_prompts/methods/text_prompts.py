@@ -12,17 +12,16 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from lightning_prompts.dln.cached_lm import CachedLM
-from lightning_prompts.dln.checkpointed_cache import CheckpointedCache
+from lightning_prompts.dln.cached_lm import CachedLM, CheckpointedCache
 from lightning_prompts.dln.layer import LanguageLayer, PlacedLayer
 from lightning_prompts.dln.memory import PromptMemory
 from lightning_prompts.dln.messages import BanditStats
 from lightning_prompts.dln.network import LanguageNetwork
-from lightning_prompts.errors import UserError, check_finite
+from lightning_prompts.errors import UserError, check_at_least, check_finite
 from lightning_prompts.lm import FrozenLM, LabelScores, LMConfig, LMShape, MemoryEstimate, Prompt, Usage
 from lightning_prompts.methods.best import KeepsBest
 from lightning_prompts.methods.evaluation import Monitor
-from lightning_prompts.search.optimizer import SearchOptimizer
+from lightning_prompts.methods.training import SearchOptimizer
 from lightning_prompts.types import Batch, Example
 
 log = logging.getLogger(__name__)
@@ -75,8 +74,7 @@ class TextPromptMethod(KeepsBest):
             raise UserError(f"memory (M) must not be negative, got {memory}")
         if tolerance < -1:
             raise UserError(f"tolerance must be -1 (never go back to the best prompts) or more, got {tolerance}")
-        if max_prompt_tokens < 1:
-            raise UserError(f"max_prompt_tokens must be at least 1, got {max_prompt_tokens}")
+        check_at_least("max_prompt_tokens", max_prompt_tokens)
         check_finite("memory_mb", memory_mb, above=True)
         if text is not None:
             layers = [*layers[:-1], replace(layers[-1], prompt=text)]

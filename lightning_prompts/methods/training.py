@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -75,8 +75,11 @@ class Training(Distributed):
         """Create the optimiser of the prompt's parameters, and the scheduler, which steps every training step."""
         if self.optimizer is None:
             return None
+        parameters: Any = self.parameter_groups()
+        if not parameters:  # an optimiser's own error is less clear
+            raise UserError("there is nothing to train in this method; use test instead of fit")
         try:
-            optimizer = self.optimizer(_iterable(self.parameter_groups()))
+            optimizer = self.optimizer(parameters)
         except ValueError as error:
             raise UserError(f"model.optimizer: {error}") from error
         scheduler = (self.scheduler or self._linear_decay)(optimizer)
@@ -195,8 +198,27 @@ class Training(Distributed):
         return batches[: limit if isinstance(limit, int) else max(1, int(limit * len(batches)))]
 
 
-def _iterable(parameters: list[Any]) -> Iterable[Any]:
-    """Check that there are parameters to train; an optimiser's own error for an empty list is less clear."""
-    if not parameters:
-        raise UserError("there is nothing to train in this method; use test instead of fit")
-    return parameters
+class SearchOptimizer(Optimizer):
+    """An optimiser whose step searches with the gradient that the closure computes.
+
+    The Trainer counts, saves and limits its steps like any other's.
+
+    Args:
+        parameters: The parameters of the gradient.
+        search: Runs the step, without gradient.
+    """
+
+    def __init__(self, parameters: Iterable[torch.nn.Parameter], search: Callable[[], None]) -> None:
+        """Keep the search; the method's buffers hold its state."""
+        super().__init__(parameters, {"lr": 1.0})
+        self.search = search
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # noqa: ANN401
+        """Compute the gradient, then search."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        with torch.no_grad():
+            self.search()
+        return loss

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lightning_prompts.errors import UserError
+from lightning_prompts.errors import UserError, check_at_least
 
 
 class Head(ABC):
@@ -84,8 +84,7 @@ class Factored(Head):
 
     def __post_init__(self) -> None:
         """Check the rank."""
-        if self.rank < 1:
-            raise UserError(f"head.rank must be at least 1, got {self.rank}")
+        check_at_least("head.rank", self.rank)
 
     def outputs(self, width: int, vocabulary: int) -> int:
         """``rank``."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_prompts.errors import UserError
+from lightning_prompts.errors import UserError, check_at_least
 from lightning_prompts.lm import FrozenLM, Scores
 from lightning_prompts.lm.encoding import Row
 from lightning_prompts.lm.passes import Passes, fill, tokens_to_run, transposed
@@ -42,8 +42,7 @@ class Racing:
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        if self.first < 2:
-            raise UserError(f"racing.first must be at least 2, got {self.first}")
+        check_at_least("racing.first", self.first, 2)
         if not 0 < self.error <= 0.5:
             raise UserError(f"racing.error must be above 0 and at most 0.5, got {self.error}")
 

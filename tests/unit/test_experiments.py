@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import math
 import re
 import sys
 from pathlib import Path
@@ -152,6 +153,21 @@ def test_what_is_no_run_to_analyse(
     assert caught.value.code == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert re.search(f"error: .*{told}", last)
+
+
+def test_mutual_information_of_known_cases() -> None:
+    mutual_information = script("dln/analysis.py").mutual_information
+    same = torch.tensor([[0.3, 0.7]] * 4).log()
+    assert mutual_information(same).item() == pytest.approx(0.0, abs=1e-6)
+    decided = torch.tensor([[1.0, 0.0], [0.0, 1.0]]).log()
+    assert mutual_information(decided).item() == pytest.approx(math.log(2))
+    table = torch.tensor([[0.9, 0.1, 0.0], [0.2, 0.8, 0.0], [0.5, 0.5, 0.0]])
+    joint = table / 3
+    mean = joint.sum(0)
+    expected = sum(
+        float(joint[k, y]) * math.log(float(table[k, y] / mean[y])) for k in range(3) for y in range(2)
+    )  # sum over p(k, y) log p(y | k) / p(y)
+    assert mutual_information(table.log()).item() == pytest.approx(expected, abs=1e-6)
 
 
 def test_paired_comparison(tmp_path: Path) -> None:

@@ -18,8 +18,7 @@ import torch
 
 from lightning_prompts.callbacks import Budget
 from lightning_prompts.cli import run
-from lightning_prompts.dln.cached_lm import CachedLM
-from lightning_prompts.dln.checkpointed_cache import CheckpointedCache
+from lightning_prompts.dln.cached_lm import CachedLM, CheckpointedCache
 from lightning_prompts.dln.layer import LanguageLayer
 from lightning_prompts.dln.posterior import GivenAnswer, Posterior, PriorTemplate
 from lightning_prompts.dln.proposals import InducedInstructions, Paraphrases, RuleRewrites

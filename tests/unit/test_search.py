@@ -13,7 +13,6 @@ from lightning_prompts.errors import UserError
 from lightning_prompts.lm import FrozenLM, Scores
 from lightning_prompts.lm.encoding import Row
 from lightning_prompts.lm.passes import fill
-from lightning_prompts.lm.plain import score_plain
 from lightning_prompts.objectives import Likelihood
 from lightning_prompts.prompts.vocabulary import allowed_tokens
 from lightning_prompts.search.candidates import draw_candidates, round_trips, top_tokens
@@ -21,6 +20,7 @@ from lightning_prompts.search.rounding import Rounding, coordinate_descent
 from lightning_prompts.search.scoring import CandidateScorer, Racing, race
 from lightning_prompts.template import Template
 from lightning_prompts.types import Example
+from support.references import score_plain
 
 TEMPLATES = {
     "prompt first": "{prompt}{question}: {answer}.",

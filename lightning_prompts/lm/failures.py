@@ -1,4 +1,4 @@
-"""Find the first module with non-finite outputs."""
+"""Failures of a pass: out of memory, and outputs that are not finite."""
 
 from __future__ import annotations
 
@@ -8,6 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error is an out-of-memory error of torch, on a GPU or on the CPU."""
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
 
 
 def first_not_finite(module: nn.Module, run: Callable[[], Any]) -> str | None:
