@@ -150,8 +150,10 @@ def test_every_estimator_trains_every_part_and_comes_back(
     saved = torch.load(tmp_path / "x.ckpt", weights_only=True)
     assert set(saved["state_dict"]) == {*before} | ({"refiner.initial"} if isinstance(estimator, Soft) else set())
     again = refiner(**settings)
-    results = [trainer(tmp_path).test(each, datamodule=data(), verbose=False, ckpt_path=path, weights_only=True)[0]
-               for each, path in ((model, None), (again, tmp_path / "x.ckpt"))]  # fmt: skip
+    results = [
+        trainer(tmp_path).test(each, datamodule=data(), verbose=False, ckpt_path=path, weights_only=True)[0]
+        for each, path in ((model, None), (again, tmp_path / "x.ckpt"))
+    ]
     assert results[0] == pytest.approx(results[1], abs=1e-6)
     assert ("test/relaxed_nll" in results[0]) == (not isinstance(estimator, Soft))
 
@@ -306,9 +308,9 @@ def test_kept_states_are_the_lms_own(pooled: bool, layer: int, tiny: FrozenLM, t
     head = tiny.encoder.tokens("Q: ", start=True)
     for b, question in enumerate(QUESTIONS):
         ids = torch.tensor([head + tiny.encoder.tokens(question)])
-        plain = tiny.model(
-            input_ids=ids, attention_mask=torch.ones_like(ids), output_hidden_states=True
-        ).hidden_states[layer][0, len(head) :]  # fmt: skip
+        plain = tiny.model(input_ids=ids, attention_mask=torch.ones_like(ids), output_hidden_states=True).hidden_states[
+            layer
+        ][0, len(head) :]
         wanted = plain.mean(0, keepdim=True) if pooled else plain
         assert mask[b].sum() == len(wanted)
         assert torch.allclose(states[b, : len(wanted)], wanted, atol=1e-4)
@@ -412,8 +414,9 @@ def test_a_checkpoint_of_another_refiner_is_refused(changed: dict[str, Any], tmp
     fit.fit(refiner(**settings), datamodule=data())
     fit.save_checkpoint(tmp_path / "x.ckpt")
     with pytest.raises(UserError, match=r"the checkpoint is for another (query|refiner)"):
-        trainer(tmp_path).test(refiner(**settings, **changed), datamodule=data(), ckpt_path=tmp_path / "x.ckpt",
-                               weights_only=True)  # fmt: skip
+        trainer(tmp_path).test(
+            refiner(**settings, **changed), datamodule=data(), ckpt_path=tmp_path / "x.ckpt", weights_only=True
+        )
 
 
 def test_training_is_the_same_with_and_without_kept_states(tmp_path: Path) -> None:
