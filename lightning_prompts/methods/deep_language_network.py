@@ -109,7 +109,7 @@ class DeepLanguageNetwork(TextPromptMethod):
         Only the first hidden layer can work without log-probabilities: if it does not learn, and the prior does not
         count in the weights of the draws.
         """
-        weighed = len(self.layer_settings) > 1 and self.settings.posterior.sharpening.uses_prior
+        weighed = len(self.layer_settings) > 1 and self.settings.posterior.sharpening.prior
         for index, (layer, cached) in enumerate(zip(self.layer_settings, self.network.lms, strict=True)):
             if index or layer.learn or weighed:
                 cached.lm.check_scores([])

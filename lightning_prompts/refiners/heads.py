@@ -22,9 +22,10 @@ class Head(ABC):
     def outputs(self, width: int, vocabulary: int) -> int:
         """Return the number of outputs of the linear layer of a position."""
 
-    @abstractmethod
     def extra(self, vocabulary: int) -> int:
         """Return the number of parameters that all positions share."""
+        del vocabulary
+        return 0
 
     @abstractmethod
     def build(self, features: int, length: int, width: int, vocabulary: int) -> nn.Module:
@@ -49,10 +50,6 @@ class Tied(Head):
     def outputs(self, width: int, vocabulary: int) -> int:
         """``D``."""
         return width
-
-    def extra(self, vocabulary: int) -> int:
-        """None."""
-        return 0
 
     def build(self, features: int, length: int, width: int, vocabulary: int) -> nn.Module:
         """See `Head`."""
@@ -123,10 +120,6 @@ class Full(Head):
     def outputs(self, width: int, vocabulary: int) -> int:
         """``V``."""
         return vocabulary
-
-    def extra(self, vocabulary: int) -> int:
-        """None."""
-        return 0
 
     def build(self, features: int, length: int, width: int, vocabulary: int) -> nn.Module:
         """See `Head`.
