@@ -8,14 +8,8 @@ from dataclasses import dataclass
 from support.models import TINY
 from support.project import ROOT
 
-SMALL = [
-    "--model.lm.name",
-    f"{TINY},max_position_embeddings=2048",
-    "--trainer.accelerator",
-    "cpu",
-    "--trainer.enable_progress_bar",
-    "false",
-]
+SMALL = ["--model.lm.name", f"{TINY},max_position_embeddings=2048", "--trainer.accelerator", "cpu",
+         "--trainer.enable_progress_bar", "false"]  # fmt: skip
 
 
 @dataclass(frozen=True)
