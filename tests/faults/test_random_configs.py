@@ -26,7 +26,7 @@ from lightning_prompts import datamodules, methods
 from lightning_prompts.cli import run
 from lightning_prompts.cli.classes import CONFIGURABLE, abstract, settings_of
 from lightning_prompts.lm import LMConfig
-from support.models import TINY as SHORT
+from support.models import SMALLEST as SHORT
 
 TINY = SHORT.replace("max_position_embeddings=256", "max_position_embeddings=1024")
 # Sizes stay where a machine of this size can follow; what is too large for it is no question of manners.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from lightning_prompts.refiners.heads import Factored, Full, Head, Tied
 from lightning_prompts.refiners.networks import MLPRefiner, RefinerNetwork, TransformerRefiner, masked_mean
 from lightning_prompts.refiners.refiner import ScoreRefiner, VectorRefiner
 from lightning_prompts.types import Example
+from support import forks
 from support.models import TINY
 from support.training import data, trainer
 
@@ -374,11 +374,8 @@ def _prepare(folder: Path, results: Any) -> None:
 
 
 def test_two_processes_make_one_file(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    results = context.Queue()
-    processes = [context.Process(target=_prepare, args=(tmp_path, results)) for _ in range(2)]
-    for process in processes:
-        process.start()
+    results = forks.context.Queue()
+    processes = [forks.start(_prepare, tmp_path, results) for _ in range(2)]
     found = [results.get(timeout=120) for _ in processes]
     for process in processes:
         process.join()

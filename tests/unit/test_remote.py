@@ -60,7 +60,7 @@ def local() -> FrozenLM:
 
 @pytest.fixture(scope="module")
 def _locked() -> Iterator[ServerProcess]:
-    process = ServerProcess("--key", SECRET)
+    process = ServerProcess(SECRET)
     yield process
     process.close()
 
