@@ -24,7 +24,7 @@ demo: .venv/.installed ## train, test and compare a 4-token soft prompt on anton
 	$(BIN)/python experiments/demo.py
 
 test: .venv/.installed ## run all tests, those on the real model included
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/.installed ## check style, types, imports and the recipes of CONTRIBUTING.md
 	$(BIN)/ruff check .
@@ -34,7 +34,7 @@ lint: .venv/.installed ## check style, types, imports and the recipes of CONTRIB
 	$(BIN)/python tests/recipes.py
 
 coverage: .venv/.installed ## run the tests and list the lines that they do not run
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --cov=lightning_prompts --cov-report=term-missing:skip-covered
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --cov=lightning_prompts --cov-report=term-missing:skip-covered
 
 minimum: ## run the unit tests with the oldest versions that setup.cfg allows, in .venv-minimum
 	test -x .venv-minimum/bin/pip || $(PYTHON) -m venv .venv-minimum
