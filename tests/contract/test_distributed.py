@@ -57,12 +57,12 @@ from lightning_prompts.refiners.networks import MLPRefiner, TransformerRefiner
 from lightning_prompts.search.rounding import Rounding
 from lightning_prompts.search.scoring import Racing
 from lightning_prompts.types import Batch, Example
-from support.models import SHAPES, TINY
+from support.models import SHAPES, SMALLEST
 from support.processes import result, together
 
 pytestmark = pytest.mark.timeout(700)  # all jobs of two processes are done ahead of the first test
 
-LM = LMConfig(TINY)
+LM = LMConfig(SMALLEST)
 Make = Callable[[], PromptMethod]
 
 
@@ -187,7 +187,7 @@ def fitting(name: str, count: int, folder: Path) -> dict[str, Any]:
 
 # --- searches ---------------------------------------------------------------------------------------------------------
 
-LONG = LMConfig(f"{TINY},max_position_embeddings=900")
+LONG = LMConfig(f"{SMALLEST},max_position_embeddings=900")
 SEARCHES: dict[str, Make] = {
     "search": lambda: HardPromptSearch(
         4, FromText(" one two"), candidates=13, top_k=20, buffer=2, n_replace=2, filter=False, fluency=0.1,
@@ -316,8 +316,8 @@ def refused(count: int, folder: Path) -> dict[str, Any]:
     cases: dict[str, tuple[Make, tuple[int, int]]] = {
         "weights are trained": (lambda: LoraTuning(lm=LM), (1, 2)),
         "no plan": (lambda: SoftPromptTuning(3, lm=LMConfig(SHAPES["gpt2"])), (1, 2)),
-        "heads": (lambda: SoftPromptTuning(3, lm=LMConfig(TINY + ",num_key_value_heads=1")), (1, 2)),
-        "float16": (lambda: SoftPromptTuning(3, lm=LMConfig(TINY, dtype="float16")), (2, 1)),
+        "heads": (lambda: SoftPromptTuning(3, lm=LMConfig(SMALLEST + ",num_key_value_heads=1")), (1, 2)),
+        "float16": (lambda: SoftPromptTuning(3, lm=LMConfig(SMALLEST, dtype="float16")), (2, 1)),
         "server": (
             lambda: DeepLanguageNetwork(proposer=LMConfig("x", server=Server("http://localhost:1/v1")), lm=LM),
             (1, 2),
@@ -368,6 +368,12 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def one(tmp_path: Path) -> Callable[[str], dict[str, Any]]:
     """Does a job in this process alone."""
     return lambda name: JOBS[name](1, tmp_path / name)
+
+
+@pytest.fixture(scope="module")
+def in_one_piece(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], dict[str, Any]]:
+    """Trains with an LM that is not split; once for all ways to split it."""
+    return functools.cache(lambda shape, prompt: in_pieces(shape, prompt, "heads", 1, tmp_path_factory.mktemp("whole")))
 
 
 def close(mine: dict[str, float], theirs: dict[str, float], tolerance: float = 1e-5) -> None:
@@ -460,10 +466,10 @@ def test_hidden_states_are_computed_once(two: Path) -> None:
 @pytest.mark.parametrize("pieces", PIECES)
 @pytest.mark.parametrize(("shape", "prompt"), SHARDED, ids=lambda value: str(value))
 def test_an_lm_in_pieces_trains_the_same_prompt(
-    pieces: str, shape: str, prompt: str, two: Path, one: Callable[[str], dict[str, Any]], tmp_path: Path
+    pieces: str, shape: str, prompt: str, two: Path, in_one_piece: Callable[[str, str], dict[str, Any]], tmp_path: Path
 ) -> None:
     name = f"{pieces}-{shape}-{prompt}"
-    alone = one(name)
+    alone = in_one_piece(shape, prompt)
     assert result(two, name, 0)["budget"] == result(two, name, 1)["budget"], "so that they stop at the same step"
     for rank in (0, 1):
         both = result(two, name, rank)
@@ -480,7 +486,7 @@ def test_an_lm_in_pieces_trains_the_same_prompt(
     saved = torch.load(two / name / "trained.ckpt", weights_only=True)
     assert saved["state_dict"].keys() == alone["state"].keys()
     method = prompts(shape)[prompt]()
-    found = trainer(1, tmp_path).test(
+    found = trainer(1, tmp_path, limit_test_batches=2).test(
         method, datamodule=antonyms(), ckpt_path=two / name / "trained.ckpt", verbose=False
     )
     assert 0 < found[0]["test/nll"] < 20

