@@ -60,7 +60,7 @@ from lightning_prompts.types import Batch, Example
 from support.models import SHAPES, SMALLEST
 from support.processes import result, together
 
-pytestmark = pytest.mark.timeout(700)  # all jobs of two processes are done ahead of the first test
+pytestmark = pytest.mark.timeout(1500)  # all jobs of two processes are done ahead of the first test
 
 LM = LMConfig(SMALLEST)
 Make = Callable[[], PromptMethod]

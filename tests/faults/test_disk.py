@@ -20,7 +20,7 @@ from lightning_prompts.lm.embedded import embedded_folder
 from support import forks
 from support.checkpoint_state import same
 from support.commands import SMALL
-from support.faults import Fault, Run, command, dies_in, environment, last, result, resume
+from support.faults import PATIENCE, Fault, Run, command, dies_in, environment, last, result, resume
 from support.models import SMALLEST
 
 
@@ -70,7 +70,7 @@ def test_a_disk_that_fills_up(whole: Path, tmp_path: Path) -> None:
         before = None
     else:
         before = small_files(20_000)
-    done = subprocess.run(words, capture_output=True, text=True, timeout=240, preexec_fn=before,
+    done = subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE, preexec_fn=before,
                           env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
     assert done.returncode == 1, done.stderr
     errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]

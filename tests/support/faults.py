@@ -23,7 +23,7 @@ from support.forks import Second
 from support.models import SMALLEST
 
 Fault = Callable[[], None]  # done in the process, ahead of the command
-PATIENCE = 240  # seconds until a process counts as hanging
+PATIENCE = 600  # seconds until a process counts as hanging
 
 
 class Run:

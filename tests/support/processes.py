@@ -15,7 +15,7 @@ import torch
 from support import forks
 
 Job = Callable[[int, Path], Any]  # of how many processes it is one, and where it may write; what comes of it is saved
-PATIENCE = 600  # seconds; a busy machine takes its time
+PATIENCE = 1200  # seconds; a busy machine takes its time
 ERROR = "what went wrong"
 
 

@@ -24,7 +24,7 @@ class ServerProcess:
     def _control(self, body: dict[str, Any] | None) -> dict[str, Any]:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(f"http://127.0.0.1:{self.port}/control", data)
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with urllib.request.urlopen(request, timeout=300) as answer:
             result: dict[str, Any] = json.load(answer)
         return result
 

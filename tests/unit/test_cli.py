@@ -503,7 +503,7 @@ def test_weights_not_installed(tmp_path: Path, capsys: pytest.CaptureFixture[str
 def lightning_prompts(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "lightning_prompts", *args], cwd=cwd, text=True, capture_output=True,
-        timeout=240, check=False,
+        timeout=600, check=False,
     )  # fmt: skip
 
 
