@@ -47,7 +47,7 @@ class Run:
         folder: Path | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        self.log = log
+        self.log, self.error_log = log, errors
         variables = {**os.environ, **(environment or {})}
         self.process = forks.start(_main, list(arguments), log, fault, errors, variables, str(folder or Path.cwd()))
 
@@ -57,23 +57,29 @@ class Run:
         if self.process.exitcode is None:
             self.process.kill()
             self.process.join()
-            raise AssertionError(f"still running after {seconds} s: {self.output}")
+            raise AssertionError(f"still running after {seconds} s: {self.whole_output}")
         return self.process.exitcode
 
     def send(self, number: int, when: Callable[[], bool] = lambda: True) -> None:
         """Send a signal as soon as something holds."""
         deadline = time.monotonic() + PATIENCE
         while not when():
-            assert time.monotonic() < deadline, f"nothing to interrupt: {self.output}"
-            assert self.process.is_alive(), f"ended before it could be interrupted: {self.output}"
+            assert time.monotonic() < deadline, f"nothing to interrupt: {self.whole_output}"
+            assert self.process.is_alive(), f"ended before it could be interrupted: {self.whole_output}"
             time.sleep(0.005)
         assert self.process.pid is not None
         os.kill(self.process.pid, number)
 
     @property
     def output(self) -> str:
-        """What it has said so far."""
+        """What it has said so far, on its standard error too unless that has a file of its own."""
         return self.log.read_text(encoding="utf-8") if self.log.exists() else ""
+
+    @property
+    def whole_output(self) -> str:
+        """That, and its standard error's own file."""
+        own = self.error_log.read_text(encoding="utf-8") if self.error_log and self.error_log.exists() else ""
+        return self.output + own
 
     @property
     def errors(self) -> list[str]:
