@@ -33,6 +33,7 @@ from lightning_prompts.checkpoints import AtomicCheckpointIO, check_readable
 from lightning_prompts.cli.checks import check
 from lightning_prompts.cli.errors import one_line, to_user_error, user_error
 from lightning_prompts.cli.terminal import quiet, results_table, use_rich_progress_bar
+from lightning_prompts.cli.words import keep_texts
 from lightning_prompts.errors import DEBUG, UsageError, UserError, check_finite
 from lightning_prompts.runs.names import BEST, CHECKPOINTS, CONFIG, LAST
 from lightning_prompts.runs.reader import saved_checkpoint
@@ -88,7 +89,13 @@ class Parser(LightningArgumentParser):
         if isclass(theclass) and issubclass(theclass, Logger) and "save_dir" in added:
             self.set_defaults({"save_dir": ""})
             next(action for action in self._actions if action.dest == "save_dir").required = False
+        keep_texts(self)
         return added
+
+    def add_subclass_arguments(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - jsonargparse's
+        """Add an option for a class and its settings."""
+        super().add_subclass_arguments(*args, **kwargs)
+        keep_texts(self)
 
 
 def _read_integers_first(parser: LightningArgumentParser) -> None:
