@@ -9,8 +9,8 @@ from __future__ import annotations
 import inspect
 from argparse import ArgumentParser
 from collections.abc import Iterator
-from types import NoneType
-from typing import Any, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin
 
 from jsonargparse._typehints import ActionTypeHint
 from jsonargparse._util import NestedArg
@@ -61,6 +61,8 @@ def _takes_text(hint: Any) -> bool:  # noqa: ANN401 - any annotation
     >>> _takes_text(str | None), _takes_text(str | list[str]), _takes_text(str | int), _takes_text(list[str] | None)
     (True, True, False, False)
     """
+    if get_origin(hint) not in (Union, UnionType):
+        return False
     kinds = {get_origin(part) or part for part in get_args(hint)}
     return str in kinds and kinds <= {str, NoneType, list, dict}
 
