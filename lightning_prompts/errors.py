@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import math
 from collections.abc import Iterable
 
@@ -16,6 +17,24 @@ class UserError(Exception):
 
 class UsageError(UserError):
     """A setting or option is wrong. The command line exits with code 2, and with code 1 after other errors."""
+
+
+def check_installed(what: str, extra: str, *packages: str) -> None:
+    """Raise if a package is missing that only some features need.
+
+    Args:
+        what: The feature.
+        extra: The extra of this project that installs its packages.
+        packages: Their names in Python.
+
+    Raises:
+        UserError: One is not installed; the message has the command that installs it.
+    """
+    for name in packages:
+        if importlib.util.find_spec(name) is None:
+            raise UserError(
+                f"{what} needs the package {name}; install it with: pip install 'lightning-prompts[{extra}]'"
+            )
 
 
 def in_one_line(error: BaseException) -> str:

@@ -27,7 +27,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from lightning_prompts.errors import UserError, nearest
+from lightning_prompts.errors import UserError, check_installed, nearest
 from lightning_prompts.lm.architectures import adapt, attention_of
 from lightning_prompts.lm.attention import checkpoint_contexts
 from lightning_prompts.lm.config import LMConfig
@@ -223,6 +223,8 @@ def _check_hub(name: str, config: LMConfig) -> None:
 
 
 def _quantization(config: LMConfig, dtype: torch.dtype) -> BitsAndBytesConfig | None:
+    if config.quantization in ("int8", "nf4"):
+        check_installed(f"quantization {config.quantization}", "quantization", "bitsandbytes", "accelerate")
     if config.quantization == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)
     if config.quantization == "nf4":

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from lightning_prompts.errors import UserError, nearest
+from lightning_prompts.errors import UserError, check_installed, nearest
 from lightning_prompts.lm.config import LMConfig
 from lightning_prompts.lm.encoding import begin_alike, with_ends, written
 from lightning_prompts.lm.key_values import Prompt
@@ -75,10 +75,9 @@ class RemoteLM(LanguageModel):
         with self._lock:
             if self._client is not None:
                 return
-            try:
-                import openai
-            except ImportError as error:
-                raise UserError("a server needs the package openai: pip install openai") from error
+            check_installed("a server", "remote", "openai")
+            import openai
+
             variable = self.server.api_key_variable
             # A key from a file often ends with a line break, which no header can carry.
             self._key = os.environ.get(variable, "").strip() if variable else ""

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
-from lightning_prompts.errors import UserError
+from lightning_prompts.errors import UserError, check_installed
 from lightning_prompts.lm import LMConfig, LMShape, MemoryEstimate
 from lightning_prompts.methods.base import PromptMethod
 from lightning_prompts.objectives import Likelihood
@@ -70,10 +70,9 @@ class LoraTuning(PromptMethod):
         Raises:
             UserError: PEFT is not installed, no layer has a name in ``target_modules``, or see `FromPeft.updates`.
         """
-        try:
-            from peft import LoraConfig, inject_adapter_in_model
-        except ImportError as error:
-            raise UserError("LoraTuning needs PEFT: pip install peft") from error
+        check_installed("LoraTuning", "lora", "peft")
+        from peft import LoraConfig, inject_adapter_in_model
+
         self.register_buffer("ids", self.lm.token_ids(self.text), persistent=False)
         config = LoraConfig(
             r=self.rank, lora_alpha=self.alpha, target_modules=self.target_modules, task_type="CAUSAL_LM"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lightning_prompts.answers import same_answer, token_f1
-from lightning_prompts.errors import UserError, check_finite
+from lightning_prompts.errors import UserError, check_finite, check_installed
 from lightning_prompts.lm.embedded import EMBEDDED_SCORER, embedded_scorer
 
 if TYPE_CHECKING:
@@ -235,6 +235,7 @@ def needs_likelihood(reward: Reward) -> bool:
 
 @lru_cache(maxsize=2)
 def _bert_scorer(model: str, layer: int | None) -> BERTScorer:
+    check_installed("BertScore", "bertscore", "bert_score")
     import bert_score
     from transformers import AutoConfig
     from transformers.utils import logging as transformers_logging

@@ -815,7 +815,7 @@ def test_what_the_server_decides_is_not_set_here() -> None:
 
 def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openai", None)
-    with pytest.raises(UserError, match=r"needs the package openai: pip install openai$"):
+    with pytest.raises(UserError, match=r"needs the package openai; install it with: pip install "):
         RemoteLM(LMConfig("x", server=Server("http://localhost:8000/v1"))).connect()
 
 
