@@ -62,6 +62,7 @@ METHODS = {
     "refiner": "RefinerTuning",
     "reinforce": "ReinforceRefiner",
     "ape": "Ape",
+    "demonstration_search": "DemonstrationSearch",
     "dln": "DeepLanguageNetwork",
     "lora": "LoraTuning",
     "scratch": "ScratchTransformer",

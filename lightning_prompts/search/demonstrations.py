@@ -269,7 +269,7 @@ class ChangedDemonstrations(CandidateSource):
     def propose(self, draw: Draw) -> list[FewShotPrompt]:
         """See `CandidateSource`."""
         made = [self.change(draw.parents[index % len(draw.parents)], draw) for index in range(self.count)]
-        return [candidate for candidate in made if candidate is not None]
+        return [candidate for candidate in made if candidate is not None and candidate not in draw.parents]
 
     def change(self, parent: FewShotPrompt, draw: Draw) -> FewShotPrompt | None:
         """Return a parent with one change; ``None`` if none is possible."""
