@@ -33,6 +33,7 @@ from lightning_prompts.lm import FrozenLM, LMConfig, Server
 from lightning_prompts.methods import (
     Ape,
     DeepLanguageNetwork,
+    DemonstrationSearch,
     FixedPrompt,
     HardPromptSearch,
     LoraTuning,
@@ -54,6 +55,7 @@ from lightning_prompts.processes import DataParallelRank
 from lightning_prompts.prompts.initializers import FromText
 from lightning_prompts.prompts.soft import ResidualMLP
 from lightning_prompts.refiners.networks import MLPRefiner, TransformerRefiner
+from lightning_prompts.search.demonstrations import RandomDemonstrations
 from lightning_prompts.search.rounding import Rounding
 from lightning_prompts.search.scoring import Racing
 from lightning_prompts.types import Batch, Example
@@ -199,6 +201,9 @@ SEARCHES: dict[str, Make] = {
         posterior=Posterior(samples=2), trust=0.1, error_weight=0.5, max_prompt_tokens=300, lm=LONG,
     ),
     "ape": lambda: Ape("Say.", InducedInstructions(3, 1, max_new_tokens=8), Paraphrases(3, max_new_tokens=8), lm=LONG),
+    "demonstrations": lambda: DemonstrationSearch(
+        "Say.", [RandomDemonstrations(5, 2)], [RuleRewrites(2)], Racing(3, 0.4), lm=LONG,
+    ),
 }  # fmt: skip
 
 

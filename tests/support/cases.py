@@ -18,6 +18,7 @@ from lightning_prompts.methods import (
     Ape,
     ChainOfThought,
     DeepLanguageNetwork,
+    DemonstrationSearch,
     FewShot,
     FixedPrompt,
     HardPromptSearch,
@@ -37,6 +38,7 @@ from lightning_prompts.prompts.prefix import PrefixMLP
 from lightning_prompts.prompts.soft import ResidualMLP
 from lightning_prompts.refiners.heads import Factored, Full
 from lightning_prompts.refiners.networks import MLPRefiner, TransformerRefiner
+from lightning_prompts.search.demonstrations import AddedDemonstrations, ChangedDemonstrations, RandomDemonstrations
 from lightning_prompts.search.rounding import Rounding
 from lightning_prompts.search.scoring import Racing
 
@@ -173,6 +175,13 @@ TRAINED: dict[str, Case] = {
     ),
     "ape": _text(Ape, text="Say.", induced=InducedInstructions(3, max_new_tokens=6),
                  paraphrases=Paraphrases(2, 0.7, 6)),
+    "demonstrations": _text(
+        DemonstrationSearch, text="Say.", sources=[RandomDemonstrations(3, 2), ChangedDemonstrations(2, 2)],
+        instructions=[RuleRewrites(1)], racing=Racing(2, 0.4),
+    ),
+    "demonstrations, greedy, free text": Case(
+        DemonstrationSearch, {"text": "Say.", "sources": [AddedDemonstrations(3, 2)], "racing": None}
+    ),
 }  # fmt: skip
 UNTRAINED: dict[str, Case] = {
     "fixed": Case(FixedPrompt, {"text": " two"}),
