@@ -202,7 +202,8 @@ SEARCHES: dict[str, Make] = {
     ),
     "ape": lambda: Ape("Say.", InducedInstructions(3, 1, max_new_tokens=8), Paraphrases(3, max_new_tokens=8), lm=LONG),
     "demonstrations": lambda: DemonstrationSearch(
-        "Say.", [RandomDemonstrations(5, 2)], [RuleRewrites(2)], Racing(3, 0.4), lm=LONG,
+        "Say.", [RandomDemonstrations(5, 2)], [RuleRewrites(2)], Racing(3, 0.4),
+        lm=LMConfig(f"{LONG.name},initializer_range=0.2"),
     ),
 }  # fmt: skip
 
