@@ -6,6 +6,7 @@ validation.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 import random
@@ -146,14 +147,12 @@ class DemonstrationSearch(TextPromptMethod):
         if self._trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
             return
         lm = self.language_model
+        count = functools.cache(lm.count)
         longest = 0
         for example in self._evaluated():
-            answers = [example.answer or "", *(text for label in example.labels for text in label)]
-            size = max(len(text.encode()) for text in answers) + len(
-                (example.end or "").encode()
-            )  # at least the tokens
-            size = size if example.labels else max(size, self.max_new_tokens)
-            longest = max(longest, lm.length(example) + size)
+            texts = [f" {text}" for label in example.labels for text in label] or [example.answer or ""]
+            answer = max(*map(count, texts), 0 if example.labels else self.max_new_tokens)
+            longest = max(longest, lm.length(example) + answer + count(example.end or ""))
         self.max_prompt_tokens = min(self.max_prompt_tokens, max(1, lm.context - longest))
 
     def added_tokens(self) -> int:
