@@ -124,6 +124,8 @@ class DemonstrationSearch(TextPromptMethod):
         for example in (*train, *others):
             check_before(example.before, self.before)
         self.pool = demonstrations_of(train, others)
+        if shared := len(demonstrations_of(train, [])) - len(self.pool):
+            log.warning("%d training questions are also in another split, so they are no demonstrations", shared)
         if not self.pool:
             raise UserError("no training example can be a demonstration: each asks a question of another split")
 

@@ -225,7 +225,9 @@ class Uneven(Numbers):
 
 
 @pytest.mark.parametrize("limit", ["max_prompt_tokens", "the window"])
-def test_long_candidates_are_refused_and_recorded(limit: str, script: Any, tmp_path: Path) -> None:
+def test_long_candidates_are_refused_and_recorded(
+    limit: str, script: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     script(chance)
     settings: dict[str, Any] = {"max_prompt_tokens": 60}
     if limit == "the window":
@@ -234,6 +236,7 @@ def test_long_candidates_are_refused_and_recorded(limit: str, script: Any, tmp_p
     refused = [row for row in rows if row["reward"] is None]
     assert [(shots_of(row["prompt"]), row["scored"], row["chosen"]) for row in refused] == [((10,), 0, False)]
     assert {shots_of(row["prompt"]) for row in rows} == {(), (10,), (13,)}, "no question of another split"
+    assert "2 training questions are also in another split" in caplog.text
 
 
 def test_questions_of_other_splits_are_no_demonstrations(tmp_path: Path) -> None:
