@@ -57,6 +57,7 @@ METHODS = {
     "chain_of_thought": "ChainOfThought",
     "soft_prompt": "SoftPromptTuning",
     "prefix": "PrefixTuning",
+    "distillation": "PromptDistillation",
     "relaxed": "RelaxedPromptTuning",
     "hard_search": "HardPromptSearch",
     "refiner": "RefinerTuning",

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_prompts.lm import FrozenLM, LMConfig, probe, server_cache, state_store
+from lightning_prompts.lm import FrozenLM, LMConfig, distribution_store, probe, server_cache, state_store
 from lightning_prompts.template import Template
 from lightning_prompts.types import Example
 from support.models import SHAPES
@@ -23,9 +23,9 @@ os.environ["OMP_NUM_THREADS"] = "1"  # of processes that tests start
 
 @pytest.fixture(scope="session", autouse=True)
 def _states_elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Hidden states, servers' answers and probes of the tests are nothing for the user's cache."""
+    """Hidden states, distributions, servers' answers and probes of the tests are nothing for the user's cache."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (state_store, server_cache, probe):
+        for module in (state_store, distribution_store, server_cache, probe):
             patch.setattr(module, "cache_root", lambda: tmp_path_factory.getbasetemp() / "cache")
         yield
 

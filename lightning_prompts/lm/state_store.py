@@ -173,7 +173,7 @@ class StateStore:
 
     def _key(self, rows: list[list[int]]) -> str:
         digest = hashlib.blake2b(digest_size=16)
-        parts = [FORMAT, self.pooled, self.query.layer, str(self.lm.model.dtype), _fingerprint(self.lm), rows]
+        parts = [FORMAT, self.pooled, self.query.layer, str(self.lm.model.dtype), fingerprint(self.lm), rows]
         parts.append(self.query.tokens(self.lm, "a")[1])
         digest.update(json.dumps(parts).encode())
         return digest.hexdigest()
@@ -265,7 +265,7 @@ def _batches(encoded: Sequence[tuple[list[int], int]]) -> Iterator[Sequence[tupl
         yield encoded[start:]
 
 
-def _fingerprint(lm: FrozenLM) -> str:
+def fingerprint(lm: FrozenLM) -> str:
     """Compute a digest of the model from a sample of each of its weights."""
     digest = hashlib.blake2b(digest_size=16)
     for name, parameter in sorted(lm.model.named_parameters()):

@@ -9,6 +9,7 @@ from lightning_prompts.methods.fixed_prompt import FixedPrompt
 from lightning_prompts.methods.hard_prompt_search import HardPromptSearch
 from lightning_prompts.methods.lora_tuning import LoraTuning
 from lightning_prompts.methods.prefix_tuning import PrefixTuning
+from lightning_prompts.methods.prompt_distillation import PromptDistillation
 from lightning_prompts.methods.refiner_tuning import RefinerTuning
 from lightning_prompts.methods.reinforce_refiner import ReinforceRefiner
 from lightning_prompts.methods.relaxed_prompt_tuning import RelaxedPromptTuning
@@ -24,6 +25,7 @@ __all__ = [
     "HardPromptSearch",
     "LoraTuning",
     "PrefixTuning",
+    "PromptDistillation",
     "PromptMethod",
     "RefinerTuning",
     "ReinforceRefiner",

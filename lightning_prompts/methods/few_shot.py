@@ -55,20 +55,11 @@ class FewShot(FixedPrompt):
         data = getattr(self.trainer, "datamodule", None)
         if data is None:
             raise UserError("FewShot takes its examples from the datamodule's training split; give a datamodule")
-        train = data.examples("train")
-        if self.shots > len(train):
-            raise UserError(f"shots ({self.shots}) is more than the {len(train)} training examples")
-        self.demonstrations = self.write(random.Random(run_seed()).sample(train, self.shots))
+        self.demonstrations = self.write(draw_shots(data.examples("train"), self.shots))
 
     def write(self, examples: Sequence[Example]) -> str:
         """Write solved examples as one text."""
-        ends = [example.answer if example.end is None else f"{example.answer}{example.end}" for example in examples]
-        solved = [
-            f"{example.before}{self.text}{example.after}{end}" for example, end in zip(examples, ends, strict=True)
-        ]
-        # An example may end with the separator already.
-        parts = [part if part.endswith(self.separator) else part + self.separator for part in solved]
-        return "".join(parts)
+        return write_shots(examples, self.text, self.separator)
 
     def prepare(self, examples: Sequence[Example]) -> list[Example]:
         """Put the solved examples in front of each example."""
@@ -77,3 +68,28 @@ class FewShot(FixedPrompt):
     def added_tokens(self) -> int:
         """Return the number of tokens of the solved examples."""
         return self.language_model.count(self.demonstrations)
+
+
+def draw_shots(train: Sequence[Example], shots: int) -> list[Example]:
+    """Draw examples by the seed of the run.
+
+    Raises:
+        UserError: There are too few.
+    """
+    if shots > len(train):
+        raise UserError(f"shots ({shots}) is more than the {len(train)} training examples")
+    return random.Random(run_seed()).sample(train, shots)
+
+
+def write_shots(examples: Sequence[Example], text: str, separator: str) -> str:
+    """Write solved examples as one text.
+
+    Args:
+        examples: The examples, with answers.
+        text: The prompt of each example.
+        separator: Text after each example.
+    """
+    ends = [example.answer if example.end is None else f"{example.answer}{example.end}" for example in examples]
+    solved = [f"{example.before}{text}{example.after}{end}" for example, end in zip(examples, ends, strict=True)]
+    # An example may end with the separator already.
+    return "".join(part if part.endswith(separator) else part + separator for part in solved)

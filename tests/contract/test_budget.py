@@ -31,6 +31,7 @@ from lightning_prompts.methods import (
     HardPromptSearch,
     LoraTuning,
     PrefixTuning,
+    PromptDistillation,
     PromptMethod,
     RefinerTuning,
     ReinforceRefiner,
@@ -38,6 +39,7 @@ from lightning_prompts.methods import (
     ScratchTransformer,
     SoftPromptTuning,
 )
+from lightning_prompts.methods.self_study import SelfStudy
 from lightning_prompts.objectives import BertScoreLoss
 from lightning_prompts.objectives.rewards import ExactMatch
 from lightning_prompts.prompts.initializers import FromText
@@ -54,6 +56,10 @@ OTHER = LMConfig(f"{TINY},num_hidden_layers=1,max_position_embeddings=700")
 METHODS: dict[str, Callable[[], PromptMethod]] = {
     "soft": lambda: SoftPromptTuning(3, lm=LM, max_new_tokens=2),
     "prefix": lambda: PrefixTuning(3, mlp=PrefixMLP(4, 5), lm=LM, max_new_tokens=2),
+    "distillation": lambda: PromptDistillation(3, shots=2, lm=LM, max_new_tokens=2),
+    "distillation, self-study": lambda: PromptDistillation(
+        3, "prefix", context="Up.", self_study=SelfStudy(size=9, max_question_tokens=4), lm=LM, max_new_tokens=2
+    ),
     "relaxed": lambda: RelaxedPromptTuning(3, GumbelSoftmax(), lm=LM, max_new_tokens=2),
     "lora": lambda: LoraTuning(rank=2, lm=LM, max_new_tokens=2),
     "scratch": lambda: ScratchTransformer(2, 16, 2, max_new_tokens=2),
@@ -159,6 +165,8 @@ def test_every_method_is_counted_the_same_way(name: str, tmp_path: Path) -> None
         assert used["calls"] == len(method.remembered), "each prompt on its question"  # type: ignore[arg-type]
     elif name in ("soft", "prefix", "relaxed", "lora", "scratch", "refiner"):
         assert used["calls"] == rows
+    elif name == "distillation":
+        assert used["calls"] == 2 * rows, "the teacher and the student"
     elif name == "refiner, states in every step":
         assert used["calls"] == 4 * rows, "the question, the answer, and both answers for BERTScore"
     else:

@@ -37,6 +37,7 @@ from lightning_prompts.methods import (
     HardPromptSearch,
     LoraTuning,
     PrefixTuning,
+    PromptDistillation,
     PromptMethod,
     RefinerTuning,
     ReinforceRefiner,
@@ -44,7 +45,8 @@ from lightning_prompts.methods import (
     ScratchTransformer,
     SoftPromptTuning,
 )
-from lightning_prompts.objectives import Likelihood
+from lightning_prompts.methods.self_study import SelfStudy
+from lightning_prompts.objectives import Divergence, Likelihood
 from lightning_prompts.objectives.bertscore import BertScoreLoss
 from lightning_prompts.objectives.rewards import AnswerLikelihood, BertScore, ExactMatch, TokenF1
 from lightning_prompts.objectives.rewards import Mixture as MixedReward
@@ -79,6 +81,12 @@ GRADIENT: dict[str, Make] = {
     "soft-tokens": lambda: SoftPromptTuning(3, objective=Likelihood("tokens"), lm=LM, max_new_tokens=2),
     "soft-whole": lambda: Whole(3, objective=Likelihood("tokens"), lm=LM, max_new_tokens=2),
     "prefix": lambda: PrefixTuning(3, lm=LM, max_new_tokens=2),
+    "distillation": lambda: PromptDistillation(
+        3, shots=2, objective=Divergence(top_k=9, mean_over="tokens"), lm=LM, max_new_tokens=2
+    ),
+    "distillation-study": lambda: PromptDistillation(
+        3, "prefix", context="Up.", self_study=SelfStudy(size=7, max_question_tokens=4), lm=LM, max_new_tokens=2
+    ),
     "relaxed-softmax": lambda: RelaxedPromptTuning(
         3, Softmax(), rounding=Rounding(2, 4, 8, 1), lm=LM, max_new_tokens=2
     ),

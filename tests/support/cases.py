@@ -23,6 +23,7 @@ from lightning_prompts.methods import (
     HardPromptSearch,
     LoraTuning,
     PrefixTuning,
+    PromptDistillation,
     PromptMethod,
     RefinerTuning,
     ReinforceRefiner,
@@ -30,7 +31,8 @@ from lightning_prompts.methods import (
     ScratchTransformer,
     SoftPromptTuning,
 )
-from lightning_prompts.objectives import BertScoreLoss, Likelihood, WeightedSum
+from lightning_prompts.methods.self_study import SelfStudy
+from lightning_prompts.objectives import BertScoreLoss, Divergence, Likelihood, WeightedSum
 from lightning_prompts.objectives.rewards import AnswerLikelihood, BertScore, ExactMatch, Mixture, TokenF1
 from lightning_prompts.prompts.initializers import FromText
 from lightning_prompts.prompts.prefix import PrefixMLP
@@ -106,6 +108,10 @@ def _soft(template: str = TEMPLATE, **settings: Any) -> Case:
     return Case(SoftPromptTuning, {"length": 3, **settings}, template)
 
 
+def _distillation(**settings: Any) -> Case:
+    return Case(PromptDistillation, {"length": 3, **settings})
+
+
 def _relaxed(**settings: Any) -> Case:
     return Case(RelaxedPromptTuning, {"length": 3, **settings})
 
@@ -139,6 +145,13 @@ TRAINED: dict[str, Case] = {
     "soft, gradient checkpointing": _soft(lm=LMConfig(MODEL, gradient_checkpointing=True)),
     "prefix": Case(PrefixTuning, {"length": 3, "mlp": None}),
     "prefix, mlp": Case(PrefixTuning, {"length": 3, "mlp": PrefixMLP(4, 5)}),
+    "distillation": _distillation(shots=2, text=" two"),
+    "distillation, prefix": _distillation(
+        student="prefix", shots=2, freeze_first=True, objective=Divergence("reverse", 5, "tokens")
+    ),
+    "distillation, self-study": _distillation(
+        context="Up the hill.", self_study=SelfStudy(size=9, instruction="Ask:", max_question_tokens=4)
+    ),
     "relaxed, softmax": _relaxed(estimator=Softmax()),
     "relaxed, gumbel": _relaxed(estimator=GumbelSoftmax()),
     "relaxed, straight-through": _relaxed(estimator=StraightThrough()),

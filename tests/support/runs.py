@@ -34,6 +34,9 @@ FORMATS = {
     "soft, gradient checkpointing": "safetensors",
     "prefix": "peft",
     "prefix, mlp": "safetensors",
+    "distillation": "safetensors",
+    "distillation, prefix": "peft",
+    "distillation, self-study": "npy",
     "lora": "peft",
 }
 
