@@ -381,7 +381,9 @@ def one(tmp_path: Path) -> Callable[[str], dict[str, Any]]:
 def close(mine: dict[str, float], theirs: dict[str, float], tolerance: float = 1e-5) -> None:
     assert mine.keys() == theirs.keys()
     for name, value in mine.items():
-        assert theirs[name] == pytest.approx(value, rel=tolerance, abs=tolerance), name
+        # A share of a gain is a ratio of small differences.
+        most = max(tolerance, 1e-3) if name.endswith("_gain_kept") else tolerance
+        assert theirs[name] == pytest.approx(value, rel=most, abs=most), name
 
 
 @pytest.mark.parametrize("name", GRADIENT)
