@@ -39,6 +39,9 @@ def test_every_yaml_trains_saves_reloads_and_tests(
         rows = [{settings["question"]: f"w{n}", settings["answer"]: f"v{n}"} for n in range(400)]
         (tmp_path / "own.json").write_text(json.dumps(rows))
         words += ["--data.train", str(tmp_path / "own.json")]
+    if "context_file" in parts.get("model", {}).get("init_args", {}):
+        (tmp_path / "context.txt").write_text("a word for each vector, " * 20)
+        words += ["--model.context_file", str(tmp_path / "context.txt")]
     if parts.get("data", {}).get("class_path") == "GSM8K":  # from the hub
         rows = [{"question": f"How much is {n} and {n}?", "answer": f"Twice {n}.\n#### {2 * n}"} for n in range(300)]
         (tmp_path / "own.json").write_text(json.dumps(rows))
