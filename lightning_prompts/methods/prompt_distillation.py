@@ -120,6 +120,7 @@ class PromptDistillation(PromptMethod):
         self.self_study = self_study
         self.cache = cache
         self.context_text: str | None = None
+        self.fixed_text = ""  # what of the context does not depend on the seed
         self.written: list[Written] = []
         self._examples: list[Example] = []  # of self-study
         self._references: dict[tuple[object, ...], dict[str, float]] = {}
@@ -134,6 +135,11 @@ class PromptDistillation(PromptMethod):
     def objective_name(self) -> str:
         """Name of the objective."""
         return self.objective.name
+
+    def describe(self) -> str:
+        """See `PromptMethod`; also the length of the context."""
+        known = "" if self.context_text is None else f"\ncontext: {self.lm.count(self.context_text):,} tokens"
+        return f"{super().describe()}{known}"
 
     # --- the context and the prompt ---------------------------------------------------------------------------------
 
@@ -160,8 +166,6 @@ class PromptDistillation(PromptMethod):
     def _make_context(self) -> str | None:
         """Return the context; ``None`` without a datamodule to draw its examples from."""
         data = None if self._trainer is None else getattr(self.trainer, "datamodule", None)
-        if self.shots and data is None:
-            return None
         text = self.written_context or ""
         if self.context_file is not None:
             found = read_text(Path(self.context_file))
@@ -172,6 +176,9 @@ class PromptDistillation(PromptMethod):
             raise UserError(f"{'context' if self.context_file is None else self.context_file} is empty")
         if text and not text.endswith(self.separator):
             text += self.separator
+        self.fixed_text = text
+        if self.shots and data is None:
+            return None
         drawn = draw_shots(data.examples("train"), self.shots) if data is not None and self.shots else []
         return text + write_shots(drawn, self.text, self.separator)
 
@@ -232,8 +239,9 @@ class PromptDistillation(PromptMethod):
             UserError: Training would resume with another context.
         """
         super().on_load_checkpoint(checkpoint)
-        saved = checkpoint[CONTEXT]
-        if self.context_text not in (None, saved) and not self.shots:  # which examples are drawn depends on the seed
+        saved = checkpoint[CONTEXT] or ""
+        drawn = saved.removeprefix(self.fixed_text)
+        if not saved.startswith(self.fixed_text) or bool(drawn) != bool(self.shots):
             if self._trainer is not None and self.trainer.training:
                 raise UserError("the context has changed since the checkpoint was written; set it back to continue")
             log.warning("the context has changed since the prompt was trained; the teacher reads the former one")
