@@ -68,7 +68,7 @@ class PromptDistillation(PromptMethod):
         self_study: Train on answers that the teacher samples, to its own or the data's questions; ``None`` for the
             questions and answers of the data.
         cache: Whether to keep the teacher's log-probabilities on disk: ``4 V`` bytes for each answer token, or
-            ``12 top_k`` with ``objective.top_k``.
+            ``12 top_k`` with ``objective.top_k``. An LM that is split over devices uses no files.
         lm: The frozen language model.
         optimizer: Optimiser of the prompt's parameters. Those of a prefix are in units of the LM's keys and values.
         scheduler: Learning-rate scheduler, stepped every training step; ``None`` for a linear decay to zero over the
