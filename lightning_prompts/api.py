@@ -62,6 +62,7 @@ METHODS = {
     "refiner": "RefinerTuning",
     "reinforce": "ReinforceRefiner",
     "ape": "Ape",
+    "gepa": "Gepa",
     "dln": "DeepLanguageNetwork",
     "lora": "LoraTuning",
     "scratch": "ScratchTransformer",

@@ -25,12 +25,14 @@ class Case:
         output: Output of the layer.
         target: Target of the layer.
         right: Whether the network's answer was right.
+        feedback: What to say about the output; empty for whether it is right, and the target.
     """
 
     input: str
     output: str
     target: str
     right: bool
+    feedback: str = ""
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,17 @@ def _check_written(source: Proposals, count: int, max_new_tokens: int, temperatu
     check_finite(f"{kind}.temperature", temperature)
 
 
+def _check_stop(source: Proposals, stop: str) -> None:
+    """Raise a `UserError` if an instruction cannot end where this regular expression matches."""
+    kind = type(source).__name__
+    if not stop:
+        raise UserError(f"{kind}.stop is empty, and every instruction would be; leave it out")
+    try:
+        re.compile(stop)
+    except re.error as error:
+        raise UserError(f"{kind}.stop {stop!r} is not a regular expression: {error}") from error
+
+
 @dataclass(frozen=True)
 class LanguageModelProposals(Proposals):
     """An LM rewrites an instruction in the role of a teacher; it sees correct answers and errors.
@@ -154,14 +167,7 @@ class LanguageModelProposals(Proposals):
     def __post_init__(self) -> None:
         """Check the settings."""
         _check_written(self, self.count, self.max_new_tokens, self.temperature, self.shown)
-        if not self.stop:
-            raise UserError("LanguageModelProposals.stop is empty, and every instruction would be; leave it out")
-        try:
-            re.compile(self.stop)
-        except re.error as error:
-            raise UserError(
-                f"LanguageModelProposals.stop {self.stop!r} is not a regular expression: {error}"
-            ) from error
+        _check_stop(self, self.stop)
 
     def propose(self, request: Request) -> list[Proposal]:
         """See `Proposals`; the proposals rewrite the parents in turn, each with the batch in a new order."""
@@ -309,6 +315,109 @@ class InducedInstructions(Proposals):
             "I gave a friend an instruction. Following it, the friend read each input and wrote its output:"
             f"\n\n{pairs}What was the instruction?\nThe instruction:"
         )
+
+
+def verdict(what: str, right: bool, target: str) -> str:
+    """Say in words whether an answer is right, and which one is."""
+    return f"{what} is right." if right else f"{what} is wrong. The right answer is: {target}"
+
+
+@dataclass(frozen=True)
+class Reflection(Proposals):
+    r"""An LM reads what an instruction led to, with feedback in words, and rewrites it (GEPA, arXiv 2507.19457).
+
+    Errors come first. The question asks for the rules and facts that the instruction lacks.
+
+    Attributes:
+        count: Number of proposals; the paper makes one.
+        temperature: Sampling temperature.
+        max_new_tokens: Maximum length of an instruction, in tokens.
+        shown: Maximum number of examples in a question; fewer if the context window is too small.
+        stop: Regular expression; an instruction ends where it first matches. ``\Z`` allows several paragraphs.
+    """
+
+    count: int = 1
+    temperature: float = 0.7
+    max_new_tokens: int = 128
+    shown: int = 10
+    stop: str = PARAGRAPH
+
+    TASK = (
+        "An assistant follows an instruction. Read what it did and the feedback, and write a better instruction.\n\n"
+        "The instruction now:\n{prompt}\n\nWhat the assistant did:\n\n"
+    )
+    CASE = "Input:\n{input}\nOutput: {output}\nFeedback: {feedback}\n\n"
+    ASK = (
+        "Find out what the task is, and which rules and facts the instruction lacks. Write an instruction that also "
+        "holds for other inputs, without repeating these.\nThe new instruction:"
+    )
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        _check_written(self, self.count, self.max_new_tokens, self.temperature, self.shown)
+        _check_stop(self, self.stop)
+
+    def propose(self, request: Request) -> list[Proposal]:
+        """See `Proposals`; the proposals rewrite the parents in turn, each with the batch in a new order."""
+        parents = [request.parents[index % len(request.parents)] for index in range(self.count)]
+        asked = []
+        for parent in parents:
+            cases = sorted(request.shuffled(), key=lambda case: case.right)[: self.shown]
+            write = functools.partial(self.write, parent)
+            asked.append(fitted(request.proposer, cases, self.max_new_tokens, self.stop, write))
+        seeds = [request.seed() for _ in asked]
+        texts = request.proposer.draw(asked, "", self.max_new_tokens, self.temperature, seeds)
+        return [
+            Proposal(_instruction(text), parent, type(self).__name__)
+            for text, parent in zip(texts, parents, strict=True)
+        ]
+
+    @classmethod
+    def write(cls, parent: str, cases: Sequence[Case]) -> str:
+        """Write the question to the LM."""
+        shown = "".join(
+            cls.CASE.format(
+                input=case.input,
+                output=case.output,
+                feedback=case.feedback or verdict("This", case.right, case.target),
+            )
+            for case in cases
+        )
+        return cls.TASK.format(prompt=parent) + shown + cls.ASK
+
+
+@dataclass(frozen=True)
+class Crossover(Proposals):
+    """An LM combines two instructions into one (CAPO, arXiv 2504.16005, section 3).
+
+    Attributes:
+        count: Number of pairs of parents, and of proposals.
+        temperature: Sampling temperature.
+        max_new_tokens: Maximum length of an instruction, in tokens.
+    """
+
+    count: int = 4
+    temperature: float = 0.7
+    max_new_tokens: int = 64
+
+    ASK = (
+        "Here are two instructions for the same task. Combine the best of both into one instruction.\n\n"
+        "First instruction: {}\n\nSecond instruction: {}\n\nCombined instruction:"
+    )
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        _check_written(self, self.count, self.max_new_tokens, self.temperature)
+
+    def propose(self, request: Request) -> list[Proposal]:
+        """See `Proposals`; the parents are pairs, one after the other, and each gives one proposal."""
+        pairs = list(zip(request.parents[::2], request.parents[1::2], strict=True))
+        asked = [_question(request.proposer, self.ASK.format(*pair), PARAGRAPH) for pair in pairs]
+        seeds = [request.seed() for _ in asked]
+        texts = request.proposer.draw(asked, "", self.max_new_tokens, self.temperature, seeds)
+        return [
+            Proposal(_instruction(text), pair[0], type(self).__name__) for text, pair in zip(texts, pairs, strict=True)
+        ]
 
 
 # --- without an LM ----------------------------------------------------------------------------------------------------

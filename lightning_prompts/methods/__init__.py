@@ -6,6 +6,7 @@ from lightning_prompts.methods.chain_of_thought import ChainOfThought
 from lightning_prompts.methods.deep_language_network import DeepLanguageNetwork
 from lightning_prompts.methods.few_shot import FewShot
 from lightning_prompts.methods.fixed_prompt import FixedPrompt
+from lightning_prompts.methods.gepa import Gepa
 from lightning_prompts.methods.hard_prompt_search import HardPromptSearch
 from lightning_prompts.methods.lora_tuning import LoraTuning
 from lightning_prompts.methods.prefix_tuning import PrefixTuning
@@ -21,6 +22,7 @@ __all__ = [
     "DeepLanguageNetwork",
     "FewShot",
     "FixedPrompt",
+    "Gepa",
     "HardPromptSearch",
     "LoraTuning",
     "PrefixTuning",

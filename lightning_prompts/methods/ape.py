@@ -39,6 +39,7 @@ class Ape(TextPromptMethod):
 
     estimator_name = "proposals by an LM"
     objective_name = "accuracy"
+    needs_validation = True
 
     def __init__(
         self,
@@ -58,19 +59,6 @@ class Ape(TextPromptMethod):
             raise UserError(f"survivors must be at least 1, got {survivors}")
         self.induced, self.paraphrases, self.count = induced, paraphrases, survivors
         self.survivors: list[str] = []
-
-    def setup(self, stage: str) -> None:
-        """See `TextPromptMethod`.
-
-        Raises:
-            UserError: The run has no validation.
-        """
-        super().setup(stage)
-        if stage == "fit" and not self.validation_batches():
-            raise UserError(
-                "Ape chooses by validation, and there is none; give data a validation split, and leave "
-                "trainer.limit_val_batches above 0"
-            )
 
     def improve(self, examples: Sequence[Example]) -> list[dict[str, Any]]:
         """Propose prompts, score them on validation, and keep the best; the current prompt wins ties."""

@@ -70,8 +70,6 @@ class DeepLanguageNetwork(TextPromptMethod):
                 f"{'error_weight' if posterior is None else 'posterior'} is about hidden texts, and a network of one "
                 "layer has none: give layers another one, or leave it out"
             )
-        if not any(layer.learn for layer in layers):
-            raise UserError("no layer learns; set learn: true for one of layers, or test FixedPrompt or ChainOfThought")
         if proposals is not None and not proposals:
             raise UserError("proposals is empty; give LanguageModelProposals, MinedExamples or RuleRewrites")
         self.error_weight = error_weight

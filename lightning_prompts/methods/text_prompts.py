@@ -51,6 +51,7 @@ class TextPromptMethod(KeepsBest):
     prompt_kind = "text"
     gradient_through_lm = False
     takes_server: ClassVar[bool] = True
+    needs_validation: ClassVar[bool] = False  # each step chooses by validation
     monitor = Monitor("val/exact_match", "max")
     validated_by = "correct"
 
@@ -78,6 +79,8 @@ class TextPromptMethod(KeepsBest):
         if max_prompt_tokens < 1:
             raise UserError(f"max_prompt_tokens must be at least 1, got {max_prompt_tokens}")
         check_finite("memory_mb", memory_mb, above=True)
+        if not any(layer.learn for layer in layers):
+            raise UserError("no layer learns; set learn: true for one of layers, or test FixedPrompt or ChainOfThought")
         if text is not None:
             layers = [*layers[:-1], replace(layers[-1], prompt=text)]
         self.layer_settings = list(layers)
@@ -221,12 +224,18 @@ class TextPromptMethod(KeepsBest):
         """Check the run before it writes files.
 
         Raises:
-            UserError: The run accumulates gradients, but the method has none.
+            UserError: The run accumulates gradients, but the method has none; or the method needs validation, and there
+                is none.
         """
         if stage == "fit" and self.trainer.accumulate_grad_batches > 1:
             raise UserError(
                 f"{type(self).__name__} has no gradients to accumulate; leave out trainer.accumulate_grad_batches, and "
                 "raise data.batch_size for larger steps"
+            )
+        if stage == "fit" and self.needs_validation and not self.validation_batches():
+            raise UserError(
+                f"{type(self).__name__} chooses by validation, and there is none; give data a validation split, and "
+                "leave trainer.limit_val_batches above 0"
             )
 
     def on_fit_start(self) -> None:

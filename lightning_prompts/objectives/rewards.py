@@ -56,6 +56,19 @@ class Reward(ABC):
             ``B`` values in [0, 1].
         """
 
+    def feedback(self, text: str, reference: str) -> str:
+        """Say in words what is wrong with an answer, for an LM that improves the prompt (`Gepa`).
+
+        Args:
+            text: The generated answer.
+            reference: The reference answer.
+
+        Returns:
+            One or a few sentences; empty if there is nothing to say beyond the value.
+        """
+        del text, reference
+        return ""
+
 
 class TextReward(Reward):
     """Rates each answer separately; subclasses implement `judge`.
@@ -217,6 +230,10 @@ class Mixture(Reward):
     def needs_likelihood(self) -> bool:
         """Whether any reward needs the likelihood."""
         return any(needs_likelihood(reward) for reward in self.rewards)
+
+    def feedback(self, text: str, reference: str) -> str:
+        """Return the feedback of all rewards."""
+        return " ".join(filter(None, (reward.feedback(text, reference) for reward in self.rewards)))
 
     def __call__(self, texts: Sequence[str], references: Sequence[str], likelihoods: Sequence[float]) -> list[float]:
         """See `Reward`."""

@@ -19,7 +19,7 @@ from torch import nn
 
 from lightning_prompts.callbacks import Budget, ValidateAtEnd
 from lightning_prompts.callbacks.budget import forget_peak, peak_memory
-from lightning_prompts.dln.proposals import InducedInstructions, Paraphrases
+from lightning_prompts.dln.proposals import InducedInstructions, Paraphrases, Reflection
 from lightning_prompts.errors import UserError
 from lightning_prompts.estimators.baselines import SelfCritical
 from lightning_prompts.estimators.reinforce import TopK
@@ -28,6 +28,7 @@ from lightning_prompts.lm import LMConfig
 from lightning_prompts.methods import (
     Ape,
     DeepLanguageNetwork,
+    Gepa,
     HardPromptSearch,
     LoraTuning,
     PrefixTuning,
@@ -75,8 +76,9 @@ METHODS: dict[str, Callable[[], PromptMethod]] = {
         "Say.", InducedInstructions(3, 1, max_new_tokens=8), Paraphrases(2, max_new_tokens=8), max_prompt_tokens=60,
         lm=WIDE,
     ),
+    "gepa": lambda: Gepa(text="Say.", reflection=Reflection(2, max_new_tokens=8), max_prompt_tokens=60, lm=WIDE),
 }  # fmt: skip
-TEXT = (DeepLanguageNetwork, Ape)
+TEXT = (DeepLanguageNetwork, Ape, Gepa)
 
 
 class Watch(L.Callback):

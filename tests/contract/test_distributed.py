@@ -23,6 +23,7 @@ from lightning_prompts.dln.proposals import (
     LanguageModelProposals,
     MinedExamples,
     Paraphrases,
+    Reflection,
     RuleRewrites,
 )
 from lightning_prompts.errors import UserError
@@ -34,6 +35,7 @@ from lightning_prompts.methods import (
     Ape,
     DeepLanguageNetwork,
     FixedPrompt,
+    Gepa,
     HardPromptSearch,
     LoraTuning,
     PrefixTuning,
@@ -199,6 +201,10 @@ SEARCHES: dict[str, Make] = {
         posterior=Posterior(samples=2), trust=0.1, error_weight=0.5, max_prompt_tokens=300, lm=LONG,
     ),
     "ape": lambda: Ape("Say.", InducedInstructions(3, 1, max_new_tokens=8), Paraphrases(3, max_new_tokens=8), lm=LONG),
+    "gepa": lambda: Gepa(
+        [LanguageLayer("Think.", max_new_tokens=4), LanguageLayer("Say.")], reflection=Reflection(3, 1.0, 8),
+        reward=AnswerLikelihood(), lm=LONG,
+    ),
 }  # fmt: skip
 
 

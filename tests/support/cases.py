@@ -9,7 +9,13 @@ from typing import Any
 from lightning_prompts.datamodules.base import SourceRow, TextDataModule
 from lightning_prompts.dln.layer import LanguageLayer
 from lightning_prompts.dln.posterior import Posterior
-from lightning_prompts.dln.proposals import InducedInstructions, LanguageModelProposals, Paraphrases, RuleRewrites
+from lightning_prompts.dln.proposals import (
+    InducedInstructions,
+    LanguageModelProposals,
+    Paraphrases,
+    Reflection,
+    RuleRewrites,
+)
 from lightning_prompts.estimators.baselines import LeaveOneOut, MovingAverage, NoBaseline, SelfCritical, ValueHead
 from lightning_prompts.estimators.reinforce import TopK
 from lightning_prompts.estimators.relaxations import GumbelSoftmax, Projected, Softmax, StraightThrough
@@ -20,6 +26,7 @@ from lightning_prompts.methods import (
     DeepLanguageNetwork,
     FewShot,
     FixedPrompt,
+    Gepa,
     HardPromptSearch,
     LoraTuning,
     PrefixTuning,
@@ -173,6 +180,8 @@ TRAINED: dict[str, Case] = {
     ),
     "ape": _text(Ape, text="Say.", induced=InducedInstructions(3, max_new_tokens=6),
                  paraphrases=Paraphrases(2, 0.7, 6)),
+    "gepa": _text(Gepa, text="Say.", reflection=Reflection(2, 1.0, 6), reward=AnswerLikelihood()),
+    "gepa, two layers": _text(Gepa, layers=[_HIDDEN, _TOP], reflection=Reflection(2, 1.0, 6)),
 }  # fmt: skip
 UNTRAINED: dict[str, Case] = {
     "fixed": Case(FixedPrompt, {"text": " two"}),
