@@ -4,6 +4,7 @@ from lightning_prompts.methods.ape import Ape
 from lightning_prompts.methods.base import PromptMethod
 from lightning_prompts.methods.chain_of_thought import ChainOfThought
 from lightning_prompts.methods.deep_language_network import DeepLanguageNetwork
+from lightning_prompts.methods.demonstration_search import DemonstrationSearch
 from lightning_prompts.methods.few_shot import FewShot
 from lightning_prompts.methods.fixed_prompt import FixedPrompt
 from lightning_prompts.methods.gepa import Gepa
@@ -20,6 +21,7 @@ __all__ = [
     "Ape",
     "ChainOfThought",
     "DeepLanguageNetwork",
+    "DemonstrationSearch",
     "FewShot",
     "FixedPrompt",
     "Gepa",

@@ -13,6 +13,7 @@ from lightning_prompts.errors import UserError
 from lightning_prompts.lm import LMConfig
 from lightning_prompts.methods.fixed_prompt import FixedPrompt
 from lightning_prompts.randomness import run_seed
+from lightning_prompts.search.demonstrations import Demonstration, FewShotPrompt
 from lightning_prompts.types import Example
 
 
@@ -58,17 +59,8 @@ class FewShot(FixedPrompt):
         train = data.examples("train")
         if self.shots > len(train):
             raise UserError(f"shots ({self.shots}) is more than the {len(train)} training examples")
-        self.demonstrations = self.write(random.Random(run_seed()).sample(train, self.shots))
-
-    def write(self, examples: Sequence[Example]) -> str:
-        """Write solved examples as one text."""
-        ends = [example.answer if example.end is None else f"{example.answer}{example.end}" for example in examples]
-        solved = [
-            f"{example.before}{self.text}{example.after}{end}" for example, end in zip(examples, ends, strict=True)
-        ]
-        # An example may end with the separator already.
-        parts = [part if part.endswith(self.separator) else part + self.separator for part in solved]
-        return "".join(parts)
+        drawn = random.Random(run_seed()).sample(train, self.shots)
+        self.demonstrations = FewShotPrompt(self.text, tuple(map(Demonstration.of, drawn))).solved(self.separator)
 
     def prepare(self, examples: Sequence[Example]) -> list[Example]:
         """Put the solved examples in front of each example."""

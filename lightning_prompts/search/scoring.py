@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -137,21 +137,38 @@ def race(
         racing: How to race; ``None`` scores all candidates on all examples.
         offsets: Costs of the candidates beside their losses on the examples, ``[C]``.
     """
+    mean_tokens = sum(len(row.answer) for row in rows) / len(rows)
+
+    def losses(alive: Tensor, part: slice) -> Tensor:
+        return objective.per_example(scorer.score(rows[part], candidates[alive]), mean_tokens)
+
     if offsets is None:
         offsets = torch.zeros(len(candidates), device=candidates.device)
-    alive = torch.arange(len(candidates), device=candidates.device)
-    losses = torch.empty(len(candidates), 0, device=candidates.device)
-    end = len(rows) if racing is None else min(racing.first, len(rows))
-    mean_tokens = sum(len(row.answer) for row in rows) / len(rows)
+    return race_losses(losses, len(rows), racing, offsets)
+
+
+def race_losses(
+    losses_of: Callable[[Tensor, slice], Tensor], examples: int, racing: Racing | None, offsets: Tensor
+) -> Tensor:
+    """Run a race on losses of any kind; see `race`.
+
+    Args:
+        losses_of: Returns the losses ``[c, n]`` of ``c`` candidates, given as indices, on a part of the examples.
+        examples: ``N``, the number of examples.
+        racing: See `race`.
+        offsets: See `race`; they tell the number of candidates and the device.
+    """
+    alive = torch.arange(len(offsets), device=offsets.device)
+    losses = torch.empty(len(offsets), 0, device=offsets.device)
+    end = examples if racing is None else min(racing.first, examples)
     while True:
-        scores = scorer.score(rows[losses.shape[1] : end], candidates[alive])
-        losses = torch.cat([losses, objective.per_example(scores, mean_tokens)], -1)
-        if end == len(rows) or racing is None:
+        losses = torch.cat([losses, losses_of(alive, slice(losses.shape[1], end))], -1)
+        if end == examples or racing is None:
             break
-        stays = racing.remaining(losses + offsets[alive, None], len(rows))
+        stays = racing.remaining(losses + offsets[alive, None], examples)
         alive, losses = alive[stays], losses[stays]
-        end = len(rows) if len(alive) == 1 else min(2 * end, len(rows))
-    result = torch.full((len(candidates),), float("inf"), device=candidates.device)
+        end = examples if len(alive) == 1 else min(2 * end, examples)
+    result = torch.full((len(offsets),), float("inf"), device=offsets.device)
     result[alive] = losses.mean(-1) + offsets[alive]
     return result
 

@@ -28,6 +28,7 @@ from lightning_prompts.lm import LMConfig
 from lightning_prompts.methods import (
     Ape,
     DeepLanguageNetwork,
+    DemonstrationSearch,
     Gepa,
     HardPromptSearch,
     LoraTuning,
@@ -77,8 +78,9 @@ METHODS: dict[str, Callable[[], PromptMethod]] = {
         lm=WIDE,
     ),
     "gepa": lambda: Gepa(text="Say.", reflection=Reflection(2, max_new_tokens=8), max_prompt_tokens=60, lm=WIDE),
+    "demonstrations": lambda: DemonstrationSearch("Say.", racing=Racing(2, 0.4), lm=WIDE),
 }  # fmt: skip
-TEXT = (DeepLanguageNetwork, Ape, Gepa)
+TEXT = (DeepLanguageNetwork, Ape, Gepa, DemonstrationSearch)
 
 
 class Watch(L.Callback):
@@ -281,7 +283,7 @@ def test_a_limit_waits_for_gradients_that_are_being_accumulated(limit: dict[str,
     assert {name: budget.used[name] for name in wanted} == wanted
 
 
-@pytest.mark.parametrize("name", ["soft", "search", "reinforce", "dln", "ape"])
+@pytest.mark.parametrize("name", ["soft", "search", "reinforce", "dln", "ape", "demonstrations"])
 def test_a_used_up_budget_trains_nothing_more(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     counts = []
     for checkpoint in (None, tmp_path / "x.ckpt"):

@@ -34,6 +34,7 @@ from lightning_prompts.lm import FrozenLM, LMConfig, Server
 from lightning_prompts.methods import (
     Ape,
     DeepLanguageNetwork,
+    DemonstrationSearch,
     FixedPrompt,
     Gepa,
     HardPromptSearch,
@@ -56,6 +57,7 @@ from lightning_prompts.processes import DataParallelRank
 from lightning_prompts.prompts.initializers import FromText
 from lightning_prompts.prompts.soft import ResidualMLP
 from lightning_prompts.refiners.networks import MLPRefiner, TransformerRefiner
+from lightning_prompts.search.demonstrations import RandomDemonstrations
 from lightning_prompts.search.rounding import Rounding
 from lightning_prompts.search.scoring import Racing
 from lightning_prompts.types import Batch, Example
@@ -204,6 +206,9 @@ SEARCHES: dict[str, Make] = {
     "gepa": lambda: Gepa(
         [LanguageLayer("Think.", max_new_tokens=4), LanguageLayer("Say.")], reflection=Reflection(3, 1.0, 8),
         reward=AnswerLikelihood(), lm=LONG,
+    ),
+    "demonstrations": lambda: DemonstrationSearch(
+        "Say.", [RandomDemonstrations(5, 2)], [RuleRewrites(2)], Racing(3, 0.4), lm=LONG,
     ),
 }  # fmt: skip
 

@@ -280,6 +280,7 @@ TEXTS = {
     ],
     "ape": ["--model", "Ape", "--model.text", " Opposites {of} words:"],
     "dln": ["--model", "DeepLanguageNetwork", "--model.text", " Opposites:"],
+    "demonstrations": ["--model", "DemonstrationSearch", "--model.text", " {opposites}"],
 }
 
 

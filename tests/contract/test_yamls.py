@@ -49,7 +49,8 @@ def test_every_yaml_trains_saves_reloads_and_tests(
         words += ["--data.train", str(tmp_path / "own.json")]
     if parts.get("model", {}).get("class_path") == "ReinforceRefiner":  # the tiny model has 256 tokens in all
         words += ["--model.support", "TopK", "--model.support.count", "20"]
-    if parts.get("model", {}).get("class_path") in ("DeepLanguageNetwork", "Ape", "Gepa", "Capo"):
+    texts = ("DeepLanguageNetwork", "Ape", "DemonstrationSearch", "Gepa", "Capo")
+    if parts.get("model", {}).get("class_path") in texts:
         words += ["--data.batch_size", "4"]
     server = None
     if (parts.get("model", {}).get("init_args", {}).get("proposer") or {}).get("server"):

@@ -24,6 +24,7 @@ from lightning_prompts.methods import (
     Ape,
     ChainOfThought,
     DeepLanguageNetwork,
+    DemonstrationSearch,
     FewShot,
     FixedPrompt,
     Gepa,
@@ -44,6 +45,7 @@ from lightning_prompts.prompts.prefix import PrefixMLP
 from lightning_prompts.prompts.soft import ResidualMLP
 from lightning_prompts.refiners.heads import Factored, Full
 from lightning_prompts.refiners.networks import MLPRefiner, TransformerRefiner
+from lightning_prompts.search.demonstrations import AddedDemonstrations, ChangedDemonstrations, RandomDemonstrations
 from lightning_prompts.search.rounding import Rounding
 from lightning_prompts.search.scoring import Racing
 
@@ -182,6 +184,13 @@ TRAINED: dict[str, Case] = {
                  paraphrases=Paraphrases(2, 0.7, 6)),
     "gepa": _text(Gepa, text="Say.", reflection=Reflection(2, 1.0, 6), reward=AnswerLikelihood()),
     "gepa, two layers": _text(Gepa, layers=[_HIDDEN, _TOP], reflection=Reflection(2, 1.0, 6)),
+    "demonstrations": _text(
+        DemonstrationSearch, text="Say.", sources=[RandomDemonstrations(3, 2), ChangedDemonstrations(2, 2)],
+        instructions=[RuleRewrites(1)], racing=Racing(2, 0.4),
+    ),
+    "demonstrations, greedy, free text": Case(
+        DemonstrationSearch, {"text": "Say.", "sources": [AddedDemonstrations(3, 2)], "racing": None}
+    ),
 }  # fmt: skip
 UNTRAINED: dict[str, Case] = {
     "fixed": Case(FixedPrompt, {"text": " two"}),
