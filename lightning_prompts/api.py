@@ -63,6 +63,7 @@ METHODS = {
     "reinforce": "ReinforceRefiner",
     "ape": "Ape",
     "gepa": "Gepa",
+    "capo": "Capo",
     "demonstration_search": "DemonstrationSearch",
     "dln": "DeepLanguageNetwork",
     "lora": "LoraTuning",

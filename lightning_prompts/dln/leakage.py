@@ -44,10 +44,25 @@ def copied_words(text: str, examples: Sequence[Example], least: int) -> int:
     return longest + least - 1 if longest else 0
 
 
-def check_leak_words(value: int) -> None:
-    """Raise a `UserError` unless the shortest passage that counts has at least one word."""
-    if value < 1:
-        raise UserError(f"leak_words must be at least 1, got {value}")
+class LeakCheck:
+    """Looks for training text in prompts, and remembers the results.
+
+    Args:
+        least: See `copied_words`.
+    """
+
+    def __init__(self, least: int) -> None:
+        """Check the setting."""
+        if least < 1:
+            raise UserError(f"leak_words must be at least 1, got {least}")
+        self.least = least
+        self._known: dict[str, int] = {}
+
+    def __call__(self, prompt: str, examples: Sequence[Example]) -> int:
+        """Return `copied_words` of a prompt; the examples are the same in every call."""
+        if prompt not in self._known:
+            self._known[prompt] = copied_words(prompt, examples, self.least)
+        return self._known[prompt]
 
 
 def _all_passages(example: Example, length: int) -> set[tuple[str, ...]]:

@@ -2,6 +2,7 @@
 
 from lightning_prompts.methods.ape import Ape
 from lightning_prompts.methods.base import PromptMethod
+from lightning_prompts.methods.capo import Capo
 from lightning_prompts.methods.chain_of_thought import ChainOfThought
 from lightning_prompts.methods.deep_language_network import DeepLanguageNetwork
 from lightning_prompts.methods.demonstration_search import DemonstrationSearch
@@ -19,6 +20,7 @@ from lightning_prompts.methods.soft_prompt_tuning import SoftPromptTuning
 
 __all__ = [
     "Ape",
+    "Capo",
     "ChainOfThought",
     "DeepLanguageNetwork",
     "DemonstrationSearch",

@@ -69,6 +69,8 @@ class DemonstrationSearch(TextPromptMethod):
 
     estimator_name = "draws of training examples"
     objective_name = "accuracy"
+    needs_validation = True
+    winners = 1  # number of candidates that a race finds
 
     def __init__(
         self,
@@ -105,7 +107,7 @@ class DemonstrationSearch(TextPromptMethod):
         """See `TextPromptMethod`.
 
         Raises:
-            UserError: The run has no validation, or no training example can be a demonstration.
+            UserError: No training example can be a demonstration.
         """
         super().setup(stage)
         if stage != "fit":
@@ -113,11 +115,6 @@ class DemonstrationSearch(TextPromptMethod):
         # In a random order, so that the first examples of a race are like the others.
         examples = [example for batch in self.validation_batches() for example in batch]
         self.validation = random.Random(0).sample(examples, len(examples))
-        if not examples:
-            raise UserError(
-                "DemonstrationSearch chooses by validation, and there is none; give data a validation split, and leave "
-                "trainer.limit_val_batches above 0"
-            )
         self.before = examples[0].before
         train, others = self._train(), self._evaluated()
         for example in (*train, *others):
@@ -165,7 +162,7 @@ class DemonstrationSearch(TextPromptMethod):
         if self.prompt_memory.best is None:
             initial = FewShotPrompt(self.prompts[0])
             self._race([initial])
-            self.prompt_memory.update(self.prompts, self.accuracy(initial))
+            self.prompt_memory.update(self.prompts, self.value(initial))
 
     # --- steps ------------------------------------------------------------------------------------------------------
 
@@ -178,6 +175,15 @@ class DemonstrationSearch(TextPromptMethod):
         known = self.outcomes.get(candidate.key, "")
         return known.count("1") / len(known) if len(known) == len(self.validation) else -1.0
 
+    def cost(self, candidate: FewShotPrompt) -> float:
+        """Return what a candidate costs beside its errors, in shares of right answers."""
+        del candidate
+        return 0.0
+
+    def value(self, candidate: FewShotPrompt) -> float:
+        """Return what candidates are compared by: the accuracy less the cost."""
+        return self.accuracy(candidate) - self.cost(candidate)
+
     def improve(self, examples: Sequence[Example]) -> list[dict[str, Any]]:
         """Draw candidates, race them on validation, and keep the best."""
         parents = self.survivors or [FewShotPrompt(self.prompts[0])]
@@ -189,7 +195,7 @@ class DemonstrationSearch(TextPromptMethod):
         refused = [candidate for candidate, fit in zip(fresh, fits, strict=True) if not fit]
         self.outcomes.update({candidate.key: "" for candidate in refused})
         self._race(candidates)
-        order = sorted(candidates, key=lambda candidate: -self.accuracy(candidate))  # stable
+        order = sorted(candidates, key=lambda candidate: -self.value(candidate))  # stable
         self.survivors = [candidate for candidate in order[: self.count] if self.accuracy(candidate) >= 0]
         best = self.survivors[0]
         self.prompts = [self.write(best)]
@@ -246,7 +252,8 @@ class DemonstrationSearch(TextPromptMethod):
             bits = [[float(bit == "0") for bit in self.outcomes[keys[c]][part]] for c in lines]
             return torch.tensor(bits, device="cpu")
 
-        race_losses(losses, len(self.validation), self.racing, torch.zeros(len(keys), device="cpu"))
+        costs = torch.tensor([self.cost(candidate) for candidate in candidates], device="cpu")
+        race_losses(losses, len(self.validation), self.racing, costs, self.winners)
 
     def right(self, prompts: Sequence[str], examples: Sequence[Example]) -> list[list[bool]]:
         """Answer examples under each of several prompts.

@@ -15,7 +15,7 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lightning_prompts.dln.layer import LanguageLayer
-from lightning_prompts.dln.leakage import check_leak_words, copied_words
+from lightning_prompts.dln.leakage import LeakCheck
 from lightning_prompts.dln.network import Answer
 from lightning_prompts.dln.pareto import CandidatePool, PoolMember
 from lightning_prompts.dln.proposals import Case, Reflection, Request, distinct, verdict
@@ -103,14 +103,12 @@ class Gepa(TextPromptMethod):
         super().__init__(layers, text, 0, -1, max_prompt_tokens, proposer, memory_mb, lm, max_new_tokens)
         if merges < 0:
             raise UserError(f"merges must not be negative, got {merges}")
-        check_leak_words(leak_words)
         self.reflection, self.merges, self.reward = reflection, merges, reward
-        self.leak_words, self.drop_leaks = leak_words, drop_leaks
+        self.leaks, self.drop_leaks = LeakCheck(leak_words), drop_leaks
         self.learning = [index for index, layer in enumerate(layers) if layer.learn]
         self.pool = CandidatePool()
         self.merge_due = False
         self.tried: list[list[str]] = []  # prompts of merges
-        self._leaked: dict[str, int] = {}
 
     @property
     def objective_name(self) -> str:
@@ -258,11 +256,7 @@ class Gepa(TextPromptMethod):
 
     def leaked_words(self, prompt: str) -> int:
         """Return the length of the longest passage of training text in a prompt, in words; see `copied_words`."""
-        if prompt not in self._leaked:
-            data = getattr(self.trainer, "datamodule", None)
-            examples = [] if data is None else data.examples("train")
-            self._leaked[prompt] = copied_words(prompt, examples, self.leak_words)
-        return self._leaked[prompt]
+        return self.leaks(prompt, self.trainer.datamodule.examples("train"))  # type: ignore[attr-defined]
 
     def _row(
         self, layer: int, kind: str, prompts: Sequence[str], score: float, validation: float | None

@@ -47,19 +47,21 @@ class Racing:
         if not 0 < self.error <= 0.5:
             raise UserError(f"racing.error must be above 0 and at most 0.5, got {self.error}")
 
-    def remaining(self, losses: Tensor, examples: int) -> Tensor:
+    def remaining(self, losses: Tensor, examples: int, keep: int = 1) -> Tensor:
         """Which candidates stay in the race.
 
         Args:
             losses: Losses on the examples so far, ``[C, n]``.
             examples: ``N``, the size of the batch.
+            keep: Number of winners; with more than one, candidates are compared with the last of them so far.
 
         Returns:
-            ``[C]`` bool; the leader always stays.
+            ``[C]`` bool; the ``keep`` best so far always stay.
         """
         seen = losses.shape[1]
         means = losses.mean(-1)
-        difference = losses - losses[means.argmin()]
+        rival = means.argmin() if keep == 1 else means.argsort(stable=True)[min(keep, len(means)) - 1]
+        difference = losses - losses[rival]
         chance = difference.std(-1) * math.sqrt((1 / seen) * (examples - seen) / max(examples - 1, 1))
         quantile = statistics.NormalDist().inv_cdf(1 - self.error)
         return difference.mean(-1) <= quantile * chance
@@ -148,7 +150,11 @@ def race(
 
 
 def race_losses(
-    losses_of: Callable[[Tensor, slice], Tensor], examples: int, racing: Racing | None, offsets: Tensor
+    losses_of: Callable[[Tensor, slice], Tensor],
+    examples: int,
+    racing: Racing | None,
+    offsets: Tensor,
+    keep: int = 1,
 ) -> Tensor:
     """Run a race on losses of any kind; see `race`.
 
@@ -157,6 +163,7 @@ def race_losses(
         examples: ``N``, the number of examples.
         racing: See `race`.
         offsets: See `race`; they tell the number of candidates and the device.
+        keep: See `Racing.remaining`.
     """
     alive = torch.arange(len(offsets), device=offsets.device)
     losses = torch.empty(len(offsets), 0, device=offsets.device)
@@ -165,9 +172,9 @@ def race_losses(
         losses = torch.cat([losses, losses_of(alive, slice(losses.shape[1], end))], -1)
         if end == examples or racing is None:
             break
-        stays = racing.remaining(losses + offsets[alive, None], examples)
+        stays = racing.remaining(losses + offsets[alive, None], examples, keep)
         alive, losses = alive[stays], losses[stays]
-        end = examples if len(alive) == 1 else min(2 * end, examples)
+        end = examples if len(alive) <= keep else min(2 * end, examples)
     result = torch.full((len(offsets),), float("inf"), device=offsets.device)
     result[alive] = losses.mean(-1) + offsets[alive]
     return result

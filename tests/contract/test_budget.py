@@ -19,7 +19,7 @@ from torch import nn
 
 from lightning_prompts.callbacks import Budget, ValidateAtEnd
 from lightning_prompts.callbacks.budget import forget_peak, peak_memory
-from lightning_prompts.dln.proposals import InducedInstructions, Paraphrases, Reflection
+from lightning_prompts.dln.proposals import Crossover, InducedInstructions, Paraphrases, Reflection
 from lightning_prompts.errors import UserError
 from lightning_prompts.estimators.baselines import SelfCritical
 from lightning_prompts.estimators.reinforce import TopK
@@ -27,6 +27,7 @@ from lightning_prompts.estimators.relaxations import GumbelSoftmax
 from lightning_prompts.lm import LMConfig
 from lightning_prompts.methods import (
     Ape,
+    Capo,
     DeepLanguageNetwork,
     DemonstrationSearch,
     Gepa,
@@ -78,9 +79,13 @@ METHODS: dict[str, Callable[[], PromptMethod]] = {
         lm=WIDE,
     ),
     "gepa": lambda: Gepa(text="Say.", reflection=Reflection(2, max_new_tokens=8), max_prompt_tokens=60, lm=WIDE),
+    "capo": lambda: Capo(
+        "Say.", InducedInstructions(2, 1, 1.0, 8), Crossover(2, 1.0, 8), Paraphrases(2, 1.0, 8), 2, 2,
+        racing=Racing(2, 0.4), lm=WIDE,
+    ),
     "demonstrations": lambda: DemonstrationSearch("Say.", racing=Racing(2, 0.4), lm=WIDE),
 }  # fmt: skip
-TEXT = (DeepLanguageNetwork, Ape, Gepa, DemonstrationSearch)
+TEXT = (DeepLanguageNetwork, Ape, Gepa, DemonstrationSearch)  # Capo is one
 
 
 class Watch(L.Callback):

@@ -19,6 +19,7 @@ from lightning_prompts.datamodules import Antonyms, Hyperbaton, Mixture, Questio
 from lightning_prompts.dln.layer import LanguageLayer
 from lightning_prompts.dln.posterior import Posterior
 from lightning_prompts.dln.proposals import (
+    Crossover,
     InducedInstructions,
     LanguageModelProposals,
     MinedExamples,
@@ -33,6 +34,7 @@ from lightning_prompts.estimators.relaxations import GumbelSoftmax, Projected, S
 from lightning_prompts.lm import FrozenLM, LMConfig, Server
 from lightning_prompts.methods import (
     Ape,
+    Capo,
     DeepLanguageNetwork,
     DemonstrationSearch,
     FixedPrompt,
@@ -206,6 +208,10 @@ SEARCHES: dict[str, Make] = {
     "gepa": lambda: Gepa(
         [LanguageLayer("Think.", max_new_tokens=4), LanguageLayer("Say.")], reflection=Reflection(3, 1.0, 8),
         reward=AnswerLikelihood(), lm=LONG,
+    ),
+    "capo": lambda: Capo(
+        "Say.", InducedInstructions(3, 1, 1.0, 8), Crossover(2, 1.0, 8), Paraphrases(3, 1.0, 8), 3, 2,
+        racing=Racing(3, 0.4), lm=LONG,
     ),
     "demonstrations": lambda: DemonstrationSearch(
         "Say.", [RandomDemonstrations(5, 2)], [RuleRewrites(2)], Racing(3, 0.4), lm=LONG,

@@ -10,6 +10,7 @@ from lightning_prompts.datamodules.base import SourceRow, TextDataModule
 from lightning_prompts.dln.layer import LanguageLayer
 from lightning_prompts.dln.posterior import Posterior
 from lightning_prompts.dln.proposals import (
+    Crossover,
     InducedInstructions,
     LanguageModelProposals,
     Paraphrases,
@@ -22,6 +23,7 @@ from lightning_prompts.estimators.relaxations import GumbelSoftmax, Projected, S
 from lightning_prompts.lm import LMConfig
 from lightning_prompts.methods import (
     Ape,
+    Capo,
     ChainOfThought,
     DeepLanguageNetwork,
     DemonstrationSearch,
@@ -184,6 +186,10 @@ TRAINED: dict[str, Case] = {
                  paraphrases=Paraphrases(2, 0.7, 6)),
     "gepa": _text(Gepa, text="Say.", reflection=Reflection(2, 1.0, 6), reward=AnswerLikelihood()),
     "gepa, two layers": _text(Gepa, layers=[_HIDDEN, _TOP], reflection=Reflection(2, 1.0, 6)),
+    "capo": _text(
+        Capo, text="Say.", induced=InducedInstructions(2, 1, 1.0, 6), crossover=Crossover(2, 1.0, 6),
+        mutation=Paraphrases(2, 1.0, 6), population=2, shots=2, racing=Racing(2, 0.4), max_prompt_tokens=200,
+    ),
     "demonstrations": _text(
         DemonstrationSearch, text="Say.", sources=[RandomDemonstrations(3, 2), ChangedDemonstrations(2, 2)],
         instructions=[RuleRewrites(1)], racing=Racing(2, 0.4),
