@@ -214,7 +214,8 @@ SEARCHES: dict[str, Make] = {
         racing=Racing(3, 0.4), lm=LONG,
     ),
     "demonstrations": lambda: DemonstrationSearch(
-        "Say.", [RandomDemonstrations(5, 2)], [RuleRewrites(2)], Racing(3, 0.4), lm=LONG,
+        "Say.", [RandomDemonstrations(5, 2)], [RuleRewrites(2)], Racing(3, 0.4),
+        lm=LMConfig(f"{LONG.name},initializer_range=0.2"),
     ),
 }  # fmt: skip
 

@@ -333,6 +333,6 @@ def test_classes_and_free_text_behind_a_server(
         found = []
         for lm in (LM, there):
             method = search([RandomDemonstrations(3, 2)], text="Say.", racing=Racing(4, 0.4), lm=lm)
-            fit(method, tmp_path / f"{labels} {lm.name[:5]}", Toy(labels), steps=2)
+            fit(method, tmp_path / f"{labels} {lm.name[:5]}", Toy(labels, size=5), steps=1)
             found.append((tmp_path / f"{labels} {lm.name[:5]}" / "prompts.jsonl").read_text())
         assert found[0] == found[1]
