@@ -66,8 +66,8 @@ class PromptMethod(Training, Checkpointing, Evaluation):
         if lm.server is not None and not self.takes_server:
             raise UserError(
                 f"{type(self).__name__} works on the LM's vectors, gradients or logits, and a server gives texts; "
-                "leave out model.lm.server, or take FixedPrompt, FewShot, ChainOfThought, Ape, DemonstrationSearch or "
-                "DeepLanguageNetwork"
+                "leave out model.lm.server, or take FixedPrompt, FewShot, ChainOfThought, Ape, Gepa, Capo, "
+                "DemonstrationSearch or DeepLanguageNetwork"
             )
         self.lm_config = lm
         self.max_new_tokens = max_new_tokens

@@ -22,13 +22,14 @@ from lightning_prompts.dln.cached_lm import CachedLM
 from lightning_prompts.dln.checkpointed_cache import CheckpointedCache
 from lightning_prompts.dln.layer import LanguageLayer
 from lightning_prompts.dln.posterior import GivenAnswer, Posterior, PriorTemplate
-from lightning_prompts.dln.proposals import InducedInstructions, Paraphrases, RuleRewrites
+from lightning_prompts.dln.proposals import Crossover, InducedInstructions, Paraphrases, Reflection, RuleRewrites
 from lightning_prompts.dln.sharpening import UniformWeights
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm import FrozenLM, LMConfig, RemoteLM, Sampling, Server, label_scores
 from lightning_prompts.lm.remote import literal
 from lightning_prompts.lm.server_cache import ServerCache
-from lightning_prompts.methods import Ape, ChainOfThought, FewShot, FixedPrompt, SoftPromptTuning
+from lightning_prompts.methods import Ape, Capo, ChainOfThought, FewShot, FixedPrompt, Gepa, SoftPromptTuning
+from lightning_prompts.objectives.rewards import TokenF1
 from lightning_prompts.types import Example
 from support.commands import code
 from support.dln_toys import FORWARD, PROPOSALS, YES_NO, Toy, cached_of, examples, network, trainer
@@ -479,6 +480,7 @@ def command(server: ServerProcess, folder: Path, *more: str, method: str = "Deep
     own: dict[str, object] = {
         "DeepLanguageNetwork": {"proposals": [{"class_path": "LanguageModelProposals", "init_args": written}]},
         "Ape": {"induced": written, "paraphrases": written},
+        "Gepa": {"reflection": {**written, "shown": 2}},
     }[method]
     proposer = {"name": "tiny", "server": {"base_url": server.url}}
     settings = {
@@ -493,7 +495,7 @@ def command(server: ServerProcess, folder: Path, *more: str, method: str = "Deep
             "--trainer.default_root_dir", str(folder), *more]  # fmt: skip
 
 
-@pytest.mark.parametrize("method", ["DeepLanguageNetwork", "Ape"])
+@pytest.mark.parametrize("method", ["DeepLanguageNetwork", "Ape", "Gepa"])
 def test_a_remote_proposer_from_the_command_line(
     method: str, server: ServerProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -509,7 +511,7 @@ def test_a_remote_proposer_from_the_command_line(
     assert all_asked == asked, "the cache makes the second run call nothing"
     assert {request["path"] for request in server.requests} == {"/v1/chat/completions"}
     proposed = [row for line in rows.splitlines() if (row := json.loads(line)).get("kind", "").endswith(
-        ("Proposals", "Instructions", "Paraphrases"))]  # fmt: skip
+        ("Proposals", "Instructions", "Paraphrases", "Reflection"))]  # fmt: skip
     assert {row["step"] for row in proposed} == {1, 2}
     assert used["calls_remote"] == asked
     assert used["tokens_remote"] == sum(sum(request["usage"].values()) for request in server.requests)
@@ -583,6 +585,24 @@ def test_ape_needs_no_log_probabilities(server: ServerProcess, tmp_path: Path, m
     assert here[:2] == silent[:2] == telling[:2]
     assert silent[2] is None
     assert telling[2] == pytest.approx(here[2], abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["gepa", "capo"])
+def test_evolution_of_free_text_needs_no_log_probabilities(
+    name: str, server: ServerProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lightning_prompts.lm.server_cache.cache_root", lambda: tmp_path / "cache")
+    rows = []
+    for place, lm in (("here", LOCAL), ("there", config(server, chat=False))):
+        method = {
+            "gepa": Gepa(text="Say.", reflection=Reflection(2, 0.0, 8), reward=TokenF1(), lm=lm, max_new_tokens=3),
+            "capo": Capo("Say.", InducedInstructions(2, 1, 0.0, 8), Crossover(2, 0.0, 8), Paraphrases(2, 0.0, 8), 2, 2,
+                         lm=lm, max_new_tokens=3),
+        }[name]  # fmt: skip
+        trainer(tmp_path / place, 2, 1).fit(method, Toy(labels=False, size=4))
+        rows.append((tmp_path / place / "prompts.jsonl").read_text())
+    assert rows[0] == rows[1]
+    assert len(rows[0].splitlines()) > 4
 
 
 def test_a_fixed_text_behind_a_server_is_ape_untrained(server: ServerProcess, tmp_path: Path) -> None:
