@@ -597,12 +597,13 @@ def test_evolution_of_free_text_needs_no_log_probabilities(
         method = {
             "gepa": Gepa(text="Say.", reflection=Reflection(2, 0.0, 8), reward=TokenF1(), lm=lm, max_new_tokens=3),
             "capo": Capo("Say.", InducedInstructions(2, 1, 0.0, 8), Crossover(2, 0.0, 8), Paraphrases(2, 0.0, 8), 2, 2,
-                         lm=lm, max_new_tokens=3),
+                         0.0, lm=lm, max_new_tokens=3),
         }[name]  # fmt: skip
         trainer(tmp_path / place, 2, 1).fit(method, Toy(labels=False, size=4))
-        rows.append((tmp_path / place / "prompts.jsonl").read_text())
+        lines = (tmp_path / place / "prompts.jsonl").read_text().splitlines()
+        rows.append([{**json.loads(line), "tokens": None} for line in lines])  # a server's are estimated
     assert rows[0] == rows[1]
-    assert len(rows[0].splitlines()) > 4
+    assert len(rows[0]) > 4
 
 
 def test_a_fixed_text_behind_a_server_is_ape_untrained(server: ServerProcess, tmp_path: Path) -> None:
