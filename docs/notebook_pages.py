@@ -42,11 +42,12 @@ def _output(output: dict[str, Any]) -> str:
     """An output in the richest form that it has."""
     data = {kind: "".join(lines) for kind, lines in output.get("data", {}).items()}
     if "text/html" in data:
-        html = re.sub(r"<style.*?</style>|\n *", "", data["text/html"], flags=re.DOTALL)
+        html = re.sub(r"<style.*?</style>", "", data["text/html"], flags=re.DOTALL)
+        html = html if html.startswith("<pre") else re.sub(r"\n *", "", html)  # indented HTML is code in Markdown
         return f'<div class="output">{html}</div>'
     if "text/markdown" in data:
         return f'<div class="output" markdown>\n\n{data["text/markdown"]}\n\n</div>'
     if "image/png" in data:
         return f'<img alt="plot" src="data:image/png;base64,{data["image/png"].strip()}">'
     text = "".join(output.get("text", "")) or data["text/plain"]
-    return f"```text\n{text.rstrip()}\n```"
+    return f'<div class="output" markdown>\n\n```text\n{text.rstrip()}\n```\n\n</div>'

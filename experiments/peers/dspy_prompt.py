@@ -1,7 +1,7 @@
 import dspy
 import pandas as pd
 
-lm = dspy.LM("openai/model", api_base="http://localhost:8000/v1", api_key="none", temperature=0.0, max_tokens=48)
+lm = dspy.LM("openai/model", api_base="http://localhost:8000/v1", api_key="none", temperature=0.0, max_tokens=32)
 dspy.configure(lm=lm, max_errors=10**6)
 
 
@@ -14,13 +14,13 @@ def exact_match(example, prediction, trace=None):
     return prediction.answer.strip() == example.answer
 
 
-train, val, test = read("train"), read("val"), read("test")
+train, test = read("train"), read("test")
 sentence = dspy.Predict(dspy.Signature("question -> answer", "Give the antonym of the word."))
-search = dspy.BootstrapFewShotWithRandomSearch(exact_match, num_candidate_programs=1, num_threads=1)
+bootstrap = dspy.BootstrapFewShot(exact_match, max_labeled_demos=5)
 programs = {
     "sentence": sentence,
     "examples": dspy.LabeledFewShot(k=5).compile(sentence, trainset=train),
-    "bootstrapped examples": search.compile(sentence, trainset=train, valset=val),
+    "bootstrapped examples": bootstrap.compile(sentence, trainset=train[:20]),
 }
 evaluate = dspy.Evaluate(devset=test, metric=exact_match, num_threads=1)
 scores = {name: evaluate(program).score for name, program in programs.items()}

@@ -5,7 +5,7 @@ import torch
 from peft import PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-STEPS = 60
+STEPS = 30
 train, test = pd.read_csv("train.csv"), pd.read_csv("test.csv")
 tokenizer = AutoTokenizer.from_pretrained("model", padding_side="left")
 

@@ -26,7 +26,11 @@ def main(folder: Path) -> None:
     rows = [{"question": one, "answer": other} for pair in pairs for one, other in (pair, pair[::-1])]
     data = QuestionAnswer.from_rows(rows, disjoint="words", val_size=SIZES["val"], test_size=SIZES["test"])
     for split in ("train", "val", "test"):
-        table = [{"question": one.question, "answer": one.reference} for one in data.examples(split)]
+        table = [
+            {"question": one.question, "answer": one.reference}
+            for one in data.examples(split)
+            if {one.question, one.reference} != {"question", "answer"}  # a pair that reads like the header
+        ]
         pd.DataFrame(table).to_csv(folder / f"{split}.csv", index=False)
         print(f"{split}.csv: {len(table)} rows")
     shutil.copytree(embedded_folder("smollm2-135m-instruct"), folder / "model", dirs_exist_ok=True)

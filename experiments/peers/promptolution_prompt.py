@@ -7,6 +7,7 @@ from promptolution.utils.evaluation import evaluate_prompts
 
 SENTENCE = "Give the antonym of the word between <final_answer> and </final_answer>."
 llm = LocalLLM("model", batch_size=30)
+llm.pipeline._forward_params["max_new_tokens"] = 32  # 256 are fixed, and take minutes for each batch on a CPU
 predictor = MarkerBasedPredictor(llm)
 val, test = (
     ClassificationTask(pd.read_csv(f"{split}.csv"), "Give the antonym of the word.", "question", "answer")
