@@ -71,6 +71,13 @@ class PromptMethod(Training, Checkpointing, Evaluation):
         self.lm_config = lm
         self.max_new_tokens = max_new_tokens
 
+    def extra_repr(self) -> str:
+        """Return the settings, for ``repr``."""
+        settings = {name: value for name, value in self.hparams.items() if name != "lm" and value is not None}
+        plain = (str, int, float, list)
+        shown = [f"{k}={v!r}" if isinstance(v, plain) else f"{k}={type(v).__name__}" for k, v in settings.items()]
+        return ", ".join([f"lm={self.lm_config.name!r}", *shown])
+
     # --- hooks for subclasses ---------------------------------------------------------------------------------------
 
     @abstractmethod
