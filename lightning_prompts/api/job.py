@@ -132,7 +132,7 @@ def _trainer_options(settings: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in settings.items():
         if name not in known:
             raise UserError(f"unknown setting of the trainer {name!r}; {nearest(name, known)}")
-        if name in ARGUMENTS:
+        if name in ARGUMENTS and not (name == "logger" and isinstance(value, bool | str | dict | list)):
             raise UserError(f"trainer: {name} cannot be given here; use the argument {ARGUMENTS[name]}")
         options[f"trainer.{name}"] = plain_value(name, value)
     return options

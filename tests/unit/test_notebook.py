@@ -72,7 +72,9 @@ def test_one_bar_shows_the_training(outputs: list[Shown], tmp_path: Path, monkey
     run.test()
     assert outputs[1].texts[0] == "100% test: batch 1 of 1"
     assert outputs[1].texts[-1] == "", "the bar of a test gives way to its table"
-    lp.compare(["static", "soft_prompt"], data, seeds=1, max_steps=1, folder=tmp_path / "b", **quick)
+    trainer = {"max_steps": 1, "logger": {"class_path": "CSVLogger", "init_args": {"name": "mine"}}}
+    lp.compare(["static", "soft_prompt"], data, seeds=1, folder=tmp_path / "b", trainer=trainer, **quick)
+    assert list((tmp_path / "b" / "soft_prompt" / "seed-0" / "mine").rglob("metrics.csv"))
     assert len(outputs) == 3
     assert outputs[2].texts == ["  0% run 1 of 2: static, seed 0", " 50% run 2 of 2: soft_prompt, seed 0", ""]
     lp.fit("static", data, folder=tmp_path / "c", verbose=False, **quick)
