@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import lightning as L  # noqa: N812 - Lightning's own convention
+import lightning as L
 import torch
 
 from lightning_prompts.callbacks.files import logs_now, write_json

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import lightning as L  # noqa: N812 - Lightning's own convention
+import lightning as L
 
 from lightning_prompts.files import write_atomic
 
@@ -28,7 +28,9 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def log_table(trainer: L.Trainer, name: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
-    """Log rows of text as a table to W&B, and as Markdown to TensorBoard and MLflow.
+    """Log rows of text as a table to W&B and MLflow, and as Markdown to TensorBoard.
+
+    W&B shows the table of each step. MLflow keeps one table with the rows of all steps, ``NAME.json``.
 
     Args:
         trainer: The trainer with the loggers.
@@ -36,17 +38,21 @@ def log_table(trainer: L.Trainer, name: str, rows: Sequence[Mapping[str, Any]], 
         rows: The rows as dictionaries.
         columns: Keys of the columns to log.
     """
-    cells = [[str(row.get(column, "")) for column in columns] for row in rows]
-    lines = [columns, ["---"] * len(columns), *([_escaped(cell) for cell in row] for row in cells)]
+    if not rows:
+        return
+    step = trainer.fit_loop.epoch_loop._batches_that_stepped  # as Lightning numbers the metrics
+    cells = [[row.get(column, "") for column in columns] for row in rows]
+    lines = [columns, ["---"] * len(columns), *([_escaped(str(cell)) for cell in row] for row in cells)]
     markdown = "".join(f"| {' | '.join(line)} |\n" for line in lines)
     for logger in trainer.loggers if trainer.is_global_zero else []:
         experiment: Any = getattr(logger, "experiment", None)
         if hasattr(logger, "log_table"):
-            logger.log_table(name, columns=list(columns), data=cells, step=trainer.global_step)
+            logger.log_table(name, columns=list(columns), data=cells, step=step)
         elif hasattr(experiment, "add_text"):
-            experiment.add_text(name, markdown, trainer.global_step)
-        elif hasattr(experiment, "log_text") and hasattr(logger, "run_id"):
-            experiment.log_text(logger.run_id, markdown, f"{name}/{trainer.global_step}.md")
+            experiment.add_text(name, markdown, step)
+        elif hasattr(experiment, "log_table") and hasattr(logger, "run_id"):
+            table = {"step": [step] * len(rows), **dict(zip(columns, map(list, zip(*cells, strict=True)), strict=True))}
+            experiment.log_table(logger.run_id, table, f"{name}.json")
 
 
 def _escaped(cell: str) -> str:

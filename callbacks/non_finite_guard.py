@@ -8,14 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
-import lightning as L  # noqa: N812 - Lightning's own convention
+import lightning as L
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_prompts.callbacks.files import logs_now
 from lightning_prompts.errors import UserError
-from lightning_prompts.lm.finite import first_not_finite
+from lightning_prompts.lm.failures import first_not_finite
 
 if TYPE_CHECKING:
     from lightning_prompts.methods import PromptMethod

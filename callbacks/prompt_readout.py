@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import lightning as L  # noqa: N812 - Lightning's own convention
+import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
@@ -22,10 +22,10 @@ class PromptReadout(RowLog):
     """Records the nearest vocabulary tokens of the prompt and its distance from the start, after each validation.
 
     Writes ``prompt.jsonl`` with one row per validation: the step, the nearest tokens, their cosine similarities, the
-    mean Euclidean distance from the initial vectors, and the validation NLL with the nearest tokens as prompt. This NLL
-    is usually bad, which shows that the nearest tokens of a soft prompt do not explain it. For prompts of tokens,
-    ``prompt.txt`` contains the exact text of the best prompt so far, that of ``best.ckpt``. For keys and values, only
-    the distance is recorded.
+    norms of the vectors, the mean Euclidean distance from the initial vectors, and the validation NLL with the nearest
+    tokens as prompt. This NLL is usually bad, which shows that the nearest tokens of a soft prompt do not explain it.
+    For prompts of tokens, ``prompt.txt`` contains the exact text of the best prompt so far, that of ``best.ckpt``. For
+    keys and values, only the distance is recorded. Loggers get the text, or the tokens with similarities and norms.
 
     Args:
         examples: Number of validation examples for the NLL of the nearest tokens.
@@ -66,8 +66,13 @@ class PromptReadout(RowLog):
         text = pl_module.prompt_text()  # a collective operation of all processes
         if text is not None and trainer.is_global_zero and not worse:
             write_atomic(Path(trainer.default_root_dir) / PROMPT_TEXT, text)
-        words = " ".join(self.rows[-1].get("tokens", [])) if text is None and self.rows else text
-        log_table(trainer, "prompt", [{"prompt": words}] if words else [], ["prompt"])
+        if text is not None:
+            log_table(trainer, "prompt", [{"prompt": text}], ["prompt"])
+        elif self.rows and "tokens" in self.rows[-1]:
+            row = self.rows[-1]
+            columns = ("place", "nearest token", "cosine similarity", "norm")
+            places = zip(range(len(row["tokens"])), row["tokens"], row["cosine"], row["norm"], strict=True)
+            log_table(trainer, "prompt", [dict(zip(columns, place, strict=True)) for place in places], columns)
 
     def _words(self, trainer: L.Trainer, pl_module: PromptMethod, vectors: Tensor) -> dict[str, Any]:
         ids, similarity = pl_module.lm.nearest_tokens(vectors)
@@ -81,6 +86,7 @@ class PromptReadout(RowLog):
         ).mean()
         pl_module.log("prompt/nll_as_words", nll)
         row["cosine"] = [round(value, 4) for value in similarity.tolist()]
+        row["norm"] = [round(value, 4) for value in vectors.norm(dim=-1).tolist()]
         row["nll_as_words"] = round(float(nll), 4)
         return row
 

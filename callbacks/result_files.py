@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import lightning as L  # noqa: N812 - Lightning's own convention
+import lightning as L
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lightning_prompts.callbacks.files import write_json, write_jsonl

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any, cast
 
-import lightning as L  # noqa: N812 - Lightning's own convention
+import lightning as L
 
 from lightning_prompts.callbacks.files import logs_now
 from lightning_prompts.types import Batch

@@ -11,7 +11,7 @@ from functools import partial
 from types import FrameType
 from typing import Any
 
-import lightning as L  # noqa: N812 - Lightning's own convention
+import lightning as L
 import torch
 from lightning.pytorch.utilities.parsing import collect_init_args
 from torch.utils.data import DataLoader

@@ -13,7 +13,7 @@ DOCTEST = re.compile(r"^>>> .*(?:\n(?!\n).*)*", re.M)  # from the prompt to the 
 class Docstrings(griffe.Extension):
     """Shows doctests as code, and leaves out docstrings of constructors, whose arguments the class explains."""
 
-    def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:  # noqa: ANN401 - as griffe hands it on
+    def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
         """Rewrite the docstring of an object that was collected."""
         if obj.docstring is None:
             return

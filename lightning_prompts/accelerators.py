@@ -58,7 +58,7 @@ def train_two_steps(accelerator: str) -> float:
     Raises:
         RuntimeError: The loss is not finite. Other errors are not caught.
     """
-    import lightning as L  # noqa: N812 - Lightning's own convention
+    import lightning as L
 
     from lightning_prompts.cli.terminal import quiet
     from lightning_prompts.datamodules import Antonyms

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import math
 from collections.abc import Iterable
 
@@ -11,11 +12,32 @@ DEBUG = "LIGHTNING_PROMPTS_DEBUG"  # if set, errors are raised with their traceb
 
 
 class UserError(Exception):
-    """An error that the user can fix. The command line prints it in one line, without a traceback."""
+    """An error that the user can fix. The command line and notebooks print it in one line, without a traceback."""
+
+    def _render_traceback_(self) -> list[str]:  # IPython asks for it
+        return [f"{type(self).__name__}: {self}"]
 
 
 class UsageError(UserError):
     """A setting or option is wrong. The command line exits with code 2, and with code 1 after other errors."""
+
+
+def check_installed(what: str, extra: str, *packages: str) -> None:
+    """Raise if a package is missing that only some features need.
+
+    Args:
+        what: The feature.
+        extra: The extra of this project that installs its packages.
+        packages: Their names in Python.
+
+    Raises:
+        UserError: One is not installed; the message has the command that installs it.
+    """
+    for name in packages:
+        if importlib.util.find_spec(name) is None:
+            raise UserError(
+                f"{what} needs the package {name}; install it with: pip install 'lightning-prompts[{extra}]'"
+            )
 
 
 def in_one_line(error: BaseException) -> str:
@@ -46,6 +68,17 @@ def check_finite(name: str, value: float, least: float = 0.0, above: bool = Fals
     """
     if not (math.isfinite(value) and (value > least if above else value >= least)):
         raise UserError(f"{name} must be a finite number {'above' if above else 'of at least'} {least:g}, got {value}")
+
+
+def check_at_least(name: str, value: int, least: int = 1) -> None:
+    """Raise a `UserError` if a setting is smaller than allowed.
+
+    >>> check_at_least("length", 0)
+    Traceback (most recent call last):
+    lightning_prompts.errors.UserError: length must be at least 1, got 0
+    """
+    if value < least:
+        raise UserError(f"{name} must be at least {least}, got {value}")
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
 import json
 import os
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import yaml
 from lightning_prompts.errors import UserError
 
 FAST_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, if libyaml is available
+CONFIGS = Path(__file__).parent / "configs"  # the configs that are installed; in a checkout a link to experiments/
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -62,11 +65,32 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         raise
 
 
-def check_text(path: Path) -> None:
-    """Raise a `UserError` if a file is not text, without reading all of it into memory."""
-    with path.open("rb") as file:
-        if b"\0" in file.read(4096):
-            raise UserError(f"{path} is not a text file: it contains zero bytes; save it as UTF-8 text")
+def packaged_configs() -> list[str]:
+    """The names of the installed configs, such as ``antonyms/soft_prompt.yaml``."""
+    return sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.glob("**/*.yaml"))
+
+
+def find_config(name: str | Path) -> Path:
+    """Find a config: a file, or else the installed config of this name, which is then named on stderr.
+
+    Args:
+        name: A path, or the name of an installed config.
+
+    Raises:
+        UserError: There is neither; for a relative path, the message has the closest names.
+    """
+    path = Path(name)
+    if path.exists():
+        return path
+    if path.is_absolute():
+        raise UserError(f"{name} does not exist")
+    known = packaged_configs()
+    if path.as_posix() in known:
+        print(f"{name} is the installed {CONFIGS / path}", file=sys.stderr)
+        return CONFIGS / path
+    close = difflib.get_close_matches(path.as_posix(), known, cutoff=0.7)
+    listed = f"did you mean {', '.join(close)}?" if close else "`lightning-prompts configs` lists the installed ones"
+    raise UserError(f"{name} does not exist; {listed}")
 
 
 def load_yaml(path: Path) -> Any:  # noqa: ANN401 - any YAML value
@@ -77,12 +101,7 @@ def load_yaml(path: Path) -> Any:  # noqa: ANN401 - any YAML value
     """
     if not path.is_file():
         raise UserError(f"{path} is not a file" if path.exists() else f"{path} does not exist")
-    check_text(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not valid YAML: {error}") from error
-    return parse_yaml(text, path)
+    return parse_yaml(read_text(path) or "", path)
 
 
 def parse_yaml(text: str, path: Path, loader: Any = yaml.SafeLoader) -> Any:  # noqa: ANN401 - see `load_yaml`
@@ -115,7 +134,9 @@ def read_text(path: Path) -> str | None:
     if not path.exists():
         return None
     try:
-        check_text(path)
+        with path.open("rb") as file:  # before all of it is in memory
+            if b"\0" in file.read(4096):
+                raise UserError(f"{path} is not a text file: it contains zero bytes; save it as UTF-8 text")
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1

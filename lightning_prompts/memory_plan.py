@@ -45,9 +45,9 @@ import torch
 from lightning_prompts.datamodules import TextDataModule
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm import LMShape, MemoryEstimate
-from lightning_prompts.lm.attention import EXPLICIT_LIMIT, EXPLICIT_LIMIT_NO_GRAD, long_prefix
 from lightning_prompts.lm.encoding import Row, check_fits
 from lightning_prompts.lm.labels import rows_of_a_pass
+from lightning_prompts.lm.layout import EXPLICIT_LIMIT, EXPLICIT_LIMIT_NO_GRAD, long_prefix
 from lightning_prompts.lm.loading import weightless_model
 from lightning_prompts.lm.plan import Plan
 from lightning_prompts.lm.sharding import heads_plan

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
-import lightning as L  # noqa: N812 - Lightning's own convention
+import lightning as L
 import torch.distributed as dist
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.strategies.strategy import Strategy
 from torch import Tensor
-from torch.optim import Optimizer
 
 from lightning_prompts.errors import UserError
 
@@ -102,43 +100,12 @@ class LMParallel(ModelParallelStrategy):
                 dist.all_reduce(parameter.grad)
                 parameter.grad /= self.world_size
 
-    # --- checkpoints without the LM ----------------------------------------------------------------------------------
-
-    @property
-    def restore_checkpoint_after_setup(self) -> bool:
-        """False, because the restored parameters are not sharded."""
-        return False
-
-    @property
-    def lightning_restore_optimizer(self) -> bool:
-        """True, as for other strategies."""
-        return True
-
-    def lightning_module_state_dict(self) -> dict[str, Any]:
-        """See `Strategy`."""
-        return Strategy.lightning_module_state_dict(self)
-
-    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
-        """See `Strategy`."""
-        Strategy.load_model_state_dict(self, checkpoint, strict)
-
-    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Tensor]:
-        """See `Strategy`."""
-        return Strategy.optimizer_state(self, optimizer)
-
-    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        """See `Strategy`."""
-        Strategy.load_optimizer_state_dict(self, checkpoint)
-
-    def save_checkpoint(
-        self,
-        checkpoint: dict[str, Any],
-        filepath: Any,  # noqa: ANN401
-        storage_options: Any | None = None,  # noqa: ANN401
-    ) -> None:
-        """See `Strategy`."""
-        Strategy.save_checkpoint(self, checkpoint, filepath, storage_options)
-
-    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:  # noqa: ANN401
-        """See `Strategy`."""
-        return Strategy.load_checkpoint(self, checkpoint_path, weights_only)
+    # Checkpoints do not contain the LM, and nothing in them is sharded.
+    restore_checkpoint_after_setup = Strategy.restore_checkpoint_after_setup
+    lightning_restore_optimizer = Strategy.lightning_restore_optimizer
+    lightning_module_state_dict = Strategy.lightning_module_state_dict
+    load_model_state_dict = Strategy.load_model_state_dict
+    optimizer_state = Strategy.optimizer_state
+    load_optimizer_state_dict = Strategy.load_optimizer_state_dict
+    save_checkpoint = Strategy.save_checkpoint
+    load_checkpoint = Strategy.load_checkpoint

@@ -5,27 +5,28 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
 
-from lightning_prompts.lm import FrozenLM, LMConfig, probe, server_cache, state_store
-from lightning_prompts.template import Template
-from lightning_prompts.types import Example
-from support.models import SHAPES
-from support.server import ServerProcess
+# The process that distributes the tests reads this file, too, and needs neither torch nor the models.
+if TYPE_CHECKING:
+    from lightning_prompts.lm import FrozenLM
+    from lightning_prompts.types import Example
+    from support.server import ServerProcess
 
 # Tests run side by side, so each process gets one thread: on a busy machine, threads that wait for each other take
-# several times as long as one.
-torch.set_num_threads(1)
-os.environ["OMP_NUM_THREADS"] = "1"  # of processes that tests start
+# several times as long as one. Torch reads this when it is imported, and so do processes that tests start.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _states_elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Hidden states, servers' answers and probes of the tests are nothing for the user's cache."""
+    """Hidden states, distributions, servers' answers and probes of the tests are nothing for the user's cache."""
+    from lightning_prompts.lm import distribution_store, probe, server_cache, state_store
+
     with pytest.MonkeyPatch.context() as patch:
-        for module in (state_store, server_cache, probe):
+        for module in (state_store, distribution_store, server_cache, probe):
             patch.setattr(module, "cache_root", lambda: tmp_path_factory.getbasetemp() / "cache")
         yield
 
@@ -33,6 +34,9 @@ def _states_elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
 @pytest.fixture(scope="session")
 def shapes() -> Callable[[str], FrozenLM]:
     """A tiny model by the name of its architecture."""
+    from lightning_prompts.lm import FrozenLM, LMConfig
+    from support.models import SHAPES
+
     loaded: dict[str, FrozenLM] = {}
 
     def get(name: str) -> FrozenLM:
@@ -48,15 +52,19 @@ def tiny(shapes: Callable[[str], FrozenLM]) -> FrozenLM:
     return shapes("llama")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def real() -> FrozenLM:
-    """The embedded 135M model."""
+    """The embedded 135M model; it takes 0.5 GB, so it does not outlive a file's tests."""
+    from lightning_prompts.lm import FrozenLM, LMConfig
+
     return FrozenLM.load(LMConfig())
 
 
 @pytest.fixture(scope="session")
 def antonyms() -> list[Example]:
     """Rows of different lengths, prompt inside the text."""
+    from lightning_prompts.template import Template
+
     template = Template("Here are two{prompt} {question} and {answer}", stop=r"[^\w'-]")
     pairs = ["hot cold", "unquestionably questionably", "in out", "able unable", "overt covert", "a b", "day night"]
     return [template.render(dict(zip(("question", "answer"), pair.split(), strict=True)), pair) for pair in pairs]
@@ -65,6 +73,8 @@ def antonyms() -> list[Example]:
 @pytest.fixture(scope="session")
 def prompt_first() -> list[Example]:
     """Rows that share nothing but the prompt, which comes first."""
+    from lightning_prompts.template import Template
+
     template = Template("{prompt}{question}: {answer}")
     pairs = [("What is two and two?", "four"), ("Why?", "because it must be so"), ("Which one?", "x")]
     return [template.render({"question": question, "answer": answer}) for question, answer in pairs]
@@ -80,6 +90,8 @@ def pairs_file(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def _server_process() -> Iterator[ServerProcess]:
+    from support.server import ServerProcess
+
     process = ServerProcess()
     yield process
     process.close()

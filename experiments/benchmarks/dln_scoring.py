@@ -26,8 +26,7 @@ from rich.progress import track
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from lightning_prompts.dln.cached_lm import CachedLM
-from lightning_prompts.dln.checkpointed_cache import CheckpointedCache
+from lightning_prompts.dln.cached_lm import CachedLM, CheckpointedCache
 from lightning_prompts.lm import FrozenLM, LMConfig
 from lightning_prompts.lm.embedded import embedded_folder
 from lightning_prompts.lm.encoding import LabelTokens

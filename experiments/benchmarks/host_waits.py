@@ -25,7 +25,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import lightning as L  # noqa: N812 - Lightning's own convention
+import lightning as L
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from rich.console import Console
 from rich.progress import track

@@ -18,17 +18,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import lightning as L  # noqa: N812 - Lightning's own convention
+import lightning as L
 import torch
 from torch import Tensor
 
 from lightning_prompts.cli import PromptCLI
-from lightning_prompts.dln.information import mutual_information
 from lightning_prompts.methods import DeepLanguageNetwork
 from lightning_prompts.types import Example
 
@@ -99,6 +99,29 @@ def draws(
         cached.draw(placed, prompts[index], layer.settings.max_new_tokens, 0.7, range(k * size, (k + 1) * size))
         for k in range(count)
     ]
+
+
+def mutual_information(log_probs: Tensor) -> Tensor:
+    """Estimate the mutual information of text and class from the class probabilities after each of several texts.
+
+    It is the entropy of the mean probabilities minus the mean of their entropies. It is 0 if every text leads to the
+    same probabilities, and the logarithm of the number of classes if texts decide the class and all classes are equally
+    frequent. It measures the classes that the LM predicts, right or wrong.
+
+    Args:
+        log_probs: Log-probabilities of ``Y`` classes after ``K`` texts, ``[K, Y]``; negative infinity for a class that
+            does not exist.
+
+    Returns:
+        A scalar, in nats.
+    """
+    mean = torch.logsumexp(log_probs, 0) - math.log(len(log_probs))
+    return _entropy(mean) - _entropy(log_probs).mean()
+
+
+def _entropy(log_probs: Tensor) -> Tensor:
+    """Compute the entropy, ``[..., Y]`` -> ``[...]``, in nats."""
+    return -torch.where(torch.isinf(log_probs), 0.0, log_probs.exp() * log_probs).sum(-1)
 
 
 def information(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-import lightning as L  # noqa: N812 - Lightning's own convention
+import lightning as L
 import torch
 from torch import Tensor
 

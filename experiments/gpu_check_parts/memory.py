@@ -14,8 +14,8 @@ from torch import Tensor
 from gpu_check_parts.base import LARGER, SHAPES, attempt, clean, compared, load, normal
 from gpu_check_parts.rows import Row, Settings
 from lightning_prompts.lm import FrozenLM
-from lightning_prompts.lm.continuations import ContinuationScorer
 from lightning_prompts.lm.encoding import Row as TextRow
+from lightning_prompts.lm.passes import ContinuationScorer
 from lightning_prompts.search.scoring import CandidateScorer
 
 SECONDS = 60  # for one job

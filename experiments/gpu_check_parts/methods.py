@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import lightning as L  # noqa: N812 - Lightning's own convention
+import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
@@ -53,6 +53,7 @@ TRAINED: dict[str, Make] = {
     ),
     "prefix": lambda lm: m.PrefixTuning(5, mlp=None, lm=lm, max_new_tokens=NEW),
     "prefix, MLP": lambda lm: m.PrefixTuning(5, mlp=PrefixMLP(4, 5), lm=lm, max_new_tokens=NEW),
+    "distillation": lambda lm: m.PromptDistillation(5, "prefix", shots=2, lm=lm, max_new_tokens=NEW),
     "softmax": lambda lm: m.RelaxedPromptTuning(3, Softmax(), lm=lm, max_new_tokens=NEW),
     "Gumbel-softmax": lambda lm: m.RelaxedPromptTuning(3, GumbelSoftmax(), lm=lm, max_new_tokens=NEW),
     "straight-through": lambda lm: m.RelaxedPromptTuning(3, StraightThrough(), lm=lm, max_new_tokens=NEW),

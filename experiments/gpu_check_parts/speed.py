@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import lightning as L  # noqa: N812 - Lightning's own convention
+import lightning as L
 import torch
 from peft import PeftModel, PromptTuningConfig, TaskType, get_peft_model
 from torch import Tensor

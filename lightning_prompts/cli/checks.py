@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 
 from lightning_prompts.errors import UserError
-from lightning_prompts.files import load_yaml
+from lightning_prompts.files import find_config, load_yaml
 
 TOP = {"model", "data", "trainer", "budget", "checkpoint", "seed_everything", "ckpt_path", "config", "overwrite"}
 # The base class of what each key of a config holds.
@@ -44,7 +44,7 @@ ENDINGS = (".yaml", ".yml", ".json")
 FILE = re.compile(r"[^\s{}\[\],:]*(?:/[^\s{}\[\],:]*|\.yaml|\.yml|\.json)")
 
 
-def check(args: Sequence[str]) -> None:
+def check(args: Sequence[str]) -> list[str]:
     """Find mistyped options and config files that are missing or not valid YAML.
 
     The parser does not name the line of a YAML error, and shows the contents of any file that a setting names. So this
@@ -53,30 +53,40 @@ def check(args: Sequence[str]) -> None:
     Args:
         args: The words of the command line.
 
+    Returns:
+        The words with the paths of installed configs in place of their names.
+
     Raises:
         UserError: An option or a key at the top of a config is mistyped, or a file is missing or not valid.
     """
-    for word, following in zip(args, [*args[1:], ""], strict=True):
+    found = list(args)
+    for index, (word, following) in enumerate(zip(args, [*args[1:], ""], strict=True)):
         option, equals, value = word.partition("=")
         given = value if equals else following
         if option in ("-c", "--config"):
-            _check_config(given)
+            path = _check_config(given)
+            if equals:
+                found[index] = f"{option}={path}"
+            elif index + 1 < len(found):
+                found[index + 1] = path
         elif option.startswith("--"):
             top, *rest = name = option.removeprefix("--").rstrip("+").split(".")
             _check_names({top: {rest[0]: None} if rest else None})
             _check_files({name[-1]: given}, Path(option))
+    return found
 
 
-def _check_config(given: str) -> None:
-    """Check a value of ``--config``, which is a file, or the settings themselves."""
-    path = Path(given)
-    if not path.is_file() and (not given or ":" in given):
-        return
+def _check_config(given: str) -> str:
+    """Check a value of ``--config``, which is a file, or the settings themselves; return the path of the file."""
+    if not Path(given).is_file() and (not given or ":" in given):
+        return given
+    path = find_config(given)
     content = load_yaml(path)
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no settings: it must be names with values, as in `model: ...`")
     _check_names(content, f"{path}: ")
     _check_files(content, path)
+    return str(path)
 
 
 def _check_names(content: Mapping[object, object], where: str = "") -> None:

@@ -52,6 +52,8 @@ COMMANDS: dict[str, Command] = {
     "plan": Command(
         "lightning_prompts.cli.plan", "estimate how much memory a run needs, without loading it", takes="fit"
     ),
+    "demo": Command("lightning_prompts.cli.demo", "train a soft prompt on antonyms and compare it, in 2 minutes"),
+    "configs": Command("lightning_prompts.cli.configs", "list the installed configs for -c, or print one"),
     "doctor": Command("lightning_prompts.cli.doctor", "check this machine, and give the command for what is missing"),
     "completion": Command("lightning_prompts.cli.completion", "print a script for tab completion in bash or zsh"),
 }
@@ -94,8 +96,7 @@ def run(args: Sequence[str] | None = None) -> int:
             return 2
         if name in TRAINER and asks_for_help(words):
             return print_help(words, _run_trainer)
-        check(words)  # before the slow imports
-        return _run_trainer(words)
+        return _run_trainer(check(words))  # checked before the slow imports
     except UserError as error:
         return fail(str(error), 2 if isinstance(error, UsageError) else 1)
     except KeyboardInterrupt:

@@ -12,8 +12,10 @@ from collections.abc import Mapping, Sequence
 
 from lightning_prompts.cli.commands import COMMANDS, TRAINER, CommandParser
 from lightning_prompts.errors import UserError
+from lightning_prompts.files import packaged_configs
 
-FILES = ("-c", "--config", "--out", "--baseline", "--folder", "--base", "run", "runs")
+FILES = ("--out", "--baseline", "--folder", "--base", "run", "runs")
+CONFIG_OPTIONS = ("--config", "--tasks", "methods")  # they take files or names of installed configs
 
 
 def parser() -> CommandParser:
@@ -65,9 +67,18 @@ def _fill(made: argparse.ArgumentParser, options: Mapping[str, Sequence[str]]) -
     """Add options with their choices; those without choices take a file name or anything."""
     import shtab
 
+    names = " ".join(packaged_configs())
+    config = {
+        "bash": "_lightning_prompts_configs",
+        "zsh": "_lightning_prompts_configs",
+        "preamble": {
+            "bash": f'_lightning_prompts_configs() {{ _shtab_compgen_files "$1"; compgen -W "{names}" -- "$1"; }}',
+            "zsh": f"_lightning_prompts_configs() {{ _alternative files:file:_files 'configs:config:({names})'; }}",
+        },
+    }
     for option, choices in options.items():
         words = ["-c", "--config"] if option == "--config" else [option]
         nargs = None if option.startswith("-") else "*"
         action = made.add_argument(*words, nargs=nargs, choices=choices or None)
-        if option in FILES or "--config" in words:
-            action.complete = shtab.FILE  # type: ignore[attr-defined]
+        if option in (*FILES, *CONFIG_OPTIONS):
+            action.complete = shtab.FILE if option in FILES else config  # type: ignore[attr-defined]

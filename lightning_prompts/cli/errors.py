@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-import lightning as L  # noqa: N812 - Lightning's own convention
+import lightning as L
 
 from lightning_prompts.checkpoints import does_not_fit
 from lightning_prompts.cli.checks import TOP
@@ -16,7 +16,7 @@ from lightning_prompts.dln.posterior import Posterior
 from lightning_prompts.errors import UserError, nearest
 from lightning_prompts.files import no_room
 from lightning_prompts.lm import LMConfig, Server
-from lightning_prompts.lm.memory import out_of_memory
+from lightning_prompts.lm.failures import out_of_memory
 from lightning_prompts.methods import PromptMethod
 from lightning_prompts.processes import process_lost
 

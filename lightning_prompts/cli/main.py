@@ -6,7 +6,7 @@ import logging
 import os
 import shlex
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from inspect import isclass
 from pathlib import Path
@@ -18,11 +18,11 @@ os.environ.setdefault("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")
 # Lightning 2.6 calls functions of jsonargparse that its newer versions deprecate.
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
-import lightning as L  # noqa: N812 - Lightning's own convention
+import lightning as L
 from jsonargparse import Namespace
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers import Logger, MLFlowLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
@@ -32,8 +32,10 @@ from lightning_prompts.accelerators import check_accelerator
 from lightning_prompts.checkpoints import AtomicCheckpointIO, check_readable
 from lightning_prompts.cli.checks import check
 from lightning_prompts.cli.errors import one_line, to_user_error, user_error
-from lightning_prompts.cli.terminal import quiet, results_table, use_rich_progress_bar
+from lightning_prompts.cli.terminal import quiet, results_table, use_own_progress_bar
+from lightning_prompts.cli.words import keep_texts
 from lightning_prompts.errors import DEBUG, UsageError, UserError, check_finite
+from lightning_prompts.runs import loggers
 from lightning_prompts.runs.names import BEST, CHECKPOINTS, CONFIG, LAST
 from lightning_prompts.runs.reader import saved_checkpoint
 from lightning_prompts.runs.record import RunFolder, check_writable
@@ -88,7 +90,15 @@ class Parser(LightningArgumentParser):
         if isclass(theclass) and issubclass(theclass, Logger) and "save_dir" in added:
             self.set_defaults({"save_dir": ""})
             next(action for action in self._actions if action.dest == "save_dir").required = False
+        if isclass(theclass) and issubclass(theclass, MLFlowLogger) and "experiment_name" in added:
+            self.set_defaults({"experiment_name": loggers.PROJECT})
+        keep_texts(self)
         return added
+
+    def add_subclass_arguments(self, *args: Any, **kwargs: Any) -> None:
+        """Add an option for a class and its settings."""
+        super().add_subclass_arguments(*args, **kwargs)
+        keep_texts(self)
 
 
 def _read_integers_first(parser: LightningArgumentParser) -> None:
@@ -110,18 +120,24 @@ class PromptCLI(LightningCLI):
     """LightningCLI with this project's classes, defaults and run folder."""
 
     def __init__(
-        self, args: Sequence[str], callbacks: Sequence[L.Callback] = (), loggers: Sequence[Logger] = ()
+        self,
+        args: Sequence[str],
+        callbacks: Sequence[L.Callback] = (),
+        more_loggers: Sequence[Logger] = (),
+        make_trainer: Callable[..., L.Trainer] | None = None,
     ) -> None:
         """Parse the arguments, build the classes, and run the subcommand.
 
         Args:
             args: The words of the command line.
             callbacks: Further callbacks of the trainer.
-            loggers: Further loggers of ``fit``, in place of the config's.
+            more_loggers: Loggers in place of the config's.
+            make_trainer: Makes the trainer from the settings of the config; by default `lightning.Trainer`.
         """
         self.words = list(args)
-        self.more_callbacks, self.more_loggers = list(callbacks), list(loggers)
-        self._in_run_folder: list[Namespace] = []  # settings of loggers that write into the run folder
+        self.more_callbacks, self.more_loggers = list(callbacks), list(more_loggers)
+        self.make_trainer = make_trainer
+        self._empty_loggers: Callable[[], None] = lambda: None
         super().__init__(
             methods.PromptMethod,
             datamodules.TextDataModule,
@@ -148,7 +164,7 @@ class PromptCLI(LightningCLI):
             name: {*skip, "weights_only", "return_predictions"} for name, skip in LightningCLI.subcommands().items()
         }
 
-    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:  # noqa: ANN401
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         """Collect the settings of the called subcommand only, as each takes a while."""
         called = self.words[0] if self.words else ""
         if called in self.subcommands() and called != subcommand:
@@ -181,9 +197,8 @@ class PromptCLI(LightningCLI):
         if isinstance(config.trainer.accelerator, str):
             check_accelerator(config.trainer.accelerator, self.words)
         _monitor(config)
-        self._in_run_folder = _loggers_without_place(config.trainer.logger)
-        for settings in self._in_run_folder:
-            settings.save_dir = str(self.folder)
+        resumed = self.config.subcommand != "fit" or config.ckpt_path is not None
+        self._empty_loggers = loggers.fill(config.trainer.logger, self.folder, resumed)
         self._check_checkpoint(config)
         fresh = self.config.subcommand == "fit" and config.ckpt_path is None
         if fresh and not config.overwrite and (self.folder / CONFIG).exists():
@@ -211,18 +226,20 @@ class PromptCLI(LightningCLI):
                     "--trainer.default_root_dir to measure the untrained one"
                 )
 
-    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:  # noqa: ANN401 - Trainer's own arguments
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Build a trainer that writes all its files into the run folder."""
         config = self.config[self.config.subcommand].trainer
-        for settings in self._in_run_folder:
-            settings.save_dir = ""  # so that the record also fits another run folder
+        self._empty_loggers()
         given = self._get(self.config_init, "trainer").logger
         if self.config.subcommand == "fit" or config.logger in (None, True):
             kwargs["logger"] = False  # see RunFolder
         if config.enable_checkpointing is False:
             kwargs["enable_checkpointing"] = None  # Lightning refuses false beside checkpoint callbacks
+        self.trainer_class = self.make_trainer or self.trainer_class
         trainer = super().instantiate_trainer(**kwargs)
         installed: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        if self.config.subcommand != "fit" and self.more_loggers:
+            trainer.loggers = self.more_loggers
         # Lightning has put checkpoints behind all other callbacks.
         first = sum(not isinstance(callback, Checkpoint) for callback in installed)
         for callback in self.more_callbacks:
@@ -231,16 +248,17 @@ class PromptCLI(LightningCLI):
             installed[:] = [callback for callback in installed if not isinstance(callback, Checkpoint)]
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        installed.sort(key=lambda callback: not isinstance(callback, RunFolder))  # loggers start before clocks do
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str((self.folder / CHECKPOINTS).absolute())
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, RunFolder):
-                callback.loggers = self.more_loggers or given
+                callback.given_loggers = self.more_loggers or given
             if isinstance(callback, EarlyStopping) and self.config.subcommand == "fit":
                 _check_stopping(trainer, callback)
         if config.enable_progress_bar is not False:
-            use_rich_progress_bar(trainer)
+            use_own_progress_bar(trainer)
         return trainer
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
@@ -256,10 +274,13 @@ class PromptCLI(LightningCLI):
         return kwargs
 
     def after_fit(self) -> None:
-        """Print the next command; exit with a signal's code even if the signal came too late to stop training."""
+        """Exit with a signal's code even if the signal came too late to stop training."""
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, callbacks.StopOnSignal) and callback.exit_code:
                 raise SIGTERMException(callback.exit_code)
+
+    def print_next_command(self) -> None:
+        """Print how to test what ``fit`` has trained."""
         best = str((self.folder / CHECKPOINTS / BEST).absolute())
         saved = [getattr(callback, "best_model_path", None) for callback in self.trainer.checkpoint_callbacks]
         if not self.trainer.is_global_zero or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -293,7 +314,7 @@ class PlannedRun(PromptCLI):
         """Check nothing, as nothing is written."""
         self.trainer_config = self.config.fit.trainer.clone()
 
-    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:  # noqa: ANN401 - Trainer's own arguments
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Build a trainer that does nothing, as the config may be for another machine."""
         del kwargs
         return L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, barebones=True)
@@ -306,13 +327,12 @@ class PlannedRun(PromptCLI):
         """Do not run it."""
 
 
-def execute(args: Sequence[str], callbacks: Sequence[L.Callback] = (), loggers: Sequence[Logger] = ()) -> PromptCLI:
+def execute(args: Sequence[str], **more: Any) -> PromptCLI:
     """Run one of Lightning's subcommands in this process.
 
     Args:
         args: The words of the command line.
-        callbacks: See `PromptCLI`.
-        loggers: See `PromptCLI`.
+        more: See `PromptCLI`.
 
     Returns:
         The command line, with its method, datamodule and trainer.
@@ -323,10 +343,10 @@ def execute(args: Sequence[str], callbacks: Sequence[L.Callback] = (), loggers: 
         SIGTERMException: A signal stopped the training; its code is the exit code.
         SystemExit: The parser has printed its help.
     """
-    check(args)
+    args = check(args)
     quiet()
     try:
-        return PromptCLI(args, callbacks, loggers)
+        return PromptCLI(args, **more)
     except SIGTERMException:
         raise
     except SystemExit as error:
@@ -350,9 +370,11 @@ def main(args: Sequence[str]) -> int:
         The exit code: 0, or that of a signal which stopped the training. Other errors are raised; see `execute`.
     """
     try:
-        execute(args)
+        done = execute(args)
     except SIGTERMException as error:
         return int(error.code or 128 + signal.SIGTERM)
+    if done.config.subcommand == "fit":
+        done.print_next_command()
     return 0
 
 
@@ -368,13 +390,6 @@ def _instead(path: Path) -> str:
 
 def _class_name(node: Namespace) -> str:
     return str(node.class_path).rpartition(".")[2]
-
-
-def _loggers_without_place(given: object) -> list[Namespace]:
-    """The settings of the loggers that have no ``save_dir``."""
-    nodes = given if isinstance(given, list) else [given]
-    settings = [node.init_args for node in nodes if isinstance(node, Namespace) and "init_args" in node]
-    return [each for each in settings if each.get("save_dir") == ""]
 
 
 def _monitor(config: Namespace) -> None:

@@ -39,7 +39,7 @@ def main(args: Sequence[str]) -> int:
         UserError: The config is not valid, or there is nothing to plan for.
     """
     _, words = parser().parse_known_args(list(args))
-    check(words)
+    words = check(words)
 
     from rich.console import Console
 

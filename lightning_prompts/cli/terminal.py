@@ -1,16 +1,18 @@
-"""The terminal output of a run: the progress bar, the table of results, and which warnings are hidden."""
+"""The output of a run: the progress bar, the table of results, and which warnings are hidden."""
 
 from __future__ import annotations
 
 import logging
 import warnings
 from collections.abc import Mapping
-from typing import Any
 
-import lightning as L  # noqa: N812 - Lightning's own convention
+import lightning as L
 import torch
 from lightning.pytorch.callbacks import ProgressBar, RichProgressBar, TQDMProgressBar
 from rich.table import Table
+
+from lightning_prompts.cli.metrics_on_bar import MetricsOnBar
+from lightning_prompts.cli.notebook import NotebookBar, in_notebook
 
 
 def results_table(metrics: Mapping[str, torch.Tensor]) -> Table:
@@ -27,40 +29,21 @@ def results_table(metrics: Mapping[str, torch.Tensor]) -> Table:
     return table
 
 
-class _Bar(RichProgressBar):
-    """A progress bar without the logger's version number and without an epoch -2.
-
-    It reads metrics only when a step is logged, as every read makes the GPU wait.
-    """
-
-    reads_when_logging = True  # `PromptMethod.log` leaves it to this bar
-
-    def __init__(self) -> None:
-        """Start without metrics."""
-        super().__init__()
-        self._shown: dict[str, Any] = {}
-
-    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
-        """The metrics beside the bar."""
-        if not trainer.training or not self._shown or trainer._logger_connector.should_update_logs:
-            items: dict[str, Any] = super().get_metrics(trainer, pl_module)
-            known = trainer.callback_metrics
-            own = {name: float(known[name]) for name in getattr(pl_module, "on_bar", ()) if name in known}
-            self._shown = {name: value for name, value in {**items, **own}.items() if name != "v_num"}
-        return self._shown
+class _Bar(MetricsOnBar, RichProgressBar):
+    """A progress bar without the logger's version number and without an epoch -2."""
 
     def _get_train_description(self, current_epoch: int) -> str:
         """Leave out the number of epochs if there is no limit: Lightning shows -2 for ``max_epochs: -1``."""
         return str(super()._get_train_description(current_epoch)).replace("/-2", "   ")
 
 
-def use_rich_progress_bar(trainer: L.Trainer) -> None:
+def use_own_progress_bar(trainer: L.Trainer) -> None:
     """Replace Lightning's default bar. A callback of the config would ignore ``enable_progress_bar: false``."""
     installed: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
     defaults = [callback for callback in installed if type(callback) in (RichProgressBar, TQDMProgressBar)]
     if defaults or not any(isinstance(callback, ProgressBar) for callback in installed):
         installed[:] = [callback for callback in installed if callback not in defaults]
-        installed.insert(0, _Bar())
+        installed.insert(0, NotebookBar() if in_notebook() else _Bar())
 
 
 # Warnings about a run that is only built to be inspected, on the CPU and without callbacks.

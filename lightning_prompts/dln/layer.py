@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass, replace
 
-from lightning_prompts.errors import UserError
+from lightning_prompts.errors import UserError, check_at_least
 from lightning_prompts.lm import LMConfig
 from lightning_prompts.lm.labels import HIDDEN
 from lightning_prompts.template import Template
@@ -50,8 +50,7 @@ class LanguageLayer:
         Raises:
             UserError: See `Template`; or the template and ``residual`` disagree.
         """
-        if self.max_new_tokens < 1:
-            raise UserError(f"layers.max_new_tokens must be at least 1, got {self.max_new_tokens}")
+        check_at_least("layers.max_new_tokens", self.max_new_tokens)
         if self.template is not None:
             fields = Template(self.template, self.stop).fields
             if not self.residual and "question" in fields:

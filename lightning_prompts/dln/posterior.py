@@ -11,7 +11,7 @@ import torch
 from lightning_prompts.dln.cached_lm import CachedLM
 from lightning_prompts.dln.layer import PlacedLayer
 from lightning_prompts.dln.sharpening import Sharpening, SoftmaxSharpening
-from lightning_prompts.errors import UserError, check_finite
+from lightning_prompts.errors import UserError, check_at_least, check_finite
 from lightning_prompts.types import Example
 
 
@@ -115,8 +115,7 @@ class Posterior:
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        if self.samples < 1:
-            raise UserError(f"posterior.samples (K) must be at least 1, got {self.samples}")
+        check_at_least("posterior.samples (K)", self.samples)
         if self.templates is not None and not self.templates:
             raise UserError("posterior.templates is empty; give PriorTemplate, GivenAnswer or EditThought")
         check_finite("posterior.temperature", self.temperature)

@@ -12,7 +12,7 @@ import torch
 
 from lightning_prompts.dln.cached_lm import CachedLM
 from lightning_prompts.dln.messages import MESSAGES, BanditStats, CycledMessages, MessageChoice
-from lightning_prompts.errors import UserError, check_finite
+from lightning_prompts.errors import UserError, check_at_least, check_finite
 from lightning_prompts.types import Example
 
 
@@ -25,12 +25,14 @@ class Case:
         output: Output of the layer.
         target: Target of the layer.
         right: Whether the network's answer was right.
+        feedback: What to say about the output; empty for whether it is right, and the target.
     """
 
     input: str
     output: str
     target: str
     right: bool
+    feedback: str = ""
 
 
 @dataclass(frozen=True)
@@ -121,11 +123,21 @@ def _check_written(source: Proposals, count: int, max_new_tokens: int, temperatu
     """
     kind = type(source).__name__
     for name, value in (("count", count), ("max_new_tokens", max_new_tokens)):
-        if value < 1:
-            raise UserError(f"{kind}.{name} must be at least 1, got {value}")
+        check_at_least(f"{kind}.{name}", value)
     if shown < 0:
         raise UserError(f"{kind}.shown must not be negative, got {shown}")
     check_finite(f"{kind}.temperature", temperature)
+
+
+def _check_stop(source: Proposals, stop: str) -> None:
+    """Raise a `UserError` if an instruction cannot end where this regular expression matches."""
+    kind = type(source).__name__
+    if not stop:
+        raise UserError(f"{kind}.stop is empty, and every instruction would be; leave it out")
+    try:
+        re.compile(stop)
+    except re.error as error:
+        raise UserError(f"{kind}.stop {stop!r} is not a regular expression: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -149,19 +161,12 @@ class LanguageModelProposals(Proposals):
     held_out: bool = True
     shown: int = 10
     stop: str = PARAGRAPH
-    messages: MessageChoice = CycledMessages()  # noqa: RUF009 - it is frozen
+    messages: MessageChoice = CycledMessages()
 
     def __post_init__(self) -> None:
         """Check the settings."""
         _check_written(self, self.count, self.max_new_tokens, self.temperature, self.shown)
-        if not self.stop:
-            raise UserError("LanguageModelProposals.stop is empty, and every instruction would be; leave it out")
-        try:
-            re.compile(self.stop)
-        except re.error as error:
-            raise UserError(
-                f"LanguageModelProposals.stop {self.stop!r} is not a regular expression: {error}"
-            ) from error
+        _check_stop(self, self.stop)
 
     def propose(self, request: Request) -> list[Proposal]:
         """See `Proposals`; the proposals rewrite the parents in turn, each with the batch in a new order."""
@@ -311,6 +316,109 @@ class InducedInstructions(Proposals):
         )
 
 
+def verdict(what: str, right: bool, target: str) -> str:
+    """Say in words whether an answer is right, and which one is."""
+    return f"{what} is right." if right else f"{what} is wrong. The right answer is: {target}"
+
+
+@dataclass(frozen=True)
+class Reflection(Proposals):
+    r"""An LM reads what an instruction led to, with feedback in words, and rewrites it (GEPA, arXiv 2507.19457).
+
+    Errors come first. The question asks for the rules and facts that the instruction lacks.
+
+    Attributes:
+        count: Number of proposals; the paper makes one.
+        temperature: Sampling temperature.
+        max_new_tokens: Maximum length of an instruction, in tokens.
+        shown: Maximum number of examples in a question; fewer if the context window is too small.
+        stop: Regular expression; an instruction ends where it first matches. ``\Z`` allows several paragraphs.
+    """
+
+    count: int = 1
+    temperature: float = 0.7
+    max_new_tokens: int = 128
+    shown: int = 10
+    stop: str = PARAGRAPH
+
+    TASK = (
+        "An assistant follows an instruction. Read what it did and the feedback, and write a better instruction.\n\n"
+        "The instruction now:\n{prompt}\n\nWhat the assistant did:\n\n"
+    )
+    CASE = "Input:\n{input}\nOutput: {output}\nFeedback: {feedback}\n\n"
+    ASK = (
+        "Find out what the task is, and which rules and facts the instruction lacks. Write an instruction that also "
+        "holds for other inputs, without repeating these.\nThe new instruction:"
+    )
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        _check_written(self, self.count, self.max_new_tokens, self.temperature, self.shown)
+        _check_stop(self, self.stop)
+
+    def propose(self, request: Request) -> list[Proposal]:
+        """See `Proposals`; the proposals rewrite the parents in turn, each with the batch in a new order."""
+        parents = [request.parents[index % len(request.parents)] for index in range(self.count)]
+        asked = []
+        for parent in parents:
+            cases = sorted(request.shuffled(), key=lambda case: case.right)[: self.shown]
+            write = functools.partial(self.write, parent)
+            asked.append(fitted(request.proposer, cases, self.max_new_tokens, self.stop, write))
+        seeds = [request.seed() for _ in asked]
+        texts = request.proposer.draw(asked, "", self.max_new_tokens, self.temperature, seeds)
+        return [
+            Proposal(_instruction(text), parent, type(self).__name__)
+            for text, parent in zip(texts, parents, strict=True)
+        ]
+
+    @classmethod
+    def write(cls, parent: str, cases: Sequence[Case]) -> str:
+        """Write the question to the LM."""
+        shown = "".join(
+            cls.CASE.format(
+                input=case.input,
+                output=case.output,
+                feedback=case.feedback or verdict("This", case.right, case.target),
+            )
+            for case in cases
+        )
+        return cls.TASK.format(prompt=parent) + shown + cls.ASK
+
+
+@dataclass(frozen=True)
+class Crossover(Proposals):
+    """An LM combines two instructions into one (CAPO, arXiv 2504.16005, section 3).
+
+    Attributes:
+        count: Number of pairs of parents, and of proposals.
+        temperature: Sampling temperature.
+        max_new_tokens: Maximum length of an instruction, in tokens.
+    """
+
+    count: int = 4
+    temperature: float = 0.7
+    max_new_tokens: int = 64
+
+    ASK = (
+        "Here are two instructions for the same task. Combine the best of both into one instruction.\n\n"
+        "First instruction: {}\n\nSecond instruction: {}\n\nCombined instruction:"
+    )
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        _check_written(self, self.count, self.max_new_tokens, self.temperature)
+
+    def propose(self, request: Request) -> list[Proposal]:
+        """See `Proposals`; the parents are pairs, one after the other, and each gives one proposal."""
+        pairs = list(zip(request.parents[::2], request.parents[1::2], strict=True))
+        asked = [_question(request.proposer, self.ASK.format(*pair), PARAGRAPH) for pair in pairs]
+        seeds = [request.seed() for _ in asked]
+        texts = request.proposer.draw(asked, "", self.max_new_tokens, self.temperature, seeds)
+        return [
+            Proposal(_instruction(text), pair[0], type(self).__name__) for text, pair in zip(texts, pairs, strict=True)
+        ]
+
+
 # --- without an LM ----------------------------------------------------------------------------------------------------
 
 
@@ -333,8 +441,7 @@ class MinedExamples(Proposals):
     def __post_init__(self) -> None:
         """Check the settings."""
         for name in ("count", "shots"):
-            if getattr(self, name) < 1:
-                raise UserError(f"MinedExamples.{name} must be at least 1, got {getattr(self, name)}")
+            check_at_least(f"MinedExamples.{name}", getattr(self, name))
 
     def propose(self, request: Request) -> list[Proposal]:
         """See `Proposals`."""
@@ -374,8 +481,7 @@ class RuleRewrites(Proposals):
 
     def __post_init__(self) -> None:
         """Check the setting."""
-        if self.count < 1:
-            raise UserError(f"RuleRewrites.count must be at least 1, got {self.count}")
+        check_at_least("RuleRewrites.count", self.count)
 
     def propose(self, request: Request) -> list[Proposal]:
         """See `Proposals`; return a random choice of the rewrites of all parents by all rules."""

@@ -12,12 +12,13 @@ from lightning_prompts.errors import check_finite
 
 
 class Sharpening(ABC):
-    """Maps log-probabilities to weights."""
+    """Maps log-probabilities to weights.
 
-    @property
-    def uses_prior(self) -> bool:
-        """Whether the draws' own log-probabilities count; a server may not return them."""
-        return True
+    Attributes:
+        prior: Whether the draws' own log-probabilities count; a server may not return them.
+    """
+
+    prior: bool = True
 
     @abstractmethod
     def score(self, answer: Tensor, prior: Tensor) -> Tensor:
@@ -50,11 +51,6 @@ class SoftmaxSharpening(Sharpening):
         """Check the settings."""
         check_finite("sharpening.alpha", self.alpha)
 
-    @property
-    def uses_prior(self) -> bool:
-        """See `Sharpening`."""
-        return self.prior
-
     def score(self, answer: Tensor, prior: Tensor) -> Tensor:
         """See `Sharpening`."""
         return self.alpha * (answer + prior if self.prior else answer)
@@ -64,10 +60,7 @@ class SoftmaxSharpening(Sharpening):
 class UniformWeights(Sharpening):
     """No sharpening: all draws have the same weight."""
 
-    @property
-    def uses_prior(self) -> bool:
-        """See `Sharpening`."""
-        return False
+    prior = False
 
     def score(self, answer: Tensor, prior: Tensor) -> Tensor:
         """See `Sharpening`."""
@@ -83,11 +76,6 @@ class ArgMaxWeights(Sharpening):
     """
 
     prior: bool = True
-
-    @property
-    def uses_prior(self) -> bool:
-        """See `Sharpening`."""
-        return self.prior
 
     def score(self, answer: Tensor, prior: Tensor) -> Tensor:
         """See `Sharpening`."""

@@ -237,7 +237,7 @@ class Stepper:
             placed = [layer.place(example, under) for example, under in zip(examples, below, strict=True)]
             sharpening = self.settings.posterior.sharpening
             prior = torch.zeros(len(texts), len(texts[0]), dtype=torch.double, device="cpu")
-            if sharpening.uses_prior:
+            if sharpening.prior:
                 prior = self.network.hidden_log_probs(index, placed, [prompts[index]], texts)[0]
             read = Draws(texts, torch.empty(0, device="cpu"))
             wanted = None if self.network.layers[above].top else [[target] for target in targets]

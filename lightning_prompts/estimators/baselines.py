@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lightning_prompts.errors import UserError
+from lightning_prompts.errors import UserError, check_at_least
 from lightning_prompts.randomness import from_run_seed
 
 
@@ -144,8 +144,7 @@ class ValueHead(Baseline):
 
     def __post_init__(self) -> None:
         """Check the width."""
-        if self.hidden < 1:
-            raise UserError(f"baseline.hidden must be at least 1, got {self.hidden}")
+        check_at_least("baseline.hidden", self.hidden)
 
     def build(self, width: int) -> BaselineState:
         """See `Baseline`."""

@@ -1,20 +1,22 @@
-"""The base model of an export, as other programs load it."""
+"""The base model of an export, as other programs load it, and names of places, which a public export leaves out."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from lightning_prompts.errors import UserError
-from lightning_prompts.export.public import without_places
 from lightning_prompts.lm import LMConfig
 from lightning_prompts.lm.embedded import EMBEDDED, embedded_folder
 from lightning_prompts.lm.loading import RANDOM, load_model
 
+LEFT_OUT = "(left out)"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -128,3 +130,32 @@ def base_of(config: LMConfig, folder: Path | None, public: bool = False) -> Base
     elif Path(config.name).is_dir():
         location = str(Path(config.name).resolve())
     return BaseModel(config, location if folder is None else str(folder.resolve()), hub_id, folder, public)
+
+
+def without_places(value: Any) -> Any:  # noqa: ANN401 - YAML
+    """Remove local paths and addresses of servers from a part of a config.
+
+    >>> without_places({"files": ["/home/me/rows.csv"], "server": {"base_url": "http://host/v1", "chat": True}})
+    {'files': ['(left out)'], 'server': {'base_url': '(left out)', 'chat': True}}
+    >>> without_places(["/no_think", "a/b", "random:llama,hidden_size=64", "random:/home/me/model,num_layers=2", ""])
+    ['/no_think', 'a/b', 'random:llama,hidden_size=64', '(left out)', '']
+    """
+    if isinstance(value, Mapping):
+        return {name: LEFT_OUT if name == "base_url" else without_places(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_places(inner) for inner in value]
+    return LEFT_OUT if isinstance(value, str) and _is_place(value) else value
+
+
+def _is_place(text: str) -> bool:
+    """Whether a text is an absolute path, or the path of an existing file."""
+    path = text.removeprefix(RANDOM).partition(",")[0] if text.startswith(RANDOM) else text
+    if not path.strip() or "\n" in path:
+        return False
+    deep = PurePosixPath(path).is_absolute() and len(PurePosixPath(path).parts) > 2
+    if deep or path.startswith(("~/", "file:")) or PureWindowsPath(path).is_absolute():
+        return True
+    try:
+        return Path(path).exists()
+    except (OSError, ValueError):  # too long, or with invalid characters
+        return False

@@ -10,12 +10,13 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
-from lightning_prompts.errors import UserError
+from lightning_prompts.export.base import LEFT_OUT, without_places
 from lightning_prompts.export.contents import Kind
 from lightning_prompts.export.formats import Export, Format
-from lightning_prompts.export.public import LEFT_OUT, without_places
 from lightning_prompts.lm.embedded import EMBEDDED
 from lightning_prompts.prompts.from_peft import ABOUT
+from lightning_prompts.runs.names import METRICS as METRICS_FILE
+from lightning_prompts.runs.reader import Run
 
 TAGS: dict[Kind, str] = {
     "vectors": "prompt-tuning",
@@ -40,7 +41,7 @@ def card(export: Export, made: Format, name: str, differences: list[float]) -> s
         name: Name of the folder.
         differences: Differences between the NLL of the exported files and of the run, for each example of the check.
     """
-    run, metrics = export.run, metrics_of(export)
+    run, metrics = export.run, Run(export.run.folder).metrics
     parts = [
         f"---\n{front_matter(export, made, name, metrics)}\n---\n",
         f"# {run.method_name} for {_task(export)}, as {made.title}\n",
@@ -51,22 +52,6 @@ def card(export: Export, made: Format, name: str, differences: list[float]) -> s
         f"## Made from\n\n{_config(export)}",
     ]
     return "\n".join(part.rstrip("\n") + "\n" for part in parts)
-
-
-def metrics_of(export: Export) -> dict[str, float]:
-    """Read the ``metrics.json`` of a run; return an empty dictionary if the run was not tested.
-
-    Raises:
-        UserError: The file is damaged.
-    """
-    path = export.run.folder / "metrics.json"
-    if not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return {str(name): float(value) for name, value in found.items()}
-    except (ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is damaged ({error}); test the run again") from error
 
 
 def front_matter(export: Export, made: Format, name: str, metrics: Mapping[str, float]) -> str:
@@ -177,13 +162,13 @@ def _code(text: str) -> str:
 
 def _table(metrics: Mapping[str, float]) -> str:
     if not metrics:
-        return "The run has no `metrics.json`: it was not tested.\n\n"
+        return f"The run has no `{METRICS_FILE}`: it was not tested.\n\n"
     names = list(dict.fromkeys(kind for _, kind, _ in _rows(metrics)))
     lines = [f"| test set | {' | '.join(METRICS[kind] for kind in names)} |", f"|---|{'---|' * len(names)}"]
     for split in dict.fromkeys(split for split, _, _ in _rows(metrics)):
         found = {kind: value for own, kind, value in _rows(metrics) if own == split}
         lines.append(f"| {split} | {' | '.join(f'{found[kind]:.4f}' if kind in found else '' for kind in names)} |")
-    return "\n".join(lines) + "\n\nFrom the run's last `test` (`metrics.json`).\n\n"
+    return "\n".join(lines) + f"\n\nFrom the run's last `test` (`{METRICS_FILE}`).\n\n"
 
 
 def _checked(differences: list[float]) -> str:

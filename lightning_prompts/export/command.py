@@ -16,18 +16,15 @@ from torch import Tensor
 from lightning_prompts import __version__
 from lightning_prompts.cli.commands import CommandParser
 from lightning_prompts.errors import UserError, check_finite
-from lightning_prompts.export.base import base_of
+from lightning_prompts.export.base import base_of, without_places
 from lightning_prompts.export.card import card
 from lightning_prompts.export.contents import Updates, content_of, kind_of
 from lightning_prompts.export.formats import Export, Format
 from lightning_prompts.export.hub import check_repo, check_token, push
-from lightning_prompts.export.npy import NumPyFiles
 from lightning_prompts.export.peft_adapter import PeftAdapter
 from lightning_prompts.export.plain_text import PlainText
-from lightning_prompts.export.public import without_places
 from lightning_prompts.export.run import open_run
-from lightning_prompts.export.safetensors_file import SafetensorsFile
-from lightning_prompts.export.tensors import position
+from lightning_prompts.export.tensors import NumPyFiles, SafetensorsFile, position
 from lightning_prompts.export.texts import Step, templates_of
 from lightning_prompts.export.vllm import Vllm
 from lightning_prompts.files import no_room

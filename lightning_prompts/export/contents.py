@@ -16,6 +16,7 @@ from lightning_prompts.methods import (
     FixedPrompt,
     LoraTuning,
     PrefixTuning,
+    PromptDistillation,
     PromptMethod,
     ReinforceRefiner,
     ScratchTransformer,
@@ -67,7 +68,7 @@ def kind_of(method: PromptMethod) -> Kind:
         )
     if isinstance(method, LoraTuning):
         return "weight updates"
-    if isinstance(method, PrefixTuning):
+    if isinstance(method, PrefixTuning) or (isinstance(method, PromptDistillation) and method.student == "prefix"):
         return "keys and values"
     if isinstance(method, DiscretePromptMethod | FixedPrompt | TextPromptMethod) or one_for_all:
         return "text"

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lightning_prompts.errors import UserError
+from lightning_prompts.errors import UserError, check_installed
 from lightning_prompts.export.formats import Export, Format, answer_nll
 from lightning_prompts.export.usage import jinja, literal, peft_snippet
 from lightning_prompts.lm import KeyValues
@@ -42,10 +42,7 @@ class PeftAdapter(Format):
             UserError: PEFT is not installed, the text before the prompt slot differs between questions, or the shapes
                 of keys and values differ between layers.
         """
-        try:
-            import peft  # noqa: F401
-        except ImportError as error:
-            raise UserError("--format peft needs PEFT: pip install peft") from error
+        check_installed("--format peft", "export", "peft")
         if export.kind == "vectors":
             fronts = list(dict.fromkeys((one.before, one.chat, one.system) for one in export.run.examples()))
             if len(fronts) > 1:

@@ -1,20 +1,27 @@
-"""Common code of the tensor formats: names of tensors, and scoring with transformers."""
+"""Export tensors: one safetensors file, or one NumPy file for each tensor."""
 
 from __future__ import annotations
 
+import json
 from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from lightning_prompts.export.formats import Export, Format, answer_nll
 from lightning_prompts.export.texts import Step
+from lightning_prompts.export.usage import cache_snippet, embedding_snippet
 from lightning_prompts.lm import KeyValues
+from lightning_prompts.prompts.from_peft import ABOUT
 
+FILE = "prompt.safetensors"
 EMBEDDINGS, KEYS, VALUES = "embeddings", "keys", "values"
 
 
@@ -79,3 +86,54 @@ class Tensors(Format):
             cache.update(key.transpose(0, 1)[None], value.transpose(0, 1)[None], layer)
         ids = torch.tensor([before + after + answer], device="cpu")
         return answer_nll(model(input_ids=ids, past_key_values=cache).logits[0], answer)
+
+
+class SafetensorsFile(Tensors):
+    """Tensors and metadata in one file, which is read without running code."""
+
+    name = "safetensors"
+    title = "tensors in safetensors"
+
+    def write(self, export: Export, folder: Path) -> None:
+        """See `Format`; the values of the header are JSON, because a header contains only text."""
+        header = {name: json.dumps(value, ensure_ascii=False) for name, value in export.about.items()}
+        save_file(named_tensors(export), folder / FILE, header)
+
+    def read(self, folder: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
+        """See `Tensors`."""
+        with safe_open(folder / FILE, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            return tensors, {name: json.loads(value) for name, value in file.metadata().items()}
+
+    def usage(self, export: Export, name: str) -> str:
+        """See `Format`."""
+        load = f'from safetensors.torch import load_file\n\ntensors = load_file("{name}/{FILE}")'
+        if EMBEDDINGS in named_tensors(export):
+            return embedding_snippet(export, load, f'tensors["{EMBEDDINGS}"]')
+        return cache_snippet(export, load, 'tensors[f"keys.{layer}"], tensors[f"values.{layer}"]')
+
+
+class NumPyFiles(Tensors):
+    """One file per tensor, with the metadata in ``prompt.json``."""
+
+    name = "npy"
+    title = "arrays in NumPy's format"
+
+    def write(self, export: Export, folder: Path) -> None:
+        """See `Format`."""
+        for name, tensor in named_tensors(export).items():
+            np.save(folder / f"{name}.npy", tensor.cpu().numpy(), allow_pickle=False)
+
+    def read(self, folder: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
+        """See `Tensors`."""
+        tensors = {
+            path.stem: torch.from_numpy(np.load(path, allow_pickle=False)) for path in sorted(folder.glob("*.npy"))
+        }
+        return tensors, json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+
+    def usage(self, export: Export, name: str) -> str:
+        """See `Format`."""
+        load = f'import numpy as np\n\ndef array(name):\n    return torch.from_numpy(np.load(f"{name}/{{name}}.npy"))'
+        if EMBEDDINGS in named_tensors(export):
+            return embedding_snippet(export, load, f'array("{EMBEDDINGS}")')
+        return cache_snippet(export, load, 'array(f"keys.{layer}"), array(f"values.{layer}")')

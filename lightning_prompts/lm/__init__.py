@@ -13,13 +13,12 @@ if TYPE_CHECKING:
     from lightning_prompts.lm.frozen import FrozenLM
     from lightning_prompts.lm.key_values import KeyValues, Prompt, prompt_length, slot_length
     from lightning_prompts.lm.labels import LabelScores, label_scores
-    from lightning_prompts.lm.language_model import LanguageModel
+    from lightning_prompts.lm.language_model import LanguageModel, Usage
     from lightning_prompts.lm.remote import RemoteLM
     from lightning_prompts.lm.sampling import Sampling
     from lightning_prompts.lm.scores import Scores, answer_scores
     from lightning_prompts.lm.shape import LMShape, MemoryEstimate
     from lightning_prompts.lm.state_store import Query, StateStore
-    from lightning_prompts.lm.usage import Usage
 
 __all__ = [
     "FrozenLM",
@@ -58,7 +57,7 @@ _MODULES = {
     "Scores": "scores",
     "Server": "config",
     "StateStore": "state_store",
-    "Usage": "usage",
+    "Usage": "language_model",
     "answer_scores": "scores",
     "label_scores": "labels",
     "prompt_length": "key_values",

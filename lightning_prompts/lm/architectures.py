@@ -44,7 +44,7 @@ def adapt(model: PreTrainedModel) -> PreTrainedModel:
 # --- attention code in the layer -------------------------------------------------------------------------------------
 
 
-def _dot_product(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Any:  # noqa: ANN401
+def _dot_product(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Any:
     """Replace the attention between rotation and output projection of GPT-J, CodeGen, GPT-Neo and GPT-NeoX Japanese."""
     layout = followed_layout()
     if layout is None:
@@ -54,7 +54,7 @@ def _dot_product(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: T
     return out.transpose(1, 2), None
 
 
-def _falcon(module: Any, hidden_states: Tensor, alibi: Tensor | None, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+def _falcon(module: Any, hidden_states: Tensor, alibi: Tensor | None, *args: Any, **kwargs: Any) -> Any:
     layout = followed_layout()
     if layout is None:
         return type(module).forward(module, hidden_states, alibi, *args, **kwargs)
@@ -76,7 +76,7 @@ def _falcon(module: Any, hidden_states: Tensor, alibi: Tensor | None, *args: Any
     return module.dense(out.flatten(2)), None
 
 
-def _bloom(module: Any, hidden_states: Tensor, residual: Tensor, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+def _bloom(module: Any, hidden_states: Tensor, residual: Tensor, *args: Any, **kwargs: Any) -> Any:
     layout = followed_layout()
     if layout is None:
         return type(module).forward(module, hidden_states, residual, *args, **kwargs)
@@ -86,7 +86,7 @@ def _bloom(module: Any, hidden_states: Tensor, residual: Tensor, *args: Any, **k
     return module.dense(out.flatten(2)) + residual, None
 
 
-def _mpt(module: Any, hidden_states: Tensor, position_bias: Tensor, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+def _mpt(module: Any, hidden_states: Tensor, position_bias: Tensor, *args: Any, **kwargs: Any) -> Any:
     layout = followed_layout()
     if layout is None:
         return type(module).forward(module, hidden_states, position_bias, *args, **kwargs)
@@ -101,7 +101,7 @@ def _mpt(module: Any, hidden_states: Tensor, position_bias: Tensor, *args: Any, 
     return module.out_proj(out.flatten(2)), None
 
 
-def _xglm(module: Any, hidden_states: Tensor, **kwargs: Any) -> Any:  # noqa: ANN401
+def _xglm(module: Any, hidden_states: Tensor, **kwargs: Any) -> Any:
     layout = followed_layout()
     if layout is None:
         return type(module).forward(module, hidden_states, **kwargs)
@@ -112,7 +112,7 @@ def _xglm(module: Any, hidden_states: Tensor, **kwargs: Any) -> Any:  # noqa: AN
     return module.out_proj(layer_attention(module, query, key, value, layout, module.scaling).flatten(2)), None
 
 
-def _slopes(module: Any, device: torch.device) -> Tensor:  # noqa: ANN401
+def _slopes(module: Any, device: torch.device) -> Tensor:
     from transformers.models.bloom.modeling_bloom import _get_alibi_slopes
 
     slopes: Tensor = _get_alibi_slopes(module.num_heads, device)
@@ -124,13 +124,13 @@ def _alibi(slopes: Tensor) -> Bias:
     return lambda positions: slopes.float()[:, None] * (positions - positions.amax(-1, keepdim=True))[:, None]
 
 
-def _no_alibi(module: Any, *args: Any, **kwargs: Any) -> Tensor | None:  # noqa: ANN401
+def _no_alibi(module: Any, *args: Any, **kwargs: Any) -> Tensor | None:
     """Build the biases of BLOOM's plain path; with a layout there is no mask to build them from, nor need for them."""
     layout = followed_layout()
     return type(module).build_alibi_tensor(module, *args, **kwargs) if layout is None else None
 
 
-def _falcon_alibi(module: Any, inputs: Any) -> None:  # noqa: ANN401
+def _falcon_alibi(module: Any, inputs: Any) -> None:
     """Switch off the biases of Falcon's plain path; see `_no_alibi`."""
     del inputs
     module.use_alibi = module.config.alibi and followed_layout() is None
@@ -139,17 +139,17 @@ def _falcon_alibi(module: Any, inputs: Any) -> None:  # noqa: ANN401
 # --- windows and keys of other layers --------------------------------------------------------------------------------
 
 
-def _mask_window(module: Any) -> None:  # noqa: ANN401
+def _mask_window(module: Any) -> None:
     module.packed_window = module.config.sliding_window
 
 
-def _gpt_neo(module: Any) -> None:  # noqa: ANN401
+def _gpt_neo(module: Any) -> None:
     module._attn = partial(_dot_product, module)
     module.packed_layer = module.layer_id
     module.packed_window = module.config.window_size if module.attention_type == "local" else None
 
 
-def _read_layer(module: Any) -> int:  # noqa: ANN401
+def _read_layer(module: Any) -> int:
     """The index of the layer whose keys and values this layer reads."""
     config = module.config
     stores = [
@@ -173,7 +173,7 @@ class TokenInputs:
         decoder: The decoder with the embedding tables.
     """
 
-    def __init__(self, decoder: Any) -> None:  # noqa: ANN401
+    def __init__(self, decoder: Any) -> None:
         """Start without digests of the embeddings."""
         self.decoder = decoder
         self._known: tuple[Tensor, Tensor] | None = None

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from lightning_prompts.lm.attention import PackedLayout, SegmentLevel
+    from lightning_prompts.lm.layout import PackedLayout, SegmentLevel
 
 # In the backward pass, a kernel processes all queries for each block of keys and each head. If many queries attend to
 # few keys, distribute the queries over copies of the keys, to occupy more of the device.
@@ -158,7 +158,7 @@ class _Cascade(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,  # noqa: ANN401
+        ctx: Any,
         own: list[Part],
         across: list[Part],
         merge: Merge,
@@ -180,7 +180,7 @@ class _Cascade(torch.autograd.Function):
         return output
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, output, log_sum, *before = ctx.saved_tensors
         rest = (gradient.contiguous(), query), (output, log_sum, ctx.scale)
         found = [_attend_backward(part, *rest[0], key[part.queries], value[part.queries], *rest[1]) for part in ctx.own]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from lightning_prompts.errors import UserError, check_finite
+from lightning_prompts.errors import UserError, check_at_least, check_finite
 
 Dtype = Literal["float32", "bfloat16", "float16", "auto"]
 Quantization = Literal["int8", "nf4", "none"]
@@ -71,8 +71,7 @@ class Server:
                 "contain secrets; put the key into an environment variable and set server.api_key_variable to its name"
             )
         for name, least in (("context", 1), ("retries", 0), ("concurrency", 1)):
-            if getattr(self, name) < least:
-                raise UserError(f"server.{name} must be at least {least}, got {getattr(self, name)}")
+            check_at_least(f"server.{name}", getattr(self, name), least)
         check_finite("server.timeout", self.timeout, above=True)
         for name, value in (self.parameters or {}).items():
             if isinstance(value, float) and not math.isfinite(value):

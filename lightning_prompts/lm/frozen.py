@@ -14,16 +14,16 @@ from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_prompts.errors import UserError
-from lightning_prompts.lm.attention import KVCache
 from lightning_prompts.lm.config import Attention, LMConfig, Switch
-from lightning_prompts.lm.continuations import ContinuationScorer
 from lightning_prompts.lm.encoding import Encoder, Row, check_fits
 from lightning_prompts.lm.generation import Ending, generate_tokens
 from lightning_prompts.lm.key_values import KeyValues, Prompt, ahead_of, prompt_length, same_for_all, slot_length
 from lightning_prompts.lm.labels import rows_of_a_pass
 from lightning_prompts.lm.language_model import Continuation, LabelSums, LanguageModel, Scored
+from lightning_prompts.lm.layout import KVCache
 from lightning_prompts.lm.loading import load_model
 from lightning_prompts.lm.packed import PackedLM
+from lightning_prompts.lm.passes import ContinuationScorer
 from lightning_prompts.lm.plan import Plan, build_prefix_tree
 from lightning_prompts.lm.sampling import Sampling
 from lightning_prompts.lm.scores import Scores, answer_scores
@@ -104,11 +104,6 @@ class FrozenLM(PackedLM, LanguageModel):
         model = self.model
         del self.model
         return FrozenLM(model, self.tokenizer, config.name, config.attention, config.graphs, config.compile)
-
-    @property
-    def tokens_forwarded(self) -> int:
-        """Number of tokens that this process has run through the model."""
-        return self.usage.tokens
 
     def describe(self) -> str:
         """Return name, precision and size as text."""
@@ -194,15 +189,11 @@ class FrozenLM(PackedLM, LanguageModel):
         """Raise a `UserError` if ``total`` tokens, ``length`` of them the prompt, exceed the context window."""
         check_fits(example, total, length, self.name, self.context)
 
-    def check_lengths(self, examples: Sequence[Example], length: int, ahead: int = 0) -> None:
-        """Raise a `UserError` if an example exceeds the context window; tokenise only examples that might."""
+    def check_examples(self, examples: Sequence[Example], length: int, ahead: int = 0) -> None:
+        """See `LanguageModel`; only examples that might exceed the context window are tokenised."""
         for example in examples:
             if example.chat or ahead + length + 64 + _bytes(example) > self.context:
                 self.encode([example], length, with_end=True, ahead=ahead)
-
-    def check_examples(self, examples: Sequence[Example], length: int, ahead: int = 0) -> None:
-        """See `LanguageModel`."""
-        self.check_lengths(examples, length, ahead)
         self.encoder.warn_of_losses(examples)
 
     @torch.no_grad()

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 
 import torch
 
-from lightning_prompts.lm.attention import KVCache, PackedLayout
 from lightning_prompts.lm.encoding import Row
+from lightning_prompts.lm.failures import out_of_memory
 from lightning_prompts.lm.key_values import Prompt, same_for_all
-from lightning_prompts.lm.memory import out_of_memory
+from lightning_prompts.lm.language_model import Usage
+from lightning_prompts.lm.layout import KVCache, PackedLayout
 from lightning_prompts.lm.packed import PackedLM
 from lightning_prompts.lm.plan import build_prefix_tree
 from lightning_prompts.lm.sampling import Sampling
 from lightning_prompts.lm.transfer import Download
-from lightning_prompts.lm.usage import Usage
 
 log = logging.getLogger(__name__)
 

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from lightning_prompts.errors import in_one_line
-from lightning_prompts.lm.attention import PackedLayout
+from lightning_prompts.lm.failures import out_of_memory
 from lightning_prompts.lm.key_values import KeyValues
-from lightning_prompts.lm.memory import out_of_memory
+from lightning_prompts.lm.layout import PackedLayout
 
 log = logging.getLogger(__name__)
 
@@ -186,7 +186,7 @@ class _Graph:
         layout: PackedLayout,
         places: Tensor,
         gradient: bool,
-        pool: Any,  # noqa: ANN401
+        pool: Any,
         stream: torch.cuda.Stream,
     ) -> None:
         """Capture the forward pass, and with a gradient the backward pass."""
@@ -243,12 +243,12 @@ class _Replay(torch.autograd.Function):
     """Both graphs as one differentiable operation."""
 
     @staticmethod
-    def forward(ctx: Any, graph: _Graph, ticket: _Ticket, numbers: Tensor, places: Tensor, *inputs: Tensor) -> Tensor:  # noqa: ANN401
+    def forward(ctx: Any, graph: _Graph, ticket: _Ticket, numbers: Tensor, places: Tensor, *inputs: Tensor) -> Tensor:
         ctx.graph, ctx.ticket = graph, ticket
         return graph.forward(numbers, places, inputs)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.ticket.used:
             raise RuntimeError(
                 "backward() ran twice through one pass of the LM, which CUDA graphs do not support; set "
@@ -259,7 +259,7 @@ class _Replay(torch.autograd.Function):
 
 
 @contextlib.contextmanager
-def _capturing(graph: torch.cuda.CUDAGraph, pool: Any) -> Any:  # noqa: ANN401
+def _capturing(graph: torch.cuda.CUDAGraph, pool: Any) -> Any:
     """Capture a graph like `torch.cuda.graph`, without emptying the allocator's cache or stopping other threads."""
     graph.capture_begin(pool=pool, capture_error_mode="thread_local")
     try:
@@ -280,7 +280,7 @@ def _autocast() -> tuple[bool, torch.dtype]:
     return torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
 
 
-def _same_autocast() -> Any:  # noqa: ANN401
+def _same_autocast() -> Any:
     """Use the current autocast settings without a cache, whose tensors a graph would overwrite."""
     enabled, dtype = _autocast()
     return torch.autocast("cuda", dtype, cache_enabled=False) if enabled else contextlib.nullcontext()

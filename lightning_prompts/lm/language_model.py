@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar, TypeAlias
 
 from torch import Tensor
@@ -12,11 +12,47 @@ from torch import Tensor
 from lightning_prompts.lm.config import LMConfig
 from lightning_prompts.lm.key_values import Prompt
 from lightning_prompts.lm.sampling import Sampling
-from lightning_prompts.lm.usage import Usage
 from lightning_prompts.types import Example
 
 Continuation: TypeAlias = tuple[int, ...] | str  # token ids of a model that is loaded here; the text for a server
 Scored: TypeAlias = tuple[float, int]  # sum of a text's log-probabilities in nats, and its number of tokens
+
+
+@dataclass
+class Usage:
+    """Counts of one LM in one process, or sums and differences of counts.
+
+    The backward pass, and the forward pass that gradient checkpointing repeats for it, are not counted.
+
+    Attributes:
+        tokens_with_gradient: Prompt, text and answer tokens run through the model with a gradient.
+        tokens_without_gradient: The same without a gradient.
+        tokens_remote: Tokens that servers say they have read and written.
+        calls: Texts that were scored, read or written, here or by servers: the number of requests that a server would
+            get. A batch of ``B`` examples is ``B`` calls; a generated text is one, however long.
+        calls_remote: Calls that went to servers and were answered.
+        passes: Forward passes of the model, of any size; a text takes one for each token.
+    """
+
+    tokens_with_gradient: int = 0
+    tokens_without_gradient: int = 0
+    tokens_remote: int = 0
+    calls: int = 0
+    calls_remote: int = 0
+    passes: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """All tokens."""
+        return self.tokens_with_gradient + self.tokens_without_gradient + self.tokens_remote
+
+    def __add__(self, other: Usage) -> Usage:
+        """The sum of two counts."""
+        return Usage(*(getattr(self, part.name) + getattr(other, part.name) for part in fields(Usage)))
+
+    def __sub__(self, other: Usage) -> Usage:
+        """The difference of two counts."""
+        return Usage(*(getattr(self, part.name) - getattr(other, part.name) for part in fields(Usage)))
 
 
 @dataclass(frozen=True)
@@ -56,6 +92,11 @@ class LanguageModel(ABC):
     usage: Usage
     scores_together: ClassVar[bool]
     texts_at_once: ClassVar[int]
+
+    @property
+    def tokens_forwarded(self) -> int:
+        """Number of tokens that this process has run through the model; of a server, those that it says it has."""
+        return self.usage.tokens
 
     @abstractmethod
     def describe(self) -> str:

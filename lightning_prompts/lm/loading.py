@@ -27,7 +27,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from lightning_prompts.errors import UserError, nearest
+from lightning_prompts.errors import UserError, check_installed, nearest
 from lightning_prompts.lm.architectures import adapt, attention_of
 from lightning_prompts.lm.attention import checkpoint_contexts
 from lightning_prompts.lm.config import LMConfig
@@ -61,12 +61,12 @@ def load_model(
     """
     device = torch.get_default_device() if device is None else torch.device(device)
     dtype = dtype_of(config, device)
-    folder = str(embedded_folder(config.name)) if config.name in EMBEDDED else config.name
-    transformers_logging.disable_progress_bar()  # only for loading, not for the conversion before it
     if config.name.startswith(RANDOM):
         model, tokenizer = _random_model(config, dtype, device)
     else:
-        model, tokenizer = _pretrained(folder, config, dtype, device)
+        with _files(config) as folder:
+            model = _from_files(folder, config, dtype, device)
+            tokenizer = AutoTokenizer.from_pretrained(folder, revision=config.revision, trust_remote_code=False)
     if config.gradient_checkpointing:
         _checkpoint_gradients(model)
     check_supported(model.config, config.name)
@@ -160,33 +160,29 @@ def load_tokenizer(config: LMConfig) -> PreTrainedTokenizerBase:
     """
     if config.name.startswith(RANDOM):
         return byte_tokenizer()
+    with _files(config) as folder:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, revision=config.revision, trust_remote_code=False
+        )
+    return tokenizer
+
+
+@contextmanager
+def _files(config: LMConfig) -> Iterator[str]:
+    """Give the folder or the hub id of a model, and turn errors of its files into one-line `UserError`s."""
     folder = str(embedded_folder(config.name)) if config.name in EMBEDDED else config.name
     if not Path(folder).is_dir():
         _check_hub(folder, config)
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            folder, revision=config.revision, trust_remote_code=False
-        )
+        yield folder
     except (OSError, ValueError, ImportError) as error:
-        raise UserError(_why_not(config, error)) from error
-    return tokenizer
-
-
-def _pretrained(
-    folder: str, config: LMConfig, dtype: torch.dtype, device: torch.device
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    if not Path(folder).is_dir():
-        _check_hub(folder, config)
-    try:
-        model = _from_files(folder, config, dtype, device)
-        tokenizer = AutoTokenizer.from_pretrained(folder, revision=config.revision, trust_remote_code=False)
-    except (OSError, ValueError, ImportError) as error:
-        raise UserError(_why_not(config, error)) from error
-    return model, tokenizer
+        reason = " ".join(str(error).split())
+        raise UserError(f"model {config.name!r} does not load: {reason[:400]}") from error
 
 
 def _from_files(folder: str, config: LMConfig, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     """Load the model of a folder or hub id, quantised according to the config."""
+    transformers_logging.disable_progress_bar()
     found = AutoConfig.from_pretrained(folder, revision=config.revision, trust_remote_code=False)
     check_supported(found, config.name)  # before loading, which can take minutes
     with device:  # transformers reads each weight directly onto the default device
@@ -200,11 +196,6 @@ def _from_files(folder: str, config: LMConfig, dtype: torch.dtype, device: torch
             trust_remote_code=False,
         )
     return adapt(model)
-
-
-def _why_not(config: LMConfig, error: Exception) -> str:
-    reason = " ".join(str(error).split())
-    return f"model {config.name!r} does not load: {reason[:400]}"
 
 
 def _check_hub(name: str, config: LMConfig) -> None:
@@ -223,6 +214,8 @@ def _check_hub(name: str, config: LMConfig) -> None:
 
 
 def _quantization(config: LMConfig, dtype: torch.dtype) -> BitsAndBytesConfig | None:
+    if config.quantization in ("int8", "nf4"):
+        check_installed(f"quantization {config.quantization}", "quantization", "bitsandbytes", "accelerate")
     if config.quantization == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)
     if config.quantization == "nf4":
@@ -294,14 +287,9 @@ def weightless_model(config: LMConfig, device: torch.device | str = "cpu") -> Pr
             model = _on_meta(_random_config(config.name)[0], dtype_of(config, device))
         check_supported(model.config, config.name)
         return model
-    folder = str(embedded_folder(config.name)) if config.name in EMBEDDED else config.name
-    if not Path(folder).is_dir():
-        _check_hub(folder, config)
-    try:
+    with _files(config) as folder:
         found = AutoConfig.from_pretrained(folder, revision=config.revision, trust_remote_code=False)
         model = _on_meta(found, dtype_of(config, device))
-    except (OSError, ValueError, ImportError) as error:
-        raise UserError(_why_not(config, error)) from error
     check_supported(model.config, config.name)
     return model
 

@@ -15,16 +15,16 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lightning_prompts.errors import UserError, in_one_line
-from lightning_prompts.lm.attention import ATTENTION_NAME, KVCache, PackedLayout, bucket, following
+from lightning_prompts.lm.attention import ATTENTION_NAME, following
 from lightning_prompts.lm.config import Attention, Switch
-from lightning_prompts.lm.finite import first_not_finite
+from lightning_prompts.lm.failures import first_not_finite, out_of_memory
 from lightning_prompts.lm.fusion import compile_layers, uncompile_layers
 from lightning_prompts.lm.graphs import Graphs
 from lightning_prompts.lm.key_values import KeyValues, Prompt
-from lightning_prompts.lm.memory import out_of_memory
+from lightning_prompts.lm.language_model import Usage
+from lightning_prompts.lm.layout import KVCache, PackedLayout, bucket
 from lightning_prompts.lm.sharding import Shards, shard
 from lightning_prompts.lm.transfer import to_device, to_device_together
-from lightning_prompts.lm.usage import Usage
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ class PackedLM(nn.Module):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]  # noqa: ANN401 - nn.Module's own signature
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Return no weights, so that checkpoints stay small; the config of the run names the model."""
         return kwargs.get("destination") or (args[0] if args else {})
 

@@ -35,10 +35,10 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from lightning_prompts.errors import UserError
 from lightning_prompts.files import cache_root, write_atomic
 from lightning_prompts.lm.architectures import adapt, attention_of
-from lightning_prompts.lm.attention import KVCache, PackedLayout
 from lightning_prompts.lm.encoding import Row
 from lightning_prompts.lm.generation import Ending, generate_tokens
 from lightning_prompts.lm.key_values import KeyValues
+from lightning_prompts.lm.layout import KVCache, PackedLayout
 from lightning_prompts.lm.packed import PackedLM
 from lightning_prompts.lm.plan import build_prefix_tree
 
@@ -174,19 +174,23 @@ def _close(one: Tensor, other: Tensor) -> bool:
 
 HEADS, WINDOW, VOCABULARY = 4, 4, 64
 # Upper limits of a twin's settings, by the ends of their names.
-_SIZES: dict[str, int] = {
-    "vocab_size": VOCABULARY, "vocab_size_per_layer_input": VOCABULARY, "n_vocab": VOCABULARY,
-    "group_vocab": VOCABULARY, "token_id": VOCABULARY - 1, "token_index": VOCABULARY - 1,
-    "attention_heads": HEADS, "n_heads": HEADS, "sliding_window": WINDOW, "window_size": WINDOW,
-    "attention_window": WINDOW, "attention_chunk_size": WINDOW, "index_topk": WINDOW,
-    "index_block_size": 2, "index_topk_blocks": 1,
-    "intermediate_size": 48, "intermediate_size_mlp": 48, "ffn_dim": 48, "ffn_hidden_size": 48, "n_inner": 48,
-    "d_ff": 48, "dff": 48, "first_k_dense_replace": 1, "num_dense_layers": 1,
-    "hidden_size_per_layer_input": 8, "laurel_rank": 8, "lora_rank": 16, "low_rank_dim": 16,
-    "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "moe_num_experts": 4, "n_shared_experts": 1,
-    "num_experts_per_tok": 2, "top_k_experts": 2, "moe_topk": 2, "moe_k": 2, "n_group": 1, "topk_group": 1,
-    "zero_expert_num": 1,
-}  # fmt: skip
+_SIZES = {
+    name: size
+    for size, names in (
+        (VOCABULARY, "vocab_size vocab_size_per_layer_input n_vocab group_vocab"),
+        (VOCABULARY - 1, "token_id token_index"),
+        (HEADS, "attention_heads n_heads"),
+        (WINDOW, "sliding_window window_size attention_window attention_chunk_size index_topk"),
+        (48, "intermediate_size intermediate_size_mlp ffn_dim ffn_hidden_size n_inner d_ff dff"),
+        (16, "lora_rank low_rank_dim"),
+        (8, "hidden_size_per_layer_input laurel_rank"),
+        (4, "num_experts num_local_experts n_routed_experts moe_num_experts"),
+        (2, "index_block_size num_experts_per_tok top_k_experts moe_topk moe_k"),
+        (1, "index_topk_blocks first_k_dense_replace num_dense_layers n_shared_experts"),
+        (1, "n_group topk_group zero_expert_num"),
+    )
+    for name in names.split()
+}
 _WIDTHS = ("hidden_size", "d_model", "n_embd", "word_embed_proj_dim", "embedding_size", "emb_dim")
 _HEAD_WIDTHS = ("head_dim", "rotary_dim", "d_kv", "kv_channels")
 

@@ -15,15 +15,14 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from lightning_prompts.errors import UserError, nearest
+from lightning_prompts.errors import UserError, check_installed, nearest
 from lightning_prompts.lm.config import LMConfig
 from lightning_prompts.lm.encoding import begin_alike, with_ends, written
 from lightning_prompts.lm.key_values import Prompt
 from lightning_prompts.lm.labels import text_label_sums
-from lightning_prompts.lm.language_model import Continuation, LabelSums, LanguageModel, Scored
+from lightning_prompts.lm.language_model import Continuation, LabelSums, LanguageModel, Scored, Usage
 from lightning_prompts.lm.sampling import Sampling
 from lightning_prompts.lm.server_cache import ServerCache
-from lightning_prompts.lm.usage import Usage
 from lightning_prompts.template import cut
 from lightning_prompts.types import Example
 
@@ -75,10 +74,9 @@ class RemoteLM(LanguageModel):
         with self._lock:
             if self._client is not None:
                 return
-            try:
-                import openai
-            except ImportError as error:
-                raise UserError("a server needs the package openai: pip install openai") from error
+            check_installed("a server", "remote", "openai")
+            import openai
+
             variable = self.server.api_key_variable
             # A key from a file often ends with a line break, which no header can carry.
             self._key = os.environ.get(variable, "").strip() if variable else ""
@@ -111,11 +109,6 @@ class RemoteLM(LanguageModel):
 
     def barrier(self) -> None:
         """See `LanguageModel`; no process waits for a server's passes."""
-
-    @property
-    def tokens_forwarded(self) -> int:
-        """Number of tokens that the server says it has read and written."""
-        return self.usage.tokens
 
     # --- texts ------------------------------------------------------------------------------------------------------
 

@@ -27,8 +27,7 @@ from torch import Tensor
 from lightning_prompts.errors import UserError
 from lightning_prompts.files import cache_root
 from lightning_prompts.lm.frozen import FrozenLM
-from lightning_prompts.lm.padding import padded
-from lightning_prompts.lm.transfer import to_device
+from lightning_prompts.lm.transfer import padded, to_device
 from lightning_prompts.types import Example
 
 FORMAT = 1
@@ -173,7 +172,7 @@ class StateStore:
 
     def _key(self, rows: list[list[int]]) -> str:
         digest = hashlib.blake2b(digest_size=16)
-        parts = [FORMAT, self.pooled, self.query.layer, str(self.lm.model.dtype), _fingerprint(self.lm), rows]
+        parts = [FORMAT, self.pooled, self.query.layer, str(self.lm.model.dtype), fingerprint(self.lm), rows]
         parts.append(self.query.tokens(self.lm, "a")[1])
         digest.update(json.dumps(parts).encode())
         return digest.hexdigest()
@@ -265,7 +264,7 @@ def _batches(encoded: Sequence[tuple[list[int], int]]) -> Iterator[Sequence[tupl
         yield encoded[start:]
 
 
-def _fingerprint(lm: FrozenLM) -> str:
+def fingerprint(lm: FrozenLM) -> str:
     """Compute a digest of the model from a sample of each of its weights."""
     digest = hashlib.blake2b(digest_size=16)
     for name, parameter in sorted(lm.model.named_parameters()):

@@ -1,4 +1,4 @@
-"""Asynchronous copies between the host and the device of the LM."""
+"""Asynchronous copies between the host and the device of the LM, and padding."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 
 def to_device(values: Tensor | Sequence[float] | NDArray[np.int64], device: torch.device) -> Tensor:
@@ -58,3 +59,10 @@ def views(flat: Tensor, parts: Sequence[NDArray[np.int64]]) -> list[Tensor]:
     """Split a tensor ``[N]`` into views with the shapes of arrays that have ``N`` numbers in total."""
     sizes = [part.size for part in parts]
     return [piece.view(part.shape) for piece, part in zip(flat.split(sizes), parts, strict=True)]
+
+
+def padded(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Pad rows ``[T, D]`` with zeros to one tensor ``[B, T, D]``; return it with its boolean mask ``[B, T]``."""
+    lengths = to_device([len(part) for part in parts], parts[0].device)
+    together = pad_sequence(list(parts), batch_first=True)
+    return together, torch.arange(together.shape[1], device=together.device) < lengths[:, None]

@@ -11,7 +11,7 @@ from typing import Any
 from lightning_prompts.dln.layer import LanguageLayer
 from lightning_prompts.dln.messages import BanditStats
 from lightning_prompts.dln.proposals import Case, InducedInstructions, Paraphrases, Request, distinct
-from lightning_prompts.errors import UserError
+from lightning_prompts.errors import check_at_least
 from lightning_prompts.lm import LMConfig
 from lightning_prompts.methods.text_prompts import TextPromptMethod
 from lightning_prompts.types import Example
@@ -39,38 +39,25 @@ class Ape(TextPromptMethod):
 
     estimator_name = "proposals by an LM"
     objective_name = "accuracy"
+    needs_validation = True
 
     def __init__(
         self,
         text: str | None = None,
-        induced: InducedInstructions = InducedInstructions(),  # noqa: B008
-        paraphrases: Paraphrases = Paraphrases(),  # noqa: B008
+        induced: InducedInstructions = InducedInstructions(),
+        paraphrases: Paraphrases = Paraphrases(),
         survivors: int = 3,
         max_prompt_tokens: int = 200,
         proposer: LMConfig | None = None,
         memory_mb: float = 256.0,
-        lm: LMConfig = LMConfig(),  # noqa: B008
+        lm: LMConfig = LMConfig(),
         max_new_tokens: int = 16,
     ) -> None:
         """Check the settings."""
         super().__init__([LanguageLayer(text)], None, 0, -1, max_prompt_tokens, proposer, memory_mb, lm, max_new_tokens)
-        if survivors < 1:
-            raise UserError(f"survivors must be at least 1, got {survivors}")
+        check_at_least("survivors", survivors)
         self.induced, self.paraphrases, self.count = induced, paraphrases, survivors
         self.survivors: list[str] = []
-
-    def setup(self, stage: str) -> None:
-        """See `TextPromptMethod`.
-
-        Raises:
-            UserError: The run has no validation.
-        """
-        super().setup(stage)
-        if stage == "fit" and not self.validation_batches():
-            raise UserError(
-                "Ape chooses by validation, and there is none; give data a validation split, and leave "
-                "trainer.limit_val_batches above 0"
-            )
 
     def improve(self, examples: Sequence[Example]) -> list[dict[str, Any]]:
         """Propose prompts, score them on validation, and keep the best; the current prompt wins ties."""

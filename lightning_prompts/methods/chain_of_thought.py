@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from lightning_prompts.errors import UserError
+from lightning_prompts.errors import check_at_least
 from lightning_prompts.lm import LMConfig
 from lightning_prompts.lm.labels import HIDDEN
 from lightning_prompts.methods.fixed_prompt import FixedPrompt
@@ -36,13 +36,12 @@ class ChainOfThought(FixedPrompt):
         text: str | None = "",
         reasoning_tokens: int = 64,
         reasoning_stop: str = r"\n\n",
-        lm: LMConfig = LMConfig(),  # noqa: B008
+        lm: LMConfig = LMConfig(),
         max_new_tokens: int = 16,
     ) -> None:
         """Keep the settings."""
         super().__init__(text, lm, max_new_tokens)
-        if reasoning_tokens < 1:
-            raise UserError(f"reasoning_tokens must be at least 1, got {reasoning_tokens}")
+        check_at_least("reasoning_tokens", reasoning_tokens)
         self.trigger = trigger
         self.extraction = extraction
         self.reasoning_tokens = reasoning_tokens

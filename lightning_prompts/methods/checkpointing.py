@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lightning_prompts.checkpoints import between_batches, check_readable
 from lightning_prompts.errors import UserError
+from lightning_prompts.lm import LMConfig
 from lightning_prompts.methods.distributed import Distributed
 from lightning_prompts.methods.settings import as_plain, from_plain
 from lightning_prompts.randomness import random_state, set_random_state
@@ -35,9 +36,9 @@ class Checkpointing(Distributed):
         template: Template of the data that the prompt was trained on.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, lm: LMConfig) -> None:
         """Start with nothing restored."""
-        super().__init__()
+        super().__init__(lm)
         self.template: Template | None = None
         self._waiting: dict[str, Tensor] = {}  # restored gradients, by the parameter's name
 

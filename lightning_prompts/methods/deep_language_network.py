@@ -57,7 +57,7 @@ class DeepLanguageNetwork(TextPromptMethod):
         max_prompt_tokens: int = 200,
         proposer: LMConfig | None = None,
         memory_mb: float = 256.0,
-        lm: LMConfig = LMConfig(),  # noqa: B008
+        lm: LMConfig = LMConfig(),
         max_new_tokens: int = 16,
     ) -> None:
         """Check the settings; LMs are loaded later."""
@@ -70,8 +70,6 @@ class DeepLanguageNetwork(TextPromptMethod):
                 f"{'error_weight' if posterior is None else 'posterior'} is about hidden texts, and a network of one "
                 "layer has none: give layers another one, or leave it out"
             )
-        if not any(layer.learn for layer in layers):
-            raise UserError("no layer learns; set learn: true for one of layers, or test FixedPrompt or ChainOfThought")
         if proposals is not None and not proposals:
             raise UserError("proposals is empty; give LanguageModelProposals, MinedExamples or RuleRewrites")
         self.error_weight = error_weight
@@ -109,7 +107,7 @@ class DeepLanguageNetwork(TextPromptMethod):
         Only the first hidden layer can work without log-probabilities: if it does not learn, and the prior does not
         count in the weights of the draws.
         """
-        weighed = len(self.layer_settings) > 1 and self.settings.posterior.sharpening.uses_prior
+        weighed = len(self.layer_settings) > 1 and self.settings.posterior.sharpening.prior
         for index, (layer, cached) in enumerate(zip(self.layer_settings, self.network.lms, strict=True)):
             if index or layer.learn or weighed:
                 cached.lm.check_scores([])

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-import lightning as L  # noqa: N812 - Lightning's own convention
-
 from lightning_prompts.errors import UserError
-from lightning_prompts.lm import FrozenLM, LanguageModel, LMConfig
+from lightning_prompts.methods.loading import Loading
 from lightning_prompts.processes import DataParallelRank
 from lightning_prompts.randomness import run_seed
 
@@ -16,22 +14,8 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-class Distributed(L.LightningModule):
-    """Splits work over the data-parallel processes of a run.
-
-    Attributes:
-        lm: The frozen language model, unless it is behind a server.
-        lms: All language models, by their settings.
-    """
-
-    lm: FrozenLM
-    lm_config: LMConfig
-    lms: dict[LMConfig, LanguageModel]
-
-    @property
-    def language_model(self) -> LanguageModel:
-        """The frozen language model, here or behind a server."""
-        return self.lms[self.lm_config]
+class Distributed(Loading):
+    """Splits work over the data-parallel processes of a run."""
 
     @property
     def data_parallel_rank(self) -> DataParallelRank:
@@ -64,6 +48,5 @@ class Distributed(L.LightningModule):
             )
         # Frozen weights never change, and all processes compute the same buffers.
         frozen = [name for name, value in self.named_parameters(remove_duplicate=False) if not value.requires_grad]
-        self._ddp_params_and_buffers_to_ignore = [
-            *frozen, *(name for name, _ in self.named_buffers(remove_duplicate=False))
-        ]  # fmt: skip
+        buffers = [name for name, _ in self.named_buffers(remove_duplicate=False)]
+        self._ddp_params_and_buffers_to_ignore = frozen + buffers

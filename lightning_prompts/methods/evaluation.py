@@ -10,10 +10,13 @@ import torch
 from torch import Tensor
 
 from lightning_prompts.answers import is_correct
-from lightning_prompts.lm import LabelScores, Prompt, label_scores
+from lightning_prompts.lm import LabelScores, Prompt, label_scores, prompt_length, slot_length
 from lightning_prompts.lm.labels import HIDDEN, split_by_labels
 from lightning_prompts.methods.distributed import Distributed
 from lightning_prompts.types import Batch, Example
+
+# A metric's name contains the name of the test set, so Lightning need not number the dataloaders.
+PLACES: dict[str, Any] = {"on_epoch": True, "on_step": False, "add_dataloader_idx": False}
 
 
 class Monitor(NamedTuple):
@@ -38,6 +41,10 @@ class Evaluation(Distributed):
     max_new_tokens: int
 
     @abstractmethod
+    def current_prompt(self) -> Prompt:
+        """Return the prompt for the LM; see `PromptMethod`."""
+
+    @abstractmethod
     def prompt_for(self, examples: Sequence[Example]) -> Prompt:
         """Return the prompt for some examples: one for all, or one for each, ``[B, P, D]``."""
 
@@ -53,6 +60,20 @@ class Evaluation(Distributed):
     def added_tokens(self) -> int:
         """Return the maximum number of tokens that `prepare` adds to an example."""
         return 0
+
+    def _check_lengths(self) -> None:
+        """Raise an error before the run starts if an example does not fit the context window."""
+        data = getattr(self.trainer, "datamodule", None)
+        if data is None or self.trainer.state.fn is None:
+            return
+        with torch.no_grad():
+            prompt = self.current_prompt()
+        slot = slot_length(prompt)
+        ahead = prompt_length(prompt) - slot + self.added_tokens()
+        stage = self.trainer.state.fn.value
+        later = [*(data.splits("test") if data.has("test") else []), *(["predict"] if data.has("predict") else [])]
+        for split in dict.fromkeys([*data.splits(stage), *(later if stage == "fit" else [])]):
+            self.language_model.check_examples(data.examples(split), slot, ahead)
 
     @torch.no_grad()
     def evaluate(self, examples: Sequence[Example], prompt: Prompt | str) -> list[dict[str, Any]]:
@@ -139,8 +160,7 @@ class Evaluation(Distributed):
             self.log_mean(f"{name}/exact_match", correct, count, prog_bar=name == "val")
             if right := [float(row["correct"]) for row in mine if "label" in row]:
                 self.log_mean(f"{name}/accuracy", sum(right) / len(right), len(right))
-            self.log(f"{name}/examples", float(count), reduce_fx="sum", on_epoch=True, on_step=False,
-                     add_dataloader_idx=False)  # fmt: skip
+            self.log(f"{name}/examples", float(count), reduce_fx="sum", **PLACES)
 
     @torch.no_grad()
     def _log_relaxed(self, split: str, batch: Batch) -> None:
@@ -157,9 +177,7 @@ class Evaluation(Distributed):
 
         All processes know all rows of a batch, so nothing is synchronised.
         """
-        # The metric's name contains the name of the test set, so Lightning need not number the dataloaders.
-        places: dict[str, Any] = {"on_epoch": True, "on_step": False, "add_dataloader_idx": False}
-        self.log(name, value, batch_size=count, prog_bar=prog_bar, **places)
+        self.log(name, value, batch_size=count, prog_bar=prog_bar, **PLACES)
 
     def evaluate_batch(self, examples: Sequence[Example]) -> list[dict[str, Any]]:
         """Return the rows of `evaluate` for the method's own prompts; processes share the work."""

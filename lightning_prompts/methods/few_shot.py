@@ -13,6 +13,7 @@ from lightning_prompts.errors import UserError
 from lightning_prompts.lm import LMConfig
 from lightning_prompts.methods.fixed_prompt import FixedPrompt
 from lightning_prompts.randomness import run_seed
+from lightning_prompts.search.demonstrations import Demonstration, FewShotPrompt
 from lightning_prompts.types import Example
 
 
@@ -35,7 +36,7 @@ class FewShot(FixedPrompt):
         shots: int = 5,
         text: str | None = "",
         separator: str = "\n",
-        lm: LMConfig = LMConfig(),  # noqa: B008
+        lm: LMConfig = LMConfig(),
         max_new_tokens: int = 16,
     ) -> None:
         """Keep the settings."""
@@ -55,20 +56,8 @@ class FewShot(FixedPrompt):
         data = getattr(self.trainer, "datamodule", None)
         if data is None:
             raise UserError("FewShot takes its examples from the datamodule's training split; give a datamodule")
-        train = data.examples("train")
-        if self.shots > len(train):
-            raise UserError(f"shots ({self.shots}) is more than the {len(train)} training examples")
-        self.demonstrations = self.write(random.Random(run_seed()).sample(train, self.shots))
-
-    def write(self, examples: Sequence[Example]) -> str:
-        """Write solved examples as one text."""
-        ends = [example.answer if example.end is None else f"{example.answer}{example.end}" for example in examples]
-        solved = [
-            f"{example.before}{self.text}{example.after}{end}" for example, end in zip(examples, ends, strict=True)
-        ]
-        # An example may end with the separator already.
-        parts = [part if part.endswith(self.separator) else part + self.separator for part in solved]
-        return "".join(parts)
+        drawn = draw_shots(data.examples("train"), self.shots)
+        self.demonstrations = few_shot_prompt(self.text, drawn).solved(self.separator)
 
     def prepare(self, examples: Sequence[Example]) -> list[Example]:
         """Put the solved examples in front of each example."""
@@ -77,3 +66,19 @@ class FewShot(FixedPrompt):
     def added_tokens(self) -> int:
         """Return the number of tokens of the solved examples."""
         return self.language_model.count(self.demonstrations)
+
+
+def draw_shots(train: Sequence[Example], shots: int) -> list[Example]:
+    """Draw examples by the seed of the run.
+
+    Raises:
+        UserError: There are too few.
+    """
+    if shots > len(train):
+        raise UserError(f"shots ({shots}) is more than the {len(train)} training examples")
+    return random.Random(run_seed()).sample(train, shots)
+
+
+def few_shot_prompt(instruction: str, examples: Sequence[Example]) -> FewShotPrompt:
+    """Put solved examples in front of an instruction."""
+    return FewShotPrompt(instruction, tuple(map(Demonstration.of, examples)))

@@ -32,7 +32,7 @@ class FixedPrompt(PromptMethod):
     objective_name = "none"
     takes_server = True
 
-    def __init__(self, text: str | None = "", lm: LMConfig = LMConfig(), max_new_tokens: int = 16) -> None:  # noqa: B008
+    def __init__(self, text: str | None = "", lm: LMConfig = LMConfig(), max_new_tokens: int = 16) -> None:
         """Keep the text."""
         super().__init__(lm, max_new_tokens)
         self.given, self.text = text, text or ""
@@ -60,9 +60,6 @@ class FixedPrompt(PromptMethod):
     def memory_estimate(self, shape: LMShape, batch_size: int) -> MemoryEstimate:
         """See `PromptMethod`."""
         return MemoryEstimate(length=len(shape.encoder.tokens(self.text)))
-
-    def training_step(self, *args: object) -> None:
-        """Do nothing; Lightning requires this method before it calls `setup`."""
 
     def setup(self, stage: str) -> None:
         """Raise an error if the run is to train.

@@ -12,16 +12,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lightning_prompts.errors import UserError
+from lightning_prompts.errors import UserError, check_at_least
 from lightning_prompts.lm import LMConfig, LMShape, MemoryEstimate
 from lightning_prompts.lm.encoding import Row
 from lightning_prompts.lm.transfer import to_device
 from lightning_prompts.methods.discrete import DiscretePromptMethod
+from lightning_prompts.methods.training import SearchOptimizer
 from lightning_prompts.objectives import Likelihood
 from lightning_prompts.prompts.initializers import FromText, Initializer
 from lightning_prompts.prompts.vocabulary import allowed_tokens
 from lightning_prompts.search.candidates import draw_candidates, round_trips, top_tokens
-from lightning_prompts.search.optimizer import SearchOptimizer
 from lightning_prompts.search.scoring import CandidateScorer, Racing, race
 from lightning_prompts.types import Batch
 
@@ -52,6 +52,7 @@ class HardPromptSearch(DiscretePromptMethod):
     gradient_through_lm = False  # the gradient's scale does not matter, only the order of its elements
     prompt_kind = "token ids [P]"
     estimator_name = "token gradients plus search"
+    objective: Likelihood
     buffer_ids: Tensor
     allowed_ids: Tensor
 
@@ -61,7 +62,7 @@ class HardPromptSearch(DiscretePromptMethod):
     def __init__(
         self,
         length: int | None = None,
-        init: Initializer = FromText(" Answer the question, please."),  # noqa: B008
+        init: Initializer = FromText(" Answer the question, please."),
         candidates: int = 64,
         top_k: int = 256,
         n_replace: int = 1,
@@ -71,15 +72,14 @@ class HardPromptSearch(DiscretePromptMethod):
         fluency: float = 0.0,
         racing: Racing | None = None,
         memory_mb: float = 256.0,
-        objective: Likelihood = Likelihood(),  # noqa: B008
-        lm: LMConfig = LMConfig(),  # noqa: B008
+        objective: Likelihood = Likelihood(),
+        lm: LMConfig = LMConfig(),
         max_new_tokens: int = 16,
     ) -> None:
         """Check the settings; `build_prompt` creates the prompt."""
         super().__init__(lm, max_new_tokens)
         for name, value in (("candidates", candidates), ("top_k", top_k), ("n_replace", n_replace), ("buffer", buffer)):
-            if value < 1:
-                raise UserError(f"{name} must be at least 1, got {value}")
+            check_at_least(f"{name}", value)
         if not 0 <= fluency < float("inf"):
             raise UserError(f"fluency must not be negative, got {fluency}")
         if not memory_mb > 0:
@@ -136,7 +136,7 @@ class HardPromptSearch(DiscretePromptMethod):
         """Return the search in the form of an optimiser."""
         return SearchOptimizer([self.embeddings], self._search)
 
-    def configure_gradient_clipping(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - Lightning's arguments
+    def configure_gradient_clipping(self, *args: Any, **kwargs: Any) -> None:
         """Do nothing: only the order of the gradient's elements matters."""
 
     def memory_estimate(self, shape: LMShape, batch_size: int) -> MemoryEstimate:

@@ -11,13 +11,12 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
-from lightning_prompts.errors import UserError
+from lightning_prompts.errors import UserError, check_at_least, check_installed
 from lightning_prompts.lm import LMConfig, LMShape, MemoryEstimate
 from lightning_prompts.methods.base import PromptMethod
 from lightning_prompts.objectives import Likelihood
 from lightning_prompts.prompts.from_peft import FromPeft
 from lightning_prompts.randomness import from_run_seed
-from lightning_prompts.types import Batch
 
 
 class LoraTuning(PromptMethod):
@@ -39,7 +38,6 @@ class LoraTuning(PromptMethod):
 
     prompt_kind = "text, and low-rank weight updates"
     estimator_name = "backpropagation"
-    objective_name = "answer likelihood"
     trains_lm = True
     ids: Tensor
 
@@ -50,16 +48,15 @@ class LoraTuning(PromptMethod):
         target_modules: str | list[str] = "all-linear",
         text: str = "",
         init: FromPeft | None = None,
-        objective: Likelihood = Likelihood(),  # noqa: B008
-        lm: LMConfig = LMConfig(),  # noqa: B008
+        objective: Likelihood = Likelihood(),
+        lm: LMConfig = LMConfig(),
         optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1e-3, weight_decay=0.0),
         scheduler: LRSchedulerCallable | None = None,
         max_new_tokens: int = 16,
     ) -> None:
         """Check the rank; `build_prompt` changes the layers."""
         super().__init__(lm, max_new_tokens, optimizer, scheduler)
-        if rank < 1:
-            raise UserError(f"rank must be at least 1, got {rank}")
+        check_at_least("rank", rank)
         self.rank, self.alpha, self.target_modules = rank, alpha, target_modules
         self.text, self.init = text, init
         self.objective = objective
@@ -70,10 +67,9 @@ class LoraTuning(PromptMethod):
         Raises:
             UserError: PEFT is not installed, no layer has a name in ``target_modules``, or see `FromPeft.updates`.
         """
-        try:
-            from peft import LoraConfig, inject_adapter_in_model
-        except ImportError as error:
-            raise UserError("LoraTuning needs PEFT: pip install peft") from error
+        check_installed("LoraTuning", "lora", "peft")
+        from peft import LoraConfig, inject_adapter_in_model
+
         self.register_buffer("ids", self.lm.token_ids(self.text), persistent=False)
         config = LoraConfig(
             r=self.rank, lora_alpha=self.alpha, target_modules=self.target_modules, task_type="CAUSAL_LM"
@@ -129,8 +125,3 @@ class LoraTuning(PromptMethod):
         if isinstance(self.target_modules, str):
             return re.fullmatch(self.target_modules, name) is not None
         return any(name == target or name.endswith(f".{target}") for target in self.target_modules)
-
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Compute the loss of a batch."""
-        del batch_idx
-        return self.answer_step(self.own_part(batch), self.current_prompt(), self.objective)

@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from torch import Tensor
 
-from lightning_prompts.errors import UserError
+from lightning_prompts.errors import UserError, check_at_least
 from lightning_prompts.lm import KeyValues, LMConfig, LMShape, MemoryEstimate
 from lightning_prompts.methods.base import PromptMethod
 from lightning_prompts.objectives import Likelihood
 from lightning_prompts.prompts.initializers import Initializer, RandomTokens
 from lightning_prompts.prompts.prefix import Prefix, PrefixMLP
-from lightning_prompts.types import Batch
 
 
 class PrefixTuning(PromptMethod):
@@ -40,23 +38,21 @@ class PrefixTuning(PromptMethod):
 
     prompt_kind = "keys and values of each layer"
     estimator_name = "backpropagation"
-    objective_name = "answer likelihood"
 
     def __init__(
         self,
         length: int = 20,
-        init: Initializer = RandomTokens(),  # noqa: B008
-        mlp: PrefixMLP | None = PrefixMLP(),  # noqa: B008
-        objective: Likelihood = Likelihood(),  # noqa: B008
-        lm: LMConfig = LMConfig(),  # noqa: B008
+        init: Initializer = RandomTokens(),
+        mlp: PrefixMLP | None = PrefixMLP(),
+        objective: Likelihood = Likelihood(),
+        lm: LMConfig = LMConfig(),
         optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=5e-4, weight_decay=0.0),
         scheduler: LRSchedulerCallable | None = None,
         max_new_tokens: int = 16,
     ) -> None:
         """Check the length; `build_prompt` creates the prefix."""
         super().__init__(lm, max_new_tokens, optimizer, scheduler)
-        if length < 1:
-            raise UserError(f"length must be at least 1, got {length}")
+        check_at_least("length", length)
         self.length = length
         self.init = init
         self.mlp = mlp
@@ -95,8 +91,3 @@ class PrefixTuning(PromptMethod):
         trained = own if network is None else sum(parameter.numel() for parameter in network.parameters())
         # Kept: the start. Saved: the network's output in units of each layer's scale, and its sum with the start.
         return MemoryEstimate(trained, kept=own, saved=2 * own, ahead=self.length, backward=True)
-
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Compute the loss of a batch."""
-        del batch_idx
-        return self.answer_step(self.own_part(batch), self.current_prompt(), self.objective)

@@ -63,20 +63,20 @@ class RefinerTuning(RefinerMethod):
     def __init__(
         self,
         length: int = 4,
-        refiner: RefinerNetwork = MLPRefiner(),  # noqa: B008
-        head: Head = Tied(),  # noqa: B008
-        estimator: GradientEstimator = Soft(),  # noqa: B008
-        objective: Objective = Likelihood(),  # noqa: B008
-        query: Query = Query(),  # noqa: B008
-        init: Initializer = RandomTokens(),  # noqa: B008
+        refiner: RefinerNetwork = MLPRefiner(),
+        head: Head = Tied(),
+        estimator: GradientEstimator = Soft(),
+        objective: Objective = Likelihood(),
+        query: Query = Query(),
+        init: Initializer = RandomTokens(),
         init_logit: float = 5.0,
         scale: float = 1.0,
-        temperature: Temperature = Temperature(),  # noqa: B008
+        temperature: Temperature = Temperature(),
         readable: bool = False,
         allow_no_gradient: bool = False,
         cache_states: bool = True,
         base_lr: float | None = None,
-        lm: LMConfig = LMConfig(),  # noqa: B008
+        lm: LMConfig = LMConfig(),
         optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=3e-4, weight_decay=0.0),
         scheduler: LRSchedulerCallable | None = None,
         max_new_tokens: int = 16,
@@ -112,11 +112,6 @@ class RefinerTuning(RefinerMethod):
     def estimator_name(self) -> str:  # type: ignore[override]
         """Backpropagation for ``Soft``, or the relaxation."""
         return "backpropagation" if isinstance(self.estimator, Soft) else repr(self.estimator)
-
-    @property
-    def objective_name(self) -> str:
-        """Name of the objective."""
-        return self.objective.name
 
     def build_prompt(self) -> None:
         """Start with the initialiser's prompt for every question."""

@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
-from lightning_prompts.errors import UserError, check_finite
+from lightning_prompts.errors import UserError, check_at_least, check_finite
 from lightning_prompts.estimators.baselines import Baseline, BaselineState, LeaveOneOut
 from lightning_prompts.estimators.reinforce import (
     Shaping,
@@ -81,20 +81,20 @@ class ReinforceRefiner(RefinerMethod):
         length: int = 2,
         samples: int = 8,
         refiner: RefinerNetwork | None = None,
-        head: Head = Tied(),  # noqa: B008
+        head: Head = Tied(),
         start: str = "Here are two",
-        support: Support = TopK(),  # noqa: B008
-        reward: Reward = AnswerLikelihood(),  # noqa: B008
-        baseline: Baseline = LeaveOneOut(),  # noqa: B008
+        support: Support = TopK(),
+        reward: Reward = AnswerLikelihood(),
+        baseline: Baseline = LeaveOneOut(),
         shaping: Shaping | None = None,
         whitened: bool = False,
         entropy_weight: float = 0.0,
         readable: bool = False,
         pass_rows: int = 256,
-        query: Query = Query(),  # noqa: B008
+        query: Query = Query(),
         cache_states: bool = True,
         base_lr: float = 0.1,
-        lm: LMConfig = LMConfig(),  # noqa: B008
+        lm: LMConfig = LMConfig(),
         optimizer: OptimizerCallable = lambda p: torch.optim.Adam(p, lr=1e-3),
         scheduler: LRSchedulerCallable | None = None,
         max_new_tokens: int = 16,
@@ -103,8 +103,7 @@ class ReinforceRefiner(RefinerMethod):
         super().__init__(query, cache_states, base_lr, lm, max_new_tokens, optimizer, scheduler)
         if length < 1:
             raise UserError(f"length must be at least 1, got {length}: there must be something to draw")
-        if samples < 1:
-            raise UserError(f"samples (K) must be at least 1, got {samples}")
+        check_at_least("samples (K)", samples)
         if samples < baseline.least_samples:
             raise UserError(
                 f"samples (K) must be at least {baseline.least_samples} for {type(baseline).__name__}, got {samples}: "

@@ -14,7 +14,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
-from lightning_prompts.errors import UserError
+from lightning_prompts.errors import UserError, check_at_least
 from lightning_prompts.estimators.relaxations import Relaxation, Softmax
 from lightning_prompts.estimators.temperature import Temperature
 from lightning_prompts.lm import LMConfig, LMShape, MemoryEstimate
@@ -51,7 +51,7 @@ class RelaxedPromptTuning(DiscretePromptMethod):
     """
 
     prompt_kind = "distribution over the vocabulary [P, V]"
-    objective_name = "answer likelihood"
+    objective: Likelihood
     matrix: Tensor
     rounded_ids: Tensor
     rounded_at: Tensor
@@ -60,23 +60,22 @@ class RelaxedPromptTuning(DiscretePromptMethod):
     def __init__(
         self,
         length: int = 4,
-        estimator: Relaxation = Softmax(),  # noqa: B008
-        temperature: Temperature = Temperature(),  # noqa: B008
-        init: Initializer = RandomTokens(),  # noqa: B008
+        estimator: Relaxation = Softmax(),
+        temperature: Temperature = Temperature(),
+        init: Initializer = RandomTokens(),
         init_logit: float = 0.0,
         readable: bool = False,
         rounding: Rounding | None = None,
         memory_mb: float = 256.0,
-        objective: Likelihood = Likelihood(),  # noqa: B008
-        lm: LMConfig = LMConfig(),  # noqa: B008
+        objective: Likelihood = Likelihood(),
+        lm: LMConfig = LMConfig(),
         optimizer: OptimizerCallable = lambda p: torch.optim.Adam(p, lr=0.3),
         scheduler: LRSchedulerCallable | None = None,
         max_new_tokens: int = 16,
     ) -> None:
         """Check the settings; `build_prompt` creates the prompt."""
         super().__init__(lm, max_new_tokens, optimizer, scheduler)
-        if length < 1:
-            raise UserError(f"length must be at least 1, got {length}")
+        check_at_least("length", length)
         if not 0 <= init_logit < float("inf"):
             raise UserError(f"init_logit must not be negative, got {init_logit}")
         if not memory_mb > 0:

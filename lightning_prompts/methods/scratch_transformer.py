@@ -18,7 +18,6 @@ from lightning_prompts.lm.loading import load_tokenizer
 from lightning_prompts.methods.base import PromptMethod
 from lightning_prompts.objectives import Likelihood
 from lightning_prompts.randomness import from_run_seed
-from lightning_prompts.types import Batch
 
 
 class ScratchTransformer(PromptMethod):
@@ -40,7 +39,6 @@ class ScratchTransformer(PromptMethod):
 
     prompt_kind = "none; all weights of a small decoder"
     estimator_name = "backpropagation"
-    objective_name = "answer likelihood"
     trains_lm = True
 
     def __init__(
@@ -50,8 +48,8 @@ class ScratchTransformer(PromptMethod):
         heads: int = 4,
         context: int = 256,
         tokens: Literal["characters", "lm"] = "characters",
-        objective: Likelihood = Likelihood(mean_over="tokens"),  # noqa: B008
-        lm: LMConfig = LMConfig(),  # noqa: B008
+        objective: Likelihood = Likelihood(mean_over="tokens"),
+        lm: LMConfig = LMConfig(),
         optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=2e-3, weight_decay=0.0),
         scheduler: LRSchedulerCallable | None = None,
         max_new_tokens: int = 64,
@@ -111,8 +109,3 @@ class ScratchTransformer(PromptMethod):
     def current_prompt(self) -> Tensor:
         """Return an empty prompt, ``[0, D]``."""
         return torch.zeros(0, self.width, device=self.lm.device)
-
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Compute the loss of a batch."""
-        del batch_idx
-        return self.answer_step(self.own_part(batch), self.current_prompt(), self.objective)

@@ -9,13 +9,12 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
-from lightning_prompts.errors import UserError
+from lightning_prompts.errors import check_at_least
 from lightning_prompts.lm import LMConfig, LMShape, MemoryEstimate
 from lightning_prompts.methods.base import PromptMethod
 from lightning_prompts.objectives import Likelihood
 from lightning_prompts.prompts.initializers import Initializer, RandomTokens
 from lightning_prompts.prompts.soft import Reparametrization, SoftPrompt
-from lightning_prompts.types import Batch
 
 
 class SoftPromptTuning(PromptMethod):
@@ -36,23 +35,21 @@ class SoftPromptTuning(PromptMethod):
 
     prompt_kind = "soft embeddings [P, D]"
     estimator_name = "backpropagation"
-    objective_name = "answer likelihood"
 
     def __init__(
         self,
         length: int = 20,
-        init: Initializer = RandomTokens(),  # noqa: B008
+        init: Initializer = RandomTokens(),
         reparametrization: Reparametrization | None = None,
-        objective: Likelihood = Likelihood(),  # noqa: B008
-        lm: LMConfig = LMConfig(),  # noqa: B008
+        objective: Likelihood = Likelihood(),
+        lm: LMConfig = LMConfig(),
         optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=2e-2, weight_decay=0.0),
         scheduler: LRSchedulerCallable | None = None,
         max_new_tokens: int = 16,
     ) -> None:
         """Check the length; `build_prompt` creates the prompt."""
         super().__init__(lm, max_new_tokens, optimizer, scheduler)
-        if length < 1:
-            raise UserError(f"length must be at least 1, got {length}")
+        check_at_least("length", length)
         self.length = length
         self.init = init
         self.reparametrization = reparametrization
@@ -81,8 +78,3 @@ class SoftPromptTuning(PromptMethod):
             network = None if self.reparametrization is None else self.reparametrization.build(shape.width)
         trained = own + (0 if network is None else sum(parameter.numel() for parameter in network.parameters()))
         return MemoryEstimate(trained, kept=own, length=self.length, backward=True)
-
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Compute the loss of a batch."""
-        del batch_idx
-        return self.answer_step(self.own_part(batch), self.current_prompt(), self.objective)

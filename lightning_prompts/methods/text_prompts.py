@@ -12,17 +12,16 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from lightning_prompts.dln.cached_lm import CachedLM
-from lightning_prompts.dln.checkpointed_cache import CheckpointedCache
+from lightning_prompts.dln.cached_lm import CachedLM, CheckpointedCache
 from lightning_prompts.dln.layer import LanguageLayer, PlacedLayer
 from lightning_prompts.dln.memory import PromptMemory
 from lightning_prompts.dln.messages import BanditStats
 from lightning_prompts.dln.network import LanguageNetwork
-from lightning_prompts.errors import UserError, check_finite
+from lightning_prompts.errors import UserError, check_at_least, check_finite
 from lightning_prompts.lm import FrozenLM, LabelScores, LMConfig, LMShape, MemoryEstimate, Prompt, Usage
 from lightning_prompts.methods.best import KeepsBest
 from lightning_prompts.methods.evaluation import Monitor
-from lightning_prompts.search.optimizer import SearchOptimizer
+from lightning_prompts.methods.training import SearchOptimizer
 from lightning_prompts.types import Batch, Example
 
 log = logging.getLogger(__name__)
@@ -51,6 +50,7 @@ class TextPromptMethod(KeepsBest):
     prompt_kind = "text"
     gradient_through_lm = False
     takes_server: ClassVar[bool] = True
+    needs_validation: ClassVar[bool] = False  # each step chooses by validation
     monitor = Monitor("val/exact_match", "max")
     validated_by = "correct"
 
@@ -75,9 +75,10 @@ class TextPromptMethod(KeepsBest):
             raise UserError(f"memory (M) must not be negative, got {memory}")
         if tolerance < -1:
             raise UserError(f"tolerance must be -1 (never go back to the best prompts) or more, got {tolerance}")
-        if max_prompt_tokens < 1:
-            raise UserError(f"max_prompt_tokens must be at least 1, got {max_prompt_tokens}")
+        check_at_least("max_prompt_tokens", max_prompt_tokens)
         check_finite("memory_mb", memory_mb, above=True)
+        if not any(layer.learn for layer in layers):
+            raise UserError("no layer learns; set learn: true for one of layers, or test FixedPrompt or ChainOfThought")
         if text is not None:
             layers = [*layers[:-1], replace(layers[-1], prompt=text)]
         self.layer_settings = list(layers)
@@ -202,7 +203,7 @@ class TextPromptMethod(KeepsBest):
         """Return an optimiser that only lets the Trainer count steps; `training_step` does the work."""
         return SearchOptimizer([self.handle], lambda: None)
 
-    def configure_gradient_clipping(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - Lightning's arguments
+    def configure_gradient_clipping(self, *args: Any, **kwargs: Any) -> None:
         """Do nothing: there is no gradient."""
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -221,12 +222,18 @@ class TextPromptMethod(KeepsBest):
         """Check the run before it writes files.
 
         Raises:
-            UserError: The run accumulates gradients, but the method has none.
+            UserError: The run accumulates gradients, but the method has none; or the method needs validation, and there
+                is none.
         """
         if stage == "fit" and self.trainer.accumulate_grad_batches > 1:
             raise UserError(
                 f"{type(self).__name__} has no gradients to accumulate; leave out trainer.accumulate_grad_batches, and "
                 "raise data.batch_size for larger steps"
+            )
+        if stage == "fit" and self.needs_validation and not self.validation_batches():
+            raise UserError(
+                f"{type(self).__name__} chooses by validation, and there is none; give data a validation split, and "
+                "leave trainer.limit_val_batches above 0"
             )
 
     def on_fit_start(self) -> None:

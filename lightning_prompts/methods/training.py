@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from lightning_prompts.errors import UserError, nearest
 from lightning_prompts.estimators.temperature import Temperature
-from lightning_prompts.lm import Prompt, answer_scores
+from lightning_prompts.lm import LMConfig, Prompt, answer_scores
 from lightning_prompts.lm.transfer import to_device
 from lightning_prompts.methods.distributed import Distributed
 from lightning_prompts.objectives import Objective
@@ -34,9 +34,11 @@ class Training(Distributed):
         on_bar: Names of the metrics on the progress bar, in order.
     """
 
-    def __init__(self, optimizer: OptimizerCallable | None, scheduler: LRSchedulerCallable | None) -> None:
+    def __init__(
+        self, lm: LMConfig, optimizer: OptimizerCallable | None, scheduler: LRSchedulerCallable | None
+    ) -> None:
         """Keep the settings; see `PromptMethod`."""
-        super().__init__()
+        super().__init__(lm)
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.step_skipped = False
@@ -73,8 +75,11 @@ class Training(Distributed):
         """Create the optimiser of the prompt's parameters, and the scheduler, which steps every training step."""
         if self.optimizer is None:
             return None
+        parameters: Any = self.parameter_groups()
+        if not parameters:  # an optimiser's own error is less clear
+            raise UserError("there is nothing to train in this method; use test instead of fit")
         try:
-            optimizer = self.optimizer(_iterable(self.parameter_groups()))
+            optimizer = self.optimizer(parameters)
         except ValueError as error:
             raise UserError(f"model.optimizer: {error}") from error
         scheduler = (self.scheduler or self._linear_decay)(optimizer)
@@ -164,9 +169,7 @@ class Training(Distributed):
         """Return this process's part of a training batch; the whole batch if there is only one process."""
         return self.data_parallel_rank.part_of(batch)
 
-    def log(  # type: ignore[override]
-        self, name: str, value: Any, prog_bar: bool = False, **kwargs: Any  # noqa: ANN401 - as Lightning's
-    ) -> None:  # fmt: skip
+    def log(self, name: str, value: float | Tensor, prog_bar: bool = False, **kwargs: Any) -> None:  # type: ignore[override]
         """Log like Lightning, but without synchronising with the device.
 
         Lightning copies numbers from pageable memory, and reads each metric of the progress bar after every step. The
@@ -195,8 +198,27 @@ class Training(Distributed):
         return batches[: limit if isinstance(limit, int) else max(1, int(limit * len(batches)))]
 
 
-def _iterable(parameters: list[Any]) -> Iterable[Any]:
-    """Check that there are parameters to train; an optimiser's own error for an empty list is less clear."""
-    if not parameters:
-        raise UserError("there is nothing to train in this method; use test instead of fit")
-    return parameters
+class SearchOptimizer(Optimizer):
+    """An optimiser whose step searches with the gradient that the closure computes.
+
+    The Trainer counts, saves and limits its steps like any other's.
+
+    Args:
+        parameters: The parameters of the gradient.
+        search: Runs the step, without gradient.
+    """
+
+    def __init__(self, parameters: Iterable[torch.nn.Parameter], search: Callable[[], None]) -> None:
+        """Keep the search; the method's buffers hold its state."""
+        super().__init__(parameters, {"lr": 1.0})
+        self.search = search
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # noqa: ANN401
+        """Compute the gradient, then search."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        with torch.no_grad():
+            self.search()
+        return loss

@@ -20,7 +20,7 @@ from lightning_prompts.errors import UserError, check_finite
 from lightning_prompts.estimators.relaxations import ScoreRelaxation, Softmax
 from lightning_prompts.lm import FrozenLM, LMConfig, Scores
 from lightning_prompts.lm.encoding import Row
-from lightning_prompts.lm.padding import padded
+from lightning_prompts.lm.transfer import padded
 from lightning_prompts.objectives.base import Objective
 
 
@@ -70,7 +70,7 @@ class BertScoreLoss(Objective):
     scorer: str | None = None
     layer: int | None = None
     lead: str = "\n"
-    estimator: ScoreRelaxation = Softmax()  # noqa: RUF009 - immutable
+    estimator: ScoreRelaxation = Softmax()
     temperature: float = 1.0
 
     def __post_init__(self) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lightning_prompts.answers import same_answer, token_f1
-from lightning_prompts.errors import UserError, check_finite
+from lightning_prompts.errors import UserError, check_finite, check_installed
 from lightning_prompts.lm.embedded import EMBEDDED_SCORER, embedded_scorer
 
 if TYPE_CHECKING:
@@ -55,6 +55,19 @@ class Reward(ABC):
         Returns:
             ``B`` values in [0, 1].
         """
+
+    def feedback(self, text: str, reference: str) -> str:
+        """Say in words what is wrong with an answer, for an LM that improves the prompt (`Gepa`).
+
+        Args:
+            text: The generated answer.
+            reference: The reference answer.
+
+        Returns:
+            One or a few sentences; empty if there is nothing to say beyond the value.
+        """
+        del text, reference
+        return ""
 
 
 class TextReward(Reward):
@@ -218,6 +231,10 @@ class Mixture(Reward):
         """Whether any reward needs the likelihood."""
         return any(needs_likelihood(reward) for reward in self.rewards)
 
+    def feedback(self, text: str, reference: str) -> str:
+        """Return the feedback of all rewards."""
+        return " ".join(filter(None, (reward.feedback(text, reference) for reward in self.rewards)))
+
     def __call__(self, texts: Sequence[str], references: Sequence[str], likelihoods: Sequence[float]) -> list[float]:
         """See `Reward`."""
         parts = [reward(texts, references, likelihoods) for reward in self.rewards]
@@ -235,6 +252,7 @@ def needs_likelihood(reward: Reward) -> bool:
 
 @lru_cache(maxsize=2)
 def _bert_scorer(model: str, layer: int | None) -> BERTScorer:
+    check_installed("BertScore", "bertscore", "bert_score")
     import bert_score
     from transformers import AutoConfig
     from transformers.utils import logging as transformers_logging

@@ -67,14 +67,16 @@ class Prefix(nn.Module):
         initial: The initial prefix.
         like: Keys and values of a text, to measure their scale.
         mlp: The network, or ``None`` to train the keys and values directly.
+        frozen: Number of first positions that stay as they are.
     """
 
     initial: Tensor
     scale: Tensor
 
-    def __init__(self, initial: KeyValues, like: KeyValues, mlp: PrefixMLP | None) -> None:
+    def __init__(self, initial: KeyValues, like: KeyValues, mlp: PrefixMLP | None, frozen: int = 0) -> None:
         """Start at ``initial``."""
         super().__init__()
+        self.frozen = frozen
         self.widths = initial.widths
         flat = initial.flatten()
         self.register_buffer("initial", flat)
@@ -89,7 +91,10 @@ class Prefix(nn.Module):
     def forward(self) -> KeyValues:
         """Return the current prefix."""
         scale = torch.cat([number.expand(size) for number, size in zip(self.scale, self.sizes, strict=True)])
-        return KeyValues.unflatten(self.initial + scale * self.network(), self.widths)
+        flat = self.initial + scale * self.network()
+        if self.frozen:
+            flat = torch.cat([self.initial[: self.frozen], flat[self.frozen :]])
+        return KeyValues.unflatten(flat, self.widths)
 
     def start(self) -> KeyValues:
         """Return the initial prefix."""

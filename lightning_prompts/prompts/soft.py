@@ -55,13 +55,15 @@ class SoftPrompt(nn.Module):
     Args:
         initial: Initial vectors ``[P, D]``, kept to measure how far the prompt has moved.
         reparametrization: A network between the parameters and the prompt, or ``None``.
+        frozen: Number of first vectors that stay as they are.
     """
 
     initial: Tensor
 
-    def __init__(self, initial: Tensor, reparametrization: Reparametrization | None = None) -> None:
+    def __init__(self, initial: Tensor, reparametrization: Reparametrization | None = None, frozen: int = 0) -> None:
         """Start at ``initial``."""
         super().__init__()
+        self.frozen = frozen
         self.register_buffer("initial", initial.detach().float().clone())
         self.embeddings = nn.Parameter(self.initial.clone())
         self.network = (
@@ -70,4 +72,5 @@ class SoftPrompt(nn.Module):
 
     def forward(self) -> Tensor:
         """Return the prompt ``[P, D]``."""
-        return self.embeddings if self.network is None else self.network(self.embeddings)
+        vectors = self.embeddings if self.network is None else self.network(self.embeddings)
+        return torch.cat([self.initial[: self.frozen], vectors[self.frozen :]]) if self.frozen else vectors

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lightning_prompts.errors import UserError
+from lightning_prompts.errors import UserError, check_at_least
 
 
 class Head(ABC):
@@ -22,9 +22,10 @@ class Head(ABC):
     def outputs(self, width: int, vocabulary: int) -> int:
         """Return the number of outputs of the linear layer of a position."""
 
-    @abstractmethod
     def extra(self, vocabulary: int) -> int:
         """Return the number of parameters that all positions share."""
+        del vocabulary
+        return 0
 
     @abstractmethod
     def build(self, features: int, length: int, width: int, vocabulary: int) -> nn.Module:
@@ -49,10 +50,6 @@ class Tied(Head):
     def outputs(self, width: int, vocabulary: int) -> int:
         """``D``."""
         return width
-
-    def extra(self, vocabulary: int) -> int:
-        """None."""
-        return 0
 
     def build(self, features: int, length: int, width: int, vocabulary: int) -> nn.Module:
         """See `Head`."""
@@ -84,8 +81,7 @@ class Factored(Head):
 
     def __post_init__(self) -> None:
         """Check the rank."""
-        if self.rank < 1:
-            raise UserError(f"head.rank must be at least 1, got {self.rank}")
+        check_at_least("head.rank", self.rank)
 
     def outputs(self, width: int, vocabulary: int) -> int:
         """``rank``."""
@@ -124,10 +120,6 @@ class Full(Head):
     def outputs(self, width: int, vocabulary: int) -> int:
         """``V``."""
         return vocabulary
-
-    def extra(self, vocabulary: int) -> int:
-        """None."""
-        return 0
 
     def build(self, features: int, length: int, width: int, vocabulary: int) -> nn.Module:
         """See `Head`.

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from lightning_prompts.errors import UserError
+from lightning_prompts.errors import UserError, check_at_least
 
 
 class RefinerNetwork(ABC):
@@ -45,8 +45,7 @@ class MLPRefiner(RefinerNetwork):
 
     def __post_init__(self) -> None:
         """Check the width."""
-        if self.hidden < 1:
-            raise UserError(f"refiner.hidden must be at least 1, got {self.hidden}")
+        check_at_least("refiner.hidden", self.hidden)
 
     @property
     def features(self) -> int:

@@ -14,9 +14,8 @@ from rich.progress import track
 from lightning_prompts.cli.commands import CommandParser
 from lightning_prompts.errors import UserError
 from lightning_prompts.files import write_atomic
-from lightning_prompts.report import markdown
 from lightning_prompts.report.data import Task, group
-from lightning_prompts.report.page import Pictures, html
+from lightning_prompts.report.page import Pictures, html, markdown
 from lightning_prompts.report.sections import report
 from lightning_prompts.runs.reader import Run, find, method_folder
 
@@ -74,7 +73,7 @@ def main(args: Sequence[str]) -> int:
         for block in blocks:
             for picture in block.items if isinstance(block, Pictures) else ():
                 write_atomic(pictures / f"{picture.name}.svg", picture.svg)
-        write_atomic(out.with_suffix(".md"), markdown.write(blocks, beside))
+        write_atomic(out.with_suffix(".md"), markdown(blocks, beside))
         write_atomic(out, html(title, blocks))
     except OSError as error:
         raise UserError(f"{error.filename or out} cannot be written: {error.strerror}; give another --out") from error

@@ -1,4 +1,4 @@
-"""Comparability: whether methods ran with the same model, data type, data and templates."""
+"""Comparability: whether methods ran with the same model, data and templates, other settings, and environments."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import json
 import os
 import re
 from collections.abc import Sequence
+from typing import Any
 
-from lightning_prompts.report.data import Task
-from lightning_prompts.runs.configs import Settings
+from lightning_prompts.report.data import Method, Task
+from lightning_prompts.report.page import NONE, Block, Heading, Table, Text, lacking, side_by_side
+from lightning_prompts.runs.configs import Settings, without_seeds
+from lightning_prompts.runs.names import CONFIG, ENVIRONMENT
 
 # The LM that answers, and those of a network's layers. An LM that proposes or judges is part of the method.
 LM = re.compile(
@@ -70,3 +73,69 @@ def _value(key: str, value: object) -> str:
         value = value.replace("\n", r"\n")  # the same as a regular expression
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     return json.dumps(text, ensure_ascii=False)[1:-1]
+
+
+def config_differences(tasks: Sequence[Task]) -> list[Block]:
+    """The settings that differ, task by task."""
+    blocks: list[Block] = []
+    for task in tasks:
+        known = [(method, found) for method in task.methods if (found := _settings(method))]
+        without = lacking(CONFIG, task.lacking(lambda run: run.settings is not None))
+        keys = list(dict.fromkeys(key for _, settings in known for key in settings))
+        differing = [key for key in keys if _differs([settings for _, settings in known], key)]
+        if len(tasks) > 1 and (differing or without):
+            blocks.append(Heading(task.name, 3))
+        for part in side_by_side(known) if differing else ():
+            rows = [[key, *(_cell(settings, key) for _, settings in part)] for key in differing]
+            rows = [row for row in rows if set(row[1:]) != {NONE}]
+            blocks.append(Table(["setting", *(method.name for method, _ in part)], rows, texts=1 + len(part)))
+        blocks += without
+        if not without and not differing and len(known) > 1:
+            blocks.append(Text(f"{task.name}: the configs are the same.", "note"))
+    intro = (
+        "Settings in which the methods' configs differ. Seeds and folders are left out, and so are settings that one "
+        "method lacks and the others have switched off."
+    )
+    return [Text(intro), *blocks] if blocks else []
+
+
+def _settings(method: Method) -> Settings | None:
+    """The settings, and whether something was trained: a config can be tested without training, too."""
+    run = next((run for run in method.runs if run.settings), None)
+    return {"trained": run.trained, **without_seeds(run.settings or {})} if run else None
+
+
+def _differs(configs: Sequence[Settings], key: str) -> bool:
+    """Whether configs differ in a setting; one that is missing equals one that is off."""
+    found = {_cell(settings, key) for settings in configs if settings.get(key) not in (None, False, "", 0)}
+    return len(found) > 1 or (len(found) == 1 and any(not settings.get(key) for settings in configs))
+
+
+def _cell(settings: Settings, key: str) -> str:
+    """Write a setting, its numbers with at most six digits."""
+    value = settings.get(key, NONE)
+    if isinstance(value, str):
+        return value
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    short = json.loads(text, parse_float=lambda digits: float(f"{float(digits):.6g}"))
+    return json.dumps(short, ensure_ascii=False)
+
+
+def environments(methods: Sequence[Method]) -> list[Block]:
+    """Each different environment once, and the methods that ran in it."""
+    found: dict[str, tuple[dict[str, Any], list[str]]] = {}
+    without = []
+    for name, run in [(method.name, run) for method in methods for run in method.runs]:
+        if run.environment is None:
+            without.append(name)
+        else:
+            found.setdefault(json.dumps(run.environment, sort_keys=True), (run.environment, []))[1].append(name)
+    blocks: list[Block] = []
+    keys = list(dict.fromkeys(key for environment, _ in found.values() for key in environment))
+    for part in side_by_side(list(found.values())):
+        alone = len(found) == 1 and not without
+        header = ["", *("all" if alone else ", ".join(dict.fromkeys(names)) for _, names in part)]
+        rows = [[key, *(_cell(environment, key) for environment, _ in part)] for key in keys]
+        blocks.append(Table(header, rows, texts=len(header)))
+    blocks += lacking(ENVIRONMENT, list(dict.fromkeys(without)))
+    return blocks

@@ -7,7 +7,7 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -46,6 +46,11 @@ class Metric:
     def sign(self) -> int:
         """1 where more is better, -1 where less is."""
         return 1 if self.percent else -1
+
+    @property
+    def title_with_unit(self) -> str:
+        """Its name above a chart."""
+        return self.title if self.percent else f"{self.title} (nats per answer token)"
 
 
 EXACT_MATCH = Metric("exact_match", "exact match", "correct", percent=True)
@@ -249,6 +254,20 @@ class Task:
             return tuple(math.inf if mean is None else -metric.sign * mean for metric, mean in means)
 
         return sorted(self.methods, key=loss)
+
+    def lacking(self, has: Callable[[Run], object]) -> list[str]:
+        """Name the methods with runs that lack something, and how many runs if not all do."""
+        found = []
+        for method in self.methods:
+            count = sum(not has(run) for run in method.runs)
+            if count:
+                part = "" if count == len(method.runs) else f" ({count} of {len(method.runs)} seeds)"
+                found.append(f"{method.name}{part}")
+        return found
+
+    def lacking_if_trained(self, has: Callable[[Run], object]) -> list[str]:
+        """As `lacking`; a run that was not trained lacks nothing."""
+        return self.lacking(lambda run: has(run) or not run.trained)
 
     @property
     def pairs(self) -> list[tuple[Method, Method]]:

@@ -1,4 +1,4 @@
-"""The page: the blocks that it consists of, how it writes numbers, and its HTML."""
+"""The page: the blocks that it consists of, its HTML and Markdown, and how it writes numbers."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import hashlib
 import math
 import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup, escape
@@ -19,6 +19,8 @@ from lightning_prompts.report.charts import VARIABLES
 from lightning_prompts.report.statistics import FLOOR
 
 NONE = "–"
+COLUMNS = 5  # methods side by side in a table
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,67 @@ def _template() -> tuple[Environment, Template]:
         finalize=lambda value: visible(value) if type(value) is str else value,
     )
     return environment, environment.get_template("page.html")
+
+
+def markdown(blocks: Sequence[Block], folder: str) -> str:
+    """Write a page.
+
+    Args:
+        blocks: The page.
+        folder: Where the pictures are, relative to the page.
+
+    Returns:
+        GitHub-flavoured Markdown.
+    """
+    return "\n\n".join(_block(block, folder) for block in blocks) + "\n"
+
+
+def _escaped(text: str) -> str:
+    """Escape a cell: Markdown's signs mean nothing, and line ends stay."""
+    return _marked(text.replace("\r", "")).replace(">", "&gt;").replace("\n", "<br>")
+
+
+def _prose(text: str) -> str:
+    """Escape a paragraph, in which there may be names from runs."""
+    return _marked(text).replace("\r", " ").replace("\n", " ")
+
+
+def _marked(text: str) -> str:
+    return re.sub(r"([\\`*_\[\]|~$])", r"\\\1", visible(text)).replace("&", "&amp;").replace("<", "&lt;")
+
+
+def _block(block: Block, folder: str) -> str:
+    if isinstance(block, Heading):
+        return f"{'#' * block.level} {_prose(block.text)}"
+    if isinstance(block, Text):
+        return {"": "{}", "note": "*{}*", "warning": "> {}"}[block.kind].format(_prose(block.text))
+    if isinstance(block, Verdict):
+        return "\n".join(f"- **{word}**: {_prose(f'{text} {command}'.strip())}" for word, text, command in block.items)
+    if isinstance(block, Table):
+        rules = ["---" if index < block.texts else "---:" for index in range(len(block.header))]
+        rows = [[_escaped(cell) for cell in row] for row in (block.header, *block.rows)]
+        lines = ["| " + " | ".join(row) + " |" for row in rows]
+        return "\n".join([lines[0], "|" + "|".join(rules) + "|", *lines[1:]])
+    assert isinstance(block, Pictures)
+    pictures = "\n".join(f"![{_prose(item.alt)}]({folder}/{item.name}.svg)" for item in block.items)
+    return f"{pictures}\n\n*{_prose(block.caption)}*"
+
+
+# --- what sections share ----------------------------------------------------------------------------------------------
+
+
+def lacking(what: str, names: Sequence[str]) -> list[Block]:
+    """Write a note about the methods that lack a file; nothing if there are none."""
+    return [Text(f"Without {what}: {', '.join(names)}.", "note")] if names else []
+
+
+def side_by_side(items: Sequence[T], size: int = COLUMNS) -> Iterator[Sequence[T]]:
+    """Split items into parts of at most so many, as even as possible."""
+    if items:
+        count = -(-len(items) // size)
+        size = -(-len(items) // count)
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
 
 
 # --- numbers ----------------------------------------------------------------------------------------------------------

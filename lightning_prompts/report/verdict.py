@@ -13,6 +13,7 @@ from lightning_prompts.report.comparability import unequal_settings
 from lightning_prompts.report.data import MAIN, NLL, Comparison, Method, Task
 from lightning_prompts.report.page import Block, Verdict, amount, difference, interval, p_value, spread
 from lightning_prompts.report.statistics import LEVEL, questions_needed
+from lightning_prompts.runs.names import BEST, CHECKPOINTS, CONFIG, PROMPT_TEXT
 from lightning_prompts.runs.reader import Run
 
 FEW = 100  # validation questions: the standard error of exact match is 5 points there
@@ -133,7 +134,7 @@ def _add_baseline(method: Method) -> tuple[str, str, str]:
     folder = method.runs[0].folder
     if not method.trained:
         return ("Next", "Train a prompt, and report both runs.", "")
-    command = _command("test", "-c", folder / "config.yaml", "--trainer.default_root_dir", folder / "untrained")
+    command = _command("test", "-c", folder / CONFIG, "--trainer.default_root_dir", folder / "untrained")
     return ("Next", "Test a baseline, for example the prompt without training, and report both runs:", command)
 
 
@@ -173,15 +174,15 @@ def _more_questions(task: Task, found: Comparison | None) -> str:
 def _use(method: Method) -> tuple[str, str]:
     """The sentence and the command that make use of a method's best run on validation."""
     run = min(method.runs, key=lambda run: min(_judged(run), default=math.inf))
-    config = run.folder / "config.yaml"
+    config = run.folder / CONFIG
     if not method.trained:
         return "Use it as it is:", _command("predict", "-c", config)
     own = any(row.prompt is not None for row in run.predictions or [])
     if own or run.class_name in NOT_EXPORTED:
-        best = run.folder / "checkpoints" / "best.ckpt"
+        best = run.folder / CHECKPOINTS / BEST
         return "Answer questions with it:", _command("predict", "-c", config, "--ckpt_path", best)
     if any(name.startswith("model.lm.server.") for name in run.settings or {}):
-        return f"Its text is in {run.folder / 'prompt.txt'}.", ""
+        return f"Its text is in {run.folder / PROMPT_TEXT}.", ""
     kind = "peft" if run.text is None else "text"
     seed = f" (seed {run.seed}, the best on validation)" if len(method.runs) > 1 else ""
     return f"Export it{seed}:", _command("export", run.folder, "--format", kind)

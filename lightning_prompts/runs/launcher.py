@@ -17,7 +17,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -167,11 +167,12 @@ def _execute(spec: RunSpec, execute: Execute) -> None:
     execute(["test", *given, "--verbose", "false"])
 
 
-def execute_here(args: list[str], **more: Any) -> None:  # noqa: ANN401 - callbacks and loggers
+def execute_here(args: list[str], **more: Any) -> None:
     """Run one command in this process, and leave the process as it was; for the arguments and errors see `execute`."""
     from lightning_prompts.cli.main import execute
+    from lightning_prompts.runs.loggers import finished
 
-    with _separate(args):
+    with _separate(args), nullcontext() if more.get("more_loggers") else finished():
         execute(args, **more)
     gc.collect()  # trainers and methods refer to each other, and hold memory of the device
 

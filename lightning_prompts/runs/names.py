@@ -23,6 +23,7 @@ CHECKPOINTS = "checkpoints"
 BEST, LAST = "best.ckpt", "last.ckpt"
 LOGS = "logs"  # one folder version_N for each start
 CURVES = "metrics.csv"  # in a folder of the logs
+LOGGERS = "loggers.json"  # in the logs: where a resumed run continues in W&B and MLflow
 
 # Written by the launcher of many runs.
 SECONDS = "seconds.json"  # how long `fit` took

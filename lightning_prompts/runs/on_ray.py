@@ -17,7 +17,7 @@ from lightning_prompts.errors import UserError
 from lightning_prompts.runs.launcher import RunSpec, attempt
 from lightning_prompts.runs.sweep import SweepConfig
 
-INSTALL = "pip install 'ray[tune]>=2.48'"
+INSTALL = "pip install 'lightning-prompts[sweep]'"
 OBJECT_STORE = 100_000_000  # bytes; only small dictionaries go through it
 # Set before Ray is imported: Ray reports no usage, prints no tables, stays in this folder and leaves Ctrl-C to us. Runs
 # have normal priority and not that of background jobs, since the table has their seconds.

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import lightning as L  # noqa: N812 - Lightning's own convention
+import lightning as L
 import torch
 import yaml
 from lightning.pytorch.cli import SaveConfigCallback
@@ -20,7 +20,7 @@ from lightning_prompts.errors import UserError
 from lightning_prompts.files import FAST_LOADER, write_atomic
 from lightning_prompts.lm import FrozenLM
 from lightning_prompts.methods import PromptMethod
-from lightning_prompts.runs import names
+from lightning_prompts.runs import loggers, names
 
 PACKAGES = (
     "lightning-prompts",
@@ -43,7 +43,7 @@ class RunFolder(SaveConfigCallback):
     earlier leaves no files. ``config.yaml`` is the record of the run.
     """
 
-    loggers: Any = None  # of the config: one, several, or a switch
+    given_loggers: Any = None  # of the config: one, several, or a switch
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Write nothing yet; `SaveConfigCallback` writes here."""
@@ -61,9 +61,9 @@ class RunFolder(SaveConfigCallback):
                 clear(folder)
             print(pl_module.describe())
             print(f"run folder: {trainer.default_root_dir}")  # its name holds the time if the user gave none
-        if self.loggers is not False:
+        if self.given_loggers is not False:
             version = trainer.strategy.broadcast(_next_version(folder / names.LOGS))
-            given = self.loggers
+            given = self.given_loggers
             if given in (None, True):
                 given = TensorBoardLogger(folder, name=names.LOGS, version=version, default_hp_metric=False)
             metrics = CSVLogger(folder, name=names.LOGS, version=version, flush_logs_every_n_steps=10)
@@ -76,18 +76,37 @@ class RunFolder(SaveConfigCallback):
             for name in names.RESULTS:  # they belong to an earlier state of the prompt
                 (Path(trainer.default_root_dir) / name).unlink(missing_ok=True)
             self._write(trainer, pl_module, record)
-        settings = yaml.load(record, FAST_LOADER)
+        self.settings = yaml.load(record, FAST_LOADER)
         for logger in trainer.loggers:
-            logger.log_hyperparams(settings)
+            loggers.log_settings(logger, self.settings)
+        if trainer.is_global_zero and (found := loggers.ids(trainer.loggers)):
+            write_atomic(Path(trainer.default_root_dir) / names.LOGS / names.LOGGERS, json.dumps(found))
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Log the best score."""
+        assert isinstance(pl_module, PromptMethod)
+        for callback in trainer.checkpoint_callbacks:
+            score = getattr(callback, "best_model_score", None)
+            if score is not None and getattr(callback, "monitor", None) == pl_module.monitor.metric:
+                step = trainer.global_step - 1  # as Lightning counts
+                for logger in trainer.loggers:
+                    loggers.log_best(logger, self.settings, pl_module.monitor.metric, float(score), step)
+                return
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the record of a test without training, which is a run as well."""
         folder = Path(trainer.default_root_dir)
+        if self.config.ckpt_path is not None and trainer.loggers:  # log at the step of the checkpoint
+            step = torch.load(self.config.ckpt_path, map_location="cpu", weights_only=True)["global_step"]
+            trainer.fit_loop.epoch_loop._batches_that_stepped = max(step - 1, 0)
         # Keep the config of a training, and a config.yaml that the user wrote.
         foreign = (folder / self.config_filename).exists() and not (folder / names.ENVIRONMENT).exists()
         trained = self.config.ckpt_path is not None or (folder / names.LOGS).exists()
         if trainer.is_global_zero and not trained and not foreign:
-            self._write(trainer, pl_module, self._record(trainer))
+            record = self._record(trainer)
+            self._write(trainer, pl_module, record)
+            for logger in trainer.loggers:
+                loggers.log_settings(logger, yaml.load(record, FAST_LOADER))
 
     def _write(self, trainer: L.Trainer, pl_module: L.LightningModule, record: str) -> None:
         """Write ``config.yaml`` and ``environment.json``."""
@@ -168,6 +187,7 @@ def clear(folder: Path) -> None:
     paths = [folder / name for name in (names.CONFIG, names.ENVIRONMENT, *names.RESULTS, *names.TRAINING)]
     for pattern in (names.BEST, names.LAST, "epoch=*-step=*.ckpt"):
         paths += (folder / names.CHECKPOINTS).glob(pattern)
+    paths.append(folder / names.LOGS / names.LOGGERS)
     for pattern in (names.CURVES, "hparams.yaml", "events.out.tfevents.*"):
         paths += (folder / names.LOGS).glob(f"version_*/{pattern}")
     for path in paths:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_prompts.errors import UserError, check_finite, nearest
-from lightning_prompts.files import load_yaml
+from lightning_prompts.files import find_config, load_yaml
 from lightning_prompts.runs.launcher import RunSpec, method_of
 from lightning_prompts.runs.spaces import Variant, check_value, variants
 from lightning_prompts.runs.tables import Key
@@ -157,7 +157,7 @@ def read_plan(path: Path, keys: Mapping[str, Any] | None = None, options: Mappin
     Raises:
         UserError: The file is not valid, or a run folder holds a run with other settings.
     """
-    content = load_yaml(path)
+    content = load_yaml(find_config(path))
     if not isinstance(content, dict):
         raise UserError(f"{path} must be a mapping with the key methods")
     try:
@@ -250,10 +250,12 @@ def _files(patterns: Sequence[str], key: str) -> list[Path]:
     found: list[Path] = []
     for pattern in patterns:
         matches = sorted(glob.glob(pattern, recursive=True)) if glob.has_magic(pattern) else [pattern]
-        missing = [match for match in matches if not Path(match).is_file()]
-        if missing or not matches:
-            raise UserError(f"{key}: {(missing or [pattern])[0]} does not exist (below {Path.cwd()})")
-        found += [Path(match).absolute() for match in matches]
+        if not matches:
+            raise UserError(f"{key}: {pattern} does not exist (below {Path.cwd()})")
+        try:
+            found += [find_config(match).absolute() for match in matches]
+        except UserError as error:
+            raise UserError(f"{key}: {error}") from error
     for file in found:
         load_yaml(file)
     return found

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_prompts.errors import UserError
+from lightning_prompts.errors import check_at_least
 from lightning_prompts.lm.encoding import Row
 from lightning_prompts.objectives import Likelihood
 from lightning_prompts.search.candidates import round_trips
@@ -37,8 +37,7 @@ class Rounding:
     def __post_init__(self) -> None:
         """Check the settings."""
         for name in ("every", "top_k", "examples", "sweeps"):
-            if getattr(self, name) < 1:
-                raise UserError(f"rounding.{name} must be at least 1, got {getattr(self, name)}")
+            check_at_least(f"rounding.{name}", getattr(self, name))
 
 
 def coordinate_descent(

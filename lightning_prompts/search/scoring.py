@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lightning_prompts.errors import UserError
+from lightning_prompts.errors import UserError, check_at_least
 from lightning_prompts.lm import FrozenLM, Scores
 from lightning_prompts.lm.encoding import Row
 from lightning_prompts.lm.passes import Passes, fill, tokens_to_run, transposed
@@ -42,24 +42,25 @@ class Racing:
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        if self.first < 2:
-            raise UserError(f"racing.first must be at least 2, got {self.first}")
+        check_at_least("racing.first", self.first, 2)
         if not 0 < self.error <= 0.5:
             raise UserError(f"racing.error must be above 0 and at most 0.5, got {self.error}")
 
-    def remaining(self, losses: Tensor, examples: int) -> Tensor:
+    def remaining(self, losses: Tensor, examples: int, keep: int = 1) -> Tensor:
         """Which candidates stay in the race.
 
         Args:
             losses: Losses on the examples so far, ``[C, n]``.
             examples: ``N``, the size of the batch.
+            keep: Number of winners; with more than one, candidates are compared with the last of them so far.
 
         Returns:
-            ``[C]`` bool; the leader always stays.
+            ``[C]`` bool; the ``keep`` best so far always stay.
         """
         seen = losses.shape[1]
         means = losses.mean(-1)
-        difference = losses - losses[means.argmin()]
+        rival = means.argmin() if keep == 1 else means.argsort(stable=True)[min(keep, len(means)) - 1]
+        difference = losses - losses[rival]
         chance = difference.std(-1) * math.sqrt((1 / seen) * (examples - seen) / max(examples - 1, 1))
         quantile = statistics.NormalDist().inv_cdf(1 - self.error)
         return difference.mean(-1) <= quantile * chance
@@ -78,7 +79,7 @@ class CandidateScorer(Passes):
         self,
         lm: FrozenLM,
         memory_mb: float = 256.0,
-        map_across_ranks: MapAcrossRanks = DataParallelRank().map_across_ranks,  # noqa: B008
+        map_across_ranks: MapAcrossRanks = DataParallelRank().map_across_ranks,
     ) -> None:
         """Keep the settings."""
         super().__init__(lm, memory_mb)
@@ -137,21 +138,43 @@ def race(
         racing: How to race; ``None`` scores all candidates on all examples.
         offsets: Costs of the candidates beside their losses on the examples, ``[C]``.
     """
+    mean_tokens = sum(len(row.answer) for row in rows) / len(rows)
+
+    def losses(alive: Tensor, part: slice) -> Tensor:
+        return objective.per_example(scorer.score(rows[part], candidates[alive]), mean_tokens)
+
     if offsets is None:
         offsets = torch.zeros(len(candidates), device=candidates.device)
-    alive = torch.arange(len(candidates), device=candidates.device)
-    losses = torch.empty(len(candidates), 0, device=candidates.device)
-    end = len(rows) if racing is None else min(racing.first, len(rows))
-    mean_tokens = sum(len(row.answer) for row in rows) / len(rows)
+    return race_losses(losses, len(rows), racing, offsets)
+
+
+def race_losses(
+    losses_of: Callable[[Tensor, slice], Tensor],
+    examples: int,
+    racing: Racing | None,
+    offsets: Tensor,
+    keep: int = 1,
+) -> Tensor:
+    """Run a race on losses of any kind; see `race`.
+
+    Args:
+        losses_of: Returns the losses ``[c, n]`` of ``c`` candidates, given as indices, on a part of the examples.
+        examples: ``N``, the number of examples.
+        racing: See `race`.
+        offsets: See `race`; they tell the number of candidates and the device.
+        keep: See `Racing.remaining`.
+    """
+    alive = torch.arange(len(offsets), device=offsets.device)
+    losses = torch.empty(len(offsets), 0, device=offsets.device)
+    end = examples if racing is None else min(racing.first, examples)
     while True:
-        scores = scorer.score(rows[losses.shape[1] : end], candidates[alive])
-        losses = torch.cat([losses, objective.per_example(scores, mean_tokens)], -1)
-        if end == len(rows) or racing is None:
+        losses = torch.cat([losses, losses_of(alive, slice(losses.shape[1], end))], -1)
+        if end == examples or racing is None:
             break
-        stays = racing.remaining(losses + offsets[alive, None], len(rows))
+        stays = racing.remaining(losses + offsets[alive, None], examples, keep)
         alive, losses = alive[stays], losses[stays]
-        end = len(rows) if len(alive) == 1 else min(2 * end, len(rows))
-    result = torch.full((len(candidates),), float("inf"), device=candidates.device)
+        end = examples if len(alive) <= keep else min(2 * end, examples)
+    result = torch.full((len(offsets),), float("inf"), device=offsets.device)
     result[alive] = losses.mean(-1) + offsets[alive]
     return result
 

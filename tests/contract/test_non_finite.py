@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import lightning as L  # noqa: N812
+import lightning as L
 import pytest
 import torch
 from torch import Tensor
@@ -17,13 +17,11 @@ from lightning_prompts.cli import run
 from lightning_prompts.errors import UserError
 from lightning_prompts.estimators.reinforce import TopK
 from lightning_prompts.estimators.relaxations import GumbelSoftmax
-from lightning_prompts.lm import LMConfig
 from lightning_prompts.methods import PromptMethod, RefinerTuning, ReinforceRefiner, SoftPromptTuning
 from lightning_prompts.refiners.networks import MLPRefiner
 from support.models import TINY
-from support.training import MAKE, data, trainer
+from support.training import LM, MAKE, data, trainer
 
-LM = LMConfig(TINY)
 METHODS: dict[str, Callable[[], PromptMethod]] = {
     **MAKE,
     "soft": lambda: SoftPromptTuning(3, lm=LM, max_new_tokens=1),
@@ -73,8 +71,13 @@ def test_faults_do_not_reach_the_prompt(name: str, kind: str, value: float, tmp_
     L.seed_everything(0)
     model, guard = METHODS[name](), NonFiniteGuard(max_restores=9)
     steps = {2, 3, 6}
-    fit = trainer(tmp_path, max_steps=9, max_epochs=-1, limit_val_batches=0,
-                  callbacks=[Fault(kind, value, steps), guard, Finite()])  # fmt: skip
+    fit = trainer(
+        tmp_path,
+        max_steps=9,
+        max_epochs=-1,
+        limit_val_batches=0,
+        callbacks=[Fault(kind, value, steps), guard, Finite()],
+    )
     fit.fit(model, datamodule=data())
     assert fit.global_step == 9
     assert all(torch.isfinite(part).all() for part in model.trainable_parameters())
@@ -93,8 +96,14 @@ def test_a_skipped_step_leaves_optimiser_and_schedule_as_they_were(tmp_path: Pat
     class Watch(L.Callback):
         def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *args: Any) -> None:
             state = next(iter(trainer.optimizers[0].state.values()))
-            seen.append((int(state["step"]), state["exp_avg"].clone(), trainer.optimizers[0].param_groups[0]["lr"],
-                         pl_module.current_prompt().detach().clone()))  # fmt: skip
+            seen.append(
+                (
+                    int(state["step"]),
+                    state["exp_avg"].clone(),
+                    trainer.optimizers[0].param_groups[0]["lr"],
+                    pl_module.current_prompt().detach().clone(),
+                )
+            )
 
     callbacks = [Fault("gradient", float("nan"), {1}), NonFiniteGuard(), Watch()]
     trainer(tmp_path, max_steps=3, limit_val_batches=0, callbacks=callbacks).fit(model, datamodule=data())
@@ -142,8 +151,9 @@ def test_it_gives_up_and_names_the_module(tmp_path: Path) -> None:
 def test_counts_are_in_the_checkpoint_and_in_the_metrics(tmp_path: Path) -> None:
     L.seed_everything(0)
     model = METHODS["soft"]()
-    fit = trainer(tmp_path, max_steps=4, limit_val_batches=0,
-                  callbacks=[Fault("loss", float("nan"), {1, 2}), NonFiniteGuard()])  # fmt: skip
+    fit = trainer(
+        tmp_path, max_steps=4, limit_val_batches=0, callbacks=[Fault("loss", float("nan"), {1, 2}), NonFiniteGuard()]
+    )
     fit.fit(model, datamodule=data())
     fit.save_checkpoint(tmp_path / "x.ckpt")
     test = trainer(tmp_path, callbacks=[NonFiniteGuard(), ResultFiles()])

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-import lightning as L  # noqa: N812
+import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -113,11 +113,25 @@ def test_an_overflow_costs_one_step(accumulate: int, tmp_path: Path) -> None:
             if (trainer.fit_loop.total_batch_idx + 1) % accumulate == 0:
                 optimizer = trainer.optimizers[0]
                 steps = [int(state["step"]) for state in optimizer.state.values()]
-                seen.append((scaling._plugin.scale, pl_module.current_prompt().detach().clone(),
-                             optimizer.param_groups[0]["lr"], steps[0]))  # fmt: skip
+                seen.append(
+                    (
+                        scaling._plugin.scale,
+                        pl_module.current_prompt().detach().clone(),
+                        optimizer.param_groups[0]["lr"],
+                        steps[0],
+                    )
+                )
 
-    fit = trainer(tmp_path, max_steps=4, max_epochs=-1, limit_val_batches=0, callbacks=[scaling, Watch()],
-                  accumulate_grad_batches=accumulate, gradient_clip_val=1.0, limit_train_batches=4)  # fmt: skip
+    fit = trainer(
+        tmp_path,
+        max_steps=4,
+        max_epochs=-1,
+        limit_val_batches=0,
+        callbacks=[scaling, Watch()],
+        accumulate_grad_batches=accumulate,
+        gradient_clip_val=1.0,
+        limit_train_batches=4,
+    )
     fit.fit(model, datamodule=data())
     scales, prompts, rates, steps = zip(*seen, strict=True)
     assert scales == (2.0**12, 2.0**11, 2.0**11, 2.0**11)
@@ -154,8 +168,9 @@ def test_a_resumed_run_has_the_same_scale(tmp_path: Path) -> None:
         L.seed_everything(3)
         model, scaling = MAKE["soft"](HALF), GradientScaling(4.0, growth_interval=2)
         saves = ModelCheckpoint(tmp_path / folder, save_top_k=-1, every_n_train_steps=1, filename="{step}")
-        fit = trainer(tmp_path / folder, callbacks=[saves, scaling], enable_checkpointing=True, max_steps=5,
-                      limit_val_batches=0)  # fmt: skip
+        fit = trainer(
+            tmp_path / folder, callbacks=[saves, scaling], enable_checkpointing=True, max_steps=5, limit_val_batches=0
+        )
         fit.fit(model, datamodule=data(), ckpt_path=resume, weights_only=True)
         found.append((scaling._plugin.scale, model.current_prompt().tolist()))
     assert found[0] == found[1]

@@ -12,13 +12,14 @@ import yaml
 
 from lightning_prompts.cli import run
 from lightning_prompts.datamodules.classification import TASKS
-from support.models import TINY
+from support.models import SMALLEST
 from support.project import CONFIGS, ROOT
 
 SMALL = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--model.max_new_tokens", "2",
-         "--model.lm.name", f"{TINY},max_position_embeddings=2048", "--model.lm.dtype", "float32",
+         "--model.lm.name", f"{SMALLEST},max_position_embeddings=2048", "--model.lm.dtype", "float32",
          "--trainer.limit_test_batches", "1", "--trainer.limit_val_batches", "1", "--trainer.devices", "1",
-         "--trainer.num_nodes", "1", "--trainer.strategy", "auto"]  # fmt: skip
+         "--trainer.num_nodes", "1", "--trainer.strategy", "auto", "--data.batch_size", "4",
+         "--data.eval_batch_size", "4"]  # fmt: skip
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: str(path.relative_to(ROOT)))
@@ -39,6 +40,9 @@ def test_every_yaml_trains_saves_reloads_and_tests(
         rows = [{settings["question"]: f"w{n}", settings["answer"]: f"v{n}"} for n in range(400)]
         (tmp_path / "own.json").write_text(json.dumps(rows))
         words += ["--data.train", str(tmp_path / "own.json")]
+    if "context_file" in parts.get("model", {}).get("init_args", {}):
+        (tmp_path / "context.txt").write_text("a word for each vector, " * 20)
+        words += ["--model.context_file", str(tmp_path / "context.txt")]
     if parts.get("data", {}).get("class_path") == "GSM8K":  # from the hub
         rows = [{"question": f"How much is {n} and {n}?", "answer": f"Twice {n}.\n#### {2 * n}"} for n in range(300)]
         (tmp_path / "own.json").write_text(json.dumps(rows))
@@ -49,11 +53,14 @@ def test_every_yaml_trains_saves_reloads_and_tests(
         words += ["--data.train", str(tmp_path / "own.json")]
     if parts.get("model", {}).get("class_path") == "ReinforceRefiner":  # the tiny model has 256 tokens in all
         words += ["--model.support", "TopK", "--model.support.count", "20"]
-    if parts.get("model", {}).get("class_path") in ("DeepLanguageNetwork", "Ape"):
-        words += ["--data.batch_size", "4"]
+    texts = ("DeepLanguageNetwork", "Ape", "DemonstrationSearch", "Gepa", "Capo")
+    if parts.get("model", {}).get("class_path") in texts:
+        words += ["--data.batch_size", "2", "--data.eval_batch_size", "2"]
     server = None
     if (parts.get("model", {}).get("init_args", {}).get("proposer") or {}).get("server"):
-        server = request.getfixturevalue("server")  # on this machine, with the same tiny model
+        server = request.getfixturevalue("server")  # on this machine; what it says is no matter
+        choice = {"text": " Say it.", "message": {"role": "assistant", "content": "Say it."}, "finish_reason": "stop"}
+        server.set(said=json.dumps({"choices": [choice], "usage": {"prompt_tokens": 9, "completion_tokens": 3}}))
         words += ["--model.proposer.name", "tiny", "--model.proposer.server.base_url", server.url]
     if parts.get("model", {}).get("class_path") in ("FixedPrompt", "FewShot", "ChainOfThought"):
         assert run(["test", *words, "--verbose", "false"]) == 0

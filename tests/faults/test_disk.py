@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import os
 import resource
 import shutil
@@ -12,12 +13,15 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from safetensors import safe_open
 
 from lightning_prompts.checkpoints import check_readable
+from lightning_prompts.lm import FrozenLM, LMConfig, embedded
+from lightning_prompts.lm.embedded import embedded_folder
+from support import forks
 from support.checkpoint_state import same
-from support.faults import Fault, Run, command, dies_in, environment, last, result, resume
-from support.models import TINY
+from support.commands import SMALL
+from support.faults import PATIENCE, Fault, Run, command, dies_in, environment, last, result, resume
+from support.models import SMALLEST
 
 
 def small_files(limit: int) -> Fault:
@@ -66,7 +70,7 @@ def test_a_disk_that_fills_up(whole: Path, tmp_path: Path) -> None:
         before = None
     else:
         before = small_files(20_000)
-    done = subprocess.run(words, capture_output=True, text=True, timeout=300, preexec_fn=before,
+    done = subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE, preexec_fn=before,
                           env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
     assert done.returncode == 1, done.stderr
     errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
@@ -82,9 +86,9 @@ def test_a_disk_that_fills_up(whole: Path, tmp_path: Path) -> None:
 
 
 REFINER = [
-    "fit", "--model", "RefinerTuning", "--model.lm.name", TINY, "--model.length", "2", "--model.refiner", "MLPRefiner",
-    "--data", "Antonyms", "--data.max_train_examples", "40", "--trainer.max_steps", "2", "--trainer.accelerator", "cpu",
-    "--trainer.limit_val_batches", "2", "--trainer.enable_progress_bar", "false", "--model.max_new_tokens", "1",
+    "fit", "--model", "RefinerTuning", "--model.lm.name", SMALLEST, "--model.length", "2", "--model.refiner",
+    "MLPRefiner", *SMALL, "--trainer.max_steps", "2", "--trainer.accelerator", "cpu", "--trainer.limit_val_batches",
+    "2", "--trainer.enable_progress_bar", "false", "--model.max_new_tokens", "1",
 ]  # fmt: skip
 
 
@@ -120,33 +124,60 @@ def result_after_fit(folder: Path) -> object:
     return result(folder)["state_dict"]
 
 
-@pytest.mark.timeout(1200)
-def test_two_starts_at_once_with_a_cold_cache_and_one_with_half_of_it(tmp_path: Path) -> None:
-    """The embedded model: one of two converts it, both run; what was cut in half is converted again."""
-    cache = tmp_path / "cache"
-    elsewhere = environment("LIGHTNING_PROMPTS_CACHE", str(cache))
-    words = ["test", "--model", "FixedPrompt", "--data", "Antonyms", "--trainer.limit_test_batches", "2",
-             "--data.eval_batch_size", "2", "--model.max_new_tokens", "1", "--trainer.accelerator", "cpu",
+def small_conversion(cache: str, folder: str) -> None:
+    """A tiny model in place of the conversion of the embedded one; each conversion is noted."""
+
+    def convert(parts: list[Path], target: Path) -> None:
+        with (target.parent / "conversions").open("a") as file:
+            file.write("x")
+        if target.exists():
+            shutil.rmtree(target)
+        shutil.copytree(folder, target)
+
+    os.environ["LIGHTNING_PROMPTS_CACHE"] = cache
+    embedded._convert = convert
+
+
+def test_two_starts_at_once_with_a_cold_cache_and_one_with_half_of_it(tmp_path: Path, tiny: FrozenLM) -> None:
+    """One of two converts the embedded model, both run; what was cut in half is converted again."""
+    cache, folder = tmp_path / "cache", tmp_path / "converted"
+    tiny.model.save_pretrained(folder)
+    tiny.tokenizer.save_pretrained(folder)
+    words = ["test", "--model", "FixedPrompt", *SMALL, "--trainer.limit_test_batches", "2", "--model.lm.dtype",
+             "float32", "--model.max_new_tokens", "1", "--trainer.accelerator", "cpu",
              "--trainer.enable_progress_bar", "false"]  # fmt: skip
 
     def start(number: int) -> Run:
-        folder = ["--trainer.default_root_dir", str(tmp_path / f"run{number}")]
-        return Run([*words, *folder], tmp_path / f"log{number}", elsewhere)
+        root = ["--trainer.default_root_dir", str(tmp_path / f"run{number}")]
+        return Run([*words, *root], tmp_path / f"log{number}", partial(small_conversion, str(cache), str(folder)))
 
     runs = [start(0), start(1)]
     for run in runs:
-        assert run.wait(400) == 0, run.output
-    (folder,) = (path for path in cache.iterdir() if path.is_dir() and path.name != "probes")
-    weights = folder / "model.safetensors"
-    converted = weights.stat().st_mtime_ns
-    os.truncate(weights, weights.stat().st_size // 2)
+        assert run.wait() == 0, run.output
+    assert (cache / "conversions").read_text() == "x"
+    (weights,) = cache.glob("smollm2*/model.safetensors")
+    whole = weights.read_bytes()
+    os.truncate(weights, len(whole) // 2)
     run = start(2)
-    assert run.wait(400) == 0, run.output
-    assert weights.stat().st_mtime_ns != converted
-    with safe_open(weights, framework="pt") as file:
-        assert list(file.keys())
+    assert run.wait() == 0, run.output
+    assert (cache / "conversions").read_text() == "xx"
+    assert weights.read_bytes() == whole
     metrics = [(tmp_path / f"run{number}" / "metrics.json").read_text() for number in range(3)]
     assert metrics[0] == metrics[1] == metrics[2]
+
+
+def convert_elsewhere(cache: str) -> None:
+    os.environ["LIGHTNING_PROMPTS_CACHE"] = cache
+    embedded_folder(LMConfig().name)
+
+
+@pytest.mark.timeout(900)
+def test_the_embedded_model_is_converted_the_same_each_time(tmp_path: Path) -> None:
+    process = forks.start(convert_elsewhere, str(tmp_path))
+    process.join()
+    assert process.exitcode == 0
+    (again,) = tmp_path.glob("smollm2*/model.safetensors")
+    assert filecmp.cmp(again, embedded_folder(LMConfig().name) / "model.safetensors", shallow=False)
 
 
 def _both(first: Fault, second: Fault) -> None:

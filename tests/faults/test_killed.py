@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import time
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,41 +16,34 @@ import pytest
 from lightning_prompts.checkpoints import check_readable
 from lightning_prompts.methods import PromptMethod
 from support.checkpoint_state import same
-from support.faults import COMMON, METHODS, Run, command, dies_in, last, result, resume
+from support.faults import COMMON, METHODS, Run, command, dies_in, last, result, resume, signalled
 
 
-def written(run: Run, folder: Path, times: int) -> None:
-    """Wait until a checkpoint has been written so many times."""
-    seen, before = 0, 0
-    while seen < times:
-        assert run.process.is_alive(), f"ended after {seen} checkpoints: {run.output}"
-        now = last(folder).stat().st_mtime_ns if last(folder).exists() else before
-        seen, before = seen + (now != before), now
-        time.sleep(0.001)
+@pytest.fixture(scope="module")
+def wholes(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Any]]:
+    """The result of a method's run without a fault; each is done once."""
+
+    @cache
+    def whole(method: str) -> dict[str, Any]:
+        folder = tmp_path_factory.mktemp("whole")
+        run = Run(command(method, folder / "run"), folder / "log")
+        assert run.wait() == 0, run.output
+        return result(folder / "run")
+
+    return whole
 
 
-@pytest.fixture(scope="module", params=METHODS)
-def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any]]:
-    """A run without a fault: its method and result."""
-    folder = tmp_path_factory.mktemp("whole")
-    run = Run(command(request.param, folder / "run"), folder / "log")
-    assert run.wait() == 0, run.output
-    return request.param, result(folder / "run")
-
-
-@pytest.mark.parametrize("number", range(5))
-def test_killed_at_any_moment(whole: tuple[str, dict[str, Any]], number: int, tmp_path: Path) -> None:
-    """Some time after one of the first nine checkpoints of twelve, within a step, a validation or the next of them."""
-    method, expected = whole
+@pytest.mark.parametrize("number", range(3))
+@pytest.mark.parametrize("method", METHODS)
+def test_killed_at_any_moment(
+    method: str, number: int, wholes: Callable[[str], dict[str, Any]], tmp_path: Path
+) -> None:
+    """Some time after one of the first four checkpoints of seven, within a step, a validation or the next of them."""
     draw = random.Random(f"{method} {number}")
-    saves, delay = draw.randint(1, 9), draw.uniform(0, 0.1)
+    saves, delay = draw.randint(1, 4), draw.uniform(0, 0.08)
     folder, log = tmp_path / "run", tmp_path / "log"
-    run = Run(command(method, folder), log)
-    written(run, folder, saves)
-    time.sleep(delay)
-    run.process.kill()
-    run.process.join()
-    assert run.process.exitcode == -signal.SIGKILL
+    assert Run(command(method, folder), log, signalled(signal.SIGKILL, saves, delay)).wait() == -signal.SIGKILL
+    expected = wholes(method)
     assert 0 < result(folder)["global_step"] < expected["global_step"]
     for path in folder.glob("checkpoints/*.ckpt"):
         check_readable(path)
@@ -57,40 +53,57 @@ def test_killed_at_any_moment(whole: tuple[str, dict[str, Any]], number: int, tm
 
 @pytest.mark.parametrize("name", ["os.fsync", "os.replace"])
 @pytest.mark.parametrize("call", [1, 2, 3, 6, 11])
-def test_killed_while_a_file_is_written(name: str, call: int, tmp_path: Path) -> None:
+def test_killed_while_a_file_is_written(
+    name: str, call: int, wholes: Callable[[str], dict[str, Any]], tmp_path: Path
+) -> None:
     folder, log = tmp_path / "run", tmp_path / "log"
     assert Run(command("soft prompt", folder), log, dies_in(name, call)).wait() == -signal.SIGKILL
     for path in folder.glob("checkpoints/*.ckpt"):
         check_readable(path)
     assert resume("soft prompt", folder, log).wait() == 0, log.read_text()
-    whole = tmp_path / "whole"
-    assert Run(command("soft prompt", whole), log).wait() == 0
-    assert same(result(folder), result(whole))
+    assert same(result(folder), wholes("soft prompt"))
 
 
-@pytest.mark.parametrize(("number", "code", "saves"), [(signal.SIGINT, 130, 1), (signal.SIGTERM, 143, 4)])
-def test_interrupted(whole: tuple[str, dict[str, Any]], number: int, code: int, saves: int, tmp_path: Path) -> None:
-    method, expected = whole
+@pytest.mark.parametrize(
+    ("method", "number", "code", "saves"),
+    [
+        (method, *((signal.SIGTERM, 143, 4) if index % 2 else (signal.SIGINT, 130, 1)))
+        for index, method in enumerate(METHODS)
+    ],
+)
+def test_interrupted(
+    method: str, number: int, code: int, saves: int, wholes: Callable[[str], dict[str, Any]], tmp_path: Path
+) -> None:
     folder, log = tmp_path / "run", tmp_path / "log"
-    run = Run(command(method, folder), log)
-    written(run, folder, saves)
-    run.send(number)
+    run = Run(command(method, folder), log, signalled(number, saves))
     assert run.wait() == code, run.output
     assert "Traceback" not in run.output
     assert f"resume with --ckpt_path {last(folder)}" in run.output
-    stopped = result(folder)["global_step"]
+    stopped, expected = result(folder)["global_step"], wholes(method)
     assert 0 < stopped < expected["global_step"]
     assert resume(method, folder, log).wait() == 0, log.read_text()
     assert same(result(folder), expected), f"stopped after step {stopped}"
 
 
+def interrupted_in_a_long_step() -> None:
+    """The third step gets a signal, and would take two minutes."""
+    original, steps = PromptMethod.on_train_batch_start, iter(range(1000))
+
+    def start(*args: Any) -> Any:
+        if next(steps) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(120)
+        return original(*args)
+
+    PromptMethod.on_train_batch_start = start  # type: ignore[method-assign]
+
+
 def test_interrupted_twice_ends_at_once(tmp_path: Path) -> None:
     """The second signal does not wait for the step."""
     folder, log = tmp_path / "run", tmp_path / "log"
-    run = Run(command("soft prompt", folder), log)
-    run.send(signal.SIGINT, when=last(folder).exists)
+    run = Run(command("soft prompt", folder), log, interrupted_in_a_long_step)
     run.send(signal.SIGINT, when=lambda: "send it again" in run.output)
-    assert run.wait() == 130, run.output
+    assert run.wait(60) == 130, run.output
     assert resume("soft prompt", folder, log).wait() == 0, log.read_text()
 
 

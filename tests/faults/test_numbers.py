@@ -18,8 +18,10 @@ BATCHES = {"loss": {4, 9}, "gradient": {3, 12}, "weights": {7}}
 
 def breaks_numbers(value: float) -> None:
     """Ahead of the guard: a loss, a gradient or a weight of some batches becomes ``value``."""
-    backward, step, end = (getattr(NonFiniteGuard, name) for name in
-                           ("on_before_backward", "on_before_optimizer_step", "on_train_batch_end"))  # fmt: skip
+    backward, step, end = (
+        getattr(NonFiniteGuard, name)
+        for name in ("on_before_backward", "on_before_optimizer_step", "on_train_batch_end")
+    )
 
     def due(trainer: Any, kind: str) -> bool:
         return trainer.fit_loop.total_batch_idx in BATCHES[kind]

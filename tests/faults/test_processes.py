@@ -12,27 +12,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from support.models import TINY
+from support.faults import PATIENCE, Run
+from support.models import SMALLEST
 
 WORDS = [
-    "fit", "--model", "SoftPromptTuning", "--model.lm.name", TINY, "--model.length", "3", "--data", "Antonyms",
+    "fit", "--model", "SoftPromptTuning", "--model.lm.name", SMALLEST, "--model.length", "3", "--data", "Antonyms",
     "--data.batch_size", "4", "--data.max_train_examples", "64", "--trainer.max_steps", "100000",
     "--trainer.max_epochs", "-1", "--trainer.limit_val_batches", "2", "--trainer.val_check_interval", "4",
     "--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp",
     "--trainer.enable_progress_bar", "false", "--model.max_new_tokens", "1",
 ]  # fmt: skip
-
-
-def start(folder: Path, log: Path) -> subprocess.Popen[bytes]:
-    with log.open("wb") as file:
-        return subprocess.Popen(
-            [sys.executable, "-m", "lightning_prompts", *WORDS, "--trainer.default_root_dir", str(folder)],
-            stdout=file, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True,
-        )  # fmt: skip
-
-
-def children(pid: int) -> list[int]:
-    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def alive(pid: int) -> bool:
@@ -42,53 +31,52 @@ def alive(pid: int) -> bool:
         return False
 
 
+def started(folder: Path, log: Path) -> tuple[Run, int]:
+    """A run whose two processes have written a checkpoint; its first process has the pid of the second."""
+    run = Run([*WORDS, "--trainer.default_root_dir", str(folder)], log)
+    deadline = time.monotonic() + PATIENCE
+    while not (folder / "checkpoints" / "last.ckpt").exists():
+        assert time.monotonic() < deadline, run.output
+        assert run.process.is_alive(), run.output
+        time.sleep(0.05)
+    pid = run.process.pid
+    (second,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return run, int(second)
+
+
 @pytest.mark.parametrize("victim", ["first", "second"])
 def test_when_one_process_dies_the_other_ends(victim: str, tmp_path: Path) -> None:
-    folder, log = tmp_path / "run", tmp_path / "log"
-    first = start(folder, log)
+    run, second = started(tmp_path / "run", tmp_path / "log")
+    first = run.process.pid
+    assert first is not None
     try:
-        deadline = time.monotonic() + 120
-        while not (folder / "checkpoints" / "last.ckpt").exists():
-            assert time.monotonic() < deadline, log.read_text()
-            assert first.poll() is None, log.read_text()
-            time.sleep(0.1)
-        (second,) = (
-            pid for pid in children(first.pid) if b"lightning_prompts" in Path(f"/proc/{pid}/cmdline").read_bytes()
-        )
-        killed, other = (first.pid, second) if victim == "first" else (second, first.pid)
-        os.kill(killed, signal.SIGKILL)
-        code = first.wait(timeout=60)
-        deadline = time.monotonic() + 30
-        while alive(other):
-            assert time.monotonic() < deadline, f"process {other} still runs: {log.read_text()}"
-            time.sleep(0.1)
+        os.kill(first if victim == "first" else second, signal.SIGKILL)
+        code = run.wait()
+        deadline = time.monotonic() + PATIENCE
+        while alive(second):
+            assert time.monotonic() < deadline, f"process {second} still runs: {run.output}"
+            time.sleep(0.05)
         assert code != 0
-        errors = [line for line in log.read_text().splitlines() if line.startswith("error:")]
-        assert len(errors) == 1, log.read_text()
-        assert "process" in errors[0]
-        assert "--ckpt_path last" in errors[0]
+        assert len(run.errors) == 1, run.output
+        assert "process" in run.errors[0]
+        assert "--ckpt_path last" in run.errors[0]
     finally:
-        for pid in (*([second] if "second" in locals() else []), first.pid):
+        for pid in (second, first):
             if alive(pid):
                 os.kill(pid, signal.SIGKILL)
-        first.wait()
 
 
 def test_ctrl_c_stops_all_at_the_same_step(tmp_path: Path) -> None:
-    folder, log = tmp_path / "run", tmp_path / "log"
-    first = start(folder, log)
+    run, second = started(tmp_path / "run", tmp_path / "log")
     try:
-        deadline = time.monotonic() + 120
-        while not (folder / "checkpoints" / "last.ckpt").exists():
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.1)
-        os.kill(first.pid, signal.SIGINT)  # of one is enough
-        assert first.wait(timeout=60) == 130, log.read_text()
-        assert "resume with --ckpt_path" in log.read_text()
-        assert "Traceback" not in log.read_text()
+        run.send(signal.SIGINT)  # to one is enough
+        assert run.wait() == 130, run.output
+        assert "resume with --ckpt_path" in run.output
+        assert "Traceback" not in run.output
+        assert not alive(second)
     finally:
-        if first.poll() is None:
-            os.killpg(first.pid, signal.SIGKILL)
+        if alive(second):
+            os.kill(second, signal.SIGKILL)
 
 
 FAULTY = '''
@@ -115,11 +103,12 @@ class Nan(L.Callback):
 
 
 def test_a_fault_in_one_process_is_a_fault_in_all(tmp_path: Path) -> None:
+    """Both are new interpreters, as Lightning starts them."""
     (tmp_path / "faulty.py").write_text(FAULTY)
     words = [*WORDS, "--trainer.max_steps", "6", "--trainer.callbacks+", "faulty.Nan"]
     done = subprocess.run(
         [sys.executable, "-m", "lightning_prompts", *words, "--trainer.default_root_dir", str(tmp_path / "run")],
-        capture_output=True, text=True, timeout=120,
+        capture_output=True, text=True, timeout=PATIENCE,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -26,7 +26,7 @@ from lightning_prompts import datamodules, methods
 from lightning_prompts.cli import run
 from lightning_prompts.cli.classes import CONFIGURABLE, abstract, settings_of
 from lightning_prompts.lm import LMConfig
-from support.models import TINY as SHORT
+from support.models import SMALLEST as SHORT
 
 TINY = SHORT.replace("max_position_embeddings=256", "max_position_embeddings=1024")
 # Sizes stay where a machine of this size can follow; what is too large for it is no question of manners.
@@ -37,9 +37,15 @@ ANYTHING = [None, True, "x", 3, 2.5, [], {}, [1, 2], {"a": 1}, {"class_path": "N
 DATA = ["Antonyms", "Addition", "SymbolicSum", "ModularProduct", "LetterReversal", "LastLetters", "WordPairs",
         "Hyperbaton", "Navigate", "QuestionAnswer"]  # fmt: skip
 FIXED = [
-    "--trainer.max_steps", "2", "--trainer.limit_val_batches", "2", "--trainer.accelerator", "cpu",
-    "--trainer.enable_progress_bar", "false",
-]  # fmt: skip
+    "--trainer.max_steps",
+    "2",
+    "--trainer.limit_val_batches",
+    "2",
+    "--trainer.accelerator",
+    "cpu",
+    "--trainer.enable_progress_bar",
+    "false",
+]
 UNTRAINED = ("FixedPrompt", "FewShot", "ChainOfThought")
 ENDS: Counter[str] = Counter()
 COUNT = int(os.environ.get("RANDOM_CONFIGS", "60"))
@@ -116,10 +122,12 @@ def config(draw: st.DrawFn) -> dict[str, Any]:
     data = draw(node(getattr(datamodules, draw(st.sampled_from(DATA)))))
     trainer: dict[str, Any] = {}
     for name, pool in (
-        ("accumulate_grad_batches", [1, 2, 0]), ("gradient_clip_val", [None, *NUMBERS]),
-        ("limit_train_batches", [4, 0.5]), ("precision", ["32-true", "bf16-mixed", "16-true", "no such"]),
+        ("accumulate_grad_batches", [1, 2, 0]),
+        ("gradient_clip_val", [None, *NUMBERS]),
+        ("limit_train_batches", [4, 0.5]),
+        ("precision", ["32-true", "bf16-mixed", "16-true", "no such"]),
         ("val_check_interval", [1, 2, 0, 1.0]),
-    ):  # fmt: skip
+    ):
         if draw(st.integers(0, 15)) == 0:
             trainer[name] = draw(st.sampled_from(pool))
     return {"model": model, "data": data, "trainer": trainer}
@@ -147,8 +155,14 @@ def outcome(chosen: dict[str, Any]) -> tuple[int, str]:
         return code, said.getvalue()
 
 
-@settings(max_examples=COUNT, deadline=None, derandomize=True, database=None, phases=[Phase.generate],
-          suppress_health_check=list(HealthCheck))  # fmt: skip
+@settings(
+    max_examples=COUNT,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    phases=[Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
 @given(config())
 def check_config(chosen: dict[str, Any]) -> None:
     code, said = outcome(chosen)

@@ -9,20 +9,31 @@ from typing import Any
 from lightning_prompts.datamodules.base import SourceRow, TextDataModule
 from lightning_prompts.dln.layer import LanguageLayer
 from lightning_prompts.dln.posterior import Posterior
-from lightning_prompts.dln.proposals import InducedInstructions, LanguageModelProposals, Paraphrases, RuleRewrites
+from lightning_prompts.dln.proposals import (
+    Crossover,
+    InducedInstructions,
+    LanguageModelProposals,
+    Paraphrases,
+    Reflection,
+    RuleRewrites,
+)
 from lightning_prompts.estimators.baselines import LeaveOneOut, MovingAverage, NoBaseline, SelfCritical, ValueHead
 from lightning_prompts.estimators.reinforce import TopK
 from lightning_prompts.estimators.relaxations import GumbelSoftmax, Projected, Softmax, StraightThrough
 from lightning_prompts.lm import LMConfig
 from lightning_prompts.methods import (
     Ape,
+    Capo,
     ChainOfThought,
     DeepLanguageNetwork,
+    DemonstrationSearch,
     FewShot,
     FixedPrompt,
+    Gepa,
     HardPromptSearch,
     LoraTuning,
     PrefixTuning,
+    PromptDistillation,
     PromptMethod,
     RefinerTuning,
     ReinforceRefiner,
@@ -30,13 +41,15 @@ from lightning_prompts.methods import (
     ScratchTransformer,
     SoftPromptTuning,
 )
-from lightning_prompts.objectives import BertScoreLoss, Likelihood, WeightedSum
+from lightning_prompts.methods.self_study import SelfStudy
+from lightning_prompts.objectives import BertScoreLoss, Divergence, Likelihood, WeightedSum
 from lightning_prompts.objectives.rewards import AnswerLikelihood, BertScore, ExactMatch, Mixture, TokenF1
 from lightning_prompts.prompts.initializers import FromText
 from lightning_prompts.prompts.prefix import PrefixMLP
 from lightning_prompts.prompts.soft import ResidualMLP
 from lightning_prompts.refiners.heads import Factored, Full
 from lightning_prompts.refiners.networks import MLPRefiner, TransformerRefiner
+from lightning_prompts.search.demonstrations import AddedDemonstrations, ChangedDemonstrations, RandomDemonstrations
 from lightning_prompts.search.rounding import Rounding
 from lightning_prompts.search.scoring import Racing
 
@@ -106,6 +119,10 @@ def _soft(template: str = TEMPLATE, **settings: Any) -> Case:
     return Case(SoftPromptTuning, {"length": 3, **settings}, template)
 
 
+def _distillation(**settings: Any) -> Case:
+    return Case(PromptDistillation, {"length": 3, **settings})
+
+
 def _relaxed(**settings: Any) -> Case:
     return Case(RelaxedPromptTuning, {"length": 3, **settings})
 
@@ -139,6 +156,13 @@ TRAINED: dict[str, Case] = {
     "soft, gradient checkpointing": _soft(lm=LMConfig(MODEL, gradient_checkpointing=True)),
     "prefix": Case(PrefixTuning, {"length": 3, "mlp": None}),
     "prefix, mlp": Case(PrefixTuning, {"length": 3, "mlp": PrefixMLP(4, 5)}),
+    "distillation": _distillation(shots=2, text=" two"),
+    "distillation, prefix": _distillation(
+        student="prefix", shots=2, freeze_first=True, objective=Divergence("reverse", 5, "tokens")
+    ),
+    "distillation, self-study": _distillation(
+        context="Up the hill.", self_study=SelfStudy(size=9, instruction="Ask:", max_question_tokens=4)
+    ),
     "relaxed, softmax": _relaxed(estimator=Softmax()),
     "relaxed, gumbel": _relaxed(estimator=GumbelSoftmax()),
     "relaxed, straight-through": _relaxed(estimator=StraightThrough()),
@@ -173,6 +197,19 @@ TRAINED: dict[str, Case] = {
     ),
     "ape": _text(Ape, text="Say.", induced=InducedInstructions(3, max_new_tokens=6),
                  paraphrases=Paraphrases(2, 0.7, 6)),
+    "gepa": _text(Gepa, text="Say.", reflection=Reflection(2, 1.0, 6), reward=AnswerLikelihood()),
+    "gepa, two layers": _text(Gepa, layers=[_HIDDEN, _TOP], reflection=Reflection(2, 1.0, 6)),
+    "capo": _text(
+        Capo, text="Say.", induced=InducedInstructions(2, 1, 1.0, 6), crossover=Crossover(2, 1.0, 6),
+        mutation=Paraphrases(2, 1.0, 6), population=2, shots=2, racing=Racing(2, 0.4), max_prompt_tokens=200,
+    ),
+    "demonstrations": _text(
+        DemonstrationSearch, text="Say.", sources=[RandomDemonstrations(3, 2), ChangedDemonstrations(2, 2)],
+        instructions=[RuleRewrites(1)], racing=Racing(2, 0.4),
+    ),
+    "demonstrations, greedy, free text": Case(
+        DemonstrationSearch, {"text": "Say.", "sources": [AddedDemonstrations(3, 2)], "racing": None}
+    ),
 }  # fmt: skip
 UNTRAINED: dict[str, Case] = {
     "fixed": Case(FixedPrompt, {"text": " two"}),

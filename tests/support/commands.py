@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from lightning_prompts.cli import run
-from support.models import TINY
+from support.models import SMALLEST
 
-TINY_RUN = ["--model.lm.name", TINY, "--model.max_new_tokens", "2", "--trainer.accelerator", "cpu",
+TINY_RUN = ["--model.lm.name", SMALLEST, "--model.max_new_tokens", "2", "--trainer.accelerator", "cpu",
             "--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]  # fmt: skip
 
 

@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import lightning as L  # noqa: N812 - Lightning's own convention
+import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_prompts.callbacks import PromptTable, ResultFiles, ValidateAtEnd
 from lightning_prompts.datamodules.base import SourceRow, TextDataModule
-from lightning_prompts.dln.cached_lm import CachedLM
-from lightning_prompts.dln.checkpointed_cache import CheckpointedCache
+from lightning_prompts.dln.cached_lm import CachedLM, CheckpointedCache
 from lightning_prompts.dln.layer import LanguageLayer, PlacedLayer
 from lightning_prompts.dln.messages import ThompsonSampling
 from lightning_prompts.dln.network import LanguageNetwork
@@ -54,9 +53,12 @@ def cached_of(lm: FrozenLM, cache: CheckpointedCache | None = None, **settings: 
 
 
 def stepper_of(
-    lm: FrozenLM, layers: Sequence[LanguageLayer], texts: Sequence[str] = ("Go.", "Say yes."), trust: float = 0.0,
-    posterior: Posterior = Posterior(samples=3),  # noqa: B008
-) -> Stepper:  # fmt: skip
+    lm: FrozenLM,
+    layers: Sequence[LanguageLayer],
+    texts: Sequence[str] = ("Go.", "Say yes."),
+    trust: float = 0.0,
+    posterior: Posterior = Posterior(samples=3),
+) -> Stepper:
     cached = cached_of(lm)
     placed = [PlacedLayer(layer, index, len(layers)) for index, layer in enumerate(layers)]
     settings = StepSettings([Given(tuple(texts))], posterior, trust=trust)
@@ -97,24 +99,32 @@ class Toy(TextDataModule):
 
     def load_rows(self) -> dict[str, list[SourceRow]]:
         rows = [
-            SourceRow({"question": f"Is {n} {'odd' if n % 3 else 'even'}?", "answer": ("yes", "no")[n % 2]}, f"row {n}",
-                      labels=YES_NO if self.labels else ())
+            SourceRow(
+                {"question": f"Is {n} {'odd' if n % 3 else 'even'}?", "answer": ("yes", "no")[n % 2]},
+                f"row {n}",
+                labels=YES_NO if self.labels else (),
+            )
             for n in range(3 * self.size)
-        ]  # fmt: skip
+        ]
         return {split: rows[k::3] for k, split in enumerate(("train", "val", "test"))}
 
 
 PROPOSALS: list[Proposals] = [
-    LanguageModelProposals(3, max_new_tokens=8, shown=1, messages=ThompsonSampling()), RuleRewrites(3),
-]  # fmt: skip
+    LanguageModelProposals(3, max_new_tokens=8, shown=1, messages=ThompsonSampling()),
+    RuleRewrites(3),
+]
 
 
 def network(**settings: object) -> DeepLanguageNetwork:
     values: dict[str, object] = {
         "layers": [LanguageLayer(prompt="Think.", max_new_tokens=5), LanguageLayer(prompt="Say.")],
-        "proposals": PROPOSALS, "posterior": Posterior(samples=2), "error_weight": 0.5, "max_prompt_tokens": 60,
-        "lm": LMConfig(f"{TINY},max_position_embeddings=700"), **settings,
-    }  # fmt: skip
+        "proposals": PROPOSALS,
+        "posterior": Posterior(samples=2),
+        "error_weight": 0.5,
+        "max_prompt_tokens": 60,
+        "lm": LMConfig(f"{TINY},max_position_embeddings=700"),
+        **settings,
+    }
     return DeepLanguageNetwork(**values)  # type: ignore[arg-type]
 
 

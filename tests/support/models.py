@@ -20,3 +20,4 @@ SHAPES = {
 
 
 TINY = SHAPES["llama"]
+SMALLEST = TINY.replace("num_hidden_layers=3", "num_hidden_layers=1")  # where the LM is not the point

@@ -26,9 +26,12 @@ METASPACE = ("always", "first", "never")
 def finished(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
     unknown = "<unk>" if tokenizer.token_to_id("<unk>") is not None else None
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token=unknown,
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token=unknown,
         clean_up_tokenization_spaces=False,
-    )  # fmt: skip
+    )
 
 
 def byte_level(
@@ -41,8 +44,9 @@ def byte_level(
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet,
-                                  show_progress=False)  # fmt: skip
+    trainer = trainers.BpeTrainer(
+        vocab_size=600, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet, show_progress=False
+    )
     tokenizer.train_from_iterator(SENTENCES, trainer)
     return finished(tokenizer)
 

@@ -1,22 +1,21 @@
 """A small server of OpenAI's protocol that serves models of this project, with faults on demand.
 
-    python tests/openai_server.py [--key KEY] NAME=MODEL ...
-
-prints its port, and ends when its standard input does. It has /v1/models, /v1/completions (max_tokens, temperature,
-seed, n, stop, logprobs, echo) and /v1/chat/completions. POST /control takes {"faults": [...], "always": ..., "slow":
-seconds, "log_probs": bool, "chat_only": bool, "said": TEXT, "clear": true}; GET /control tells what was asked for.
+`serve` sends its port, and ends when the other end of its pipe is closed. The server has /v1/models, /v1/completions
+(max_tokens, temperature, seed, n, stop, logprobs, echo) and /v1/chat/completions. POST /control takes {"faults": [...],
+"always": ..., "slow": seconds, "log_probs": bool, "chat_only": bool, "said": TEXT, "clear": true}; GET /control tells
+what was asked for.
 """
 
 from __future__ import annotations
 
-import argparse
+import contextlib
 import json
 import os
 import re
-import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
@@ -194,19 +193,15 @@ class Handler(BaseHTTPRequestHandler):
         return self.reply(200, answer)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("models", nargs="+")
-    parser.add_argument("--key")
-    args = parser.parse_args()
-    Handler.state = State(dict(model.split("=", 1) for model in args.models), args.key)
+def serve(models: dict[str, str], key: str | None, pipe: Connection, other_end: Connection) -> None:
+    """Serve models by their names, until nobody holds the other end of the pipe."""
+    other_end.close()  # this process's copy
+    torch.set_num_threads(1)
+    Handler.state = State(models, key)
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    print(server.server_address[1], flush=True)
-    sys.stdin.read()
+    pipe.send(server.server_address[1])
+    with contextlib.suppress(EOFError):
+        pipe.recv()
     os._exit(0)  # whatever is still being written
-
-
-if __name__ == "__main__":
-    main()

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from support.models import TINY
+from support.models import SMALLEST
 from support.project import ROOT
 
-SMALL = ["--model.lm.name", f"{TINY},max_position_embeddings=2048", "--trainer.accelerator", "cpu",
+SMALL = ["--model.lm.name", f"{SMALLEST},max_position_embeddings=2048", "--trainer.accelerator", "cpu",
          "--trainer.enable_progress_bar", "false"]  # fmt: skip
 
 

@@ -72,9 +72,10 @@ def to_device(host: Tensor, into: Tensor | None = None) -> Tensor:
 
 # Operators whose result, or the size of it, the host has to know.
 _WAITING = {
-    "_local_scalar_dense": "item", "equal": "item", **dict.fromkeys(
-        ("nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive", "bincount"), "size"),
-}  # fmt: skip
+    "_local_scalar_dense": "item",
+    "equal": "item",
+    **dict.fromkeys(("nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive", "bincount"), "size"),
+}
 _INDEXING = ("index", "_unsafe_index", "_index_put_impl_")
 
 
@@ -243,16 +244,24 @@ def _copy_from(source: Tensor, target: Tensor, non_blocking: bool = False) -> Te
 
 
 def _to_copy(
-    source: Tensor, *, dtype: torch.dtype | None = None, layout: Any = None, device: torch.device | None = None,
-    pin_memory: bool | None = None, non_blocking: bool = False, memory_format: torch.memory_format | None = None,
-) -> Tensor:  # fmt: skip
+    source: Tensor,
+    *,
+    dtype: torch.dtype | None = None,
+    layout: Any = None,
+    device: torch.device | None = None,
+    pin_memory: bool | None = None,
+    non_blocking: bool = False,
+    memory_format: torch.memory_format | None = None,
+) -> Tensor:
     """``tensor.to(...)``; a ``non_blocking`` download goes to pinned memory on CUDA, and the host does not wait."""
     del layout, pin_memory
     with torch._C.DisableTorchFunction():
         target = torch.empty_like(
-            source, dtype=dtype or source.dtype, device=device or source.device,
+            source,
+            dtype=dtype or source.dtype,
+            device=device or source.device,
             memory_format=memory_format or torch.preserve_format,
-        )  # fmt: skip
+        )
         if non_blocking and not on_device(target):
             return target.copy_(to_host(source))
         return target.copy_(source, non_blocking)

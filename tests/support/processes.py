@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import socket
-import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -14,13 +12,10 @@ from typing import Any
 
 import torch
 
-context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(
-    ["lightning_prompts.cli.main", "transformers.models.llama.modeling_llama", "numpy", "peft"]
-)
+from support import forks
 
 Job = Callable[[int, Path], Any]  # of how many processes it is one, and where it may write; what comes of it is saved
-PATIENCE = 600  # seconds; a busy machine takes its time
+PATIENCE = 1200  # seconds; a busy machine takes its time
 ERROR = "what went wrong"
 
 
@@ -29,9 +24,7 @@ def together(jobs: Mapping[str, Job], folder: Path, count: int = 2) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    processes = [context.Process(target=_work, args=(dict(jobs), folder, rank, count, port)) for rank in range(count)]
-    for process in processes:
-        process.start()
+    processes = [forks.start(_work, dict(jobs), folder, rank, count, port) for rank in range(count)]
     deadline = time.monotonic() + PATIENCE
     while any(process.is_alive() for process in processes) and time.monotonic() < deadline:
         if any(process.exitcode for process in processes):
@@ -58,15 +51,11 @@ def log(folder: Path, rank: int) -> Path:
 
 
 def _work(jobs: dict[str, Job], folder: Path, rank: int, count: int, port: int) -> None:
-    file = os.open(log(folder, rank), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    for stream in (1, 2):
-        os.dup2(file, stream)
-    sys.stdout, sys.stderr = (os.fdopen(os.dup(stream), "w", buffering=1) for stream in (1, 2))
-    os.environ.update(
-        LOCAL_RANK=str(rank), NODE_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
-        LIGHTNING_PROMPTS_CACHE=str(folder / "cache"),
-    )  # fmt: skip
-    torch.set_num_threads(1)
+    variables = {
+        **os.environ, "LOCAL_RANK": str(rank), "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        "LIGHTNING_PROMPTS_CACHE": str(folder / "cache"),
+    }  # fmt: skip
+    forks.become(log(folder, rank), None, variables, str(Path.cwd()))
     torch.distributed.init_process_group("gloo", rank=rank, world_size=count)
     for name, job in jobs.items():
         start = time.perf_counter()

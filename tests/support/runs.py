@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import lightning as L  # noqa: N812
+import lightning as L
 import numpy as np
 import pytest
 import torch
@@ -34,6 +34,9 @@ FORMATS = {
     "soft, gradient checkpointing": "safetensors",
     "prefix": "peft",
     "prefix, mlp": "safetensors",
+    "distillation": "safetensors",
+    "distillation, prefix": "peft",
+    "distillation, self-study": "npy",
     "lora": "peft",
 }
 

@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import urllib.request
-from pathlib import Path
 from typing import Any
 
+from support import forks, openai_server
 from support.models import TINY
 
 
 class ServerProcess:
     """`openai_server.py`, running: the tiny model as ``tiny`` and the embedded one under its own name."""
 
-    def __init__(self, *args: str) -> None:
-        models = [f"tiny={TINY},max_position_embeddings=2048", "smollm2-135m-instruct=smollm2-135m-instruct"]
-        script = Path(__file__).parent / "openai_server.py"
-        self.process = subprocess.Popen(
-            [sys.executable, str(script), *args, *models], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        assert self.process.stdout is not None
-        self.port = int(self.process.stdout.readline())
+    def __init__(self, key: str | None = None) -> None:
+        models = {"tiny": f"{TINY},max_position_embeddings=2048", "smollm2-135m-instruct": "smollm2-135m-instruct"}
+        ours, self.pipe = forks.context.Pipe()
+        self.process = forks.start(openai_server.serve, models, key, ours, self.pipe)
+        ours.close()
+        self.port = int(self.pipe.recv())
         self.url = f"http://127.0.0.1:{self.port}/v1"
 
     def _control(self, body: dict[str, Any] | None) -> dict[str, Any]:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(f"http://127.0.0.1:{self.port}/control", data)
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with urllib.request.urlopen(request, timeout=300) as answer:
             result: dict[str, Any] = json.load(answer)
         return result
 
@@ -49,6 +45,5 @@ class ServerProcess:
 
     def close(self) -> None:
         """End the process."""
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait(timeout=60)
+        self.pipe.close()
+        self.process.join(60)

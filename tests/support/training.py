@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import lightning as L  # noqa: N812
+import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_prompts.callbacks import PromptReadout, SampleGenerations, Throughput
@@ -25,9 +25,9 @@ from lightning_prompts.prompts.initializers import FromText
 from lightning_prompts.prompts.prefix import PrefixMLP
 from lightning_prompts.search.rounding import Rounding
 from lightning_prompts.search.scoring import Racing
-from support.models import TINY
+from support.models import SMALLEST
 
-LM = LMConfig(TINY)
+LM = LMConfig(SMALLEST)
 
 
 def data() -> Antonyms:

@@ -7,14 +7,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import lightning as L  # noqa: N812
+import lightning as L
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
 import lightning_prompts as lp
+from lightning_prompts.callbacks import NonFiniteGuard
 from lightning_prompts.cli import run as run_command
 from lightning_prompts.datamodules import Addition, Mixture
 from lightning_prompts.lm import FrozenLM, LMConfig
@@ -71,7 +74,15 @@ def test_results_are_tables(fitted: lp.PromptRun) -> None:
     assert isinstance(fitted.prompt, torch.Tensor)
     assert fitted.prompt.shape == (3, 32)
     assert "train/nll" in fitted.curves
-    assert "0.0000" in fitted._repr_html_()
+    html = fitted._repr_html_()
+    assert "<td>0.0%</td>" in html
+    assert "data:image/svg+xml;base64," in html, "the learning curves"
+    assert "restores" not in html, "no counts of training among the test metrics"
+    assert repr(fitted) == (
+        f"<SoftPromptTuning in {fitted.folder}: test nll {fitted.metrics.loc['test', 'nll']:.3f}, "
+        "test exact match 0.0%>"
+    )
+    assert repr(SoftPromptTuning(length=3)).startswith("SoftPromptTuning(lm='smollm2-135m-instruct', max_new_tokens=")
 
 
 def test_a_saved_run_is_loaded_and_exported(fitted: lp.PromptRun, tmp_path: Path) -> None:
@@ -100,7 +111,10 @@ def test_a_comparison_is_a_table_and_continues(
     assert again.table.equals(table)
     assert times == {path: path.stat().st_mtime_ns for path in (tmp_path / "c").rglob("metrics.json")}
     assert "two" in again.report().read_text()
-    assert "<table" in again._repr_html_()
+    html = again._repr_html_()
+    assert "<th>two</th><td>2</td>" in html
+    assert f"{table.loc['two', 'nll']:.3f} ± {table.loc['two', 'nll_sd']:.3f}" in html
+    assert html.count("<img") == 2
 
 
 def test_a_failed_run_does_not_stop_the_others(data: lp.QuestionAnswer, tmp_path: Path) -> None:
@@ -155,6 +169,56 @@ def test_callbacks_and_loggers_are_used(data: lp.QuestionAnswer, tmp_path: Path)
     lp.fit("soft_prompt", data, max_steps=3, folder=tmp_path / "a", callbacks=[count], logger=logger, **QUICK)
     assert count.batches == 3
     assert list((tmp_path / "mine").rglob("metrics.csv"))
+    tested = CSVLogger(tmp_path / "tested")
+    lp.load(tmp_path / "a").test(logger=tested)
+    assert "test/nll" in next((tmp_path / "tested").rglob("metrics.csv")).read_text()
+
+
+def test_a_trainer_is_used_as_it_is(fitted: lp.PromptRun, data: lp.QuestionAnswer, tmp_path: Path) -> None:
+    class Mine(L.Trainer):
+        """A subclass, which settings could not name."""
+
+    class Count(L.Callback):
+        batches = 0
+
+        def on_train_batch_end(self, *args: Any) -> None:
+            self.batches += 1
+
+    lm = {name: value for name, value in QUICK.items() if name in ("lm", "max_new_tokens")}
+    count, guard = Count(), NonFiniteGuard(patience=3)
+    same: dict[str, Any] = {"max_steps": 6, "gradient_clip_val": 1.0, "log_every_n_steps": 5, "accelerator": "cpu"}
+    trainer = Mine(**same, devices=1, default_root_dir=tmp_path / "run", callbacks=[count, guard])
+    run = lp.fit("soft_prompt", data, length=3, trainer=trainer, verbose=False, **lm)
+    assert run.folder == tmp_path / "run"
+    assert count.batches == trainer.global_step == 6
+    assert torch.equal(run.prompt, fitted.prompt)  # type: ignore[arg-type]
+    assert run.test().equals(fitted.metrics)
+    kinds = [type(callback) for callback in trainer.callbacks]  # type: ignore[attr-defined]
+    assert len(set(kinds)) == len(kinds)
+    assert guard in trainer.callbacks  # type: ignore[attr-defined]
+    record = yaml.safe_load((run.folder / "config.yaml").read_text())["trainer"]
+    assert {name: record[name] for name in same} == same
+    assert not (tmp_path / "lightning_logs").exists()
+    with pytest.raises(lp.UserError, match="this Trainer has already run"):
+        lp.fit("soft_prompt", data, trainer=trainer, folder=tmp_path / "again")
+    settings = {name: value for name, value in QUICK.items() if name not in lm}
+    other = lp.fit("soft_prompt", data, length=3, trainer={**settings, "max_steps": 6}, folder=tmp_path / "d", **lm)
+    assert torch.equal(other.prompt, fitted.prompt)  # type: ignore[arg-type]
+
+
+def test_what_a_trainer_keeps_of_its_loggers_and_checkpoints(data: lp.QuestionAnswer, tmp_path: Path) -> None:
+    lm: dict[str, Any] = {"lm": TINY, "max_new_tokens": 2, "verbose": False}
+    mine = CSVLogger(tmp_path / "mine")
+    trainer = L.Trainer(max_steps=2, accelerator="cpu", logger=mine, enable_checkpointing=False)
+    run = lp.fit("soft_prompt", data, trainer=trainer, folder=tmp_path / "a", **lm)
+    assert list((tmp_path / "mine").rglob("metrics.csv"))
+    assert not list(run.folder.rglob("*.ckpt"))
+    trainer = L.Trainer(accelerator="cpu", enable_progress_bar=False)
+    tested = lp.fit("static", data, text="Say.", trainer=trainer, folder=tmp_path / "b", **lm)
+    assert tested.metrics.loc["test", "examples"] == 6
+    trainer = L.Trainer(max_steps=1, accelerator="cpu", callbacks=[ModelCheckpoint(monitor="val/nll")])
+    with pytest.raises(lp.UserError, match="leave this ModelCheckpoint out"):
+        lp.fit("soft_prompt", data, trainer=trainer, folder=tmp_path / "c", **lm)
 
 
 def test_classes_are_chosen(tmp_path: Path) -> None:
@@ -163,6 +227,9 @@ def test_classes_are_chosen(tmp_path: Path) -> None:
         "static", lp.QuestionAnswer.from_rows(rows, labels="auto"), text="Say.", folder=tmp_path / "a", **QUICK
     )
     assert "accuracy" in run.metrics
+    assert run.metrics.index.tolist() == ["test"]
+    assert run.metrics.filter(like="predicted/").loc["test"].sum() == run.metrics.loc["test", "examples"]
+    assert (run.export() / "prompt.txt").read_text() == "Say."
     assert set(run.answer(["film a", "film b"])["answer"]) <= {"good", "bad"}
     assert run.prompt == "Say."
 
@@ -238,6 +305,11 @@ def test_a_saved_run_has_its_own_rows(fitted: lp.PromptRun, tmp_path: Path) -> N
         fitted.export("peft", exmples=2)
 
 
+def test_a_notebook_shows_errors_in_one_line() -> None:
+    """IPython calls this method instead of formatting the traceback."""
+    assert lp.UserError("what to do")._render_traceback_() == ["UserError: what to do"]
+
+
 def test_a_run_without_checkpoint_is_not_tested_as_trained(data: lp.QuestionAnswer, tmp_path: Path) -> None:
     run = lp.fit("soft_prompt", data, max_steps=1, enable_checkpointing=False, logger=False, folder=tmp_path, **QUICK)
     assert not (tmp_path / "logs").exists()
@@ -254,14 +326,27 @@ def test_a_run_without_checkpoint_is_not_tested_as_trained(data: lp.QuestionAnsw
         (lambda data: lp.fit("soft_prompt", data, budget=3), "budget must be a dict"),
         (lambda data: lp.fit("soft_prompt", "Antonym"), "unknown dataset 'Antonym'; did you mean Antonyms"),
         (lambda data: lp.fit("soft_prompt", "no.yaml"), "no.yaml"),
-        (lambda data: lp.fit("no.yaml", data), "no such config: no.yaml"),
+        (lambda data: lp.fit("no.yaml", data), "no.yaml does not exist"),
         (lambda data: lp.fit("soft_prompt", [1, 2]), "train row 1 is a int, not a dict"),
         (lambda data: lp.fit("soft_prompt", data, callbacks_=1), "unknown setting 'callbacks_'"),
         (
             lambda data: lp.fit(SoftPromptTuning(optimizer=lambda p: torch.optim.SGD(p, lr=1.0)), data),
             "the optimizer of a method object cannot be recorded",
         ),
-        (lambda data: lp.fit("static", data, text="# x"), "text: '# x' cannot be recorded"),
+        (
+            lambda data: lp.fit("soft_prompt", data, trainer={"max_step": 1}),
+            "setting of the trainer 'max_step'; did you mean",
+        ),
+        (lambda data: lp.fit("soft_prompt", data, trainer={"logger": 1}), "use the argument logger"),
+        (lambda data: lp.fit("soft_prompt", data, fast_dev_run=True), "set max_steps=1 instead"),
+        (lambda data: lp.fit("soft_prompt", data, trainer=L.Trainer(barebones=True)), "trainer.barebones turns off"),
+        (lambda data: lp.fit("soft_prompt", data, trainer=L.Trainer(), max_steps=1), "give it to your Trainer"),
+        (lambda data: lp.fit("soft_prompt", data, trainer=L.Trainer(logger=False), logger=True), "leave out logger"),
+        (
+            lambda data: lp.fit("soft_prompt", data, trainer=L.Trainer(default_root_dir="x"), folder="y"),
+            "leave out one of them",
+        ),
+        (lambda data: lp.compare(["static"], data, trainer=L.Trainer()), "a Trainer trains once"),
         (lambda data: lp.compare(["static"], data, lenght=3), "no method has the setting 'lenght'"),
         (lambda data: lp.compare({"a": {"length": 3}}, data), "'a' has no key 'method'"),
         (lambda data: lp.load("nowhere"), "nowhere is no run folder"),

@@ -6,7 +6,7 @@ import itertools
 from pathlib import Path
 from typing import Any
 
-import lightning as L  # noqa: N812
+import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -25,8 +25,12 @@ from support.training import data, trainer
 
 def saves(folder: Path, method: type[PromptMethod]) -> list[L.Callback]:
     name, mode = method.monitor
-    settings: dict[str, Any] = {"dirpath": folder, "save_top_k": 1, "enable_version_counter": False,
-                                "save_on_train_epoch_end": False}  # fmt: skip
+    settings: dict[str, Any] = {
+        "dirpath": folder,
+        "save_top_k": 1,
+        "enable_version_counter": False,
+        "save_on_train_epoch_end": False,
+    }
     return [
         PromptReadout(),
         ModelCheckpoint(filename="best", monitor=name, mode=mode, **settings),
@@ -49,8 +53,9 @@ def check_agreement(folder: Path, model: DiscretePromptMethod) -> None:
 def test_all_files_hold_the_same_tokens(seed: int, tmp_path: Path) -> None:
     L.seed_everything(seed)
     model = RelaxedPromptTuning(3, lm=LMConfig(TINY), max_new_tokens=1)
-    fit = trainer(tmp_path, max_steps=-1, max_epochs=4, enable_checkpointing=True,
-                  callbacks=saves(tmp_path, RelaxedPromptTuning))  # fmt: skip
+    fit = trainer(
+        tmp_path, max_steps=-1, max_epochs=4, enable_checkpointing=True, callbacks=saves(tmp_path, RelaxedPromptTuning)
+    )
     fit.fit(model, datamodule=data())
     check_agreement(tmp_path, model)
 
@@ -70,8 +75,13 @@ def test_files_agree_where_the_likeliest_tokens_are_no_text(tmp_path: Path, tiny
     model = RelaxedPromptTuning(2, lm=LMConfig(TINY), max_new_tokens=1)
     steps = [worst, no_text, best]
     model.token_ids = lambda: torch.tensor(steps[model.trainer.global_step])  # type: ignore[method-assign]
-    fit = trainer(tmp_path, max_steps=2, val_check_interval=1, enable_checkpointing=True,
-                  callbacks=saves(tmp_path, RelaxedPromptTuning))  # fmt: skip
+    fit = trainer(
+        tmp_path,
+        max_steps=2,
+        val_check_interval=1,
+        enable_checkpointing=True,
+        callbacks=saves(tmp_path, RelaxedPromptTuning),
+    )
     fit.fit(model, datamodule=data())
     assert model.best_ids.tolist() == best
     check_agreement(tmp_path, model)
@@ -99,8 +109,13 @@ def test_the_text_of_a_policy_is_that_of_its_best_checkpoint(tmp_path: Path) -> 
     nll = [0.0, 2.0, 1.0, 3.0]
     model.answer_nll = lambda examples, prompt: [nll[model.trainer.global_step]] * len(examples)  # type: ignore[method-assign]
     model.prompt_text = lambda: f"step {model.trainer.global_step}"  # type: ignore[method-assign]
-    fit = trainer(tmp_path, max_steps=3, val_check_interval=1, enable_checkpointing=True,
-                  callbacks=saves(tmp_path, ReinforceRefiner))  # fmt: skip
+    fit = trainer(
+        tmp_path,
+        max_steps=3,
+        val_check_interval=1,
+        enable_checkpointing=True,
+        callbacks=saves(tmp_path, ReinforceRefiner),
+    )
     fit.fit(model, datamodule=data())
     assert torch.load(tmp_path / "best.ckpt", weights_only=True)["global_step"] == 2
     assert (tmp_path / "prompt.txt").read_text() == "step 2"

@@ -21,6 +21,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning_prompts import __version__
 from lightning_prompts.cli import PromptCLI, commands
 from support.commands import FIT, SMALL, TINY_RUN, code, expect_error
+from support.faults import Run
 from support.models import TINY
 
 
@@ -499,10 +500,10 @@ def test_weights_not_installed(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert not folder.exists()
 
 
-def lightning_prompts(*args: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
+def lightning_prompts(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "lightning_prompts", *args], cwd=cwd, env={**os.environ, **env}, text=True,
-        capture_output=True, timeout=120, check=False,
+        [sys.executable, "-m", "lightning_prompts", *args], cwd=cwd, text=True, capture_output=True,
+        timeout=600, check=False,
     )  # fmt: skip
 
 
@@ -510,9 +511,10 @@ def test_as_a_process(tmp_path: Path) -> None:
     done = lightning_prompts(*MODEL, *SMALL, "--model.length", "0", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.strip().splitlines()[-1] == "error: length must be at least 1, got 0"
-    debug = lightning_prompts(*MODEL, *SMALL, "--model.length", "0", cwd=tmp_path, LIGHTNING_PROMPTS_DEBUG="1")
-    assert "Traceback" in debug.stderr
-    assert debug.returncode == 1
+    variables = {"LIGHTNING_PROMPTS_DEBUG": "1"}
+    debug = Run([*MODEL, *SMALL, "--model.length", "0"], tmp_path / "log", folder=tmp_path, environment=variables)
+    assert debug.wait() == 1
+    assert "Traceback" in debug.output
     help_ = lightning_prompts("--help", cwd=tmp_path)
     assert help_.returncode == 0
     assert "predict" in help_.stdout

@@ -70,6 +70,8 @@ def tab(line: str, script: Path, folder: Path) -> set[str]:
         ("completion ", {"bash", "zsh"}, set()),
         ("fit -c ", {"a.yaml"}, set()),
         ("fit -c a.yaml --config ", {"a.yaml"}, set()),
+        ("fit -c antonyms/s", {"antonyms/soft_prompt.yaml"}, {"a.yaml"}),
+        ("sweep antonyms/st", {"antonyms/static.yaml"}, set()),
     ],
 )
 def test_bash_offers(typed: str, some: set[str], none: set[str], script: Path, tmp_path: Path) -> None:

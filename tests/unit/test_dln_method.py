@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 from dataclasses import replace
 from pathlib import Path
 
-import lightning as L  # noqa: N812 - Lightning's own convention
+import lightning as L
 import pytest
 import torch
 
 from lightning_prompts.datamodules.base import SourceRow
-from lightning_prompts.dln.information import mutual_information
 from lightning_prompts.dln.layer import LanguageLayer
 from lightning_prompts.dln.memory import PromptMemory
 from lightning_prompts.dln.messages import BanditStats
@@ -42,8 +40,13 @@ def test_a_resumed_run_goes_on_bit_by_bit(kind: str, tmp_path: Path) -> None:
     def build() -> DeepLanguageNetwork | Ape:
         if kind == "network":
             return network()
-        return Ape(text="Say.", induced=InducedInstructions(3, max_new_tokens=8), paraphrases=Paraphrases(2, 0.7, 8),
-                   max_prompt_tokens=60, lm=LMConfig(f"{TINY},max_position_embeddings=700"))  # fmt: skip
+        return Ape(
+            text="Say.",
+            induced=InducedInstructions(3, max_new_tokens=8),
+            paraphrases=Paraphrases(2, 0.7, 8),
+            max_prompt_tokens=60,
+            lm=LMConfig(f"{TINY},max_position_embeddings=700"),
+        )
 
     L.seed_everything(3)
     trainer(tmp_path / "whole", 4).fit(build(), Toy())
@@ -159,8 +162,10 @@ def test_few_shot_on_labels(tmp_path: Path) -> None:
 def test_every_method_can_calibrate(tmp_path: Path) -> None:
     lm = LMConfig(f"{TINY},max_position_embeddings=700", calibrate_labels=True)
     found = []
-    for method in (FixedPrompt(text="Say.", lm=lm), network(layers=[LanguageLayer("Say.")], posterior=None,
-                                                            error_weight=0.0, lm=lm)):  # fmt: skip
+    for method in (
+        FixedPrompt(text="Say.", lm=lm),
+        network(layers=[LanguageLayer("Say.")], posterior=None, error_weight=0.0, lm=lm),
+    ):
         folder = tmp_path / type(method).__name__
         trainer(folder, 1).test(method, Toy(), verbose=False)
         found.append([json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()])
@@ -207,8 +212,13 @@ def test_layers_share_an_lm_where_they_name_the_same(tmp_path: Path) -> None:
 
 def test_ape_keeps_the_best_on_validation(tmp_path: Path) -> None:
     L.seed_everything(2)
-    method = Ape(text="Say.", induced=InducedInstructions(6, max_new_tokens=8), paraphrases=Paraphrases(3, 0.7, 8),
-                 max_prompt_tokens=60, lm=LMConfig(f"{TINY},max_position_embeddings=700"))  # fmt: skip
+    method = Ape(
+        text="Say.",
+        induced=InducedInstructions(6, max_new_tokens=8),
+        paraphrases=Paraphrases(3, 0.7, 8),
+        max_prompt_tokens=60,
+        lm=LMConfig(f"{TINY},max_position_embeddings=700"),
+    )
     data = Toy()
     trainer(tmp_path, 2, 1).fit(method, data)
     rows = [json.loads(line) for line in (tmp_path / "prompts.jsonl").read_text().splitlines()]
@@ -267,8 +277,9 @@ def test_gradients_that_are_not_there_are_not_accumulated(tmp_path: Path) -> Non
 
 
 def test_all_filtered_out_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    method = network(layers=[LanguageLayer(prompt="Say.")], posterior=None, error_weight=0.0,
-                     proposals=[Given(("", "Say."))])  # fmt: skip
+    method = network(
+        layers=[LanguageLayer(prompt="Say.")], posterior=None, error_weight=0.0, proposals=[Given(("", "Say."))]
+    )
     with caplog.at_level(logging.WARNING):
         trainer(tmp_path, 1).fit(method, Toy())
     assert "no proposal for layer 0 was new" in caplog.text
@@ -279,17 +290,3 @@ def test_an_example_beyond_the_window_is_found_before_the_first_step(tmp_path: P
     method = network(lm=LMConfig(f"{TINY},max_position_embeddings=100"))
     with pytest.raises(UserError, match="context window"):
         trainer(tmp_path, 1).fit(method, Toy())
-
-
-def test_mutual_information_of_known_cases() -> None:
-    same = torch.tensor([[0.3, 0.7]] * 4).log()
-    assert mutual_information(same).item() == pytest.approx(0.0, abs=1e-6)
-    decided = torch.tensor([[1.0, 0.0], [0.0, 1.0]]).log()
-    assert mutual_information(decided).item() == pytest.approx(math.log(2))
-    table = torch.tensor([[0.9, 0.1, 0.0], [0.2, 0.8, 0.0], [0.5, 0.5, 0.0]])
-    joint = table / 3
-    mean = joint.sum(0)
-    expected = sum(
-        float(joint[k, y]) * math.log(float(table[k, y] / mean[y])) for k in range(3) for y in range(2)
-    )  # sum over p(k, y) log p(y | k) / p(y)
-    assert mutual_information(table.log()).item() == pytest.approx(expected, abs=1e-6)

@@ -173,9 +173,12 @@ def test_mined_examples_replace_earlier_ones(tiny: FrozenLM) -> None:
 def test_rules(tiny: FrozenLM) -> None:
     rewrites = RuleRewrites().rewrites("Say it. Now.\n\nFor example:\nx", ["yes", "no"])
     for wanted in (
-        "Say it. Now. Answer with yes or no.\n\nFor example:\nx", "Now. Say it.\n\nFor example:\nx", "Say it. Now.",
-        "Now.\n\nFor example:\nx", "Task: Say it. Now.\n\nFor example:\nx",
-    ):  # fmt: skip
+        "Say it. Now. Answer with yes or no.\n\nFor example:\nx",
+        "Now. Say it.\n\nFor example:\nx",
+        "Say it. Now.",
+        "Now.\n\nFor example:\nx",
+        "Task: Say it. Now.\n\nFor example:\nx",
+    ):
         assert wanted in rewrites
     assert len(set(rewrites)) == len(rewrites)
     drawn = RuleRewrites(5).propose(request(tiny))

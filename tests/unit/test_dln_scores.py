@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_prompts.dln.checkpointed_cache import CheckpointedCache
+from lightning_prompts.dln.cached_lm import CheckpointedCache
 from lightning_prompts.dln.layer import LanguageLayer, PlacedLayer
 from lightning_prompts.dln.sharpening import ArgMaxWeights, Sharpening, SoftmaxSharpening, UniformWeights
 from lightning_prompts.errors import UserError
@@ -179,9 +179,15 @@ def test_a_text_beyond_the_window(tiny: FrozenLM) -> None:
 
 @pytest.mark.parametrize(
     "sharpening",
-    [SoftmaxSharpening(), SoftmaxSharpening(2.5), SoftmaxSharpening(prior=False), UniformWeights(), ArgMaxWeights(),
-     ArgMaxWeights(prior=False)],
-)  # fmt: skip
+    [
+        SoftmaxSharpening(),
+        SoftmaxSharpening(2.5),
+        SoftmaxSharpening(prior=False),
+        UniformWeights(),
+        ArgMaxWeights(),
+        ArgMaxWeights(prior=False),
+    ],
+)
 def test_weights_by_the_definition(sharpening: Sharpening) -> None:
     answer = torch.tensor([[-1.0, -2.0, -0.5, -3.0], [-1.0, -1.0, -4.0, -2.0], [-1.0] * 4], dtype=torch.double)
     prior = torch.tensor([[-2.0, -0.1, -5.0, -1.0], [-3.0, -3.0, -0.5, -9.0], [-1.0] * 4], dtype=torch.double)

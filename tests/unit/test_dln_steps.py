@@ -73,8 +73,10 @@ def test_memory_is_among_the_candidates(tiny: FrozenLM) -> None:
     stepper = stepper_of(tiny, [LanguageLayer()], ("Go.", "Old one."))
     result = stepper.step(examples(), ["Start."], memory, [BanditStats()], 0.0, generator())
     assert [(c.proposal.text, c.proposal.kind) for c in result.candidates[0]] == [
-        ("Start.", "current"), ("Old one.", "memory"), ("Go.", "Given"),
-    ]  # fmt: skip
+        ("Start.", "current"),
+        ("Old one.", "memory"),
+        ("Go.", "Given"),
+    ]
 
 
 def test_a_tie_keeps_the_current_prompt(tiny: FrozenLM, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,8 +118,11 @@ def test_several_layers_change_nothing_where_all_is_right(count: int, tiny: Froz
 
 def test_the_proposer_sees_what_the_layer_reads(tiny: FrozenLM) -> None:
     for residual in (True, False):
-        layers = [LanguageLayer(max_new_tokens=4), LanguageLayer(residual=residual, max_new_tokens=4),
-                  LanguageLayer(residual=residual)]  # fmt: skip
+        layers = [
+            LanguageLayer(max_new_tokens=4),
+            LanguageLayer(residual=residual, max_new_tokens=4),
+            LanguageLayer(residual=residual),
+        ]
         stepper = stepper_of(tiny, layers)
         batch, prompts = examples(), ["List.", "Think.", "Say."]
         seen = stepper.forward(batch, prompts)

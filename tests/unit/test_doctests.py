@@ -12,13 +12,21 @@ from support.project import modules
 FLAGS = doctest.NORMALIZE_WHITESPACE
 # Where a reader looks for an example; one that is gone is missed.
 SHOWN = {
-    "lightning_prompts.answers", "lightning_prompts.errors", "lightning_prompts.template", "lightning_prompts.types",
-    "lightning_prompts.objectives.rewards", "lightning_prompts.estimators.reinforce",
-    "lightning_prompts.estimators.temperature", "lightning_prompts.estimators.relaxations",
-    "lightning_prompts.dln.information", "lightning_prompts.runs.tables", "lightning_prompts.runs.spaces",
-    "lightning_prompts.datamodules.addition", "lightning_prompts.datamodules.question_answer",
-    "lightning_prompts.datamodules.labels", "lightning_prompts.datamodules.splits",
-}  # fmt: skip
+    "lightning_prompts.answers",
+    "lightning_prompts.errors",
+    "lightning_prompts.template",
+    "lightning_prompts.types",
+    "lightning_prompts.objectives.rewards",
+    "lightning_prompts.estimators.reinforce",
+    "lightning_prompts.estimators.temperature",
+    "lightning_prompts.estimators.relaxations",
+    "lightning_prompts.runs.tables",
+    "lightning_prompts.runs.spaces",
+    "lightning_prompts.datamodules.addition",
+    "lightning_prompts.datamodules.question_answer",
+    "lightning_prompts.datamodules.labels",
+    "lightning_prompts.datamodules.splits",
+}
 
 
 @pytest.mark.parametrize("name", [name for name, path in modules() if not name.endswith("__main__")])

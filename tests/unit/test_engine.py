@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from lightning_prompts.lm import FrozenLM, KeyValues, LMConfig, label_scores
-from lightning_prompts.lm.attention import PackedLayout, bucket, packed_attention
+from lightning_prompts.lm.attention import packed_attention
 from lightning_prompts.lm.cascade import parts_of
 from lightning_prompts.lm.config import Attention
-from lightning_prompts.lm.finite import first_not_finite
+from lightning_prompts.lm.failures import first_not_finite
 from lightning_prompts.lm.key_values import ahead_of, slot_length
+from lightning_prompts.lm.layout import PackedLayout, bucket
 from lightning_prompts.template import Template
 from lightning_prompts.types import Example
 from support import recorded_graphs

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from lightning_prompts.lm import FrozenLM, generation
+from lightning_prompts.lm.language_model import Usage
 from lightning_prompts.lm.sampling import Sampling
-from lightning_prompts.lm.usage import Usage
 from lightning_prompts.template import Template
 from lightning_prompts.types import Example
 from support.models import SHAPES
@@ -52,9 +52,13 @@ def test_greedy_equals_the_teacher_forced_argmax(
 @pytest.mark.parametrize("limit", [1, 2, 7])
 @pytest.mark.parametrize("drawn", [False, True])
 def test_reading_tokens_a_pass_late_changes_nothing(
-    stops: str | None, limit: int, drawn: bool, tiny: FrozenLM, antonyms: list[Example],
+    stops: str | None,
+    limit: int,
+    drawn: bool,
+    tiny: FrozenLM,
+    antonyms: list[Example],
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     rows, prompt = tiny.encode(antonyms, 4), make_prompt(tiny, 4)
     found = []
     for late in (False, True):

@@ -12,9 +12,9 @@ import torch
 
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm import FrozenLM, LMConfig, Sampling, label_scores
-from lightning_prompts.lm.continuations import ContinuationScorer
 from lightning_prompts.lm.encoding import Encoder
 from lightning_prompts.lm.labels import CONTENT_FREE, without_content
+from lightning_prompts.lm.passes import ContinuationScorer
 from lightning_prompts.template import Template
 from lightning_prompts.types import Example
 from support.models import TINY

@@ -24,7 +24,7 @@ from lightning_prompts.lm.reuse import keep_lms, load_or_reuse
 from lightning_prompts.methods import LoraTuning
 from lightning_prompts.runs.launcher import RunSpec, attempt, launch, launch_all, words
 from lightning_prompts.runs.reader import Run
-from support.models import TINY
+from support.models import SMALLEST
 
 CPU = torch.device("cpu")
 DATA = {
@@ -36,8 +36,8 @@ DATA = {
     "trainer.max_steps": 3,
     "trainer.enable_progress_bar": False,
 }
-SOFT = {"model": "SoftPromptTuning", "model.length": 2, "model.lm.name": TINY, "model.max_new_tokens": 2, **DATA}
-SEARCH = {**SOFT, "model": "HardPromptSearch"}
+SOFT = {"model": "SoftPromptTuning", "model.length": 2, "model.lm.name": SMALLEST, "model.max_new_tokens": 2, **DATA}
+SEARCH = {**SOFT, "model": "HardPromptSearch", "model.candidates": 8, "model.top_k": 20}
 
 
 @pytest.fixture
@@ -78,13 +78,13 @@ def written(folder: Path) -> dict[str, Any]:
 
 
 def test_runs_in_one_process_equal_separate_runs_to_the_digit(tmp_path: Path, loads: list[LMConfig]) -> None:
-    together = specs(tmp_path / "together", SOFT, SEARCH)
+    together = [*specs(tmp_path / "together", SOFT), *specs(tmp_path / "together", SEARCH, seeds=(0,))]
     assert launch_all(together) == {}
     assert len(loads) == 1
-    for spec in specs(tmp_path / "alone", SOFT, SEARCH):
+    for spec in [*specs(tmp_path / "alone", SOFT), *specs(tmp_path / "alone", SEARCH, seeds=(0,))]:
         assert run(["fit", *spec.words, "--trainer.default_root_dir", spec.folder]) == 0
         assert run(["test", "-c", f"{spec.folder}/config.yaml", "--ckpt_path", "best", "--verbose", "false"]) == 0
-    assert len(loads) == 1 + 8
+    assert len(loads) == 1 + 6
     for spec in together:
         name = Path(spec.folder).name
         assert written(Path(spec.folder)) == written(tmp_path / "alone" / name), name
@@ -93,7 +93,7 @@ def test_runs_in_one_process_equal_separate_runs_to_the_digit(tmp_path: Path, lo
 
 
 def test_a_reused_lm_keeps_nothing_of_earlier_runs(loads: list[LMConfig]) -> None:
-    config = LMConfig(TINY)
+    config = LMConfig(SMALLEST)
     with keep_lms():
         first = load_or_reuse(config, CPU)
         first.usage.calls = 5
@@ -112,7 +112,7 @@ def test_a_reused_lm_keeps_nothing_of_earlier_runs(loads: list[LMConfig]) -> Non
         del first
         gc.collect()
         assert gone() is None, "the model does not hold the LM of the earlier run"
-        assert load_or_reuse(LMConfig(TINY, attention="explicit"), CPU).model is not weights
+        assert load_or_reuse(LMConfig(SMALLEST, attention="explicit"), CPU).model is not weights
     assert len(loads) == 2
     assert load_or_reuse(config, CPU).model is not weights, "outside, each load is fresh"
 
@@ -120,7 +120,7 @@ def test_a_reused_lm_keeps_nothing_of_earlier_runs(loads: list[LMConfig]) -> Non
 @pytest.mark.parametrize("change", ["hook", "module", "trainable"])
 def test_a_changed_lm_is_loaded_again(change: str, loads: list[LMConfig]) -> None:
     with keep_lms():
-        lm = load_or_reuse(LMConfig(TINY), CPU)
+        lm = load_or_reuse(LMConfig(SMALLEST), CPU)
         layer = next(module for module in lm.model.modules() if isinstance(module, nn.Linear))
         if change == "hook":
             layer.register_forward_hook(lambda module, inputs, output: output + 1)
@@ -128,14 +128,14 @@ def test_a_changed_lm_is_loaded_again(change: str, loads: list[LMConfig]) -> Non
             layer.add_module("adapter", nn.Linear(2, 2))
         else:
             layer.weight.requires_grad_(True)
-        assert load_or_reuse(LMConfig(TINY), CPU).model is not lm.model
+        assert load_or_reuse(LMConfig(SMALLEST), CPU).model is not lm.model
     assert len(loads) == 2
 
 
 def test_methods_that_change_their_lm_load_their_own(loads: list[LMConfig]) -> None:
     with keep_lms() as kept:
         for _ in range(2):
-            LoraTuning(rank=1, lm=LMConfig(TINY)).configure_model()
+            LoraTuning(rank=1, lm=LMConfig(SMALLEST)).configure_model()
         assert not kept.lms
     assert len(loads) == 2
 
@@ -144,14 +144,14 @@ def test_quantised_lms_are_loaded_each_time(loads: list[LMConfig], monkeypatch: 
     with keep_lms() as kept:
         monkeypatch.setattr(FrozenLM, "load", lambda config, device: loads.append(config))
         for _ in range(2):
-            load_or_reuse(LMConfig(TINY, quantization="nf4"), CPU)
+            load_or_reuse(LMConfig(SMALLEST, quantization="nf4"), CPU)
         assert not kept.lms
     assert len(loads) == 2
 
 
 def test_lms_that_no_run_needs_are_freed(tmp_path: Path, loads: list[LMConfig]) -> None:
-    few = {"model": "FewShot", "model.shots": 1, "model.lm.name": TINY, "model.max_new_tokens": 1, **DATA}
-    other = {**few, "model.lm.name": TINY.replace("num_hidden_layers=3", "num_hidden_layers=2")}
+    few = {"model": "FewShot", "model.shots": 1, "model.lm.name": SMALLEST, "model.max_new_tokens": 1, **DATA}
+    other = {**few, "model.lm.name": SMALLEST.replace("num_hidden_layers=1", "num_hidden_layers=2")}
     with keep_lms() as kept:
         launch(RunSpec(str(tmp_path / "a"), settings=few))
         launch(RunSpec(str(tmp_path / "b"), settings=few, seed=1))
@@ -182,7 +182,7 @@ def test_a_run_leaves_the_process_as_it_was(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_errors_are_one_line_and_stop_no_other_run(tmp_path: Path) -> None:
-    few = {"model": "FewShot", "model.shots": 1, "model.lm.name": TINY, "model.max_new_tokens": 1, **DATA}
+    few = {"model": "FewShot", "model.shots": 1, "model.lm.name": SMALLEST, "model.max_new_tokens": 1, **DATA}
     bad = [
         RunSpec(str(tmp_path / "value"), settings={**few, "model.shots": -1}),
         RunSpec(str(tmp_path / "option"), settings={**few, "model.shotz": 1}),

@@ -22,10 +22,11 @@ def test_a_soft_prompt_learns_and_comes_back_from_its_checkpoint(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = str(ROOT / "experiments" / "antonyms" / "soft_prompt.yaml")
-    small = ["--data.val_fraction", "0.03", "--data.test_fraction", "0.03", "--trainer.enable_progress_bar", "false"]
+    small = ["--data.val_fraction", "0.02", "--data.test_fraction", "0.02", "--data.batch_size", "16",
+             "--trainer.enable_progress_bar", "false"]  # fmt: skip
     folder, untrained = tmp_path / "run", tmp_path / "untrained"
     root = "--trainer.default_root_dir"
-    assert run(["fit", "-c", config, *small, "--trainer.max_steps", "25", root, str(folder)]) == 0
+    assert run(["fit", "-c", config, *small, "--trainer.max_steps", "20", root, str(folder)]) == 0
     best = folder / "checkpoints" / "best.ckpt"
     assert best.stat().st_size < 1_000_000
     results = []

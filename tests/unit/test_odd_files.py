@@ -195,7 +195,7 @@ def test_suspicious_files_log_a_warning(
 def test_long_rows_raise_a_context_window_error(tiny: FrozenLM, tmp_path: Path) -> None:
     (example,) = QuestionAnswer(test=write(tmp_path, "a.csv", f"question,answer\n{LONG},a\n")).examples("test")
     with pytest.raises(UserError, match=r"a\.csv row 1.* context window"):
-        tiny.check_lengths([example], length=3)
+        tiny.check_examples([example], length=3)
 
 
 @pytest.mark.parametrize(("repeated", "told"), [(60, True), (3, False)])

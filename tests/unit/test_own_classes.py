@@ -15,8 +15,16 @@ from lightning_prompts.datamodules import Classification, QuestionAnswer
 from lightning_prompts.errors import UserError
 from support.models import TINY
 
-TINY_RUN = ["--model.lm.name", TINY, "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false",
-            "--trainer.max_steps", "2"]  # fmt: skip
+TINY_RUN = [
+    "--model.lm.name",
+    TINY,
+    "--trainer.accelerator",
+    "cpu",
+    "--trainer.enable_progress_bar",
+    "false",
+    "--trainer.max_steps",
+    "2",
+]
 POLES = {0: ["negative", "bad"], 1: ["positive", "good"]}
 
 

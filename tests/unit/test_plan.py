@@ -22,7 +22,7 @@ from lightning_prompts.errors import UserError
 from lightning_prompts.estimators.reinforce import TopK
 from lightning_prompts.estimators.relaxations import GumbelSoftmax, Projected
 from lightning_prompts.lm import LMConfig, LMShape, Server
-from lightning_prompts.lm import attention as attention_module
+from lightning_prompts.lm import layout as layout_module
 from lightning_prompts.lm.loading import load_model
 from lightning_prompts.memory_plan import MemoryPlan, Packed, Processes, kept_bytes, make_plan, optimizer_state
 from lightning_prompts.methods import (
@@ -139,7 +139,7 @@ def test_of_other_architectures_too(settings: str, tolerance: float) -> None:
 
 @pytest.mark.parametrize("length", [8, 60])  # shorter than rows, and longer: attention by copies, and by parts
 def test_above_the_limit_of_explicit_scores(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (attention_module, __import__("lightning_prompts.memory_plan", fromlist=["x"])):
+    for module in (layout_module, __import__("lightning_prompts.memory_plan", fromlist=["x"])):
         monkeypatch.setattr(module, "EXPLICIT_LIMIT", 1000)
     method, examples = SoftPromptTuning(length, lm=LM), batch(even=False)
     assert planned(method, examples) == pytest.approx(kept_by(method, examples), rel=0.1)

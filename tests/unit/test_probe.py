@@ -210,7 +210,7 @@ BROKEN: dict[str, tuple[str, Callable[..., Any], str]] = {
     "a cap": ("gemma2", without("softcap"), "its packed log-probabilities differ"),
     "layers": ("llama", one_memory, "keys and values before all tokens have another effect"),
     "memory": ("llama", forgetful, "generation with cached keys and values differs"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", BROKEN)

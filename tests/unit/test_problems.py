@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import lightning as L  # noqa: N812
+import lightning as L
 import pytest
 
 from lightning_prompts.cli import run

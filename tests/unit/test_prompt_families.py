@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import lightning as L  # noqa: N812
+import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -39,11 +39,8 @@ from lightning_prompts.search.candidates import round_trips
 from lightning_prompts.search.rounding import Rounding
 from lightning_prompts.template import Template
 from lightning_prompts.types import Batch, Example
-from support.models import SHAPES, TINY
-from support.training import MAKE, data, trainer
-
-LM = LMConfig(TINY)
-
+from support.models import SHAPES
+from support.training import LM, MAKE, data, trainer
 
 # --- prefix tuning ---------------------------------------------------------------------------------------------------
 
@@ -210,9 +207,11 @@ def test_the_relaxed_nll_is_that_of_the_temperature_of_now(tmp_path: Path) -> No
     class Watch(L.Callback):
         def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
             warm = Softmax().train_vectors(
-                pl_module.parameters_, pl_module.matrix, pl_module.allowed_ids,
+                pl_module.parameters_,
+                pl_module.matrix,
+                pl_module.allowed_ids,
                 pl_module.temperature.at(trainer.global_step / 4),
-            )  # fmt: skip
+            )
             with torch.no_grad():
                 wanted = pl_module.lm.score(data().examples("val"), warm).nll.mean().item()
             found.append((trainer.callback_metrics["val/relaxed_nll"].item(), wanted))
@@ -416,8 +415,9 @@ def test_chain_of_thought_thinks_first_and_answers_after_it(real: FrozenLM) -> N
     (prepared,) = model.prepare([example])
     thought = real.generate(
         [Template("{prompt}Q: {question}\nA:\nLet's think step by step.{answer}", stop=r"\n\n").render(example.fields)],
-        torch.empty(0, real.width), 8,
-    )[0]  # fmt: skip
+        torch.empty(0, real.width),
+        8,
+    )[0]
     assert len(thought) > 5
     assert prepared.after == f"Q: What is 2+2?\nA:\nLet's think step by step. {thought}\nTherefore, the answer is"
     assert prepared.answer == " 4"
@@ -466,8 +466,11 @@ def test_a_transformer_from_scratch_learns_learns_addition(tmp_path: Path) -> No
     model = ScratchTransformer(2, 64, 2, max_new_tokens=3, optimizer=lambda p: torch.optim.AdamW(p, lr=1e-2))
     before = trainer(tmp_path).test(model, datamodule=task, verbose=False)
     trainer(tmp_path, max_steps=60, limit_val_batches=0).fit(model, datamodule=task)
-    after = {key: value for part in trainer(tmp_path).test(model, datamodule=task, verbose=False)
-             for key, value in part.items()}  # fmt: skip
+    after = {
+        key: value
+        for part in trainer(tmp_path).test(model, datamodule=task, verbose=False)
+        for key, value in part.items()
+    }
     assert after["test/nll"] < before[0]["test/nll"] / 2
     assert "test/2_digits/exact_match" in after
 
@@ -501,8 +504,14 @@ def test_a_resumed_run_goes_on_with_its_budget(tmp_path: Path) -> None:
         saves = ModelCheckpoint(
             tmp_path / folder / "checkpoints", save_top_k=-1, every_n_train_steps=1, filename="{step}"
         )
-        fit = trainer(tmp_path / folder, callbacks=[saves, budget := Budget(tokens=450)], enable_checkpointing=True,
-                      max_epochs=100, max_steps=-1, limit_val_batches=0)  # fmt: skip
+        fit = trainer(
+            tmp_path / folder,
+            callbacks=[saves, budget := Budget(tokens=450)],
+            enable_checkpointing=True,
+            max_epochs=100,
+            max_steps=-1,
+            limit_val_batches=0,
+        )
         fit.fit(model, datamodule=data(), ckpt_path=resume, weights_only=True)
         prompts.append((fit.global_step, budget.used["tokens"], model.current_prompt().tolist()))
     assert prompts[0] == prompts[1]

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 from pathlib import Path
 from typing import Any
 
-import lightning as L  # noqa: N812
+import lightning as L
 import pytest
 import torch
 from torch import Tensor
@@ -32,6 +31,7 @@ from lightning_prompts.refiners.heads import Factored, Full, Head, Tied
 from lightning_prompts.refiners.networks import MLPRefiner, RefinerNetwork, TransformerRefiner, masked_mean
 from lightning_prompts.refiners.refiner import ScoreRefiner, VectorRefiner
 from lightning_prompts.types import Example
+from support import forks
 from support.models import TINY
 from support.training import data, trainer
 
@@ -150,8 +150,10 @@ def test_every_estimator_trains_every_part_and_comes_back(
     saved = torch.load(tmp_path / "x.ckpt", weights_only=True)
     assert set(saved["state_dict"]) == {*before} | ({"refiner.initial"} if isinstance(estimator, Soft) else set())
     again = refiner(**settings)
-    results = [trainer(tmp_path).test(each, datamodule=data(), verbose=False, ckpt_path=path, weights_only=True)[0]
-               for each, path in ((model, None), (again, tmp_path / "x.ckpt"))]  # fmt: skip
+    results = [
+        trainer(tmp_path).test(each, datamodule=data(), verbose=False, ckpt_path=path, weights_only=True)[0]
+        for each, path in ((model, None), (again, tmp_path / "x.ckpt"))
+    ]
     assert results[0] == pytest.approx(results[1], abs=1e-6)
     assert ("test/relaxed_nll" in results[0]) == (not isinstance(estimator, Soft))
 
@@ -306,9 +308,9 @@ def test_kept_states_are_the_lms_own(pooled: bool, layer: int, tiny: FrozenLM, t
     head = tiny.encoder.tokens("Q: ", start=True)
     for b, question in enumerate(QUESTIONS):
         ids = torch.tensor([head + tiny.encoder.tokens(question)])
-        plain = tiny.model(
-            input_ids=ids, attention_mask=torch.ones_like(ids), output_hidden_states=True
-        ).hidden_states[layer][0, len(head) :]  # fmt: skip
+        plain = tiny.model(input_ids=ids, attention_mask=torch.ones_like(ids), output_hidden_states=True).hidden_states[
+            layer
+        ][0, len(head) :]
         wanted = plain.mean(0, keepdim=True) if pooled else plain
         assert mask[b].sum() == len(wanted)
         assert torch.allclose(states[b, : len(wanted)], wanted, atol=1e-4)
@@ -374,11 +376,8 @@ def _prepare(folder: Path, results: Any) -> None:
 
 
 def test_two_processes_make_one_file(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    results = context.Queue()
-    processes = [context.Process(target=_prepare, args=(tmp_path, results)) for _ in range(2)]
-    for process in processes:
-        process.start()
+    results = forks.context.Queue()
+    processes = [forks.start(_prepare, tmp_path, results) for _ in range(2)]
     found = [results.get(timeout=120) for _ in processes]
     for process in processes:
         process.join()
@@ -412,8 +411,9 @@ def test_a_checkpoint_of_another_refiner_is_refused(changed: dict[str, Any], tmp
     fit.fit(refiner(**settings), datamodule=data())
     fit.save_checkpoint(tmp_path / "x.ckpt")
     with pytest.raises(UserError, match=r"the checkpoint is for another (query|refiner)"):
-        trainer(tmp_path).test(refiner(**settings, **changed), datamodule=data(), ckpt_path=tmp_path / "x.ckpt",
-                               weights_only=True)  # fmt: skip
+        trainer(tmp_path).test(
+            refiner(**settings, **changed), datamodule=data(), ckpt_path=tmp_path / "x.ckpt", weights_only=True
+        )
 
 
 def test_training_is_the_same_with_and_without_kept_states(tmp_path: Path) -> None:

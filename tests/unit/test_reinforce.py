@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
-import lightning as L  # noqa: N812
+import lightning as L
 import pytest
 import torch
 from torch import Tensor
@@ -165,15 +165,24 @@ def test_every_baseline_and_network_trains_and_comes_back(
     baseline: Baseline, network: MLPRefiner | None, tmp_path: Path
 ) -> None:
     L.seed_everything(0)
-    settings = {"length": 2, "samples": 3, "refiner": network, "baseline": baseline, "support": TopK(20), "lm": LM,
-                "max_new_tokens": 2, "reward": Mixture([ExactMatch(), TokenF1(), Likely()], [1, 1, 2])}  # fmt: skip
+    settings = {
+        "length": 2,
+        "samples": 3,
+        "refiner": network,
+        "baseline": baseline,
+        "support": TopK(20),
+        "lm": LM,
+        "max_new_tokens": 2,
+        "reward": Mixture([ExactMatch(), TokenF1(), Likely()], [1, 1, 2]),
+    }
     model = ReinforceRefiner(**settings)
     fit = trainer(tmp_path, limit_val_batches=1)
     fit.fit(model, datamodule=data())
     fit.save_checkpoint(tmp_path / "x.ckpt")
     again = ReinforceRefiner(**settings)
-    results = trainer(tmp_path).test(again, datamodule=data(), ckpt_path=tmp_path / "x.ckpt", verbose=False,
-                                     weights_only=True)  # fmt: skip
+    results = trainer(tmp_path).test(
+        again, datamodule=data(), ckpt_path=tmp_path / "x.ckpt", verbose=False, weights_only=True
+    )
     now = trainer(tmp_path).test(model, datamodule=data(), verbose=False)
     assert results[0]["test/nll"] == pytest.approx(now[0]["test/nll"])
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))

@@ -18,17 +18,17 @@ import torch
 
 from lightning_prompts.callbacks import Budget
 from lightning_prompts.cli import run
-from lightning_prompts.dln.cached_lm import CachedLM
-from lightning_prompts.dln.checkpointed_cache import CheckpointedCache
+from lightning_prompts.dln.cached_lm import CachedLM, CheckpointedCache
 from lightning_prompts.dln.layer import LanguageLayer
 from lightning_prompts.dln.posterior import GivenAnswer, Posterior, PriorTemplate
-from lightning_prompts.dln.proposals import InducedInstructions, Paraphrases, RuleRewrites
+from lightning_prompts.dln.proposals import Crossover, InducedInstructions, Paraphrases, Reflection, RuleRewrites
 from lightning_prompts.dln.sharpening import UniformWeights
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm import FrozenLM, LMConfig, RemoteLM, Sampling, Server, label_scores
 from lightning_prompts.lm.remote import literal
 from lightning_prompts.lm.server_cache import ServerCache
-from lightning_prompts.methods import Ape, ChainOfThought, FewShot, FixedPrompt, SoftPromptTuning
+from lightning_prompts.methods import Ape, Capo, ChainOfThought, FewShot, FixedPrompt, Gepa, SoftPromptTuning
+from lightning_prompts.objectives.rewards import TokenF1
 from lightning_prompts.types import Example
 from support.commands import code
 from support.dln_toys import FORWARD, PROPOSALS, YES_NO, Toy, cached_of, examples, network, trainer
@@ -60,7 +60,7 @@ def local() -> FrozenLM:
 
 @pytest.fixture(scope="module")
 def _locked() -> Iterator[ServerProcess]:
-    process = ServerProcess("--key", SECRET)
+    process = ServerProcess(SECRET)
     yield process
     process.close()
 
@@ -479,6 +479,7 @@ def command(server: ServerProcess, folder: Path, *more: str, method: str = "Deep
     own: dict[str, object] = {
         "DeepLanguageNetwork": {"proposals": [{"class_path": "LanguageModelProposals", "init_args": written}]},
         "Ape": {"induced": written, "paraphrases": written},
+        "Gepa": {"reflection": {**written, "shown": 2}},
     }[method]
     proposer = {"name": "tiny", "server": {"base_url": server.url}}
     settings = {
@@ -493,7 +494,7 @@ def command(server: ServerProcess, folder: Path, *more: str, method: str = "Deep
             "--trainer.default_root_dir", str(folder), *more]  # fmt: skip
 
 
-@pytest.mark.parametrize("method", ["DeepLanguageNetwork", "Ape"])
+@pytest.mark.parametrize("method", ["DeepLanguageNetwork", "Ape", "Gepa"])
 def test_a_remote_proposer_from_the_command_line(
     method: str, server: ServerProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -509,7 +510,7 @@ def test_a_remote_proposer_from_the_command_line(
     assert all_asked == asked, "the cache makes the second run call nothing"
     assert {request["path"] for request in server.requests} == {"/v1/chat/completions"}
     proposed = [row for line in rows.splitlines() if (row := json.loads(line)).get("kind", "").endswith(
-        ("Proposals", "Instructions", "Paraphrases"))]  # fmt: skip
+        ("Proposals", "Instructions", "Paraphrases", "Reflection"))]  # fmt: skip
     assert {row["step"] for row in proposed} == {1, 2}
     assert used["calls_remote"] == asked
     assert used["tokens_remote"] == sum(sum(request["usage"].values()) for request in server.requests)
@@ -583,6 +584,25 @@ def test_ape_needs_no_log_probabilities(server: ServerProcess, tmp_path: Path, m
     assert here[:2] == silent[:2] == telling[:2]
     assert silent[2] is None
     assert telling[2] == pytest.approx(here[2], abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["gepa", "capo"])
+def test_evolution_of_free_text_needs_no_log_probabilities(
+    name: str, server: ServerProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lightning_prompts.lm.server_cache.cache_root", lambda: tmp_path / "cache")
+    rows = []
+    for place, lm in (("here", LOCAL), ("there", config(server, chat=False))):
+        method = {
+            "gepa": Gepa(text="Say.", reflection=Reflection(2, 0.0, 8), reward=TokenF1(), lm=lm, max_new_tokens=3),
+            "capo": Capo("Say.", InducedInstructions(2, 1, 0.0, 8), Crossover(2, 0.0, 8), Paraphrases(2, 0.0, 8), 2, 2,
+                         0.0, lm=lm, max_new_tokens=3),
+        }[name]  # fmt: skip
+        trainer(tmp_path / place, 2, 1).fit(method, Toy(labels=False, size=4))
+        lines = (tmp_path / place / "prompts.jsonl").read_text().splitlines()
+        rows.append([{**json.loads(line), "tokens": None} for line in lines])  # a server's are estimated
+    assert rows[0] == rows[1]
+    assert len(rows[0]) > 4
 
 
 def test_a_fixed_text_behind_a_server_is_ape_untrained(server: ServerProcess, tmp_path: Path) -> None:
@@ -755,7 +775,7 @@ def test_a_budget_of_calls_ends_a_run_with_a_server(server: ServerProcess, tmp_p
 def test_methods_with_gradients_refuse_a_server(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     there = LMConfig("x", server=Server("http://localhost:8000/v1"))
     with pytest.raises(
-        UserError, match=r"works on the LM's vectors.*leave out model\.lm\.server, or take FixedPrompt, F"
+        UserError, match=r"works on the LM's vectors.*leave out model\.lm\.server, or take a method of texts"
     ):
         SoftPromptTuning(3, lm=there)
     for ask in (
@@ -815,7 +835,7 @@ def test_what_the_server_decides_is_not_set_here() -> None:
 
 def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openai", None)
-    with pytest.raises(UserError, match=r"needs the package openai: pip install openai$"):
+    with pytest.raises(UserError, match=r"needs the package openai; install it with: pip install "):
         RemoteLM(LMConfig("x", server=Server("http://localhost:8000/v1"))).connect()
 
 

@@ -35,8 +35,16 @@ from lightning_prompts.runs.reader import Prediction, Run, find
 from support.models import TINY
 
 SHIFTS = {"soft": 0.0, "static": 1.5, "search": 0.6}  # what a method's NLL is above the question's own
-FILES = ("config.yaml", "metrics.json", "predictions.jsonl", "logs/version_0/metrics.csv", "budget.json",
-         "samples.jsonl", "prompt.jsonl", "environment.json")  # fmt: skip
+FILES = (
+    "config.yaml",
+    "metrics.json",
+    "predictions.jsonl",
+    "logs/version_0/metrics.csv",
+    "budget.json",
+    "samples.jsonl",
+    "prompt.jsonl",
+    "environment.json",
+)
 
 
 def rows_of(method: str, seed: int, count: int = 30) -> list[dict[str, Any]]:
@@ -48,8 +56,16 @@ def rows_of(method: str, seed: int, count: int = 30) -> list[dict[str, Any]]:
         correct = nll < 2.5
         # The first five questions come with every seed, the others with one.
         name = f"q{index if index < 5 else 100 * seed + index}"
-        found.append({"split": "test", "question": name, "answer": f"a{index}",
-                      "generated": f"a{index}" if correct else "no", "nll": nll, "correct": correct})  # fmt: skip
+        found.append(
+            {
+                "split": "test",
+                "question": name,
+                "answer": f"a{index}",
+                "generated": f"a{index}" if correct else "no",
+                "nll": nll,
+                "correct": correct,
+            }
+        )
     return found
 
 
@@ -62,9 +78,15 @@ def write_run(folder: Path, method: str, seed: int, rows: list[dict[str, Any]] |
     member = {"class_path": "lightning_prompts.datamodules.Antonyms", "init_args": {"seed": 0, "batch_size": 8}}
     data = {"class_path": "lightning_prompts.datamodules.Mixture", "init_args": {"seed": seed, "members": [member]}}
     (folder / "config.yaml").write_text(yaml.safe_dump({**place, "model": model, "data": data}))
-    metrics = {"test/nll": plain.fmean(row["nll"] for row in rows), "test/examples": len(rows),
-               "test/exact_match": plain.fmean(row["correct"] for row in rows), "test/far/nll": 5.25 + seed,
-               "test/far/exact_match": 0.125, "test/far/examples": 4, "test/bertscore": 0.5}  # fmt: skip
+    metrics = {
+        "test/nll": plain.fmean(row["nll"] for row in rows),
+        "test/examples": len(rows),
+        "test/exact_match": plain.fmean(row["correct"] for row in rows),
+        "test/far/nll": 5.25 + seed,
+        "test/far/exact_match": 0.125,
+        "test/far/examples": 4,
+        "test/bertscore": 0.5,
+    }
     (folder / "metrics.json").write_text(json.dumps(metrics))
     write_rows(folder / "predictions.jsonl", rows)
     lines = ["budget/tokens,epoch,step,train/nll,val/exact_match,val/nll"]
@@ -113,8 +135,10 @@ class Page:
         self.text = "\n".join("".join(node.itertext()) for node in self.root.iter() if node.tag in ("p", "figcaption"))
         self.verdict = [(node.tag, "".join(node.itertext())) for node in self.root.iter() if node.tag in ("dt", "dd")]
         self.headings = ["".join(node.itertext()) for node in self.root.iter() if re.fullmatch("h[1-6]", str(node.tag))]
-        self.tables = [[["".join(cell.itertext()) for cell in row] for row in table.iter("tr")]
-                       for table in self.root.iter("table")]  # fmt: skip
+        self.tables = [
+            [["".join(cell.itertext()) for cell in row] for row in table.iter("tr")]
+            for table in self.root.iter("table")
+        ]
         self.in_markdown = _tables(self.markdown)
 
     def says(self, word: str) -> str:
@@ -215,15 +239,25 @@ def test_rows_are_matched_by_seed_set_question_and_answer() -> None:
         return Prediction(split, question, answer, "", nll, None)
 
     mine = {
-        "0": [row("test", "q", "a", 1.0), row("test", "q", "a", 3.0), row("test", "q", "b", 5.0),
-              row("far", "q", "a", 7.0), row("test", "x", "a", None)],
+        "0": [
+            row("test", "q", "a", 1.0),
+            row("test", "q", "a", 3.0),
+            row("test", "q", "b", 5.0),
+            row("far", "q", "a", 7.0),
+            row("test", "x", "a", None),
+        ],
         "1": [row("test", "q", "a", 9.0)],
-    }  # fmt: skip
+    }
     other = {
-        "0": [row("test", "q", "b", 4.5), row("test", "q", "a", 0.5), row("test", "q", "a", 1.5),
-              row("test", "q", "a", 2.5), row("test", "x", "a", 1.0)],
+        "0": [
+            row("test", "q", "b", 4.5),
+            row("test", "q", "a", 0.5),
+            row("test", "q", "a", 1.5),
+            row("test", "q", "a", 2.5),
+            row("test", "x", "a", 1.0),
+        ],
         "2": [row("test", "q", "a", 0.0)],
-    }  # fmt: skip
+    }
     found = compare(values(mine, "nll"), values(other, "nll"))
     assert found is not None
     assert found.count == 3, "both of a pair that is there twice, and what is there once; no other seed, set or answer"
@@ -273,8 +307,15 @@ def test_the_numbers_of_the_page(study: Path, capsys: pytest.CaptureFixture[str]
     assert page.table("method", "tokens")[0][1:] == ["tokens", "seconds", "calls remote", "steps", "memory, GB"]
     assert page.table("method", "tokens")[1][1:] == ["2,000 (2,000–2,001)", "12.5", "3", "20", "1.5"]
     assert page.table("method", "seed", "prompt")[1] == [
-        "search", "0", "' so' (0.50), 'ft' (0.25)", "20", "7.500", "2.600", "50.0%", "2.000",
-    ]  # fmt: skip
+        "search",
+        "0",
+        "' so' (0.50), 'ft' (0.25)",
+        "20",
+        "7.500",
+        "2.600",
+        "50.0%",
+        "2.000",
+    ]
     differing = {row[0]: row[1:] for row in page.table("setting")[1:]}
     assert differing == {"model": ["Search", "Soft", "Static"], "model.length": ["6", "4", "6"]}
     assert ["dtype", "float32"] in page.table("", "all")
@@ -354,12 +395,15 @@ def test_verdict_of_a_single_run_asks_for_a_baseline(study: Path) -> None:
     ("change", "told"),
     [
         ("text", "Export it: lightning-prompts export {run} --format text"),
-        ("own", "Answer questions with it: lightning-prompts predict -c {run}/config.yaml --ckpt_path "
-                "{run}/checkpoints/best.ckpt"),
+        (
+            "own",
+            "Answer questions with it: lightning-prompts predict -c {run}/config.yaml --ckpt_path "
+            "{run}/checkpoints/best.ckpt",
+        ),
         ("server", "Its text is in {run}/prompt.txt."),
         ("untrained", "Use it as it is: lightning-prompts predict -c {run}/config.yaml"),
     ],
-)  # fmt: skip
+)
 def test_verdict_names_the_command_that_uses_the_winner(change: str, told: str, tmp_path: Path) -> None:
     run_of = alike(tmp_path, {"static": 2, "soft": 28}) / "soft"
     if change in ("text", "server"):
@@ -504,8 +548,10 @@ def test_colours_follow_the_reader(study: Path) -> None:
 def test_texts_of_models_and_data_are_only_texts(tmp_path: Path) -> None:
     evil = "<script>alert('x')</script>|*b* `c` [d](http://e.org) ![f](http://g.org/h.png) &amp; \\| $x$\n# no\x00\x1b"
     for method in ("soft", "static"):
-        rows = [{**row, "question": f"{evil}{index}", "generated": evil, "prompt": evil}
-                for index, row in enumerate(rows_of(method, 0))]  # fmt: skip
+        rows = [
+            {**row, "question": f"{evil}{index}", "generated": evil, "prompt": evil}
+            for index, row in enumerate(rows_of(method, 0))
+        ]
         folder = write_run(tmp_path / "runs" / f"<b>{method}</b>|$y$" / "seed-0", method, 0, rows)
         write_rows(
             folder / "samples.jsonl", [{"step": n, "question": evil, "answer": evil, "generated": evil} for n in (1, 2)]
@@ -580,8 +626,14 @@ def test_a_run_with_nothing_but_predictions(study: Path) -> None:
     page = Page(study / "report.html")
     mean = plain.fmean(plain.fmean(row["nll"] for row in rows_of("soft", seed)) for seed in range(2))
     assert next(row for row in page.summary() if row[0] == "soft")[4].startswith(f"{mean:.3f} ±")
-    assert page.headings[1:] == ["Summary", "Differences, question by question", "Answers side by side",
-                                 "Differences of the configs", "Environment", "How the numbers were made"]  # fmt: skip
+    assert page.headings[1:] == [
+        "Summary",
+        "Differences, question by question",
+        "Answers side by side",
+        "Differences of the configs",
+        "Environment",
+        "How the numbers were made",
+    ]
 
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
@@ -608,7 +660,7 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("budget.json", b'{"tokens": "all"}', "tokens must be a number, got 'all'"),
         ("prompt_path.jsonl", b'{"step": 1, "size": 4, "vectors": "!"}', "not what PromptPath writes"),
     ],
-)  # fmt: skip
+)
 def test_a_broken_file_is_one_line(
     name: str, content: bytes, told: str, study: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -769,8 +821,11 @@ def test_runs_that_differ_in_the_seed_alone_are_one_method(tmp_path: Path) -> No
     runs = [Run(tmp_path / name) for name in ("a", "b", "c", "again", "untrained")]
     (task,) = group(runs, tmp_path / "c")
     assert {method.name: [run.folder.name for run in method.runs] for method in task.methods} == {
-        "a, b": ["a", "b"], "c": ["c"], "again": ["again"], "untrained": ["untrained"],
-    }  # fmt: skip
+        "a, b": ["a", "b"],
+        "c": ["c"],
+        "again": ["again"],
+        "untrained": ["untrained"],
+    }
     assert task.baseline.name == "c"
 
 
@@ -790,8 +845,9 @@ def test_tasks_are_told_apart_by_their_questions(tmp_path: Path) -> None:
         write_run(tmp_path / place / method / f"seed-{seed}", method, seed, rows)
     tasks = group(find(tmp_path), tmp_path / "words" / "static")
     assert [(task.name, [method.name for method in task.methods]) for task in tasks] == [
-        ("sums", ["soft", "static"]), ("words", ["soft", "static"]),
-    ]  # fmt: skip
+        ("sums", ["soft", "static"]),
+        ("words", ["soft", "static"]),
+    ]
     assert [task.baseline.name for task in tasks] == ["static", "static"]
     assert report(tmp_path) == 0
     assert [heading for heading in Page(tmp_path / "report.html").headings if heading in ("sums", "words")][:2] == [
@@ -815,8 +871,10 @@ def test_one_seed_each_and_no_word_of_it(tmp_path: Path) -> None:
 
 def test_runs_of_different_seeds_are_paired_by_their_questions(tmp_path: Path) -> None:
     """Any two runs can be held against each other; of several seeds the mean of each question counts."""
-    rows = {(method, seed): [{**row, "question": f"q{index}"} for index, row in enumerate(rows_of(method, seed))]
-            for method, seed in (("soft", 3), ("static", 0), ("static", 1))}  # fmt: skip
+    rows = {
+        (method, seed): [{**row, "question": f"q{index}"} for index, row in enumerate(rows_of(method, seed))]
+        for method, seed in (("soft", 3), ("static", 0), ("static", 1))
+    }
     for (method, seed), own in rows.items():
         write_run(tmp_path / method / f"seed-{seed}", method, seed, own)
     for given in (["soft/seed-3", "static/seed-1"], ["soft", "static"]):
@@ -871,8 +929,10 @@ def test_runs_of_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[
     fit = ["--trainer.max_steps", "2", "--trainer.val_check_interval", "1"]
     for seed in ("0", "1"):
         seeds = ["--seed_everything", seed, "--data.seed", seed]
-        for name, model in (("soft", ["SoftPromptTuning", "--model.length", "3"]),
-                            ("search", ["HardPromptSearch", "--model.length", "2"])):  # fmt: skip
+        for name, model in (
+            ("soft", ["SoftPromptTuning", "--model.length", "3"]),
+            ("search", ["HardPromptSearch", "--model.length", "2"]),
+        ):
             root = ["--trainer.default_root_dir", str(runs / name / f"seed-{seed}")]
             assert run(["fit", "--model", *model, *COMMON, *seeds, *fit, *root]) == 0
             assert run(["test", "-c", f"{root[1]}/config.yaml", "--ckpt_path", "best", "--verbose", "false"]) == 0
@@ -888,8 +948,10 @@ def test_runs_of_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[
         found = [json.loads(path.read_text())["test/nll"] for path in paths]
         assert row[4] == f"{plain.fmean(found):.3f} ± {plain.stdev(found):.3f}"
     assert {row[0]: row[1:] for row in page.table("setting")[1:]}["model"] == [
-        "HardPromptSearch", "SoftPromptTuning", "FixedPrompt",
-    ]  # fmt: skip
+        "HardPromptSearch",
+        "SoftPromptTuning",
+        "FixedPrompt",
+    ]
     environment = {row[0]: row[1] for row in page.table("", "all")[1:]}
     assert environment["dtype"] == "float32"
     assert environment["device"] == "cpu"
@@ -935,8 +997,13 @@ def test_the_path_is_that_of_the_prompt(tmp_path: Path) -> None:
     assert rows[-1]["places"] == [0, 1, 3, 4, 6, 7]
     assert ["vocabulary" in row for row in rows] == [True, False, False]
     state = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-    (prompt,) = (value for value in state.values() if value.shape == (8, 32) and value.requires_grad is False
-                 and not torch.equal(value, state.get("prompt.initial")))  # fmt: skip
+    (prompt,) = (
+        value
+        for value in state.values()
+        if value.shape == (8, 32)
+        and value.requires_grad is False
+        and not torch.equal(value, state.get("prompt.initial"))
+    )
     projection = torch.randn(32, 32, generator=torch.Generator().manual_seed(0)) / 32**0.5
     kept = np.frombuffer(base64.b64decode(rows[-1]["vectors"]), "<f2").reshape(6, 32).astype(np.float32)
     assert torch.allclose(torch.from_numpy(kept), prompt[rows[-1]["places"]] @ projection, atol=2e-3, rtol=2e-3)

@@ -184,8 +184,10 @@ def test_bertscore_of_certain_distributions_is_the_packages() -> None:
     from bert_score.utils import get_bert_embedding, greedy_cos_idf, pad_sequence
 
     def packages(texts: list[str]) -> tuple[Tensor, Tensor, Tensor]:
-        parts = [get_bert_embedding([text], scorer._model, scorer._tokenizer, scorer._idf_dict or _Ones(), device="cpu")
-                 for text in texts]  # fmt: skip
+        parts = [
+            get_bert_embedding([text], scorer._model, scorer._tokenizer, scorer._idf_dict or _Ones(), device="cpu")
+            for text in texts
+        ]
         vectors = pad_sequence([part[0][0] for part in parts], batch_first=True, padding_value=2.0)
         counts = torch.tensor([len(part[0][0]) for part in parts])
         mask = torch.arange(vectors.shape[1]) < counts[:, None]

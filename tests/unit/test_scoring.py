@@ -12,13 +12,13 @@ from transformers import AutoModelForCausalLM
 
 from lightning_prompts.datamodules import Antonyms
 from lightning_prompts.errors import UserError
-from lightning_prompts.lm import FrozenLM, LMConfig, attention
-from lightning_prompts.lm.plain import score_plain
+from lightning_prompts.lm import FrozenLM, LMConfig, layout
 from lightning_prompts.lm.plan import Plan
 from lightning_prompts.objectives import Likelihood
 from lightning_prompts.template import Template
 from lightning_prompts.types import Example
 from support.models import SHAPES
+from support.references import score_plain
 
 Models = Callable[[str], FrozenLM]
 
@@ -54,11 +54,15 @@ def gradient(nll: Tensor, prompt: Tensor) -> Tensor:
 @pytest.mark.parametrize("rows", ["antonyms", "prompt_first"])
 @pytest.mark.parametrize("explicit", [True, False])
 def test_packed_equals_references(
-    shape: str, rows: str, explicit: bool, shapes: Models, request: pytest.FixtureRequest,
+    shape: str,
+    rows: str,
+    explicit: bool,
+    shapes: Models,
+    request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     if not explicit:
-        monkeypatch.setattr(attention, "EXPLICIT_LIMIT", 0)
+        monkeypatch.setattr(layout, "EXPLICIT_LIMIT", 0)
     lm, examples = shapes(shape), request.getfixturevalue(rows)
     prompt = make_prompt(lm, 9)
     packed = lm.score(examples, prompt)
@@ -149,9 +153,9 @@ def test_scores_say_how_many_tokens(tiny: FrozenLM, antonyms: list[Example]) -> 
 
 def test_too_long_for_the_context_window(tiny: FrozenLM) -> None:
     example = Template("{prompt}{question} {answer}").render({"question": "x" * 240, "answer": "y"}, "my.csv row 5")
-    tiny.check_lengths([example], 10)
+    tiny.check_examples([example], 10)
     with pytest.raises(UserError, match=r"my.csv row 5: prompt \(30\), text and answer are 272 tokens"):
-        tiny.check_lengths([example], 30)
+        tiny.check_examples([example], 30)
 
 
 def test_no_answer_to_score(tiny: FrozenLM) -> None:

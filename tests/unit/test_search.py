@@ -12,8 +12,7 @@ import torch
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm import FrozenLM, Scores
 from lightning_prompts.lm.encoding import Row
-from lightning_prompts.lm.passes import fill
-from lightning_prompts.lm.plain import score_plain
+from lightning_prompts.lm.passes import Passes, fill
 from lightning_prompts.objectives import Likelihood
 from lightning_prompts.prompts.vocabulary import allowed_tokens
 from lightning_prompts.search.candidates import draw_candidates, round_trips, top_tokens
@@ -21,6 +20,7 @@ from lightning_prompts.search.rounding import Rounding, coordinate_descent
 from lightning_prompts.search.scoring import CandidateScorer, Racing, race
 from lightning_prompts.template import Template
 from lightning_prompts.types import Example
+from support.references import score_plain
 
 TEMPLATES = {
     "prompt first": "{prompt}{question}: {answer}.",
@@ -270,3 +270,10 @@ def test_rounding_ends_where_no_single_change_helps(tiny: FrozenLM) -> None:
             other = ids.clone()
             other[position] = token
             assert loss(other) >= best - 1e-6
+
+
+def test_passes_fit_into_memory(tiny: FrozenLM) -> None:
+    """Four bytes of each activation (8 of the width 32, 3 of the inner width 48), and of three copies of the logits."""
+    item = 4 * (10 * (8 * 32 + 3 * 48) + 3 * 2 * tiny.vocabulary)
+    assert Passes(tiny, memory_mb=8.0).fitting(tokens=10, logits=2) == 8 * 2**20 // item
+    assert Passes(tiny, memory_mb=1e-6).fitting(tokens=10, logits=2) == 1

@@ -1,14 +1,12 @@
-"""Sweeps: plans, runs in this process and on a real local Ray, and tables against an independent calculation."""
+"""Sweeps: plans, runs in this process, and tables; an interrupted one is in `tests/faults`."""
 
 from __future__ import annotations
 
 import json
 import os
-import signal
 import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -21,20 +19,14 @@ from lightning_prompts.runs.spaces import variants
 from lightning_prompts.runs.sweep import SweepConfig, SweepPlan, make_plan, read_plan
 from lightning_prompts.runs.sweep_command import _plan, _split, parser
 from lightning_prompts.runs.tables import check_metric, long_table, ranked, side_by_side
-from support.models import TINY
 from support.project import ROOT
-
-DATA = "data: {class_path: Antonyms, init_args: {max_train_examples: 64, val_fraction: 0.01, test_fraction: 0.01}}\n"
+from support.sweeps import DATA, write_methods
 
 
 @pytest.fixture
 def methods(tmp_path: Path) -> Path:
     """Two methods that run in a second."""
-    lm = f'max_new_tokens: 2, lm: {{name: "{TINY}"}}'
-    (tmp_path / "soft.yaml").write_text(
-        f"model: {{class_path: SoftPromptTuning, init_args: {{length: 2, {lm}}}}}\n{DATA}trainer: {{max_steps: 2}}\n"
-    )
-    (tmp_path / "few.yaml").write_text(f"model: {{class_path: FewShot, init_args: {{shots: 1, {lm}}}}}\n{DATA}")
+    write_methods(tmp_path)
     return tmp_path
 
 
@@ -420,7 +412,7 @@ def test_methods_are_put_side_by_side_over_tasks(methods: Path, capsys: pytest.C
         path = methods / f"{name}.yaml"
         path.write_text(path.read_text().replace(DATA, ""))
     files = {name: str(methods / f"{name}.yaml") for name in ("sums", "words", "few", "soft")}
-    words = ["sweep", "--folder", str(methods / "runs"), "--seeds", "0", "1", "--tasks", files["sums"], files["words"]]
+    words = ["sweep", "--folder", str(methods / "runs"), "--seeds", "0", "--tasks", files["sums"], files["words"]]
     assert commands.run([*words, "--", files["few"], files["soft"]]) == 0
     lines = capsys.readouterr().out.splitlines()
     rows = [line for line in lines if line.startswith("| sums / soft")]
@@ -450,16 +442,6 @@ def test_a_plan_is_made_from_python(methods: Path) -> None:
         SweepConfig(["a"], seeds=(-1,))
 
 
-def independent(folder: Path) -> tuple[float, float, list[float]]:
-    """Mean and deviation of the NLL, and exact matches, from the single answers."""
-    runs = [[json.loads(line) for line in (seed / "predictions.jsonl").read_text().splitlines()]
-            for seed in sorted(folder.glob("seed-*"))]  # fmt: skip
-    nll = [sum(row["nll"] for row in rows) / len(rows) for rows in runs]
-    mean = sum(nll) / len(nll)
-    deviation = (sum((value - mean) ** 2 for value in nll) / (len(nll) - 1)) ** 0.5
-    return mean, deviation, [sum(row["correct"] for row in rows) / len(rows) for rows in runs]
-
-
 @pytest.mark.parametrize("name", ["run.json", "metrics.json", "validation.json", "budget.json"])
 def test_a_damaged_file_of_a_run_is_named(name: str, methods: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made = plan(methods, "methods: DIR/soft.yaml\nseeds: 0")
@@ -470,71 +452,6 @@ def test_a_damaged_file_of_a_run_is_named(name: str, methods: Path, capsys: pyte
     (folder / name).write_text('{"test/nll": 1')
     assert commands.run(["sweep", "-c", str(methods / "sweep.yaml"), "--table"]) == 1
     assert f"{folder / name} is not valid JSON" in capsys.readouterr().err
-
-
-@pytest.mark.timeout(1500)  # Ray starts twice, and each of its runs imports everything: minutes on a busy machine
-@pytest.mark.parametrize("workers", [1, 2])
-def test_an_interrupted_sweep_continues_and_makes_its_table(workers: int, methods: Path) -> None:
-    """2 methods x 2 settings x 2 seeds, and one setting that cannot run; in one process, and on Ray."""
-    path, runs = methods / "sweep.yaml", methods / "runs"
-    (methods / "noted.py").write_text(
-        "import os, pathlib\nfrom lightning_prompts.datamodules import Antonyms\nclass Noted(Antonyms):\n"
-        "    def setup(self, stage):\n        super().setup(stage)\n"
-        f"        with open({str(methods / 'processes')!r}, 'a') as file:\n"
-        "            print(os.getpid(), self.trainer.default_root_dir, file=file)\n"
-    )
-    for file in methods.glob("*.yaml"):
-        file.write_text(file.read_text().replace("Antonyms", "noted.Noted"))
-    path.write_text(
-        f"folder: {runs}\nseeds: [0, 1]\nworkers: {workers}\nmethods:\n"
-        f"  - {{config: {methods}/few.yaml, settings: {{model.shots: [1, 2]}}}}\n"
-        f"  - {{config: {methods}/soft.yaml, settings: {{model.length: [1, 3, -1]}}}}\n"
-    )
-    command = [sys.executable, "-m", "lightning_prompts", "sweep", "-c", str(path)]
-    settings = {"env": {**os.environ, "PYTHONPATH": f"{ROOT}:{methods}"}, "cwd": methods, "text": True}
-    first = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **settings)  # type: ignore[call-overload]
-    done: dict[Path, int] = {}
-    end = time.monotonic() + 300
-    while not done and time.monotonic() < end and first.poll() is None:
-        done = {file: file.stat().st_mtime_ns for file in runs.rglob("metrics.json")}
-        time.sleep(0.05)
-    first.send_signal(signal.SIGINT)
-    out, err = first.communicate(timeout=120)
-    assert first.returncode == 130, err
-    assert done, (out, err)
-    left = [file for file in runs.rglob("metrics.json") if file not in done]
-    assert len(done) + len(left) < 8
-    assert "of 10 runs are not done" in err
-    assert "Traceback" not in err
-    assert out.startswith("| config |")
-
-    second = subprocess.run(command, capture_output=True, timeout=1000, check=False, **settings)  # type: ignore[call-overload]
-    assert second.returncode == 1, second.stderr
-    assert {file: file.stat().st_mtime_ns for file in done} == done, "done is done"
-    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in second.stdout.splitlines()]
-    assert lines[0][-1] == "val/nll"
-    good = lines[2:6]
-    names = {"few-shots=1", "few-shots=2", "soft-length=1", "soft-length=3"}
-    assert {row[0] for row in good} == names
-    assert [float(row[-1].split()[0]) for row in good] == sorted(float(row[-1].split()[0]) for row in good)
-    for row in good:
-        mean, deviation, matches = independent(runs / row[0])
-        assert [float(part) for part in row[1].split(" ± ")] == pytest.approx([mean, deviation], abs=1e-3)
-        assert float(row[2].split()[0]) == pytest.approx(sum(matches) / 2, abs=1e-3)
-    assert [row[:2] for row in lines[6:]] == [
-        ["soft-length=-1", f"seed {seed}: length must be at least 1, got -1"] for seed in (0, 1)
-    ]
-    assert (runs / "table.md").read_text() == second.stdout
-    noise = [line for line in second.stderr.splitlines() if line.strip()]
-    assert len(noise) < 12, second.stderr
-    assert not list(runs.glob(".ray*"))
-    ran = {tuple(line.split()) for line in (methods / "processes").read_text().splitlines()}
-    assert len({folder for _, folder in ran}) == 8
-    processes = {process for process, _ in ran}
-    assert len(processes) == (2 if workers == 1 else len(ran)), "one for each command, or one for each run on Ray"
-
-    again = subprocess.run([*command, "--table"], capture_output=True, timeout=120, check=False, **settings)  # type: ignore[call-overload]
-    assert [line for line in again.stdout.splitlines() if "seed" not in line] == second.stdout.splitlines()[:6]
 
 
 def test_a_cluster_that_is_not_there(methods: Path, capfd: pytest.CaptureFixture[str]) -> None:

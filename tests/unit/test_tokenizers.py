@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import lightning as L  # noqa: N812
+import lightning as L
 import pytest
 import torch
 from tokenizers import AddedToken
@@ -187,8 +187,10 @@ def test_texts_that_a_tokenizer_does_not_keep_are_told(
     kind: str, question: str, answer: str, words: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     template = Template("A word{prompt} {question}: {answer}")
-    rows = [template.render({"question": "hot", "answer": "cold"}, "row 1"),
-            template.render({"question": question, "answer": answer}, "row 2")]  # fmt: skip
+    rows = [
+        template.render({"question": "hot", "answer": "cold"}, "row 1"),
+        template.render({"question": question, "answer": answer}, "row 2"),
+    ]
     encoder = Encoder(tokenizer_of(kind), "m")
     caplog.clear()
     encoder.warn_of_losses(rows)
@@ -224,14 +226,20 @@ def test_a_question_may_hold_any_character(template: str) -> None:
         (PLAIN.replace("m.content", "m.content[:6]"), {}, "changes the user's turn"),
         (PLAIN.replace("m.content", "m.content ~ m.content"), {}, "shows 2 times the user's turn"),
         (PLAIN.replace("m.content", "m.content | replace('?', '')"), {}, "changes the user's turn 'Say a.*once and"),
-        (PLAIN.replace("in messages", "in messages if m.role == 'user'"), {"system": "Be brief."},
-         "drops or changes the system turn 'Be brief.'; remove data.system"),
-        ("{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + PLAIN,
-         {"system": "Be brief."}, "does not support a system turn; remove data.system"),
+        (
+            PLAIN.replace("in messages", "in messages if m.role == 'user'"),
+            {"system": "Be brief."},
+            "drops or changes the system turn 'Be brief.'; remove data.system",
+        ),
+        (
+            "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + PLAIN,
+            {"system": "Be brief."},
+            "does not support a system turn; remove data.system",
+        ),
         ("{{ raise_exception('never') }}", {}, r"the chat template of m fails \(never\)"),
         ("{{ messages[0].content.nothing.more }}", {}, "the chat template of m fails"),
     ],
-)  # fmt: skip
+)
 def test_a_chat_template_that_loses_text_is_refused(template: str, settings: dict[str, str], words: str) -> None:
     encoder, example = turns(template, **settings)
     with pytest.raises(UserError, match=words) as raised:

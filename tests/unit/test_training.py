@@ -7,7 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import lightning as L  # noqa: N812
+import lightning as L
 import pytest
 import torch
 from lightning.pytorch.cli import ReduceLROnPlateau

@@ -1,0 +1,233 @@
+"""Compare methods with several seeds on the same data."""
+
+from __future__ import annotations
+
+import math
+import signal
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import lightning as L
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from lightning_prompts.api.data import Data, module_of
+from lightning_prompts.api.display import MAIN, bars_html, shown, table_html
+from lightning_prompts.api.job import Job, Method, method_settings
+from lightning_prompts.api.loaded_lms import LMS
+from lightning_prompts.api.plain import is_yaml
+from lightning_prompts.api.prompt_run import PromptRun
+from lightning_prompts.cli.classes import settings_of
+from lightning_prompts.cli.notebook import Line, in_notebook
+from lightning_prompts.errors import UserError
+from lightning_prompts.lm import LMConfig
+from lightning_prompts.lm.reuse import keep_lms
+from lightning_prompts.methods import PromptMethod
+from lightning_prompts.runs import names
+from lightning_prompts.runs.launcher import RunSpec, attempt
+from lightning_prompts.runs.reader import Run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def compare(
+    methods: Iterable[Method] | Mapping[str, Method | Mapping[str, Any]],
+    data: Data,
+    *,
+    seeds: int | Sequence[int] = 3,
+    lm: str | LMConfig | None = None,
+    folder: str | Path | None = None,
+    trainer: Mapping[str, Any] | None = None,
+    verbose: bool = True,
+    **settings: object,
+) -> Comparison:
+    """Train and test several methods with several seeds on the same data, and compare them.
+
+    A seed sets the splits of the data, the initial prompt and the order of batches. Finished runs in the folder are
+    kept, so the same call continues an interrupted comparison.
+
+    Args:
+        methods: Methods as in `fit`; or by name, each a method or a dict with ``method`` and its settings, such as
+            ``{"8 vectors": {"method": "soft_prompt", "length": 8}}``.
+        data: See `fit`.
+        seeds: How many seeds, or the seeds.
+        lm: See `fit`.
+        folder: Where the runs are stored, as FOLDER/METHOD/seed-K; by default a new one below ``runs``.
+        trainer: Settings of the trainer for all methods, as a dict; a method's own override them.
+        verbose: Show which run is in progress, and each result.
+        settings: Settings of the trainer for all methods, ``budget``, and settings of every method that has them.
+
+    Raises:
+        UserError: A setting is wrong, the folder holds runs with other settings or data, or every run failed. A failed
+            run does not stop the others.
+    """
+    listed = list(methods.items()) if isinstance(methods, Mapping) else [(_name(one), one) for one in methods]
+    rows: dict[str, Any] = dict(listed)
+    if len({folder_of(name) for name in rows}) < len(listed):
+        raise UserError("two methods have the same name; give a dict with a name for each")
+    if isinstance(trainer, L.Trainer):
+        raise UserError("a Trainer trains once; give its settings as a dict, such as trainer={'max_steps': 130}")
+    jobs: dict[str, Job] = {}
+    known: set[str] = set()
+    data = module_of(data)
+    for name, given in rows.items():
+        own = dict(given) if isinstance(given, Mapping) else {"method": given}
+        if "method" not in own:
+            raise UserError(f"methods: {name!r} has no key 'method'; give a method's name")
+        kind = own.pop("method")
+        own_names = settings_of(method_settings(kind)[0])
+        shared = {
+            key: value for key, value in settings.items() if key in {*own_names, *settings_of(L.Trainer), "budget"}
+        }
+        known |= shared.keys()
+        settings_here = {**(trainer or {}), **own.pop("trainer", {})}
+        jobs[name] = Job.of(kind, data, own.pop("lm", lm), {**shared, **own}, settings_here)
+    if not jobs:
+        raise UserError("methods must name at least one method")
+    if unused := settings.keys() - known:
+        raise UserError(f"no method has the setting {min(unused)!r}")
+    place = Path(folder) if folder is not None else Path("runs") / f"compare-{datetime.now():%Y%m%d-%H%M%S-%f}"
+    chosen = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
+    errors: dict[str, str] = {}
+    line, done = Line() if in_notebook() and verbose else None, 0
+    with keep_lms(LMS):
+        for name, job in jobs.items():
+            config = job.write(place / "settings" / f"{folder_of(name)}.yaml", place)
+            for seed in chosen:
+                where = place / folder_of(name) / f"seed-{seed}"
+                spec = RunSpec(str(where), (*job.configs, str(config)), job.options, seed, job.trains)
+                spec.check_record()
+                done += 1
+                if line:
+                    count = len(jobs) * len(chosen)
+                    line.show((done - 1) / count, f"run {done} of {count}: {name}, seed {seed}", now=True)
+                try:
+                    error = attempt(spec) if not spec.done else ""
+                except SIGTERMException as stop:
+                    if stop.code == 128 + signal.SIGINT:
+                        raise KeyboardInterrupt from stop
+                    raise
+                if error:
+                    errors[str(where)] = error
+                if verbose and not line:
+                    print(f"{name}, seed {seed}: {error or _summary(Run(where))}")
+    if line:
+        line.clear()
+    if len(errors) == len(jobs) * len(chosen):
+        raise UserError(f"every run failed; the first: {next(iter(errors.values()))}")
+    return Comparison(place, list(jobs), errors)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Methods beside each other: mean and standard deviation over seeds.
+
+    Attributes:
+        folder: Where the runs are.
+        methods: Their names, in the order that was given.
+        errors: Errors of failed runs in one line each, by run folder.
+    """
+
+    folder: Path
+    methods: list[str]
+    errors: dict[str, str] = field(default_factory=dict)
+
+    def runs(self, method: str) -> list[PromptRun]:
+        """The finished runs of a method, by seed."""
+        places = sorted((self.folder / folder_of(method)).glob("seed-*"), key=lambda place: int(place.name[5:]))
+        return [PromptRun(place) for place in places if (place / names.METRICS).is_file()]
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """One row per method: mean and standard deviation of each test metric over seeds, tokens and seconds."""
+        import pandas as pd
+
+        found = {}
+        for name in self.methods:
+            runs = [Run(run.folder) for run in self.runs(name)]
+            each = pd.DataFrame(
+                [
+                    {
+                        **{
+                            key.removeprefix("test/"): value
+                            for key, value in run.metrics.items()
+                            if key.startswith("test/")
+                        },
+                        "train_tokens": run.budget.get("tokens", 0.0),
+                        "train_seconds": run.budget.get("seconds", 0.0),
+                    }
+                    for run in runs
+                ]
+            )
+            row: dict[str, Any] = {"seeds": len(runs)}
+            for column in each.columns:
+                if column != "examples":
+                    row[column] = each[column].mean()
+                    if not column.startswith("train_"):
+                        row[f"{column}_sd"] = each[column].std(ddof=1) if len(runs) > 1 else 0.0
+            found[name] = row
+        return pd.DataFrame.from_dict(found, orient="index")
+
+    def report(self, out: str | Path | None = None) -> Path:
+        """Write the report page of all runs.
+
+        Args:
+            out: The page, ``....html``; by default ``report.html`` in the folder.
+
+        Returns:
+            The page. The same as Markdown is written beside it.
+        """
+        from lightning_prompts.report import command
+
+        page = Path(out) if out is not None else self.folder / "report.html"
+        command.main([str(self.folder), "--out", str(page)])
+        return page
+
+    def _repr_html_(self) -> str:
+        """The table and bars as a notebook shows them."""
+        rows = {}
+        for name, row in self.table.to_dict("index").items():
+            cells = {"seeds": str(row.pop("seeds"))}
+            for column, value in row.items():
+                if column.startswith("train_") and not math.isnan(value):
+                    cells[column.replace("_", " ")] = f"{value:,.0f}"
+                elif not column.endswith("_sd") and not math.isnan(value):
+                    cells[column] = shown(column, value, row[f"{column}_sd"])
+            rows[str(name)] = cells
+        runs = {name: [Run(run.folder).metrics for run in self.runs(name)] for name in self.methods}
+        values = {
+            metric: {
+                name: [found[f"test/{metric}"] for found in each if f"test/{metric}" in found]
+                for name, each in runs.items()
+            }
+            for metric in MAIN
+        }
+        failed = "".join(f"<p>failed: {escape(place)}: {escape(error)}</p>" for place, error in self.errors.items())
+        return f"{table_html('method', rows)}{failed}{bars_html(values)}"
+
+    def __repr__(self) -> str:
+        """The table as text."""
+        return str(self.table.to_string(float_format="{:.4g}".format))
+
+
+def _name(method: Method) -> str:
+    """What to call a method in a table."""
+    if isinstance(method, PromptMethod):
+        return type(method).__name__
+    return Path(method).stem if is_yaml(method) else str(method)
+
+
+def folder_of(name: str) -> str:
+    """The folder of a method in a comparison."""
+    return name.replace("/", "-")
+
+
+def _summary(run: Run) -> str:
+    shown = [
+        f"{name} {run.metrics[f'test/{name}']:.4f}" for name in ("nll", "exact_match") if f"test/{name}" in run.metrics
+    ]
+    return ", ".join(shown) or "done"

@@ -1,0 +1,76 @@
+"""Find training text in a prompt."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from lightning_prompts.errors import UserError
+from lightning_prompts.types import Example
+
+WORD = re.compile(r"\w+")
+
+
+def copied_words(text: str, examples: Sequence[Example], least: int) -> int:
+    """Return the length of the longest passage that a text shares with a question or an answer, in words.
+
+    Case, punctuation and white space do not count. A passage that is in more than half of the examples, such as a
+    question's fixed wording, is the task's format and not a leak.
+
+    Args:
+        text: A prompt.
+        examples: The training examples.
+        least: Shortest passage that counts, in words.
+
+    Returns:
+        The number of words; 0 if no passage has ``least`` words.
+
+    >>> examples = [Example("", "", " 1", reference="1", fields={"question": "Is the old mill by the river?"})]
+    >>> copied_words("Say yes if: is the OLD mill by the sea?", examples, 4)
+    6
+    """
+    own = list(_passages(text, least))
+    wanted = set(own)
+    shared = [wanted & _all_passages(example, least) for example in examples] if wanted else []
+    counts = Counter(passage for passages in shared for passage in passages)
+    longest = 0
+    for passages in filter(None, shared):
+        run = 0
+        for passage in own:
+            leaked = passage in passages and (counts[passage] == 1 or 2 * counts[passage] <= len(examples))
+            run = run + 1 if leaked else 0
+            longest = max(longest, run)
+    return longest + least - 1 if longest else 0
+
+
+class LeakCheck:
+    """Looks for training text in prompts, and remembers the results.
+
+    Args:
+        least: See `copied_words`.
+    """
+
+    def __init__(self, least: int) -> None:
+        """Check the setting."""
+        if least < 1:
+            raise UserError(f"leak_words must be at least 1, got {least}")
+        self.least = least
+        self._known: dict[str, int] = {}
+
+    def __call__(self, prompt: str, examples: Sequence[Example]) -> int:
+        """Return `copied_words` of a prompt; the examples are the same in every call."""
+        if prompt not in self._known:
+            self._known[prompt] = copied_words(prompt, examples, self.least)
+        return self._known[prompt]
+
+
+def _all_passages(example: Example, length: int) -> set[tuple[str, ...]]:
+    texts = {example.question, example.answer or "", example.reference or ""}
+    return {passage for text in texts for passage in _passages(text, length)}
+
+
+def _passages(text: str, length: int) -> Iterator[tuple[str, ...]]:
+    """Return all passages of ``length`` words."""
+    words = WORD.findall(text.casefold())
+    return zip(*(words[start:] for start in range(length)), strict=False)
