@@ -73,6 +73,7 @@ def check_finite(name: str, value: float, least: float = 0.0, above: bool = Fals
 def check_at_least(name: str, value: int, least: int = 1) -> None:
     """Raise a `UserError` if a setting is smaller than allowed.
 
+    >>> check_at_least("length", 1)
     >>> check_at_least("length", 0)
     Traceback (most recent call last):
     lightning_prompts.errors.UserError: length must be at least 1, got 0

@@ -238,6 +238,8 @@ def test_invalid_mixtures_raise() -> None:
         (lambda: Mixture(members(), template=""), "has no {prompt}"),
         (lambda: Mixture({"mine": GSM8K(train="no.jsonl")}).examples("train"), "data.members.mine: no.jsonl does not"),
         (lambda: WordPairs(val_fraction=float("nan")), "must be above 0"),
+        (lambda: WordPairs(val_fraction=0.5, test_fraction=0.0), "must be above 0"),
+        (lambda: WordPairs(val_fraction=0.5, test_fraction=0.5), "leave something to train on"),
     ):
         with pytest.raises(UserError, match=message):
             build()

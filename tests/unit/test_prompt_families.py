@@ -109,6 +109,17 @@ def test_gradient_checkpointing_changes_no_gradient(shape: str, prompt_first: li
         assert torch.allclose(ours, theirs, atol=1e-5)
 
 
+def test_gradient_checkpointing_applies_no_dropout(prompt_first: list[Example]) -> None:
+    """OPT's layers drop values out in training mode, in which transformers checkpoints them."""
+    size = "hidden_size=32,ffn_dim=48,num_hidden_layers=2,num_attention_heads=4,word_embed_proj_dim=32"
+    losses = []
+    for switch in (False, True):
+        lm = FrozenLM.load(LMConfig(f"random:opt,{size},dropout=0.5", gradient_checkpointing=switch))
+        vectors = lm.embed(torch.tensor([5, 6])).requires_grad_(True)
+        losses.append(lm.score(prompt_first, vectors).nll.tolist())
+    assert losses[0] == losses[1]
+
+
 def test_a_prefix_starts_at_its_initialiser_and_takes_the_place_of_no_slot() -> None:
     for init in (RandomTokens(), FromText(" abcdef"), Hybrid(" a")):
         for mlp in (None, PrefixMLP(4, 4)):
