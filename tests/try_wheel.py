@@ -26,7 +26,18 @@ NEEDED = (
     "lightning_prompts/py.typed",
     "lightning_prompts/datamodules/addition.py",
     "lightning_prompts/callbacks/budget.py",
+    "lightning_prompts/configs/antonyms/soft_prompt.yaml",
 )
+NAMED = f"""fit -c antonyms/soft_prompt.yaml --model.lm.name {TINY} --model.max_new_tokens 2 --data.val_fraction 0.01
+    --data.test_fraction 0.01 --data.max_train_examples 64 --trainer.max_steps 2 --trainer.accelerator cpu
+    --trainer.default_root_dir named""".split()
+IN_PYTHON = f"""
+import lightning_prompts as lp
+data = lp.QuestionAnswer.from_rows([{{"question": f"q{{n}}", "answer": f"a{{n % 3}}"}} for n in range(40)])
+found = lp.compare(["static", "soft_prompt"], data, lm="{TINY}", seeds=1, max_steps=2, accelerator="cpu", folder="both")
+assert not found.errors and len(found.table) == 2
+print(found, found.report(), found.runs("soft_prompt")[0].export("safetensors"))
+"""
 
 
 def run(*words: str | Path, cwd: Path) -> None:
@@ -46,6 +57,9 @@ def main() -> None:
         inside = zipfile.ZipFile(wheel).namelist()
         for needed in NEEDED:
             assert needed in inside, f"{needed} is missing in {wheel.name}"
+        others = [member for member in inside if not member.startswith(("lightning_prompts/", "lightning_prompts-"))]
+        scripts = [member for member in inside if member.startswith("lightning_prompts/configs/") and ".py" in member]
+        assert not others + scripts, f"{wheel.name} has {others + scripts}"
         with tarfile.open(source) as archive:
             assert any(member.endswith("/README.md") for member in archive.getnames())
         environment, empty = folder / "environment", folder / "empty"
@@ -68,6 +82,9 @@ def main() -> None:
         run(command, *FIT, cwd=empty)
         run(command, "test", "-c", "run/config.yaml", "--ckpt_path", "best", cwd=empty)
         run(command, "export", "run", "--format", "safetensors", cwd=empty)
+        run(command, "configs", cwd=empty)
+        run(command, *NAMED, cwd=empty)
+        run(environment / "bin" / "python", "-c", IN_PYTHON, cwd=empty)
     print("the wheel works")
 
 

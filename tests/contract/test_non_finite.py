@@ -17,10 +17,13 @@ from lightning_prompts.cli import run
 from lightning_prompts.errors import UserError
 from lightning_prompts.estimators.reinforce import TopK
 from lightning_prompts.estimators.relaxations import GumbelSoftmax
+from lightning_prompts.lm import LMConfig
 from lightning_prompts.methods import PromptMethod, RefinerTuning, ReinforceRefiner, SoftPromptTuning
 from lightning_prompts.refiners.networks import MLPRefiner
 from support.models import TINY
-from support.training import LM, MAKE, data, trainer
+from support.training import MAKE, data, trainer
+
+LM = LMConfig(TINY)
 
 METHODS: dict[str, Callable[[], PromptMethod]] = {
     **MAKE,

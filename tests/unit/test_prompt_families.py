@@ -39,8 +39,10 @@ from lightning_prompts.search.candidates import round_trips
 from lightning_prompts.search.rounding import Rounding
 from lightning_prompts.template import Template
 from lightning_prompts.types import Batch, Example
-from support.models import SHAPES
-from support.training import LM, MAKE, data, trainer
+from support.models import SHAPES, TINY
+from support.training import MAKE, data, trainer
+
+LM = LMConfig(TINY)
 
 # --- prefix tuning ---------------------------------------------------------------------------------------------------
 
@@ -166,7 +168,7 @@ def test_the_best_tokens_by_validation_are_the_result(name: str, tmp_path: Path)
     fit.save_checkpoint(tmp_path / "x.ckpt")
     tested = trainer(tmp_path).test(MAKE[name](), datamodule=data(), ckpt_path=tmp_path / "x.ckpt", verbose=False)[0]
     if name == "search" or model.best_round_trips:  # taken home as text, the prompt does the same
-        fixed = trainer(tmp_path).test(FixedPrompt(text, LM, 2), datamodule=data(), verbose=False)[0]
+        fixed = trainer(tmp_path).test(FixedPrompt(text, model.lm_config, 2), datamodule=data(), verbose=False)[0]
         assert fixed["test/nll"] == pytest.approx(tested["test/nll"], abs=1e-6)
     if name != "search":
         assert {"test/relaxed_nll", "test/nll"} <= set(tested)
