@@ -6,6 +6,7 @@ import csv
 import json
 import struct
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -138,7 +139,18 @@ def test_tensorboard_shows_settings_prompts_and_the_best_score(tmp_path: Path) -
 
 
 def wandb_records(folder: Path) -> dict[str, list[Any]]:
-    """What W&B wrote offline, by the kind of a record: a log in the format of LevelDB."""
+    """What W&B wrote offline, once its own process has written the start and the end of the run."""
+    found = written_so_far(folder)
+    for _ in range(300):
+        if {"run", "exit"} <= set(found):
+            break
+        time.sleep(0.1)
+        found = written_so_far(folder)
+    return found
+
+
+def written_so_far(folder: Path) -> dict[str, list[Any]]:
+    """Records by kind, from a log in the format of LevelDB."""
     pb = pytest.importorskip("wandb.proto.wandb_internal_pb2")
     (path,) = folder.glob("run-*.wandb")
     data, place, part = path.read_bytes(), 7, b""
