@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from lightning_prompts.errors import UserError
+from lightning_prompts.errors import check_at_least
 from lightning_prompts.types import Example
 
 WORD = re.compile(r"\w+")
@@ -53,8 +53,7 @@ class LeakCheck:
 
     def __init__(self, least: int) -> None:
         """Check the setting."""
-        if least < 1:
-            raise UserError(f"leak_words must be at least 1, got {least}")
+        check_at_least("leak_words", least)
         self.least = least
         self._known: dict[str, int] = {}
 

@@ -11,7 +11,7 @@ from typing import Any
 from lightning_prompts.dln.leakage import LeakCheck
 from lightning_prompts.dln.messages import BanditStats
 from lightning_prompts.dln.proposals import Case, Crossover, InducedInstructions, Paraphrases, Request, distinct
-from lightning_prompts.errors import UserError, check_finite
+from lightning_prompts.errors import UserError, check_at_least, check_finite
 from lightning_prompts.lm import LMConfig
 from lightning_prompts.methods.demonstration_search import DemonstrationSearch
 from lightning_prompts.search.demonstrations import SEPARATOR, Draw, FewShotPrompt
@@ -78,8 +78,7 @@ class Capo(DemonstrationSearch):
         super().__init__(
             text, None, None, racing, population, separator, max_prompt_tokens, proposer, memory_mb, lm, max_new_tokens
         )
-        if population < 2:
-            raise UserError(f"population must be at least 2, got {population}")
+        check_at_least("population", population, 2)
         if shots < 0:
             raise UserError(f"shots must not be negative, got {shots}")
         check_finite("length_penalty", length_penalty)

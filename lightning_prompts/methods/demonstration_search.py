@@ -7,7 +7,6 @@ validation.
 from __future__ import annotations
 
 import functools
-import hashlib
 import logging
 import random
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from lightning_prompts.answers import is_correct
 from lightning_prompts.dln.layer import LanguageLayer
 from lightning_prompts.dln.messages import BanditStats
 from lightning_prompts.dln.proposals import Case, Proposals, Request, distinct
-from lightning_prompts.errors import UserError
+from lightning_prompts.errors import UserError, check_at_least
 from lightning_prompts.lm import LMConfig
 from lightning_prompts.lm.labels import split_by_labels
 from lightning_prompts.methods.text_prompts import TextPromptMethod
@@ -89,8 +88,7 @@ class DemonstrationSearch(TextPromptMethod):
     ) -> None:
         """Check the settings."""
         super().__init__([LanguageLayer(text)], None, 0, -1, max_prompt_tokens, proposer, memory_mb, lm, max_new_tokens)
-        if survivors < 1:
-            raise UserError(f"survivors must be at least 1, got {survivors}")
+        check_at_least("survivors", survivors)
         self.sources: list[CandidateSource] = [RandomDemonstrations()] if sources is None else sources
         self.instructions = instructions or []
         if not self.sources and not self.instructions:
@@ -287,12 +285,8 @@ class DemonstrationSearch(TextPromptMethod):
         checkpoint[SEARCH] = {
             "survivors": [candidate.state() for candidate in self.survivors],
             "outcomes": dict(self.outcomes),
-            "validation": self._validation_hash(),
+            "validation": self.validation_hash(),
         }
-
-    def _validation_hash(self) -> str:
-        texts = [(example.before, example.after, example.reference) for example in self.validation]
-        return hashlib.blake2b(repr(texts).encode(), digest_size=8).hexdigest()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the survivors and the outcomes.
@@ -301,10 +295,6 @@ class DemonstrationSearch(TextPromptMethod):
             UserError: Training would continue with other validation examples.
         """
         super().on_load_checkpoint(checkpoint)
-        if self.validation and checkpoint[SEARCH]["validation"] != self._validation_hash():
-            raise UserError(
-                "the checkpoint's candidates were scored on other validation examples; resume with the data settings "
-                "and the trainer.limit_val_batches of the run that wrote it"
-            )
+        self.check_validation(checkpoint[SEARCH]["validation"])
         self.survivors = [FewShotPrompt.of_state(state) for state in checkpoint[SEARCH]["survivors"]]
         self.outcomes = dict(checkpoint[SEARCH]["outcomes"])

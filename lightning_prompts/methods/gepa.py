@@ -5,14 +5,12 @@ Prompt: text, one for each layer. Estimator: proposals by an LM. Objective: accu
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from lightning.pytorch.trainer.states import TrainerFn
 
 from lightning_prompts.dln.layer import LanguageLayer
 from lightning_prompts.dln.leakage import LeakCheck
@@ -281,7 +279,7 @@ class Gepa(TextPromptMethod):
             "pool": self.pool.state(),
             "merge_due": self.merge_due,
             "tried": list(self.tried),
-            "validation": self._validation_hash(),
+            "validation": self.validation_hash(),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -292,15 +290,6 @@ class Gepa(TextPromptMethod):
         """
         super().on_load_checkpoint(checkpoint)
         state = checkpoint[STATE]
-        if self.trainer.state.fn == TrainerFn.FITTING and state["validation"] != self._validation_hash():
-            raise UserError(
-                "the checkpoint's candidates were scored on other validation examples; resume with the data settings "
-                "and the trainer.limit_val_batches of the run that wrote it"
-            )
+        self.check_validation(state["validation"])
         self.pool.load(state["pool"])
         self.merge_due, self.tried = state["merge_due"], [list(prompts) for prompts in state["tried"]]
-
-    def _validation_hash(self) -> str:
-        examples = [example for batch in self.validation_batches() for example in batch]
-        texts = [(example.before, example.after, example.reference) for example in examples]
-        return hashlib.blake2b(repr(texts).encode(), digest_size=8).hexdigest()

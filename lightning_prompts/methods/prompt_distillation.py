@@ -17,7 +17,7 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
-from lightning_prompts.errors import UserError
+from lightning_prompts.errors import UserError, check_at_least
 from lightning_prompts.files import read_text
 from lightning_prompts.lm import KeyValues, LMConfig, LMShape, MemoryEstimate, Prompt, Sampling
 from lightning_prompts.lm.distribution_store import DistributionStore
@@ -99,8 +99,7 @@ class PromptDistillation(PromptMethod):
     ) -> None:
         """Check the settings; `build_prompt` makes the context and the prompt."""
         super().__init__(lm, max_new_tokens, optimizer, scheduler)
-        if length < 1 + freeze_first:
-            raise UserError(f"length must be at least {1 + freeze_first}, got {length}")
+        check_at_least("length", length, 1 + freeze_first)
         if student not in ("vectors", "prefix"):
             raise UserError(f"student must be vectors or prefix, got {student!r}")
         if context is not None and context_file is not None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 from lightning_prompts.datamodules.base import SourceRow, TextDataModule
-from lightning_prompts.errors import UserError, check_finite
+from lightning_prompts.errors import UserError, check_at_least, check_finite
 from lightning_prompts.lm.encoding import unused_character
 from lightning_prompts.randomness import run_seed
 from lightning_prompts.types import Example
@@ -44,8 +44,7 @@ class SelfStudy:
         if self.questions not in ("written", "data"):
             raise UserError(f"self_study.questions must be written or data, got {self.questions!r}")
         for name in ("size", "max_question_tokens"):
-            if getattr(self, name) < 1:
-                raise UserError(f"self_study.{name} must be at least 1, got {getattr(self, name)}")
+            check_at_least(f"self_study.{name}", getattr(self, name))
         check_finite("self_study.temperature", self.temperature, above=True)
 
     def study(self, data: TextDataModule, text: str, max_new_tokens: int, write: Write) -> list[Written]:

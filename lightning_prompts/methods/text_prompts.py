@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -337,6 +338,24 @@ class TextPromptMethod(KeepsBest):
             "layers": len(self.layer_settings),
             "templates": repr([layer.template for layer in self.placed]),
         }
+
+    def validation_hash(self) -> str:
+        """Return a digest of the validation examples, for the checkpoint of a method that keeps scores on them."""
+        examples = [example for batch in self.validation_batches() for example in batch]
+        texts = [(example.before, example.after, example.reference) for example in examples]
+        return hashlib.blake2b(repr(texts).encode(), digest_size=8).hexdigest()
+
+    def check_validation(self, saved: str) -> None:
+        """Compare `validation_hash` with that of a checkpoint.
+
+        Raises:
+            UserError: Training would continue with other validation examples.
+        """
+        if self.trainer.state.fn == TrainerFn.FITTING and saved != self.validation_hash():
+            raise UserError(
+                "the checkpoint's candidates were scored on other validation examples; resume with the data settings "
+                "and the trainer.limit_val_batches of the run that wrote it"
+            )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the prompts, the memory, the statistics and the cache."""

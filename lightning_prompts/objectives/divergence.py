@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from lightning_prompts.errors import UserError
+from lightning_prompts.errors import UserError, check_at_least
 from lightning_prompts.lm import FrozenLM, Scores
 from lightning_prompts.lm.distributions import Distributions
 from lightning_prompts.lm.encoding import Row
@@ -38,8 +38,8 @@ class Divergence:
         """Check the settings."""
         if self.direction not in ("forward", "reverse"):
             raise UserError(f"objective.direction must be forward or reverse, got {self.direction!r}")
-        if self.top_k is not None and self.top_k < 1:
-            raise UserError(f"objective.top_k must be at least 1, got {self.top_k}")
+        if self.top_k is not None:
+            check_at_least("objective.top_k", self.top_k)
         Likelihood(self.mean_over, self.end_weight)
 
     @property
