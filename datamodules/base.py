@@ -119,6 +119,11 @@ class TextDataModule(L.LightningDataModule):
             self.examples("train")
         return bool((self._examples or {}).get(split))
 
+    def held_out(self) -> list[Split]:
+        """Return the splits that have examples and are not for training: validation, test sets, rows to predict."""
+        self.examples("train")
+        return [split for split, examples in (self._examples or {}).items() if examples and split != "train"]
+
     def limited(self, train: list[Any]) -> list[Any]:
         """Keep ``max_train_examples`` of the training rows, in their order."""
         if self.max_train_examples is None or self.max_train_examples >= len(train):

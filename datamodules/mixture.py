@@ -67,7 +67,7 @@ class Mixture(TextDataModule):
         dataset.seed = self.seed
         if not self.own_templates:
             dataset.template = self.template
-        for split in ("train", "val", *dataset.splits("test"), *(["predict"] if dataset.has("predict") else [])):
+        for split in dict.fromkeys(["train", "val", "test", *dataset.held_out()]):
             target = f"test/{name}/{split.removeprefix('test/')}" if split.startswith("test/") else split
             found = [replace(example, member=name) for example in dataset.examples(split)]
             merged.setdefault(target, []).extend(found)

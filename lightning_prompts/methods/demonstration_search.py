@@ -131,12 +131,7 @@ class DemonstrationSearch(TextPromptMethod):
     def _evaluated(self) -> list[Example]:
         """Return the examples of all splits but the training split."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        splits = [
-            "val",
-            *(data.splits("test") if data.has("test") else []),
-            *(["predict"] if data.has("predict") else []),
-        ]
-        return [example for split in dict.fromkeys(splits) for example in data.examples(split)]
+        return [example for split in data.held_out() for example in data.examples(split)]
 
     def build_prompt(self) -> None:
         """See `TextPromptMethod`; limit prompts to what the context window leaves beside the longest question."""

@@ -70,10 +70,15 @@ class Evaluation(Distributed):
             prompt = self.current_prompt()
         slot = slot_length(prompt)
         ahead = prompt_length(prompt) - slot + self.added_tokens()
-        stage = self.trainer.state.fn.value
-        later = [*(data.splits("test") if data.has("test") else []), *(["predict"] if data.has("predict") else [])]
-        for split in dict.fromkeys([*data.splits(stage), *(later if stage == "fit" else [])]):
+        for split in self.splits_ahead():
             self.language_model.check_examples(data.examples(split), slot, ahead)
+
+    def splits_ahead(self) -> list[str]:
+        """Return the splits that the run reads, and for a fit those that its test or prediction will read."""
+        assert self.trainer.state.fn is not None
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        stage = self.trainer.state.fn.value
+        return list(dict.fromkeys([*data.splits(stage), *(data.held_out() if stage == "fit" else [])]))
 
     @torch.no_grad()
     def evaluate(self, examples: Sequence[Example], prompt: Prompt | str) -> list[dict[str, Any]]:

@@ -291,7 +291,9 @@ class PromptDistillation(PromptMethod):
         if data is None or self.trainer.state.fn is None or self.trainer.state.fn.value == "predict":
             return
         ahead = self.lm.count(self.text)
-        for split in data.splits(self.trainer.state.fn.value):
+        for split in self.splits_ahead():
+            if split == "predict":  # without the teacher
+                continue
             try:
                 self.lm.check_examples(self.with_context(data.examples(split)), 0, ahead)
             except UserError as error:

@@ -95,9 +95,7 @@ class SelfStudy:
         end = "" if shown.chat else tail.strip()
         asking = replace(shown, before=before, after="", answer=None, stop=re.escape(end) if end else r"\n")
         texts = write([asking] * self.size, self.max_question_tokens, _seeds(1, self.size))
-        held_out = {
-            example.question for split in ("val", "test") if data.has(split) for example in data.examples(split)
-        }
+        held_out = {example.question for split in data.held_out() for example in data.examples(split)}
         return [question for question in dict.fromkeys(texts) if question and question not in held_out]
 
 

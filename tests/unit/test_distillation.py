@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lightning_prompts.datamodules.base import SourceRow
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm import KeyValues, LMConfig, distribution_store
 from lightning_prompts.lm.distributions import Distributions
@@ -29,6 +30,22 @@ from support.training import trainer
 # Wide weights, so that the teacher's answers depend on its context.
 LM = LMConfig(f"{TINY},initializer_range=0.3")
 CONTEXT = "hot -> cold\nin -> out\n"
+
+
+class OneMore(Questions):
+    """Questions with one row in a split of its own.
+
+    Args:
+        split: Name of the split.
+        question: Question of the row.
+    """
+
+    def __init__(self, split: str, question: str) -> None:
+        super().__init__("Q: {question} ={prompt} {answer}\n")
+        self.split, self.question = split, question
+
+    def load_rows(self) -> dict[str, list[SourceRow]]:
+        return {**super().load_rows(), self.split: [SourceRow({"question": self.question, "answer": "x"}, "row 0")]}
 
 
 def examples(template: str = "{prompt}{question} -> {answer}\n") -> list[Example]:
@@ -265,6 +282,13 @@ def test_self_study_asks_in_the_form_of_the_template() -> None:
     assert study.example(data, "big", "large").answer == " large"
 
 
+@pytest.mark.parametrize("split", ["test/ood", "predict"])
+def test_self_study_leaves_out_the_questions_of_every_other_split(split: str) -> None:
+    texts = iter([["big", "small"], ["large"]])
+    study = SelfStudy(size=2, instruction="Ask:\n")
+    assert study.study(OneMore(split, "big"), "", 3, lambda *_: next(texts)) == [["small", "large"]]
+
+
 def test_self_study_answers_the_questions_of_the_data() -> None:
     data = Questions(labels=True)
     study = SelfStudy("data", size=3)
@@ -321,6 +345,8 @@ def test_wrong_settings_are_named(tmp_path: Path) -> None:
         SelfStudy("own")  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"with the context in front: .*shorten the context"):
         trainer(tmp_path).fit(made(context="x" * 250), Questions())
+    with pytest.raises(UserError, match=r"with the context in front: .*shorten the context"):  # of a later test
+        trainer(tmp_path).fit(made(context="x" * 180), OneMore("test/ood", "y" * 90))
 
 
 def test_a_changed_file_is_noticed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
