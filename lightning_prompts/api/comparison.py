@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import signal
 from collections.abc import Iterable, Mapping, Sequence
@@ -65,61 +66,70 @@ def compare(
         UserError: A setting is wrong, the folder holds runs with other settings or data, or every run failed. A failed
             run does not stop the others.
     """
-    listed = list(methods.items()) if isinstance(methods, Mapping) else [(_name(one), one) for one in methods]
-    rows: dict[str, Any] = dict(listed)
-    if len({folder_of(name) for name in rows}) < len(listed):
-        raise UserError("two methods have the same name; give a dict with a name for each")
     if isinstance(trainer, L.Trainer):
         raise UserError("a Trainer trains once; give its settings as a dict, such as trainer={'max_steps': 130}")
+    jobs = _jobs(methods, module_of(data), lm, trainer or {}, settings)
+    place = Path(folder) if folder is not None else Path("runs") / f"compare-{datetime.now():%Y%m%d-%H%M%S-%f}"
+    chosen = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
+    configs = {name: job.write(place / "settings" / f"{folder_of(name)}.yaml", place) for name, job in jobs.items()}
+    errors: dict[str, str] = {}
+    line = Line() if in_notebook() and verbose else None
+    with keep_lms(LMS):
+        for done, (name, seed) in enumerate(runs := list(itertools.product(jobs, chosen))):
+            if line:
+                line.show(done / len(runs), f"run {done + 1} of {len(runs)}: {name}, seed {seed}", now=True)
+            where = place / folder_of(name) / f"seed-{seed}"
+            if error := _run(jobs[name], configs[name], where, seed):
+                errors[str(where)] = error
+            if verbose and not line:
+                print(f"{name}, seed {seed}: {error or _summary(Run(where))}")
+    if line:
+        line.clear()
+    if len(errors) == len(runs):
+        raise UserError(f"every run failed; the first: {next(iter(errors.values()))}")
+    return Comparison(place, list(jobs), errors)
+
+
+def _jobs(
+    methods: Iterable[Method] | Mapping[str, Method | Mapping[str, Any]],
+    data: Data,
+    lm: str | LMConfig | None,
+    trainer: Mapping[str, Any],
+    settings: Mapping[str, object],
+) -> dict[str, Job]:
+    """Return one job per method, by name; see `compare`."""
+    listed = list(methods.items()) if isinstance(methods, Mapping) else [(_name(one), one) for one in methods]
+    if not listed:
+        raise UserError("methods must name at least one method")
+    if len({folder_of(name) for name, _ in listed}) < len(listed):
+        raise UserError("two methods have the same name; give a dict with a name for each")
     jobs: dict[str, Job] = {}
     known: set[str] = set()
-    data = module_of(data)
-    for name, given in rows.items():
-        own = dict(given) if isinstance(given, Mapping) else {"method": given}
+    for name, given in listed:
+        own: dict[str, Any] = dict(given) if isinstance(given, Mapping) else {"method": given}
         if "method" not in own:
             raise UserError(f"methods: {name!r} has no key 'method'; give a method's name")
         kind = own.pop("method")
-        own_names = settings_of(method_settings(kind)[0])
-        shared = {
-            key: value for key, value in settings.items() if key in {*own_names, *settings_of(L.Trainer), "budget"}
-        }
+        names_here = {*settings_of(method_settings(kind)[0]), *settings_of(L.Trainer), "budget"}
+        shared = {key: value for key, value in settings.items() if key in names_here}
         known |= shared.keys()
-        settings_here = {**(trainer or {}), **own.pop("trainer", {})}
-        jobs[name] = Job.of(kind, data, own.pop("lm", lm), {**shared, **own}, settings_here)
-    if not jobs:
-        raise UserError("methods must name at least one method")
+        trainer_here = {**trainer, **own.pop("trainer", {})}
+        jobs[name] = Job.of(kind, data, own.pop("lm", lm), {**shared, **own}, trainer_here)
     if unused := settings.keys() - known:
         raise UserError(f"no method has the setting {min(unused)!r}")
-    place = Path(folder) if folder is not None else Path("runs") / f"compare-{datetime.now():%Y%m%d-%H%M%S-%f}"
-    chosen = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
-    errors: dict[str, str] = {}
-    line, done = Line() if in_notebook() and verbose else None, 0
-    with keep_lms(LMS):
-        for name, job in jobs.items():
-            config = job.write(place / "settings" / f"{folder_of(name)}.yaml", place)
-            for seed in chosen:
-                where = place / folder_of(name) / f"seed-{seed}"
-                spec = RunSpec(str(where), (*job.configs, str(config)), job.options, seed, job.trains)
-                spec.check_record()
-                done += 1
-                if line:
-                    count = len(jobs) * len(chosen)
-                    line.show((done - 1) / count, f"run {done} of {count}: {name}, seed {seed}", now=True)
-                try:
-                    error = attempt(spec) if not spec.done else ""
-                except SIGTERMException as stop:
-                    if stop.code == 128 + signal.SIGINT:
-                        raise KeyboardInterrupt from stop
-                    raise
-                if error:
-                    errors[str(where)] = error
-                if verbose and not line:
-                    print(f"{name}, seed {seed}: {error or _summary(Run(where))}")
-    if line:
-        line.clear()
-    if len(errors) == len(jobs) * len(chosen):
-        raise UserError(f"every run failed; the first: {next(iter(errors.values()))}")
-    return Comparison(place, list(jobs), errors)
+    return jobs
+
+
+def _run(job: Job, config: Path, folder: Path, seed: int) -> str:
+    """Train and test one method with one seed unless that is done; return the error in one line, or nothing."""
+    spec = RunSpec(str(folder), (*job.configs, str(config)), job.options, seed, job.trains)
+    spec.check_record()
+    try:
+        return "" if spec.done else attempt(spec)
+    except SIGTERMException as stop:
+        if stop.code == 128 + signal.SIGINT:
+            raise KeyboardInterrupt from stop
+        raise
 
 
 @dataclass(frozen=True)
@@ -155,7 +165,7 @@ class Comparison:
                         **{
                             key.removeprefix("test/"): value
                             for key, value in run.metrics.items()
-                            if key.startswith("test/")
+                            if key.startswith("test/") and "/predicted/" not in key
                         },
                         "train_tokens": run.budget.get("tokens", 0.0),
                         "train_seconds": run.budget.get("seconds", 0.0),

@@ -224,7 +224,7 @@ def test_what_a_trainer_keeps_of_its_loggers_and_checkpoints(data: lp.QuestionAn
 def test_classes_are_chosen(tmp_path: Path) -> None:
     rows = [{"question": f"film {n}", "answer": ("good", "bad")[n % 2]} for n in range(30)]
     run = lp.fit(
-        "static", lp.QuestionAnswer.from_rows(rows, labels="auto"), text="Say.", folder=tmp_path / "a", **QUICK
+        "static", lp.QuestionAnswer.from_rows(rows, labels="auto"), text="Say.", folder=tmp_path / "static/seed-0", **QUICK
     )
     assert "accuracy" in run.metrics
     assert run.metrics.index.tolist() == ["test"]
@@ -232,6 +232,9 @@ def test_classes_are_chosen(tmp_path: Path) -> None:
     assert (run.export() / "prompt.txt").read_text() == "Say."
     assert set(run.answer(["film a", "film b"])["answer"]) <= {"good", "bad"}
     assert run.prompt == "Say."
+    columns = lp.Comparison(tmp_path, ["static"]).table.columns
+    assert "accuracy" in columns
+    assert not [column for column in columns if column.startswith("predicted/")]
 
 
 def test_a_refused_run_leaves_the_old_one(fitted: lp.PromptRun) -> None:
