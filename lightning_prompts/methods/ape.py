@@ -54,7 +54,14 @@ class Ape(TextPromptMethod):
         max_new_tokens: int = 16,
     ) -> None:
         """Check the settings."""
-        super().__init__([LanguageLayer(text)], None, 0, -1, max_prompt_tokens, proposer, memory_mb, lm, max_new_tokens)
+        super().__init__(
+            [LanguageLayer(text)],
+            max_prompt_tokens=max_prompt_tokens,
+            proposer=proposer,
+            memory_mb=memory_mb,
+            lm=lm,
+            max_new_tokens=max_new_tokens,
+        )
         check_at_least("survivors", survivors)
         self.induced, self.paraphrases, self.count = induced, paraphrases, survivors
         self.survivors: list[str] = []

@@ -76,7 +76,15 @@ class Capo(DemonstrationSearch):
     ) -> None:
         """Check the settings."""
         super().__init__(
-            text, None, None, racing, population, separator, max_prompt_tokens, proposer, memory_mb, lm, max_new_tokens
+            text,
+            racing=racing,
+            survivors=population,
+            separator=separator,
+            max_prompt_tokens=max_prompt_tokens,
+            proposer=proposer,
+            memory_mb=memory_mb,
+            lm=lm,
+            max_new_tokens=max_new_tokens,
         )
         check_at_least("population", population, 2)
         if shots < 0:

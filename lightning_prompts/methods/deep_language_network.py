@@ -62,7 +62,17 @@ class DeepLanguageNetwork(TextPromptMethod):
     ) -> None:
         """Check the settings; LMs are loaded later."""
         layers = [LanguageLayer()] if layers is None else layers
-        super().__init__(layers, text, memory, tolerance, max_prompt_tokens, proposer, memory_mb, lm, max_new_tokens)
+        super().__init__(
+            layers,
+            text=text,
+            memory=memory,
+            tolerance=tolerance,
+            max_prompt_tokens=max_prompt_tokens,
+            proposer=proposer,
+            memory_mb=memory_mb,
+            lm=lm,
+            max_new_tokens=max_new_tokens,
+        )
         check_finite("error_weight", error_weight)
         check_finite("trust", trust)
         if len(layers) == 1 and (posterior is not None or error_weight):

@@ -87,7 +87,14 @@ class DemonstrationSearch(TextPromptMethod):
         max_new_tokens: int = 16,
     ) -> None:
         """Check the settings."""
-        super().__init__([LanguageLayer(text)], None, 0, -1, max_prompt_tokens, proposer, memory_mb, lm, max_new_tokens)
+        super().__init__(
+            [LanguageLayer(text)],
+            max_prompt_tokens=max_prompt_tokens,
+            proposer=proposer,
+            memory_mb=memory_mb,
+            lm=lm,
+            max_new_tokens=max_new_tokens,
+        )
         check_at_least("survivors", survivors)
         self.sources: list[CandidateSource] = [RandomDemonstrations()] if sources is None else sources
         self.instructions = instructions or []

@@ -98,7 +98,15 @@ class Gepa(TextPromptMethod):
     ) -> None:
         """Check the settings; LMs are loaded later."""
         layers = [LanguageLayer(None)] if layers is None else layers
-        super().__init__(layers, text, 0, -1, max_prompt_tokens, proposer, memory_mb, lm, max_new_tokens)
+        super().__init__(
+            layers,
+            text=text,
+            max_prompt_tokens=max_prompt_tokens,
+            proposer=proposer,
+            memory_mb=memory_mb,
+            lm=lm,
+            max_new_tokens=max_new_tokens,
+        )
         if merges < 0:
             raise UserError(f"merges must not be negative, got {merges}")
         self.reflection, self.merges, self.reward = reflection, merges, reward

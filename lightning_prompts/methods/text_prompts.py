@@ -58,9 +58,10 @@ class TextPromptMethod(KeepsBest):
     def __init__(
         self,
         layers: Sequence[LanguageLayer],
-        text: str | None,
-        memory: int,
-        tolerance: int,
+        *,
+        text: str | None = None,
+        memory: int = 0,
+        tolerance: int = -1,
         max_prompt_tokens: int,
         proposer: LMConfig | None,
         memory_mb: float,

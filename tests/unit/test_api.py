@@ -224,7 +224,11 @@ def test_what_a_trainer_keeps_of_its_loggers_and_checkpoints(data: lp.QuestionAn
 def test_classes_are_chosen(tmp_path: Path) -> None:
     rows = [{"question": f"film {n}", "answer": ("good", "bad")[n % 2]} for n in range(30)]
     run = lp.fit(
-        "static", lp.QuestionAnswer.from_rows(rows, labels="auto"), text="Say.", folder=tmp_path / "static/seed-0", **QUICK
+        "static",
+        lp.QuestionAnswer.from_rows(rows, labels="auto"),
+        text="Say.",
+        folder=tmp_path / "static/seed-0",
+        **QUICK,
     )
     assert "accuracy" in run.metrics
     assert run.metrics.index.tolist() == ["test"]
