@@ -92,9 +92,9 @@ class Checkpointing(Distributed):
         if not isinstance(meta, dict):
             raise UserError("the checkpoint was not written by lightning-prompts; give one from a run's checkpoints/")
         for key, mine in self.checkpoint_meta().items():
-            if meta.get(key) != mine:
+            if (its := meta.get(key, "")) != mine:
                 raise UserError(
-                    f"the checkpoint is for another {key} ({meta.get(key)}) than this run's ({mine}); "
+                    f"the checkpoint is for another {key} ({its or 'none'}) than this run's ({mine or 'none'}); "
                     "use it with the config.yaml of the run that wrote it"
                 )
         self.template = Template(**checkpoint[TEMPLATE]) if TEMPLATE in checkpoint else None

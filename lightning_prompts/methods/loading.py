@@ -49,12 +49,12 @@ class Loading(L.LightningModule):
 
     @property
     def usage(self) -> Usage:
-        """Usage of the LM, or of all LMs together, by this process."""
-        return self.language_model.usage
+        """Usage of all LMs together, by this process."""
+        return sum((lm.usage for lm in self.lms.values()), Usage())
 
     @property
     def tokens_forwarded(self) -> int:
-        """Number of tokens that this process ran through the LM, or through all LMs together."""
+        """Number of tokens that this process ran through all LMs together."""
         return self.usage.tokens
 
     def other_lms(self) -> list[LMConfig]:
@@ -65,7 +65,7 @@ class Loading(L.LightningModule):
         """Load all LMs, and return the device of the run: torch's default device without a Trainer.
 
         Raises:
-            UserError: The method does not support the run's precision or strategy, or see `load_lm`.
+            UserError: The method does not support the run's precision or strategy; or see `load_lm`.
         """
         self._check_trainer()
         device = torch.get_default_device() if self._trainer is None else self.trainer.strategy.root_device
@@ -74,6 +74,10 @@ class Loading(L.LightningModule):
             self.lms = {config: self.load_lm(config, device) for config in configs}
         if isinstance(self.language_model, FrozenLM):
             self.lm = self.language_model
+        self.others = torch.nn.ModuleList(
+            lm for config, lm in self.lms.items() if isinstance(lm, FrozenLM) and config != self.lm_config
+        )
+        self._check_sharding()
         return device
 
     def load_lm(self, config: LMConfig, device: torch.device) -> LanguageModel:
@@ -97,6 +101,15 @@ class Loading(L.LightningModule):
         lm = FrozenLM.load(for_device(config, device), device="cpu")
         lm.spread_over(mesh)
         return lm.to(device)
+
+    def _check_sharding(self) -> None:
+        """Raise a `UserError` if weights are sharded over processes that may call different LMs."""
+        shards = [lm.shards for lm in self.lms.values() if isinstance(lm, FrozenLM) and lm.shards is not None]
+        if len(self.lms) > 1 and any(each.lockstep is not None for each in shards):
+            raise UserError(
+                f"{type(self).__name__} asks several LMs, whose weights cannot be sharded over processes that work on "
+                "different texts; set trainer.strategy.data_parallel_size to 1"
+            )
 
     def _check_trainer(self) -> None:
         """Raise a `UserError` if the method does not support the run's precision or strategy."""

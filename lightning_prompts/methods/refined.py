@@ -10,8 +10,8 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
-from lightning_prompts.errors import check_finite
-from lightning_prompts.lm import LMConfig, Prompt, Query, StateStore
+from lightning_prompts.errors import UserError, check_finite
+from lightning_prompts.lm import FrozenLM, LMConfig, Prompt, Query, StateStore
 from lightning_prompts.methods.base import PromptMethod
 from lightning_prompts.refiners.refiner import part_sizes
 from lightning_prompts.types import Example
@@ -25,6 +25,7 @@ class RefinerMethod(PromptMethod):
     Args:
         query: Which hidden states of the question the refiner reads.
         cache_states: Compute the hidden states once and keep them on disk, instead of in every step.
+        reader: The LM whose hidden states the refiner reads; ``None`` for ``lm``.
         base_lr: Learning rate of the base, which all questions share; the optimiser's own is for the network.
         lm: The frozen language model.
         optimizer: Optimiser of the base and the network.
@@ -44,11 +45,15 @@ class RefinerMethod(PromptMethod):
         max_new_tokens: int,
         optimizer: OptimizerCallable,
         scheduler: LRSchedulerCallable | None,
+        reader: LMConfig | None = None,
     ) -> None:
         """Keep the settings."""
         super().__init__(lm, max_new_tokens, optimizer, scheduler)
         check_finite("base_lr", base_lr, above=True)
+        if reader is not None and reader.server is not None:
+            raise UserError("reader needs hidden states, and a server gives texts; leave out model.reader.server")
         self.query = query
+        self.reader_config = lm if reader is None else reader
         self.cache_states = cache_states
         self.base_lr = base_lr
         self.pooled = True
@@ -67,10 +72,21 @@ class RefinerMethod(PromptMethod):
         """
 
     @property
+    def reader(self) -> FrozenLM:
+        """The LM whose hidden states the refiner reads."""
+        lm = self.lms[self.reader_config]
+        assert isinstance(lm, FrozenLM)
+        return lm
+
+    def other_lms(self) -> list[LMConfig]:
+        """See `PromptMethod`; return the reader if it is another LM."""
+        return [config for config in [self.reader_config] if config != self.lm_config]
+
+    @property
     def store(self) -> StateStore:
         """The store of hidden states."""
         if self._store is None:
-            self._store = StateStore(self.lm, self.query, self.pooled)
+            self._store = StateStore(self.reader, self.query, self.pooled)
         return self._store
 
     def configure_model(self) -> None:
@@ -81,15 +97,20 @@ class RefinerMethod(PromptMethod):
             return
         splits = [data.examples(split) for split in data.splits(self.trainer.state.fn.value)]
         for example in (example for examples in splits for example in examples):
-            self.query.check_question(self.lm, example)
-        if self.cache_states and self.lm.shards is None:  # a split LM computes them on all processes when needed
+            self.query.check_question(self.reader, example)
+        if self.cache_states and self.reader.shards is None:  # a split LM computes them on all processes when needed
             progress = self.trainer.progress_bar_callback is not None and self.trainer.is_global_zero
             for examples in splits:
                 self.store.prepare([example.question for example in examples], progress)
 
     def checkpoint_meta(self) -> dict[str, str | int]:
         """See `PromptMethod`; a network works only with the hidden states that it was trained on."""
-        return {**super().checkpoint_meta(), "query": repr(self.query) if self.reads_questions() else ""}
+        reader = [f"{config.name} {config.revision or ''}".strip() for config in self.other_lms()]
+        return {
+            **super().checkpoint_meta(),
+            "query": repr(self.query) if self.reads_questions() else "",
+            "reader": "".join(reader),
+        }
 
     def reads_questions(self) -> bool:
         """Return whether the method reads hidden states of the questions."""

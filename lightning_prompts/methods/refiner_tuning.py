@@ -50,6 +50,8 @@ class RefinerTuning(RefinerMethod):
         base_lr: Learning rate of the base, which all questions share; ``None`` for 0.02 with vectors and 0.3 with
             scores.
         lm: The frozen language model.
+        reader: Another LM, whose hidden states of the question the refiner reads, such as a smaller one (SoftCoT, Xu
+            et al. 2025, section 3); ``None`` for ``lm``.
         optimizer: Optimiser; its learning rate is the network's.
         scheduler: Learning-rate scheduler, stepped every training step; ``None`` for a linear decay to zero over the
             whole run.
@@ -77,6 +79,7 @@ class RefinerTuning(RefinerMethod):
         cache_states: bool = True,
         base_lr: float | None = None,
         lm: LMConfig = LMConfig(),
+        reader: LMConfig | None = None,
         optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=3e-4, weight_decay=0.0),
         scheduler: LRSchedulerCallable | None = None,
         max_new_tokens: int = 16,
@@ -84,7 +87,7 @@ class RefinerTuning(RefinerMethod):
         """Check the settings; `build_prompt` creates the refiner."""
         soft = isinstance(estimator, Soft)
         rate = base_lr if base_lr is not None else (0.02 if soft else 0.3)
-        super().__init__(query, cache_states, rate, lm, max_new_tokens, optimizer, scheduler)
+        super().__init__(query, cache_states, rate, lm, max_new_tokens, optimizer, scheduler, reader)
         if length < 1:
             raise UserError(f"length must be at least 1, got {length}: a refiner writes a prompt")
         if not soft and not isinstance(estimator, ScoreRelaxation):
@@ -115,7 +118,7 @@ class RefinerTuning(RefinerMethod):
 
     def build_prompt(self) -> None:
         """Start with the initialiser's prompt for every question."""
-        self.query.check(self.lm)
+        self.query.check(self.reader)
         self.objective.check(self.lm)
         start = self.init(self.lm, self.length)
         matrix = self.lm.embedding_matrix().float()
@@ -123,10 +126,10 @@ class RefinerTuning(RefinerMethod):
             self.register_buffer("matrix", matrix, persistent=False)
             self.register_buffer("allowed_ids", allowed_tokens(self.lm, self.readable), persistent=False)
             base = self.estimator.start(self.lm.nearest_tokens(start)[0], matrix, self.init_logit)
-            self.refiner = ScoreRefiner(base, matrix, self.network, self.head, self.lm.width)
+            self.refiner = ScoreRefiner(base, matrix, self.network, self.head, self.reader.width)
         else:
             size = float(matrix.square().mean().sqrt())
-            self.refiner = VectorRefiner(start, size, self.network, self.head, self.lm.width, self.scale)
+            self.refiner = VectorRefiner(start, size, self.network, self.head, self.reader.width, self.scale)
 
     def checkpoint_meta(self) -> dict[str, str | int]:
         """See `PromptMethod`; weights fit only one network, head and estimator."""
@@ -164,11 +167,12 @@ class RefinerTuning(RefinerMethod):
         scored = isinstance(self.estimator, ScoreRelaxation)
         with torch.device("meta"):
             matrix = torch.empty(shape.vocabulary, shape.width)
+            read = LMShape.of(self.reader_config).width if self.other_lms() else shape.width
             base = torch.empty(self.length, shape.vocabulary if scored else shape.width)
             refiner = (
-                ScoreRefiner(base, matrix, self.network, self.head, shape.width)
+                ScoreRefiner(base, matrix, self.network, self.head, read)
                 if scored
-                else VectorRefiner(base, 1.0, self.network, self.head, shape.width, self.scale)
+                else VectorRefiner(base, 1.0, self.network, self.head, read, self.scale)
             )
         trained = sum(part_sizes(refiner).values())
         kept = 2 * matrix.numel() if scored else base.numel()  # E and its directions

@@ -19,7 +19,7 @@ from lightning_prompts.dln.memory import PromptMemory
 from lightning_prompts.dln.messages import BanditStats
 from lightning_prompts.dln.network import LanguageNetwork
 from lightning_prompts.errors import UserError, check_at_least, check_finite
-from lightning_prompts.lm import FrozenLM, LabelScores, LMConfig, LMShape, MemoryEstimate, Prompt, Usage
+from lightning_prompts.lm import LabelScores, LMConfig, LMShape, MemoryEstimate, Prompt
 from lightning_prompts.methods.best import KeepsBest
 from lightning_prompts.methods.evaluation import Monitor
 from lightning_prompts.methods.training import SearchOptimizer
@@ -116,16 +116,12 @@ class TextPromptMethod(KeepsBest):
         # Lightning counts the steps of an optimiser over this parameter.
         self.handle = torch.nn.Parameter(torch.zeros(1, device="cpu"))
         configs = [*self.layer_lms, self.proposer_config or self.default_lm]
-        self.others = torch.nn.ModuleList(
-            lm for config, lm in self.lms.items() if isinstance(lm, FrozenLM) and config != self.lm_config
-        )
         self.cached_lms = {
             config: CachedLM(
                 lm, lm.identity(config), self.cache, self.memory_mb, config.calibrate_labels, self.map_across_ranks
             )
             for config, lm in self.lms.items()
         }
-        self._check_sharding()
         *layers, self.proposer = [self.cached_lms[config] for config in configs]
         self.network = LanguageNetwork(self.placed, layers, self.max_new_tokens)
         own = self.task_instruction()
@@ -143,20 +139,6 @@ class TextPromptMethod(KeepsBest):
         super().configure_model()
         if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
             self.check_servers()
-
-    def _check_sharding(self) -> None:
-        """Raise a `UserError` if weights are sharded over processes that may call different LMs."""
-        shards = [lm.shards for lm in self.lms.values() if isinstance(lm, FrozenLM) and lm.shards is not None]
-        if len(self.lms) > 1 and any(each.lockstep is not None for each in shards):
-            raise UserError(
-                f"{type(self).__name__} asks several LMs, whose weights cannot be sharded over processes that work on "
-                "different texts; set trainer.strategy.data_parallel_size to 1"
-            )
-
-    @property
-    def usage(self) -> Usage:
-        """Usage of all LMs together."""
-        return sum((lm.usage for lm in self.lms.values()), Usage())
 
     @property
     def calls(self) -> int:

@@ -22,7 +22,7 @@ from lightning_prompts.estimators.relaxations import (
     Softmax,
     StraightThrough,
 )
-from lightning_prompts.lm import FrozenLM, LMConfig, Query, StateStore
+from lightning_prompts.lm import FrozenLM, LMConfig, Query, Server, StateStore
 from lightning_prompts.lm.state_store import _TOKENS_PER_PASS
 from lightning_prompts.methods import RefinerTuning, RelaxedPromptTuning
 from lightning_prompts.objectives import BertScoreLoss, Likelihood, WeightedSum
@@ -424,3 +424,29 @@ def test_training_is_the_same_with_and_without_kept_states(tmp_path: Path) -> No
         trainer(tmp_path, max_steps=3, limit_val_batches=0).fit(model, datamodule=Antonyms(batch_size=8))
         found.append(torch.cat([value.flatten() for value in model.trainable_parameters()]))
     assert torch.allclose(found[0], found[1], atol=1e-5)
+
+
+def test_another_lm_reads_the_questions(tmp_path: Path) -> None:
+    L.seed_everything(0)
+    small = LMConfig(TINY.replace("hidden_size=32", "hidden_size=16"))
+    model = refiner(reader=small)
+    fit = trainer(tmp_path, max_steps=2, limit_val_batches=0)
+    fit.fit(model, datamodule=data())
+    examples = data().examples("train")[:4]
+    questions = [example.question for example in examples]
+    expected = StateStore(FrozenLM.load(small), Query(), True, tmp_path)(questions)[0]
+    torch.testing.assert_close(model.states(examples)[0], expected)
+    assert expected.shape[-1] == 16
+    assert model.prompt_for(examples).shape == (4, 3, 32)
+    assert model.tokens_forwarded == model.lm.usage.tokens + model.reader.usage.tokens
+    assert model.reader.usage.tokens > 0
+    fit.save_checkpoint(tmp_path / "x.ckpt")
+    again = RefinerTuning.load_from_checkpoint(tmp_path / "x.ckpt")
+    torch.testing.assert_close(again.prompt_for(examples), model.prompt_for(examples))
+    with pytest.raises(UserError, match="the checkpoint is for another reader"):
+        trainer(tmp_path).test(refiner(), datamodule=data(), ckpt_path=tmp_path / "x.ckpt", weights_only=True)
+
+
+def test_a_reader_gives_hidden_states() -> None:
+    with pytest.raises(UserError, match=r"reader needs hidden states, .* leave out model\.reader\.server"):
+        refiner(reader=LMConfig("gpt", server=Server("http://localhost:1")))
