@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import statistics
@@ -32,17 +33,13 @@ def methods(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def executed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Commands that the sweep gives, which write results at once and train nothing: the folder and the subcommand."""
+    """The commands of a sweep's runs, which write results at once and train nothing: folder, subcommand, checkpoint."""
     given: list[str] = []
 
     def execute(words: list[str]) -> None:
-        if words[0] == "fit":
-            folder = Path(words[words.index("--trainer.default_root_dir") + 1])
-        else:
-            folder = Path(words[words.index("-c") + 1]).parent
-            if "--trainer.default_root_dir" in words:
-                folder = Path(words[words.index("--trainer.default_root_dir") + 1])
-        given.append(f"{folder.parent.name}/{folder.name} {words[0]}")
+        options = dict(itertools.pairwise(words))
+        folder = Path(options.get("--trainer.default_root_dir") or Path(options["-c"]).parent)
+        given.append(f"{folder.parent.name}/{folder.name} {words[0]} {options.get('--ckpt_path', '')}".strip())
         folder.mkdir(parents=True, exist_ok=True)
         if words[0] == "test":
             metrics = {"test/nll": len(given), "test/exact_match": 0.5, "test/examples": 9}
@@ -416,9 +413,9 @@ def test_every_seed_runs_once_and_the_table_has_the_spread(
     table = [line for line in told.out.splitlines() if line.startswith("| soft")]
     assert [line.split("|")[1].strip() for line in table] == ["soft-untrained", "soft"]
     assert all("±" in line for line in table)
-    runs = [f"{name}/seed-{seed}" for name in ("soft-untrained", "soft") for seed in (0, 1)]
     assert executed == [
-        f"{run} {subcommand}" for run in runs for subcommand in (["test"] if "un" in run else ["fit", "test"])
+        *(f"soft-untrained/seed-{seed} test" for seed in (0, 1)),
+        *(f"soft/seed-{seed} {command}" for seed in (0, 1) for command in ("fit", "test last")),
     ]
     assert commands.run(words) == 0
     again = capsys.readouterr()
