@@ -271,9 +271,9 @@ def test_faults_that_pass_cost_a_little_time(server: ServerProcess, tmp_path: Pa
     ],
 )
 def test_faults_that_stay_are_one_line(fault: str, message: str, server: ServerProcess, tmp_path: Path) -> None:
-    server.set(always=fault, slow=1.3 if fault == "slow" else 0.0)
-    settings = {"retries": 0, "timeout": 1.0} if fault == "slow" else {"retries": 1}
-    there = remote(server, tmp_path, **settings)
+    slow = fault == "slow"
+    server.set(always=fault, slow=1.3 if slow else 0.0)
+    there = remote(server, tmp_path, retries=0 if slow else 1, timeout=1.0 if slow else 60.0)
     begun = time.monotonic()
     with pytest.raises(UserError, match=message) as caught:
         there.generate(QUESTIONS, "", 4)
@@ -281,7 +281,7 @@ def test_faults_that_stay_are_one_line(fault: str, message: str, server: ServerP
     assert len(str(caught.value)) < 600
     assert time.monotonic() - begun < 15
     assert list((tmp_path / "answers").rglob("*.json")) == [], "no fault is kept"
-    time.sleep(0.5 if fault == "slow" else 0.0)  # for what is under way
+    time.sleep(0.5 if slow else 0.0)  # for what is under way
     server.set(clear=True)
     assert len(there.generate(QUESTIONS, "", 4)) == 4, "the same object goes on once all is well"
 
