@@ -41,9 +41,10 @@ def executed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         folder = Path(options.get("--trainer.default_root_dir") or Path(options["-c"]).parent)
         given.append(f"{folder.parent.name}/{folder.name} {words[0]} {options.get('--ckpt_path', '')}".strip())
         folder.mkdir(parents=True, exist_ok=True)
-        if words[0] == "test":
-            metrics = {"test/nll": len(given), "test/exact_match": 0.5, "test/examples": 9}
-            (folder / "metrics.json").write_text(json.dumps(metrics))
+        for subcommand, name, file in (("validate", "val", "validation"), ("test", "test", "metrics")):
+            if words[0] == subcommand:
+                metrics = {f"{name}/nll": len(given), f"{name}/exact_match": 0.5, f"{name}/examples": 9}
+                (folder / f"{file}.json").write_text(json.dumps(metrics))
 
     monkeypatch.setattr(launcher, "execute_here", execute)
     return given
@@ -455,7 +456,7 @@ def test_no_further_run_starts_after_the_time_limit(
     plan(methods, "methods: DIR/few.yaml\nseeds: [0, 1]\ntime_limit: 0.001")
     assert commands.run(["sweep", "-c", str(methods / "sweep.yaml")]) == 1
     assert "1 of 2 runs are not done" in capsys.readouterr().err
-    assert len(executed) == 1
+    assert executed == ["few/seed-0 validate", "few/seed-0 test"]
 
 
 def test_a_plan_is_made_from_python(methods: Path) -> None:
