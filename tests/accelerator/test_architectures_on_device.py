@@ -11,8 +11,10 @@ from support.models import SHAPES
 from support.pretend_device import NAME
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("name", ["soft, infill", "prefix"])
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [*(("soft, infill", shape) for shape in SHAPES), *(("prefix", shape) for shape in ("llama", "gpt2", "gemma3"))],
+)
 def test_one_step_gives_the_results_of_the_cpu(name: str, shape: str) -> None:
     found: list[tuple[Tensor, list[Tensor], list[str]]] = []
     for device in ("cpu", NAME):

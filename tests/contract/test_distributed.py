@@ -167,10 +167,10 @@ def trainer(count: int, folder: Path, strategy: Any = "ddp", **settings: Any) ->
 
 def antonyms() -> Antonyms:
     """11 examples in batches of 5: one process of two has 2 or 3 of them, and of the last batch none."""
-    return Antonyms(batch_size=5, eval_batch_size=4, max_train_examples=11, val_fraction=0.01, test_fraction=0.01)
+    return Antonyms(batch_size=5, eval_batch_size=4, max_train_examples=11, val_fraction=0.003, test_fraction=0.003)
 
 
-def fit(make: Make, count: int, folder: Path, strategy: Any = None, data: Any = None, steps: int = 4) -> dict[str, Any]:
+def fit(make: Make, count: int, folder: Path, strategy: Any = None, data: Any = None, steps: int = 3) -> dict[str, Any]:
     """Train for some steps; what was logged, trained and found on validation."""
     L.seed_everything(3, verbose=False)
     watch, budget, gradients = Watch(), Budget(), Gradients()
@@ -307,8 +307,11 @@ def prompts(shape: str) -> dict[str, Make]:
     }
 
 
-SHARDED = [("llama", name) for name in ("soft", "prefix", "checkpointed", "refiner", "reinforce", "search")]
-SHARDED += [("gemma3", "soft"), ("qwen3", "prefix"), ("qwen2", "soft")]
+# Heads are split by a plan for each architecture. Weights are split alike in all, and gathered for each pass: also for
+# one that is repeated, and for as many as the slowest process needs.
+SHARDED = [("heads", "llama", name) for name in ("soft", "checkpointed", "refiner", "reinforce", "search")]
+SHARDED += [("heads", "gemma3", "soft"), ("heads", "qwen3", "prefix"), ("heads", "qwen2", "soft")]
+SHARDED += [("weights", "llama", "checkpointed"), ("weights", "llama", "search"), ("weights", "qwen3", "prefix")]
 
 
 def in_pieces(shape: str, prompt: str, pieces: str, count: int, folder: Path) -> dict[str, Any]:
@@ -374,8 +377,7 @@ JOBS: dict[str, Callable[[int, Path], dict[str, Any]]] = {
     "differently-seeded": differently_seeded,
     **{
         f"{pieces}-{shape}-{prompt}": functools.partial(in_pieces, shape, prompt, pieces)
-        for pieces in PIECES
-        for shape, prompt in SHARDED
+        for pieces, shape, prompt in SHARDED
     },
     "uneven": uneven,
     "refused": refused,
@@ -413,9 +415,9 @@ def close(mine: dict[str, float], theirs: dict[str, float], tolerance: float = 1
 @pytest.mark.parametrize("name", GRADIENT)
 def test_the_losses_are_those_of_one_process(name: str, two: Path, one: Callable[[str], dict[str, Any]]) -> None:
     alone, ranks = one(name), [result(two, name, rank) for rank in (0, 1)]
-    assert len(alone["steps"]) == 4
+    assert len(alone["steps"]) == 3
     for both in ranks:
-        assert len(both["steps"]) == 4
+        assert len(both["steps"]) == 3
         for mine, theirs in zip(alone["steps"], both["steps"], strict=True):
             close(mine, theirs)
         close(alone["val"], both["val"])
@@ -491,8 +493,7 @@ def test_hidden_states_are_computed_once(two: Path) -> None:
     assert not list((two / "cache" / "states").glob("*.part"))
 
 
-@pytest.mark.parametrize("pieces", PIECES)
-@pytest.mark.parametrize(("shape", "prompt"), SHARDED, ids=lambda value: str(value))
+@pytest.mark.parametrize(("pieces", "shape", "prompt"), SHARDED, ids=str)
 def test_an_lm_in_pieces_trains_the_same_prompt(
     pieces: str, shape: str, prompt: str, two: Path, in_one_piece: Callable[[str, str], dict[str, Any]], tmp_path: Path
 ) -> None:

@@ -7,6 +7,7 @@ import inspect
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,18 +20,29 @@ from lightning import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_prompts import __version__
+from lightning_prompts.checkpoints import check_readable
 from lightning_prompts.cli import PromptCLI, commands
+from lightning_prompts.errors import UserError
 from support.commands import FIT, SMALL, TINY_RUN, code, expect_error
 from support.faults import Run
 from support.models import TINY
 
 
-@pytest.fixture
-def finished(tmp_path: Path) -> Path:
-    """A run folder after ``fit``."""
-    folder = tmp_path / "run"
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder after ``fit``; it is trained once, and kept aside."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
     assert code(*FIT, *SMALL, "--trainer.default_root_dir", str(folder)) == 0
+    shutil.copytree(folder, folder.with_name("kept"))
     return folder
+
+
+@pytest.fixture
+def finished(trained: Path) -> Path:
+    """That folder as it was after ``fit``, whatever another test has done to it."""
+    shutil.rmtree(trained)
+    shutil.copytree(trained.with_name("kept"), trained)
+    return trained
 
 
 def test_fit_test_predict(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -224,13 +236,9 @@ def test_a_run_without_a_validation_says_that_there_is_no_best(
     config = ["-c", str(folder / "config.yaml")]
     none = "best.ckpt does not exist: the run has kept no best one, as after training without a validation; take last"
     expect_error(["test", *config, "--ckpt_path", "best"], none, capsys)
-    for subcommand in ("validate", "test", "predict"):
-        expect_error(
-            [subcommand, *config], f"a trained prompt: give --ckpt_path {folder}/checkpoints/last.ckpt", capsys
-        )
+    expect_error(["predict", *config], f"a trained prompt: give --ckpt_path {folder}/checkpoints/last.ckpt", capsys)
     assert commands.run(["export", str(folder), "--format", "npy"]) == 1
     assert none in capsys.readouterr().err
-    assert commands.run(["export", str(folder), "--format", "npy", "--checkpoint", "last", "--examples", "1"]) == 0
     assert code(*said.split("lightning-prompts ")[1].split()) == 0
     own = ["--trainer.callbacks", "lightning_prompts.callbacks.Throughput", "--overwrite", "true"]
     assert code(*FIT, *SMALL, *where, *own) == 0
@@ -310,7 +318,8 @@ def test_bad_checkpoints(finished: Path, tmp_path: Path, capsys: pytest.CaptureF
         path = tmp_path / f"{name}.ckpt"
         if content is not None:
             path.write_bytes(content)
-        expect_error(["test", "-c", str(finished / "config.yaml"), "--ckpt_path", str(path)], words, capsys)
+        with pytest.raises(UserError, match=words):
+            check_readable(path)
     torch.save({"state_dict": {}, "x": Crafted()}, tmp_path / "crafted.ckpt")
     expect_error(["test", "-c", str(finished / "config.yaml"), "--ckpt_path", str(tmp_path / "crafted.ckpt")],
                  "pickled code", capsys)  # fmt: skip
@@ -500,25 +509,19 @@ def test_weights_not_installed(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert not folder.exists()
 
 
-def lightning_prompts(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "lightning_prompts", *args], cwd=cwd, text=True, capture_output=True,
-        timeout=600, check=False,
-    )  # fmt: skip
-
-
-def test_as_a_process(tmp_path: Path) -> None:
-    done = lightning_prompts(*MODEL, *SMALL, "--model.length", "0", cwd=tmp_path)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.strip().splitlines()[-1] == "error: length must be at least 1, got 0"
-    variables = {"LIGHTNING_PROMPTS_DEBUG": "1"}
-    debug = Run([*MODEL, *SMALL, "--model.length", "0"], tmp_path / "log", folder=tmp_path, environment=variables)
+def test_as_a_process(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words, log, errors = [*MODEL, *SMALL, "--model.length", "0"], tmp_path / "log", tmp_path / "errors"
+    quiet = Run(words, log, errors=errors, folder=tmp_path)
+    debug = Run(words, tmp_path / "debug", folder=tmp_path, environment={"LIGHTNING_PROMPTS_DEBUG": "1"})
+    assert (quiet.wait(), quiet.output) == (1, "")
+    assert errors.read_text().strip().splitlines()[-1] == "error: length must be at least 1, got 0"
     assert debug.wait() == 1
     assert "Traceback" in debug.output
-    help_ = lightning_prompts("--help", cwd=tmp_path)
-    assert help_.returncode == 0
-    assert "predict" in help_.stdout
-    assert lightning_prompts("--version", cwd=tmp_path).stdout == f"lightning-prompts {__version__}\n"
+    command = [sys.executable, "-m", "lightning_prompts", "--version"]
+    done = subprocess.run(command, cwd=tmp_path, text=True, capture_output=True, timeout=600, check=True)
+    assert done.stdout == f"lightning-prompts {__version__}\n"
+    assert code("--help") == 0
+    assert "predict" in capsys.readouterr().out
 
 
 def test_a_budget_is_a_setting_of_every_run(tmp_path: Path) -> None:

@@ -365,6 +365,8 @@ def test_the_rows_of_each_process(
         "Antonyms",
         "--data.batch_size",
         "32",
+        "--data.max_train_examples",
+        "64",
         f"--trainer.devices={devices}",
         f"--trainer.num_nodes={nodes}",
     ]
@@ -408,7 +410,7 @@ def test_the_plan_is_what_the_real_model_takes() -> None:
     path = ROOT / "experiments" / "benchmarks" / "memory_plan.py"
     benchmark = runpy.run_path(str(path))
     done = subprocess.run(
-        [sys.executable, str(path), "--one", "soft", "32"],
+        [sys.executable, str(path), "--one", "soft", "16"],
         capture_output=True,
         text=True,
         timeout=240,

@@ -32,7 +32,7 @@ from lightning_prompts.report.data import Method, Task, compare, group, values
 from lightning_prompts.report.statistics import bootstrap, holm, over_seeds, permutation, questions_needed
 from lightning_prompts.runs.configs import flat
 from lightning_prompts.runs.reader import Prediction, Run, find
-from support.models import TINY
+from support.models import SMALLEST
 
 SHIFTS = {"soft": 0.0, "static": 1.5, "search": 0.6}  # what a method's NLL is above the question's own
 FILES = (
@@ -111,12 +111,28 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
-@pytest.fixture
-def study(tmp_path: Path) -> Path:
+def write_study(folder: Path) -> Path:
     """Three methods, two seeds each, as sweep stores them."""
     for method, seed in itertools.product(SHIFTS, range(2)):
-        write_run(tmp_path / "runs" / method / f"seed-{seed}", method, seed)
-    return tmp_path / "runs"
+        write_run(folder / method / f"seed-{seed}", method, seed)
+    return folder
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    """Runs that a test may change."""
+    return write_study(tmp_path / "runs")
+
+
+@pytest.fixture
+def drawn() -> None:
+    """For tests of what Matplotlib draws. In all others an empty picture stands for each chart, as drawing is slow."""
+
+
+@pytest.fixture(autouse=True)
+def _empty_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "drawn" not in request.fixturenames:
+        monkeypatch.setattr(charts, "_svg", lambda *args: "<svg></svg>")
 
 
 def report(*words: Path | str) -> int:
@@ -130,6 +146,7 @@ class Page:
     """A report, read back: as XML, which is stricter than a browser, and as Markdown."""
 
     def __init__(self, path: Path) -> None:
+        self.path = path
         self.html, self.markdown = path.read_text(encoding="utf-8"), path.with_suffix(".md").read_text(encoding="utf-8")
         self.root = ElementTree.fromstring(self.html.removeprefix("<!DOCTYPE html>\n"))
         self.text = "\n".join("".join(node.itertext()) for node in self.root.iter() if node.tag in ("p", "figcaption"))
@@ -157,6 +174,14 @@ class Page:
             for table in self.tables
             if all(map(str.startswith, table[0], header)) and len(table[0]) >= len(header)
         )
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Page:
+    """The page of a study, with its charts; only to be read."""
+    runs = write_study(tmp_path_factory.mktemp("study") / "runs")
+    assert report(runs, "--baseline", runs / "static", "--out", runs.parent / "a b" / "page.html") == 0
+    return Page(runs.parent / "a b" / "page.html")
 
 
 def _tables(text: str) -> list[list[list[str]]]:
@@ -268,10 +293,8 @@ def test_rows_are_matched_by_seed_set_question_and_answer() -> None:
 # --- the page ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_numbers_of_the_page(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert report(study, "--baseline", study / "static") == 0
-    assert str(study / "report.html") in capsys.readouterr().out
-    page = Page(study / "report.html")
+def test_the_numbers_of_the_page(whole: Page) -> None:
+    page = whole
     assert "6 runs of 3 methods on 1 task" in page.text
     summary = page.summary()
     assert [row[0] for row in summary] == ["soft", "search", "static (baseline)"], "the best first"
@@ -322,9 +345,8 @@ def test_the_numbers_of_the_page(study: Path, capsys: pytest.CaptureFixture[str]
     assert page.table("question", "reference", "step 10")[1] == ["what?", "this", "at 10", "at 20"]
 
 
-def test_verdict_opens_the_page(study: Path) -> None:
-    assert report(study, "--baseline", study / "static") == 0
-    page = Page(study / "report.html")
+def test_verdict_opens_the_page(whole: Page) -> None:
+    page = whole
     assert page.html.index('<dl class="verdict">') < page.html.index("<h2>")
     soft, static = (page.table("method", "exact match", "95%")[row][1] for row in (1, 3))
     change, ends = page.pairs("exact match, points")[1][3:5]
@@ -347,7 +369,7 @@ def test_verdict_opens_the_page(study: Path) -> None:
     assert page.says("Cost").startswith("soft: 2,000 training tokens, 12.5 seconds; search: ")
     told, command = page.says("Next").split(": ")
     assert told == "Export it (seed 0, the best on validation)"
-    assert command == f"lightning-prompts export {study}/soft/seed-0 --format peft"
+    assert command == f"lightning-prompts export {page.path.parents[1]}/runs/soft/seed-0 --format peft"
     assert page.says("Then").endswith("train with at least 3 seeds.")
     assert "**Best here**" in page.markdown.split("## ")[0]
 
@@ -422,9 +444,8 @@ def test_verdict_names_the_command_that_uses_the_winner(change: str, told: str, 
     assert Page(tmp_path / "report.html").says("Next") == told.format(run=run_of)
 
 
-def test_little_validation_is_told_ahead_of_the_numbers(study: Path) -> None:
-    assert report(study) == 0
-    assert "Chance may have chosen" not in Page(study / "report.html").text, "unknown how many there were"
+def test_little_validation_is_told_ahead_of_the_numbers(study: Path, whole: Page) -> None:
+    assert "Chance may have chosen" not in whole.text, "unknown how many there were"
     kept = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint"}
     for path in study.glob("soft/*/config.yaml"):
         config = yaml.safe_load(path.read_text())
@@ -488,24 +509,22 @@ def test_what_moved_is_told_where_the_nearest_tokens_did_not(study: Path) -> Non
         ]
 
 
-def test_markdown_has_the_same_tables_and_pictures(study: Path) -> None:
-    assert report(study, "--out", study.parent / "a b" / "page.html") == 0
-    page = Page(study.parent / "a b" / "page.html")
+def test_markdown_has_the_same_tables_and_pictures(whole: Page) -> None:
+    page = whole
     assert page.tables
     stripped = [[[cell.strip() for cell in row] for row in table] for table in page.tables]
     assert page.in_markdown == stripped
     linked = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", page.markdown)
     assert len(linked) == len(page.html.split("<svg ")) - 1 > 8
     for path in linked:
-        text = (study.parent / "a b" / path).read_text(encoding="utf-8")
+        text = (page.path.parent / path).read_text(encoding="utf-8")
         ElementTree.fromstring(text)
         assert "prefers-color-scheme: dark" in text
         assert not re.search(r'(?:href|src)="(?!#)', text)
 
 
-def test_the_page_needs_nothing_but_itself(study: Path) -> None:
-    assert report(study) == 0
-    text = Page(study / "report.html").html
+def test_the_page_needs_nothing_but_itself(whole: Page) -> None:
+    text = whole.html
     assert not re.findall(r'(?:src|href|action|data|poster)\s*=\s*"(?!#)[^"]*"', text)
     assert not re.search(r"<(link|iframe|object|embed|img|base)\b|@import|url\((?!#)|javascript:|\bon\w+=", text)
     (script,) = re.findall(r"<script>(.*?)</script>", text, flags=re.DOTALL)
@@ -531,9 +550,8 @@ def test_templates_are_installed() -> None:
         assert any(path.relative_to(root / "lightning_prompts").match(pattern) for pattern in patterns)
 
 
-def test_colours_follow_the_reader(study: Path) -> None:
-    assert report(study) == 0
-    text = Page(study / "report.html").html
+def test_colours_follow_the_reader(whole: Page) -> None:
+    text = whole.html
     pictures = re.findall(r"<svg .*?</svg>", text, flags=re.DOTALL)
     assert len(pictures) > 8
     for picture in pictures:
@@ -545,6 +563,7 @@ def test_colours_follow_the_reader(study: Path) -> None:
     assert set(re.findall(r"var\((--[\w-]+)\)", text)) <= defined
 
 
+@pytest.mark.usefixtures("drawn")
 def test_texts_of_models_and_data_are_only_texts(tmp_path: Path) -> None:
     evil = "<script>alert('x')</script>|*b* `c` [d](http://e.org) ![f](http://g.org/h.png) &amp; \\| $x$\n# no\x00\x1b"
     for method in ("soft", "static"):
@@ -585,8 +604,9 @@ def test_the_prompt_shown_is_that_of_the_best_checkpoint(study: Path) -> None:
         assert (row[3], row[5]) == (step, place)
 
 
-def test_what_was_not_trained_is_the_baseline(study: Path) -> None:
+def test_what_was_not_trained_is_the_baseline(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert report(study) == 0
+    assert str(study / "report.html") in capsys.readouterr().out
     assert "Baseline: search" in Page(study / "report.html").text, "the first, where all were trained"
     for seed in (study / "static").iterdir():
         (seed / "budget.json").unlink()
@@ -596,9 +616,7 @@ def test_what_was_not_trained_is_the_baseline(study: Path) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_missing_file_costs_its_part_and_a_line(name: str, study: Path) -> None:
-    assert report(study) == 0
-    whole = Page(study / "report.html")
+def test_a_missing_file_costs_its_part_and_a_line(name: str, study: Path, whole: Page) -> None:
     (study / "soft" / "seed-1" / name).unlink()
     if name == "metrics.json":  # which the predictions could stand in for
         (study / "soft" / "seed-1" / "predictions.jsonl").unlink()
@@ -698,6 +716,7 @@ def test_wrong_words_are_one_line(
     assert re.search(told, error)
 
 
+@pytest.mark.usefixtures("drawn")
 def test_names_and_texts_that_no_file_can_hold(tmp_path: Path) -> None:
     """Halves of characters, which JSON and file names may have."""
     half = "\ud83d"
@@ -715,6 +734,7 @@ def test_names_and_texts_that_no_file_can_hold(tmp_path: Path) -> None:
     assert "<b>" not in page.markdown
 
 
+@pytest.mark.usefixtures("drawn")
 def test_a_mean_that_is_not_finite_has_no_interval(study: Path) -> None:
     path = study / "soft" / "seed-0" / "metrics.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "test/nll": math.nan}))
@@ -735,9 +755,8 @@ def test_rows_in_common_are_counted_for_each_figure(study: Path) -> None:
     assert [row[2] for row in page.pairs("NLL")] == ["60", "none in common", "none in common"]
 
 
-def test_unequal_terms_are_told_ahead_of_the_numbers(study: Path) -> None:
-    assert report(study) == 0
-    assert "on equal terms" not in Page(study / "report.html").text
+def test_unequal_terms_are_told_ahead_of_the_numbers(study: Path, whole: Page) -> None:
+    assert "on equal terms" not in whole.text
     for path in study.glob("soft/*/config.yaml"):
         path.write_text(path.read_text().replace("name: tiny", "name: larger"))
     assert report(study) == 0
@@ -899,9 +918,10 @@ def test_a_resumed_run_s_curve_is_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 12, 13])
+@pytest.mark.usefixtures("drawn")
 def test_one_method_or_many(count: int, tmp_path: Path) -> None:
     for index in range(count):
-        rows = [{**row, "nll": row["nll"] + index} for row in rows_of("soft", 0)]
+        rows = [{**row, "nll": row["nll"] + index} for row in rows_of("soft", 0, count=8)]
         folder = write_run(tmp_path / f"m{index:02}", "soft", 0, rows)
         config = yaml.safe_load((folder / "config.yaml").read_text())
         config["model"]["init_args"]["length"] = index
@@ -919,34 +939,33 @@ def test_one_method_or_many(count: int, tmp_path: Path) -> None:
 
 # --- from runs as the command line makes them -------------------------------------------------------------------------
 
-COMMON = ["--model.lm.name", TINY, "--model.max_new_tokens", "2", "--trainer.accelerator", "cpu",
+COMMON = ["--model.lm.name", SMALLEST, "--model.max_new_tokens", "2", "--trainer.accelerator", "cpu",
           "--trainer.enable_progress_bar", "false", "--data", "Antonyms", "--data.max_train_examples", "32",
           "--data.val_fraction", "0.01", "--data.test_fraction", "0.01"]  # fmt: skip
 
 
+@pytest.mark.usefixtures("drawn")
 def test_runs_of_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = tmp_path / "runs"
     fit = ["--trainer.max_steps", "2", "--trainer.val_check_interval", "1"]
-    for seed in ("0", "1"):
-        seeds = ["--seed_everything", seed, "--data.seed", seed]
-        for name, model in (
-            ("soft", ["SoftPromptTuning", "--model.length", "3"]),
-            ("search", ["HardPromptSearch", "--model.length", "2"]),
-        ):
-            root = ["--trainer.default_root_dir", str(runs / name / f"seed-{seed}")]
-            assert run(["fit", "--model", *model, *COMMON, *seeds, *fit, *root]) == 0
-            assert run(["test", "-c", f"{root[1]}/config.yaml", "--ckpt_path", "best", "--verbose", "false"]) == 0
-        root = ["--trainer.default_root_dir", str(runs / "static" / f"seed-{seed}")]
-        assert run(["test", "--model", "FixedPrompt", "--model.text", " x", *COMMON, *seeds, *root]) == 0
+    soft, search = ["SoftPromptTuning", "--model.length", "3"], ["HardPromptSearch", "--model.length", "2"]
+    for name, model, seed in (("soft", soft, 0), ("soft", soft, 1), ("search", search, 0)):
+        seeds = ["--seed_everything", str(seed), "--data.seed", str(seed)]
+        root = ["--trainer.default_root_dir", str(runs / name / f"seed-{seed}")]
+        assert run(["fit", "--model", *model, *COMMON, *seeds, *fit, *root]) == 0
+        assert run(["test", "-c", f"{root[1]}/config.yaml", "--ckpt_path", "best", "--verbose", "false"]) == 0
+    root = ["--trainer.default_root_dir", str(runs / "static" / "seed-0")]
+    seeds = ["--seed_everything", "0", "--data.seed", "0"]
+    assert run(["test", "--model", "FixedPrompt", "--model.text", " x", *COMMON, *seeds, *root]) == 0
     capsys.readouterr()
     assert report(runs, "--baseline", runs / "static") == 0
     page = Page(runs / "report.html")
     summary = {row[0].split()[0]: row for row in page.summary()}
-    assert {name: row[-2] for name, row in summary.items()} == {"search": "2", "soft": "2", "static": "2"}
+    assert {name: row[-2] for name, row in summary.items()} == {"search": "1", "soft": "2", "static": "1"}
     for name, row in summary.items():
-        paths = [runs / name / f"seed-{seed}" / "metrics.json" for seed in (0, 1)]
-        found = [json.loads(path.read_text())["test/nll"] for path in paths]
-        assert row[4] == f"{plain.fmean(found):.3f} ± {plain.stdev(found):.3f}"
+        found = [json.loads(path.read_text())["test/nll"] for path in (runs / name).glob("*/metrics.json")]
+        spread = f" ± {plain.stdev(found):.3f}" if len(found) > 1 else ""
+        assert row[4] == f"{plain.fmean(found):.3f}{spread}"
     assert {row[0]: row[1:] for row in page.table("setting")[1:]}["model"] == [
         "HardPromptSearch",
         "SoftPromptTuning",

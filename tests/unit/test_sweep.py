@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import statistics
@@ -13,7 +14,7 @@ import pytest
 
 from lightning_prompts.cli import commands
 from lightning_prompts.errors import UserError
-from lightning_prompts.runs import on_ray
+from lightning_prompts.runs import launcher, on_ray
 from lightning_prompts.runs.launcher import RunSpec, launch, words
 from lightning_prompts.runs.spaces import variants
 from lightning_prompts.runs.sweep import SweepConfig, SweepPlan, make_plan, read_plan
@@ -28,6 +29,25 @@ def methods(tmp_path: Path) -> Path:
     """Two methods that run in a second."""
     write_methods(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def executed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The commands of a sweep's runs, which write results at once and train nothing: folder, subcommand, checkpoint."""
+    given: list[str] = []
+
+    def execute(words: list[str]) -> None:
+        options = dict(itertools.pairwise(words))
+        folder = Path(options.get("--trainer.default_root_dir") or Path(options["-c"]).parent)
+        given.append(f"{folder.parent.name}/{folder.name} {words[0]} {options.get('--ckpt_path', '')}".strip())
+        folder.mkdir(parents=True, exist_ok=True)
+        for subcommand, name, file in (("validate", "val", "validation"), ("test", "test", "metrics")):
+            if words[0] == subcommand:
+                metrics = {f"{name}/nll": len(given), f"{name}/exact_match": 0.5, f"{name}/examples": 9}
+                (folder / f"{file}.json").write_text(json.dumps(metrics))
+
+    monkeypatch.setattr(launcher, "execute_here", execute)
+    return given
 
 
 def plan(folder: Path, text: str) -> SweepPlan:
@@ -384,22 +404,25 @@ def test_wrong_arguments_raise_one_line(
     assert err.count("\n") == 1
 
 
-def test_every_seed_runs_once_and_the_table_has_the_spread(methods: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["sweep", str(methods / "soft.yaml"), "--seeds", "0", "1", "--untrained", "--trainer.accelerator", "cpu"]
+def test_every_seed_runs_once_and_the_table_has_the_spread(
+    methods: Path, executed: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["sweep", str(methods / "soft.yaml"), "--seeds", "0", "1", "--untrained"]
     words += ["--folder", str(methods / "runs"), "--checkpoint", "last"]
     assert commands.run(words) == 0
     told = capsys.readouterr()
     table = [line for line in told.out.splitlines() if line.startswith("| soft")]
     assert [line.split("|")[1].strip() for line in table] == ["soft-untrained", "soft"]
     assert all("±" in line for line in table)
-    assert len([line for line in told.err.splitlines() if line.strip()]) < 4, told.err
-    stamps = {path: path.stat().st_mtime_ns for path in methods.rglob("metrics.json")}
-    assert len(stamps) == 4
+    assert executed == [
+        *(f"soft-untrained/seed-{seed} test" for seed in (0, 1)),
+        *(f"soft/seed-{seed} {command}" for seed in (0, 1) for command in ("fit", "test last")),
+    ]
     assert commands.run(words) == 0
     again = capsys.readouterr()
     assert again.out == told.out
     assert "4 of 4 runs are done and kept" in again.err
-    assert stamps == {path: path.stat().st_mtime_ns for path in methods.rglob("metrics.json")}
+    assert len(executed) == 6
 
 
 def test_methods_are_put_side_by_side_over_tasks(methods: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -413,8 +436,11 @@ def test_methods_are_put_side_by_side_over_tasks(methods: Path, capsys: pytest.C
         path.write_text(path.read_text().replace(DATA, ""))
     files = {name: str(methods / f"{name}.yaml") for name in ("sums", "words", "few", "soft")}
     words = ["sweep", "--folder", str(methods / "runs"), "--seeds", "0", "--tasks", files["sums"], files["words"]]
+    words += ["--trainer.accelerator", "cpu", "--checkpoint", "last"]
     assert commands.run([*words, "--", files["few"], files["soft"]]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    told = capsys.readouterr()
+    assert len([line for line in told.err.splitlines() if line.strip()]) < 4, told.err
+    lines = told.out.splitlines()
     rows = [line for line in lines if line.startswith("| sums / soft")]
     names = ["sums / soft", "sums / soft / 3_digits", "sums / soft / 4_digits"]
     assert [row.split("|")[1].strip() for row in rows] == names
@@ -424,10 +450,13 @@ def test_methods_are_put_side_by_side_over_tasks(methods: Path, capsys: pytest.C
     assert all("→" in row.split("|")[2] and "→" not in row.split("|")[3] for row in table[2:4])
 
 
-def test_no_further_run_starts_after_the_time_limit(methods: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_further_run_starts_after_the_time_limit(
+    methods: Path, executed: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     plan(methods, "methods: DIR/few.yaml\nseeds: [0, 1]\ntime_limit: 0.001")
     assert commands.run(["sweep", "-c", str(methods / "sweep.yaml")]) == 1
     assert "1 of 2 runs are not done" in capsys.readouterr().err
+    assert executed == ["few/seed-0 validate", "few/seed-0 test"]
 
 
 def test_a_plan_is_made_from_python(methods: Path) -> None:
