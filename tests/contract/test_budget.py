@@ -17,6 +17,7 @@ from torch import nn
 
 from lightning_prompts.callbacks import Budget, ValidateAtEnd
 from lightning_prompts.callbacks.budget import forget_peak, peak_memory
+from lightning_prompts.cli import run
 from lightning_prompts.dln.proposals import Crossover, InducedInstructions, Paraphrases, Reflection
 from lightning_prompts.errors import UserError
 from lightning_prompts.estimators.baselines import SelfCritical
@@ -189,13 +190,13 @@ def test_a_search_that_runs_out_of_memory_counts_its_texts_once(
         L.seed_everything(0)
         method = METHODS["search"]()
         method.configure_model()
-        run, left = method.lm.logits, [fails]
+        usual, left = method.lm.logits, [fails]
 
-        def failing(embeddings: torch.Tensor, *args: Any, run: Any = run, left: Any = left, **kwargs: Any) -> Any:
+        def failing(embeddings: torch.Tensor, *args: Any, usual: Any = usual, left: Any = left, **kwargs: Any) -> Any:
             if left[0] and not torch.is_grad_enabled() and len(embeddings) > 30:
                 left[0] = False
                 raise torch.OutOfMemoryError("out of memory")
-            return run(embeddings, *args, **kwargs)
+            return usual(embeddings, *args, **kwargs)
 
         monkeypatch.setattr(method.lm, "logits", failing)
         fitting(tmp_path, budget := Budget(), limit_val_batches=0, max_steps=1).fit(method, datamodule=data())
@@ -332,8 +333,11 @@ def test_processes_count_together(tmp_path: Path) -> None:
         folder = tmp_path / str(count)
         more = ["--data.batch_size", "4", "--trainer.devices", str(count), "--trainer.default_root_dir", str(folder),
                 *(["--trainer.strategy", "ddp"] if count > 1 else [])]  # fmt: skip
-        run = Run([*words, *more], tmp_path / f"log{count}")
-        assert run.wait() == 0, run.output
+        if count == 1:
+            assert run([*words, *more]) == 0
+        else:
+            process = Run([*words, *more], tmp_path / "log")
+            assert process.wait() == 0, process.output
         used.append(json.loads((folder / "budget.json").read_text()))
     assert [counts["calls"] for counts in used] == [24, 24]
     assert [counts["steps"] for counts in used] == [6, 6]

@@ -170,7 +170,7 @@ def test_a_killed_run_goes_on_from_its_last_step(
 ) -> None:
     whole, _ = fit(tmp_path / "whole", settings, make, [LastCheckpoint(steps=1)])
     run = tmp_path / "run"
-    for step in (1, 2, 3, 4, 5):
+    for step in (2, 4, 5):  # within an epoch, and at its end
         resume = last(run) if last(run).exists() else None
         with pytest.raises(KilledError):
             fit(run, settings, make, [LastCheckpoint(steps=1), Killer(step)], resume)

@@ -87,16 +87,18 @@ def tensors(module: torch.nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().cpu().clone() for name, value in both}
 
 
-def train(name: str, device: str, folder: Path, dtype: str = "float32", resume: Path | None = None) -> Run:
+def train(
+    name: str, device: str, folder: Path, dtype: str = "float32", resume: Path | None = None, steps: int = STEPS
+) -> Run:
     """Train a method, validate after the second batch and at the end, and save after each validation."""
     L.seed_everything(1, verbose=False)
     record = Recorder()
     saves = SaveEach(folder, "{step}", save_top_k=-1, save_on_train_epoch_end=False)
-    fit = trainer(device, folder, record, saves, max_steps=STEPS, val_check_interval=2, log_every_n_steps=1)
+    fit = trainer(device, folder, record, saves, max_steps=steps, val_check_interval=2, log_every_n_steps=1)
     model = MODEL if dtype == "float32" else CALM_MODEL
     method = TRAINED[name].make(dtype, model)
     fit.fit(method, TRAINED[name].data(), ckpt_path=resume, weights_only=True)
-    assert fit.global_step == STEPS
+    assert fit.global_step == steps
     return Run(folder, record, {key: value.item() for key, value in fit.callback_metrics.items()}, method)
 
 
