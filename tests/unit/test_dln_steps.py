@@ -149,7 +149,7 @@ TEMPLATES = [PriorTemplate(), GivenAnswer(" So {target}."), EditThought("Refine.
 
 @pytest.mark.parametrize(("sharpening", "labels"), [(SoftmaxSharpening(1.5), True), (UniformWeights(), False)])
 def test_a_step_of_two_layers(sharpening: Sharpening, labels: bool) -> None:
-    lm = FrozenLM.load(LMConfig(f"{TINY},max_position_embeddings=600"))
+    lm = FrozenLM.load(LMConfig(f"{TINY},max_position_embeddings=600,initializer_range=0.2"))
     batch, trust, error_weight = examples(labels), 0.7 if labels else 0.0, 0.5
     texts = ("Go.", "Say yes.", "Say what it is.")
     posterior = Posterior(samples=4, templates=TEMPLATES, sharpening=sharpening)
