@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -14,6 +14,7 @@ import torch
 
 from support.faults import PATIENCE, Run
 from support.models import SMALLEST
+from support.project import ROOT
 
 WORDS = [
     "fit", "--model", "SoftPromptTuning", "--model.lm.name", SMALLEST, "--model.length", "3", "--data", "Antonyms",
@@ -102,16 +103,22 @@ class Nan(L.Callback):
 '''
 
 
+def started_as_a_module() -> None:
+    """As with ``python -m lightning_prompts``: Lightning starts the second process in the same way."""
+    sys.modules["__main__"].__spec__ = importlib.util.find_spec("lightning_prompts.__main__")
+
+
 def test_a_fault_in_one_process_is_a_fault_in_all(tmp_path: Path) -> None:
-    """Both are new interpreters, as Lightning starts them."""
+    """The second process is a new interpreter, as Lightning starts it."""
     (tmp_path / "faulty.py").write_text(FAULTY)
-    words = [*WORDS, "--trainer.max_steps", "6", "--trainer.callbacks+", "faulty.Nan"]
-    done = subprocess.run(
-        [sys.executable, "-m", "lightning_prompts", *words, "--trainer.default_root_dir", str(tmp_path / "run")],
-        capture_output=True, text=True, timeout=PATIENCE,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"},
+    place = WORDS.index("--trainer.strategy")
+    words = [*WORDS[:place], "--trainer.strategy=ddp", *WORDS[place + 2 :]]  # in one word, and no fork takes its place
+    run = Run(
+        [*words, "--trainer.max_steps", "6", "--trainer.callbacks+", "faulty.Nan", "--trainer.default_root_dir",
+         str(tmp_path / "run")],
+        tmp_path / "log", started_as_a_module, environment={"PYTHONPATH": f"{tmp_path}:{ROOT}"},
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    assert run.wait() == 0, run.output
     assert [(tmp_path / "run" / f"same-{rank}").read_text() for rank in (0, 1)] == ["6", "6"]
     state = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"]
     guard = next(value for name, value in state.items() if "NonFiniteGuard" in name)

@@ -46,9 +46,10 @@ FIXED = [
     "--trainer.enable_progress_bar",
     "false",
 ]
+SMALL = {"max_train_examples": 32, "batch_size": 4, "eval_batch_size": 4}  # unless other sizes are drawn
 UNTRAINED = ("FixedPrompt", "FewShot", "ChainOfThought")
 ENDS: Counter[str] = Counter()
-COUNT = int(os.environ.get("RANDOM_CONFIGS", "60"))
+COUNT = int(os.environ.get("RANDOM_CONFIGS", "30"))
 
 
 def classes(base: type) -> list[type]:
@@ -120,6 +121,7 @@ def config(draw: st.DrawFn) -> dict[str, Any]:
     if model["class_path"] == "ReinforceRefiner":  # the tiny model has no 500 tokens
         model["init_args"].setdefault("support", {"class_path": "TopK", "init_args": {"count": 20}})
     data = draw(node(getattr(datamodules, draw(st.sampled_from(DATA)))))
+    data["init_args"] = {**SMALL, **data["init_args"]}
     trainer: dict[str, Any] = {}
     for name, pool in (
         ("accumulate_grad_batches", [1, 2, 0]),

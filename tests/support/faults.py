@@ -179,7 +179,7 @@ def fails_in(name: str, call: int, error: Exception) -> Fault:
 COMMON = [
     "fit", "--model.lm.name", SMALLEST, "--model.max_new_tokens", "1", "--data", "Antonyms", "--data.batch_size", "8",
     "--data.max_train_examples", "50", "--data.val_fraction", "0.01", "--data.test_fraction", "0.01",
-    "--trainer.max_steps", "14", "--trainer.max_epochs", "-1", "--trainer.limit_val_batches", "2",
+    "--trainer.max_steps", "14", "--trainer.max_epochs", "-1", "--trainer.limit_val_batches", "1",
     "--trainer.val_check_interval", "2", "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false",
     "--data.eval_batch_size", "4",
 ]  # fmt: skip
@@ -214,7 +214,7 @@ def result(folder: Path) -> dict[str, Any]:
     return state_of(last(folder))
 
 
-def resume(method: str, folder: Path, log: Path) -> Run:
+def resume(method: str, folder: Path, log: Path, fault: Fault | None = None) -> Run:
     """Go on from the last checkpoint; begin anew where there is none yet."""
     words = ["--ckpt_path", "last"] if last(folder).exists() else ["--overwrite", "true"]
-    return Run([*command(method, folder), *words], log)
+    return Run([*command(method, folder), *words], log, fault)

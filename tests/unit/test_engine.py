@@ -133,6 +133,7 @@ TEMPLATES = {
     "prompt first": "{prompt} {question}: {answer}\n",
     "infill": "Here are two{prompt} {question} and {answer}\n",
 }
+KINDS = ["shared", "one for each row", "keys and values"]
 
 
 def prompts(lm: FrozenLM) -> dict[str, Tensor | KeyValues]:
@@ -180,17 +181,23 @@ def check_same(found: list[Tensor], expected: list[Tensor]) -> None:
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["shared", "one for each row", "keys and values"])
-@pytest.mark.parametrize("template", TEMPLATES)
-@pytest.mark.parametrize("shape", SHAPES)
+# The place and the kind of a prompt interact with each other and with the windows of gemma3. What is particular to
+# another architecture shows with any prompt.
+CASES = [
+    *(("gemma3", template, kind) for template in TEMPLATES for kind in KINDS),
+    *((shape, "prompt first", "keys and values") for shape in SHAPES if shape != "gemma3"),
+    *((shape, "infill", "one for each row") for shape in SHAPES if shape != "gemma3"),
+]
+
+
+@pytest.mark.parametrize(("shape", "template", "kind"), CASES)
 def test_every_way_to_run_a_model_gives_the_same(shape: str, template: str, kind: str, shapes: Models) -> None:
     lm = again(shapes(shape), attention="explicit")
     expected = results(lm, TEMPLATES[template], kind)
-    for attention in ("explicit", "cascade"):
-        for static in (FrozenLM, Static):
-            other = again(lm, static, attention=attention, graphs=False)
-            check_same(results(other, TEMPLATES[template], kind), expected)
-            assert other.usage == lm.usage  # padding is no use
+    for attention, static in (("explicit", Static), ("cascade", FrozenLM), ("cascade", Static)):
+        other = again(lm, static, attention=attention, graphs=False)
+        check_same(results(other, TEMPLATES[template], kind), expected)
+        assert other.usage == lm.usage  # padding is no use
 
 
 # --- graphs -----------------------------------------------------------------------------------------------------------
@@ -211,7 +218,7 @@ def batches() -> list[list[Example]]:
     return [[made.render(pair) for pair in pairs[start : start + 4]] for start in (0, 2, 4, 1, 3)]
 
 
-@pytest.mark.parametrize("kind", ["shared", "one for each row", "keys and values"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_replayed_passes_equal_others(kind: str, tiny: FrozenLM, replayed: FrozenLM) -> None:
     given = prompts(tiny)[kind]
     if isinstance(given, Tensor) and given.dim() == 3:
@@ -224,13 +231,13 @@ def test_replayed_passes_equal_others(kind: str, tiny: FrozenLM, replayed: Froze
         nll = lm.score(examples, prompt).nll
         return nll.detach(), torch.autograd.grad(nll.mean(), flat)[0]
 
-    for turn in range(3):
+    for turn in range(2):
         for examples in batches():
             expected = losses(again(tiny, attention="explicit"), examples, 1 + turn / 10)
             for found, wanted in zip(losses(replayed, examples, 1 + turn / 10), expected, strict=True):
                 torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-5)
     assert replayed.captured is not None
-    assert 1 <= replayed.captured <= 3  # of 15 batches
+    assert 1 <= replayed.captured <= 3  # of 10 batches
 
 
 def test_replayed_generation_equals_other_generation(tiny: FrozenLM, replayed: FrozenLM) -> None:

@@ -46,6 +46,7 @@ def test_every_script_finds_what_it_imports(name: str) -> None:
 def test_the_benchmark_compares_the_same_thing(real: FrozenLM) -> None:
     """PEFT is an independent implementation, so this is also a test of the loss and its gradient."""
     benchmark = script("benchmarks/prompt_tuning.py")
+    benchmark.BATCH = 4
     row = benchmark.compare(real, 4, "antonyms", 1, torch.float32)
     assert row["first_loss_ours"] == pytest.approx(row["first_loss_peft"], abs=1e-4)
     assert row["gradient_difference"] < 1e-4
@@ -200,6 +201,7 @@ def test_prompts_move_between_quantised_weights(
     blocks = SMALLEST.replace("hidden_size=32,intermediate_size=48", "hidden_size=64,intermediate_size=128")
     words = ["x", "--folder", str(tmp_path), "--seeds", "0", "--", str(EXPERIMENTS / "antonyms" / "soft_prompt.yaml")]
     options = [f"--model.lm.name={blocks}", "--trainer.max_steps=1", "--trainer.limit_val_batches=2",
+               "--data.max_train_examples=16", "--data.batch_size=4", "--data.eval_batch_size=4",
                "--trainer.limit_test_batches=1", "--trainer.accelerator=cpu",
                "--trainer.enable_progress_bar=false"]  # fmt: skip
     monkeypatch.setattr(sys, "argv", [words[0], *options, *words[1:]])

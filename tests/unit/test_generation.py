@@ -33,8 +33,9 @@ def teacher_forced(lm: FrozenLM, context: list[int], prompt: torch.Tensor, count
     return ids[len(context) :]
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("per_row", [False, True])
+@pytest.mark.parametrize(
+    ("shape", "per_row"), [*((shape, True) for shape in SHAPES), ("llama", False), ("gemma3", False)]
+)
 def test_greedy_equals_the_teacher_forced_argmax(
     shape: str, per_row: bool, shapes: Models, antonyms: list[Example]
 ) -> None:
@@ -74,7 +75,7 @@ def test_reading_tokens_a_pass_late_changes_nothing(
 
 def test_the_real_model_generates_its_argmax_whatever_the_batch(real: FrozenLM, antonyms: list[Example]) -> None:
     prompt = real.embed(torch.tensor(real.encoder.tokens(" antonyms")))
-    rows = real.encode(antonyms, len(prompt))
+    rows = real.encode(antonyms[:3], len(prompt))
     together = real.generate_tokens(rows, prompt, 6)
     assert together == [real.generate_tokens([row], prompt, 6)[0] for row in rows]
     assert together[0] == teacher_forced(real, rows[0].context, prompt, 6)

@@ -35,9 +35,14 @@ def soft(lm: FrozenLM, *shape: int) -> torch.Tensor:
     return noise * lm.embedding_matrix().float().std()
 
 
-@pytest.mark.parametrize("name", TEMPLATES)
-@pytest.mark.parametrize("per_row", [False, True])
-@pytest.mark.parametrize("shape", ["llama", "gpt2", "gemma3"])
+@pytest.mark.parametrize(
+    ("shape", "per_row", "name"),
+    [
+        *(("gemma3", per_row, name) for per_row in (False, True) for name in TEMPLATES),
+        ("llama", True, "example first"),
+        ("gpt2", False, "prompt first"),
+    ],
+)
 def test_classes_equal_one_text_at_a_time(
     shape: str, per_row: bool, name: str, shapes: Callable[[str], FrozenLM]
 ) -> None:
@@ -111,9 +116,13 @@ def test_what_labels_share_runs_once(tiny: FrozenLM) -> None:
 CHAT = "{% for turn in messages %}{{ turn['content'] }}\n{% endfor %}"
 
 
-@pytest.mark.parametrize("end", ["\n", " so.", "", None])
-@pytest.mark.parametrize("calibrate", [False, True])
-@pytest.mark.parametrize("shape", ["llama", "gemma3"])
+@pytest.mark.parametrize(
+    ("shape", "calibrate", "end"),
+    [
+        *(("llama", False, end) for end in ("\n", " so.", "", None)),
+        *(("gemma3", True, end) for end in ("\n", None)),
+    ],
+)
 def test_labels_that_begin_alike_are_scored_with_their_ends(
     shape: str, calibrate: bool, end: str | None, shapes: Callable[[str], FrozenLM], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -303,8 +312,7 @@ def test_a_temperature_is_above_zero(temperature: float) -> None:
 PROMPTS = ["Say it.", "", "Answer the question, if there is one.", "Say"]
 
 
-@pytest.mark.parametrize("name", TEMPLATES)
-@pytest.mark.parametrize("shape", ["llama", "gemma2"])
+@pytest.mark.parametrize(("shape", "name"), [("llama", "example first"), ("gemma2", "prompt first")])
 def test_a_grid_of_continuations_equals_one_text_at_a_time(
     shape: str, name: str, shapes: Callable[[str], FrozenLM]
 ) -> None:

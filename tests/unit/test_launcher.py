@@ -81,11 +81,12 @@ def test_runs_in_one_process_equal_separate_runs_to_the_digit(tmp_path: Path, lo
     together = [*specs(tmp_path / "together", SOFT), *specs(tmp_path / "together", SEARCH, seeds=(0,))]
     assert launch_all(together) == {}
     assert len(loads) == 1
-    for spec in [*specs(tmp_path / "alone", SOFT), *specs(tmp_path / "alone", SEARCH, seeds=(0,))]:
+    alone = [*specs(tmp_path / "alone", SOFT, seeds=(1,)), *specs(tmp_path / "alone", SEARCH, seeds=(0,))]
+    for spec in alone:  # the first of the others has loaded its LM itself
         assert run(["fit", *spec.words, "--trainer.default_root_dir", spec.folder]) == 0
         assert run(["test", "-c", f"{spec.folder}/config.yaml", "--ckpt_path", "best", "--verbose", "false"]) == 0
-    assert len(loads) == 1 + 6
-    for spec in together:
+    assert len(loads) == 1 + 4
+    for spec in together[1:]:
         name = Path(spec.folder).name
         assert written(Path(spec.folder)) == written(tmp_path / "alone" / name), name
     first, second = (written(Path(spec.folder))["state"] for spec in together[:2])

@@ -473,7 +473,7 @@ def test_a_transformer_from_scratch_may_have_the_lms_tokens(tmp_path: Path, real
     assert model.lm.encoder.tokens(" antonyms") == real.encoder.tokens(" antonyms")
 
 
-def test_a_transformer_from_scratch_learns_learns_addition(tmp_path: Path) -> None:
+def test_a_transformer_from_scratch_learns_addition(tmp_path: Path) -> None:
     L.seed_everything(0)
     task = Addition(max_digits=1, ood_digits=[2], train_size=60, val_size=10, test_size=10, batch_size=30)
     model = ScratchTransformer(2, 64, 2, max_new_tokens=3, optimizer=lambda p: torch.optim.AdamW(p, lr=1e-2))

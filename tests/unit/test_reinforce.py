@@ -157,9 +157,17 @@ def test_likely_prompts_are_those_that_are_rewarded(tmp_path: Path) -> None:
     assert model.prompt_text() == model.lm.text(model.support_ids[wanted : wanted + 1])
 
 
-@pytest.mark.parametrize("baseline", BASELINES, ids=lambda baseline: type(baseline).__name__)
+# A value head reads the question, as a network does; the other baselines know of rewards alone.
 @pytest.mark.parametrize(
-    "network", [None, MLPRefiner(8), TransformerRefiner(8, 1, 2)], ids=["task", "mlp", "transformer"]
+    ("baseline", "network"),
+    [
+        (NoBaseline(), None),
+        (MovingAverage(), MLPRefiner(8)),
+        (SelfCritical(), TransformerRefiner(8, 1, 2)),
+        (LeaveOneOut(), None),
+        *((ValueHead(8), network) for network in (None, MLPRefiner(8), TransformerRefiner(8, 1, 2))),
+    ],
+    ids=lambda part: type(part).__name__,
 )
 def test_every_baseline_and_network_trains_and_comes_back(
     baseline: Baseline, network: MLPRefiner | None, tmp_path: Path

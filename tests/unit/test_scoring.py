@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from lightning_prompts.datamodules import Antonyms
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm import FrozenLM, LMConfig, layout
+from lightning_prompts.lm.embedded import embedded_folder
 from lightning_prompts.lm.plan import Plan
 from lightning_prompts.objectives import Likelihood
 from lightning_prompts.template import Template
@@ -31,9 +32,12 @@ def make_prompt(lm: FrozenLM, *shape: int) -> Tensor:
 
 def one_by_one(lm: FrozenLM, examples: Sequence[Example], prompt: Tensor) -> Tensor:
     """Independent of everything in `lightning_prompts.lm.attention`: a model of its own, eager, no batch, no mask."""
-    config = copy.deepcopy(lm.model.config)  # from_config writes the attention's name into it
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
-    model.load_state_dict(lm.model.state_dict())
+    if lm.name == LMConfig().name:
+        model = AutoModelForCausalLM.from_pretrained(embedded_folder(lm.name), attn_implementation="eager").eval()
+    else:
+        config = copy.deepcopy(lm.model.config)  # from_config writes the attention's name into it
+        model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+        model.load_state_dict(lm.model.state_dict())
     embed = model.get_input_embeddings()
     nlls = []
     for b, example in enumerate(examples):
@@ -51,8 +55,7 @@ def gradient(nll: Tensor, prompt: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("rows", ["antonyms", "prompt_first"])
-@pytest.mark.parametrize("explicit", [True, False])
+@pytest.mark.parametrize(("rows", "explicit"), [("antonyms", True), ("antonyms", False), ("prompt_first", False)])
 def test_packed_equals_references(
     shape: str,
     rows: str,
@@ -124,16 +127,14 @@ def test_the_real_model(real: FrozenLM, antonyms: list[Example]) -> None:
     torch.testing.assert_close(real.score(antonyms, static).nll, one_by_one(real, antonyms, static), atol=1e-4, rtol=0)
 
 
-def test_a_batch_of_32_on_the_real_model(real: FrozenLM) -> None:
-    examples = Antonyms().examples("train")[:32]
+def test_a_batch_on_the_real_model(real: FrozenLM) -> None:
+    examples = Antonyms().examples("train")[:8]
     prompt = make_prompt(real, 4).detach()
     with torch.no_grad():
         together = real.score(examples, prompt).nll
         single = torch.cat([real.score([example], prompt).nll for example in examples])
-        by_length = sorted(range(32), key=lambda index: len(examples[index].answer or ""))
-        bucketed = torch.cat(
-            [real.score([examples[i] for i in by_length[k : k + 8]], prompt).nll for k in range(0, 32, 8)]
-        )
+        by_length = sorted(range(8), key=lambda index: len(examples[index].answer or ""))
+        bucketed = torch.cat([real.score([examples[i] for i in by_length[k : k + 4]], prompt).nll for k in (0, 4)])
     torch.testing.assert_close(single, together, atol=1e-4, rtol=0)
     torch.testing.assert_close(bucketed, together[by_length], atol=1e-4, rtol=0)
 
@@ -181,8 +182,8 @@ def test_the_lm_is_frozen_and_never_trains(tiny: FrozenLM) -> None:
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_scores_are_close(dtype: str, real: FrozenLM, antonyms: list[Example]) -> None:
     lm = FrozenLM.load(LMConfig(dtype=dtype))  # type: ignore[arg-type]
-    prompt = make_prompt(real, 8)
-    half, full = lm.score(antonyms, prompt).nll, real.score(antonyms, prompt).nll
+    prompt, rows = make_prompt(real, 4), antonyms[:3]  # a few tokens: a CPU is slow at float16
+    half, full = lm.score(rows, prompt).nll, real.score(rows, prompt).nll
     assert half.dtype == torch.float32
     torch.testing.assert_close(half, full, atol=0.15, rtol=0.02)
     ours, theirs = gradient(half, prompt), gradient(full, prompt)
@@ -193,7 +194,8 @@ def test_half_precision_scores_are_close(dtype: str, real: FrozenLM, antonyms: l
 def test_gradients_flow_through_a_quantised_lm(quantization: str, antonyms: list[Example]) -> None:
     lm = FrozenLM.load(LMConfig(quantization=quantization))  # type: ignore[arg-type]
     prompt = lm.embed(torch.tensor(lm.encoder.tokens(" antonyms"))).detach().requires_grad_()
-    packed, plain = lm.score(antonyms, prompt).nll, score_plain(lm, antonyms, prompt).nll
+    rows = antonyms[:3]
+    packed, plain = lm.score(rows, prompt).nll, score_plain(lm, rows, prompt).nll
     ours, theirs = gradient(packed, prompt), gradient(plain, prompt)
     assert torch.isfinite(ours).all()
     assert ours.norm() > 0
