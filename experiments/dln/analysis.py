@@ -54,19 +54,29 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 def over_time(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The prompts of every validation."""
     return [
-        {"step": row["step"], "accuracy": row["accuracy"], "best": row["best_accuracy"],
-         "prompts": "\n--\n".join(row["prompts"]), "back to best": "yes" if row["back_to_best"] else ""}
+        {
+            "step": row["step"],
+            "accuracy": row["accuracy"],
+            "best": row["best_accuracy"],
+            "prompts": "\n--\n".join(row["prompts"]),
+            "back to best": "yes" if row["back_to_best"] else "",
+        }
         for row in rows
         if row["kind"] == "validation"
-    ]  # fmt: skip
+    ]
 
 
 def best(run: Path, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """A run's accuracy at its first validation and at its best, and the prompts of that."""
     looked = [row for row in rows if row["kind"] == "validation"]
     top = max(looked, key=lambda row: float(row["accuracy"]))  # the first of equals, as the run has it
-    return {"run": run, "first": looked[0]["accuracy"], "best": top["accuracy"], "at step": top["step"],
-            "prompts": "\n--\n".join(top["prompts"])}  # fmt: skip
+    return {
+        "run": run,
+        "first": looked[0]["accuracy"],
+        "best": top["accuracy"],
+        "at step": top["step"],
+        "prompts": "\n--\n".join(top["prompts"]),
+    }
 
 
 def kinds(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

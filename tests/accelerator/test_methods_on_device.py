@@ -23,11 +23,21 @@ from support.runs import STEPS, Fit, assert_alike, evaluate, export, export_form
 
 # All parts of these are in other cases, in the architectures' test, in that of waits or in half precision.
 REPEATED = {
-    "soft, infill", "relaxed, softmax", "relaxed, straight-through", "search", "refiner, mlp, soft",
-    "refiner, transformer, straight-through", "refiner, transformer, gumbel", "refiner, states not kept",
-    "refiner, bertscore", "reinforce, no baseline", "reinforce, mlp", "network, one layer", "network, two layers",
+    "soft, infill",
+    "relaxed, softmax",
+    "relaxed, straight-through",
+    "search",
+    "refiner, mlp, soft",
+    "refiner, transformer, straight-through",
+    "refiner, transformer, gumbel",
+    "refiner, states not kept",
+    "refiner, bertscore",
+    "reinforce, no baseline",
+    "reinforce, mlp",
+    "network, one layer",
+    "network, two layers",
     "gepa, two layers",
-}  # fmt: skip
+}
 CASES = [name for name in TRAINED if name not in REPEATED]
 
 
@@ -60,10 +70,15 @@ def test_training_changes_something(name: str, fitted: Fit) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "soft, reparametrised", "relaxed, rounded", "search, everything", "reinforce, value head", "lora",
-        "network, two models", "capo",
+        "soft, reparametrised",
+        "relaxed, rounded",
+        "search, everything",
+        "reinforce, value head",
+        "lora",
+        "network, two models",
+        "capo",
     ],
-)  # fmt: skip
+)
 def test_a_resumed_run_equals_the_uninterrupted_one(name: str, fitted: Fit, tmp_path: Path) -> None:
     whole = fitted(name, NAME)
     folder = shutil.copytree(whole.folder, tmp_path / "rest")  # earlier rows of some files stay where they are
@@ -94,9 +109,17 @@ def test_a_run_resumed_between_two_accumulated_batches_equals_the_uninterrupted_
 
 
 RELOADED = (
-    "soft", "prefix", "relaxed, rounded", "search, everything", "refiner, transformer, soft", "reinforce, value head",
-    "lora", "scratch", "network, two models", "ape",
-)  # fmt: skip
+    "soft",
+    "prefix",
+    "relaxed, rounded",
+    "search, everything",
+    "refiner, transformer, soft",
+    "reinforce, value head",
+    "lora",
+    "scratch",
+    "network, two models",
+    "ape",
+)
 BACK = ("soft", "reinforce, value head", "lora", "network, two models")
 
 
@@ -117,10 +140,15 @@ TOLERANCE = {"bfloat16": 0.01, "float16": 0.002}
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [
-        ("soft", "bfloat16"), ("soft", "float16"), ("prefix", "float16"), ("relaxed, softmax", "bfloat16"),
-        ("refiner, mlp, soft", "bfloat16"), ("lora", "float16"), ("reinforce, mlp", "bfloat16"),
+        ("soft", "bfloat16"),
+        ("soft", "float16"),
+        ("prefix", "float16"),
+        ("relaxed, softmax", "bfloat16"),
+        ("refiner, mlp, soft", "bfloat16"),
+        ("lora", "float16"),
+        ("reinforce, mlp", "bfloat16"),
     ],
-)  # fmt: skip
+)
 def test_training_in_half_precision(name: str, dtype: str, fitted: Fit) -> None:
     tolerance = TOLERANCE[dtype]
     ours, theirs = fitted(name, NAME, dtype), fitted(name, "cpu", dtype)
@@ -146,11 +174,34 @@ def test_a_run_on_the_device_is_exported(
 
 
 def test_the_command_line_runs_on_the_device(tmp_path: Path) -> None:
-    words = ["--model", "SoftPromptTuning", "--model.length", "2", "--model.lm.name", MODEL, "--model.max_new_tokens",
-             "2", "--data", "Antonyms", "--data.batch_size", "4", "--data.max_train_examples", "8",
-             "--data.val_fraction", "0.01", "--data.test_fraction", "0.01", "--trainer.accelerator", NAME,
-             "--trainer.strategy", STRATEGY, "--trainer.enable_progress_bar", "false", "--trainer.default_root_dir",
-             str(tmp_path / "run")]  # fmt: skip
+    words = [
+        "--model",
+        "SoftPromptTuning",
+        "--model.length",
+        "2",
+        "--model.lm.name",
+        MODEL,
+        "--model.max_new_tokens",
+        "2",
+        "--data",
+        "Antonyms",
+        "--data.batch_size",
+        "4",
+        "--data.max_train_examples",
+        "8",
+        "--data.val_fraction",
+        "0.01",
+        "--data.test_fraction",
+        "0.01",
+        "--trainer.accelerator",
+        NAME,
+        "--trainer.strategy",
+        STRATEGY,
+        "--trainer.enable_progress_bar",
+        "false",
+        "--trainer.default_root_dir",
+        str(tmp_path / "run"),
+    ]
     assert run(["fit", *words, "--trainer.max_steps", "2"]) == 0
     assert run(["fit", *words, "--trainer.max_steps", "3", "--ckpt_path", "last"]) == 0
     assert run(["test", *words, "--ckpt_path", "best"]) == 0

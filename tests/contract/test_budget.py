@@ -81,16 +81,25 @@ METHODS: dict[str, Callable[[], PromptMethod]] = {
     "dln": lambda: network(),
     "dln, two models": lambda: network(proposer=OTHER),
     "ape": lambda: Ape(
-        "Say.", InducedInstructions(3, 1, max_new_tokens=8), Paraphrases(2, max_new_tokens=8), max_prompt_tokens=60,
+        "Say.",
+        InducedInstructions(3, 1, max_new_tokens=8),
+        Paraphrases(2, max_new_tokens=8),
+        max_prompt_tokens=60,
         lm=WIDE,
     ),
     "gepa": lambda: Gepa(text="Say.", reflection=Reflection(2, max_new_tokens=8), max_prompt_tokens=60, lm=WIDE),
     "capo": lambda: Capo(
-        "Say.", InducedInstructions(2, 1, 1.0, 8), Crossover(2, 1.0, 8), Paraphrases(2, 1.0, 8), 2, 2,
-        racing=Racing(2, 0.4), lm=WIDE,
+        "Say.",
+        InducedInstructions(2, 1, 1.0, 8),
+        Crossover(2, 1.0, 8),
+        Paraphrases(2, 1.0, 8),
+        2,
+        2,
+        racing=Racing(2, 0.4),
+        lm=WIDE,
     ),
     "demonstrations": lambda: DemonstrationSearch("Say.", racing=Racing(2, 0.4), lm=WIDE),
-}  # fmt: skip
+}
 TEXT = (DeepLanguageNetwork, Ape, Gepa, DemonstrationSearch)  # Capo is one
 
 
@@ -140,12 +149,24 @@ class Watch(L.Callback):
 
 def fitting(folder: Path, *callbacks: L.Callback, **settings: Any) -> L.Trainer:
     return L.Trainer(
-        default_root_dir=folder, log_every_n_steps=1, accelerator="cpu", logger=False, enable_progress_bar=False,
-        enable_model_summary=False, enable_checkpointing=False, num_sanity_val_steps=0,
+        default_root_dir=folder,
+        log_every_n_steps=1,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        num_sanity_val_steps=0,
         callbacks=[*callbacks, ValidateAtEnd()],
-        **{"max_steps": 3, "max_epochs": -1, "val_check_interval": 2, "check_val_every_n_epoch": None,
-           "limit_val_batches": 1, **settings},
-    )  # fmt: skip
+        **{
+            "max_steps": 3,
+            "max_epochs": -1,
+            "val_check_interval": 2,
+            "check_val_every_n_epoch": None,
+            "limit_val_batches": 1,
+            **settings,
+        },
+    )
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -323,16 +344,44 @@ def test_a_limit_is_above_zero(name: str) -> None:
 def test_processes_count_together(tmp_path: Path) -> None:
     """Two that share batches of four are as one, and stop at the same step."""
     words = [
-        "fit", "--model", "SoftPromptTuning", "--model.lm.name", SMALLEST, "--model.length", "3", "--data", "Antonyms",
-        "--data.max_train_examples", "64", "--trainer.max_steps", "100", "--trainer.max_epochs", "-1",
-        "--trainer.limit_val_batches", "1", "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false",
-        "--model.max_new_tokens", "1", "--budget.calls", "21",
-    ]  # fmt: skip
+        "fit",
+        "--model",
+        "SoftPromptTuning",
+        "--model.lm.name",
+        SMALLEST,
+        "--model.length",
+        "3",
+        "--data",
+        "Antonyms",
+        "--data.max_train_examples",
+        "64",
+        "--trainer.max_steps",
+        "100",
+        "--trainer.max_epochs",
+        "-1",
+        "--trainer.limit_val_batches",
+        "1",
+        "--trainer.accelerator",
+        "cpu",
+        "--trainer.enable_progress_bar",
+        "false",
+        "--model.max_new_tokens",
+        "1",
+        "--budget.calls",
+        "21",
+    ]
     used = []
     for count in (1, 2):
         folder = tmp_path / str(count)
-        more = ["--data.batch_size", "4", "--trainer.devices", str(count), "--trainer.default_root_dir", str(folder),
-                *(["--trainer.strategy", "ddp"] if count > 1 else [])]  # fmt: skip
+        more = [
+            "--data.batch_size",
+            "4",
+            "--trainer.devices",
+            str(count),
+            "--trainer.default_root_dir",
+            str(folder),
+            *(["--trainer.strategy", "ddp"] if count > 1 else []),
+        ]
         if count == 1:
             assert run([*words, *more]) == 0
         else:

@@ -118,16 +118,24 @@ GRADIENT: dict[str, Make] = {
         refiner=MLPRefiner(8), support=TopK(20), baseline=ValueHead(8), samples=2, lm=LM, max_new_tokens=2
     ),
     "reinforce-critical": lambda: ReinforceRefiner(
-        support=TopK(20), baseline=SelfCritical(), lm=LM, max_new_tokens=2, pass_rows=8,
+        support=TopK(20),
+        baseline=SelfCritical(),
+        lm=LM,
+        max_new_tokens=2,
+        pass_rows=8,
         reward=MixedReward([TokenF1(), AnswerLikelihood()], [1.0, 1.0]),
     ),
     "reinforce-leave-one-out": lambda: ReinforceRefiner(
-        refiner=TransformerRefiner(8, 1, 2), support=TopK(20), baseline=LeaveOneOut(), shaping=ZScore(), lm=LM,
+        refiner=TransformerRefiner(8, 1, 2),
+        support=TopK(20),
+        baseline=LeaveOneOut(),
+        shaping=ZScore(),
+        lm=LM,
         max_new_tokens=2,
     ),
     "lora": lambda: LoraTuning(2, lm=LM, max_new_tokens=2),
     "scratch": lambda: ScratchTransformer(1, 16, 2, max_new_tokens=2),
-}  # fmt: skip
+}
 
 
 class Watch(L.Callback):
@@ -159,10 +167,16 @@ class Gradients(L.Callback):
 def trainer(count: int, folder: Path, strategy: Any = "ddp", **settings: Any) -> L.Trainer:
     alone = {"strategy": "auto"} if count == 1 else {"strategy": strategy}
     return L.Trainer(
-        default_root_dir=folder, accelerator="cpu", devices=count, logger=False, enable_progress_bar=False,
-        enable_model_summary=False, log_every_n_steps=1, gradient_clip_val=1.0,
+        default_root_dir=folder,
+        accelerator="cpu",
+        devices=count,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        log_every_n_steps=1,
+        gradient_clip_val=1.0,
         **{"enable_checkpointing": False, **alone, **settings},
-    )  # fmt: skip
+    )
 
 
 def antonyms() -> Antonyms:
@@ -204,28 +218,52 @@ def fitting(name: str, count: int, folder: Path) -> dict[str, Any]:
 LONG = LMConfig(f"{SMALLEST},max_position_embeddings=900")
 SEARCHES: dict[str, Make] = {
     "search": lambda: HardPromptSearch(
-        4, FromText(" one two"), candidates=13, top_k=20, buffer=2, n_replace=2, filter=False, fluency=0.1,
-        racing=Racing(2), lm=LM, max_new_tokens=2,
+        4,
+        FromText(" one two"),
+        candidates=13,
+        top_k=20,
+        buffer=2,
+        n_replace=2,
+        filter=False,
+        fluency=0.1,
+        racing=Racing(2),
+        lm=LM,
+        max_new_tokens=2,
     ),
     "network": lambda: DeepLanguageNetwork(
         [LanguageLayer("Think.", max_new_tokens=4), LanguageLayer("Say.")],
         proposals=[LanguageModelProposals(3, max_new_tokens=8, shown=1), RuleRewrites(3), MinedExamples(2)],
-        posterior=Posterior(samples=2), trust=0.1, error_weight=0.5, max_prompt_tokens=300, lm=LONG,
+        posterior=Posterior(samples=2),
+        trust=0.1,
+        error_weight=0.5,
+        max_prompt_tokens=300,
+        lm=LONG,
     ),
     "ape": lambda: Ape("Say.", InducedInstructions(3, 1, max_new_tokens=8), Paraphrases(3, max_new_tokens=8), lm=LONG),
     "gepa": lambda: Gepa(
-        [LanguageLayer("Think.", max_new_tokens=4), LanguageLayer("Say.")], reflection=Reflection(3, 1.0, 8),
-        reward=AnswerLikelihood(), lm=LONG,
+        [LanguageLayer("Think.", max_new_tokens=4), LanguageLayer("Say.")],
+        reflection=Reflection(3, 1.0, 8),
+        reward=AnswerLikelihood(),
+        lm=LONG,
     ),
     "capo": lambda: Capo(
-        "Say.", InducedInstructions(3, 1, 1.0, 8), Crossover(2, 1.0, 8), Paraphrases(3, 1.0, 8), 3, 2,
-        racing=Racing(3, 0.4), lm=LONG,
+        "Say.",
+        InducedInstructions(3, 1, 1.0, 8),
+        Crossover(2, 1.0, 8),
+        Paraphrases(3, 1.0, 8),
+        3,
+        2,
+        racing=Racing(3, 0.4),
+        lm=LONG,
     ),
     "demonstrations": lambda: DemonstrationSearch(
-        "Say.", [RandomDemonstrations(5, 2)], [RuleRewrites(2)], Racing(3, 0.4),
+        "Say.",
+        [RandomDemonstrations(5, 2)],
+        [RuleRewrites(2)],
+        Racing(3, 0.4),
         lm=LMConfig(f"{LONG.name},initializer_range=0.2"),
     ),
-}  # fmt: skip
+}
 
 
 def hyperbaton() -> Hyperbaton:

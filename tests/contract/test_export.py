@@ -62,8 +62,18 @@ METHODS = {
     "prefix, mlp": [*PREFIX, "--model.mlp.width", "4", "--model.mlp.hidden", "5"],
     "lora": LORA,
 }
-ANTONYMS = ["--data", "Antonyms", "--data.max_train_examples", "24", "--data.batch_size", "8", "--data.val_fraction",
-            "0.01", "--data.test_fraction", "0.01"]  # fmt: skip
+ANTONYMS = [
+    "--data",
+    "Antonyms",
+    "--data.max_train_examples",
+    "24",
+    "--data.batch_size",
+    "8",
+    "--data.val_fraction",
+    "0.01",
+    "--data.test_fraction",
+    "0.01",
+]
 QUIET = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
 CHAT = (
     "{% for turn in messages %}<|im_start|>{{ turn['role'] }}\n{{ turn['content'] }}<|im_end|>\n{% endfor %}"
@@ -272,8 +282,11 @@ def test_tensors_with_what_is_said_about_them(
     else:
         found = {path.stem: torch.from_numpy(np.load(path)) for path in folder.glob("*.npy")}
     if isinstance(prompt, KeyValues):
-        wanted = {f"{part}.{layer}": tensor for layer, pair in enumerate(prompt.layers)
-                  for part, tensor in zip(("keys", "values"), pair, strict=True)}  # fmt: skip
+        wanted = {
+            f"{part}.{layer}": tensor
+            for layer, pair in enumerate(prompt.layers)
+            for part, tensor in zip(("keys", "values"), pair, strict=True)
+        }
     else:
         wanted = {"embeddings": prompt}
     assert set(found) == set(wanted)
@@ -486,14 +499,26 @@ def test_vllm_runs_the_revision_that_was_trained_on(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize(
     ("name", "made", "file"),
-    [("soft", "peft", "adapter_model.safetensors"), ("prefix", "peft", "adapter_model.safetensors"),
-     ("lora", "peft", "adapter_model.safetensors"), ("prefix", "safetensors", "prompt.safetensors"),
-     ("soft", "npy", "embeddings.npy"), ("soft", "vllm", "prompt_embeds.pt"), ("search", "text", "prompt.txt")],
-)  # fmt: skip
+    [
+        ("soft", "peft", "adapter_model.safetensors"),
+        ("prefix", "peft", "adapter_model.safetensors"),
+        ("lora", "peft", "adapter_model.safetensors"),
+        ("prefix", "safetensors", "prompt.safetensors"),
+        ("soft", "npy", "embeddings.npy"),
+        ("soft", "vllm", "prompt_embeds.pt"),
+        ("search", "text", "prompt.txt"),
+    ],
+)
 def test_what_scores_otherwise_is_not_written(
-    name: str, made: str, file: str, runs: dict[str, Path], base: Path, tmp_path: Path,
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    name: str,
+    made: str,
+    file: str,
+    runs: dict[str, Path],
+    base: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """The files are hurt after they are written, and before they are read back."""
     from lightning_prompts.export.command import FORMATS
 
@@ -538,13 +563,23 @@ CODE = re.compile(r"```python\n(.*?)```", re.DOTALL)
 
 @pytest.mark.parametrize(
     ("name", "made"),
-    [("soft", "peft"), ("prefix", "peft"), ("lora", "peft"), ("soft", "safetensors"), ("prefix", "npy"),
-     ("search", "text")],
-)  # fmt: skip
+    [
+        ("soft", "peft"),
+        ("prefix", "peft"),
+        ("lora", "peft"),
+        ("soft", "safetensors"),
+        ("prefix", "npy"),
+        ("search", "text"),
+    ],
+)
 def test_the_card_s_code_runs(
-    name: str, made: str, spelled: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    name: str,
+    made: str,
+    spelled: Callable[[str], Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     """And answers the first test question as the run does. The next test has the other tensors in the other files."""
     folder = spelled(name)
     export(folder, made, "--out", str(tmp_path / "x"))
@@ -571,15 +606,26 @@ def test_the_card_s_code_runs(
     assert "max_steps: 2" in readme
 
 
-CLASSES = [("soft", "peft", "false", False), ("prefix", "safetensors", "true", True), ("soft", "npy", "true", True),
-           ("search", "text", "true", False), ("search", "text", "false", True)]  # fmt: skip
+CLASSES = [
+    ("soft", "peft", "false", False),
+    ("prefix", "safetensors", "true", True),
+    ("soft", "npy", "true", True),
+    ("search", "text", "true", False),
+    ("search", "text", "false", True),
+]
 
 
 @pytest.mark.parametrize(("name", "made", "calibrate", "alike"), CLASSES)
 def test_the_card_s_code_chooses_classes(
-    name: str, made: str, calibrate: str, alike: bool, speller: str, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    name: str,
+    made: str,
+    calibrate: str,
+    alike: bool,
+    speller: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     """Whichever way they are written, as the run does."""
     rows = [("good film", "positive"), ("bad film", "negative"), ("so so", "neutral")]
     task = []
@@ -591,8 +637,15 @@ def test_the_card_s_code_chooses_classes(
     labels = {"positive": ["positive", "good"], "negative": ["negative"], "neutral": ["neutral", "so"]}
     if alike:
         labels["negative"].append("so bad")
-    task = ["--data", "QuestionAnswer", *task, "--data.labels", json.dumps(labels),
-            "--model.lm.calibrate_labels", calibrate]  # fmt: skip
+    task = [
+        "--data",
+        "QuestionAnswer",
+        *task,
+        "--data.labels",
+        json.dumps(labels),
+        "--model.lm.calibrate_labels",
+        calibrate,
+    ]
     folder = fitted(tmp_path / "run", *{**METHODS, **TEXTS}[name], model=speller, steps=2, task=task)
     readme = (export(folder, made, "--out", str(tmp_path / "x")) / "README.md").read_text()
     assert "The answer is the likeliest class" in readme
@@ -638,10 +691,13 @@ REFINER = ["--model", "RefinerTuning", "--model.length", "2", "--model.cache_sta
     [
         (REFINER, "peft", "RefinerTuning generates a prompt for each question"),
         (REFINER, "safetensors", "see predictions.jsonl for the prompts"),
-        (["--model", "ScratchTransformer", "--model.layers", "1", "--model.width", "16", "--model.heads", "2"],
-         "peft", "has no prompt to export"),
+        (
+            ["--model", "ScratchTransformer", "--model.layers", "1", "--model.width", "16", "--model.heads", "2"],
+            "peft",
+            "has no prompt to export",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_no_format_carries(
     words: list[str], made: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -813,8 +869,13 @@ def test_where_to_push_is_checked_before_anything_is_written(
     assert "--push" in capsys.readouterr().err
 
 
-def test_push(runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-              capsys: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder) -> None:  # fmt: skip
+def test_push(
+    runs: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    recwarn: pytest.WarningsRecorder,
+) -> None:
     calls: list[tuple[str, Any]] = []
 
     def create_repo(self: Any, repo: str, **settings: Any) -> str:
@@ -874,8 +935,21 @@ def test_what_is_pushed_tells_no_places(
         config = tmp_path / "ape.yaml"
         proposer = {"name": "big", "server": {"base_url": "http://127.0.0.1:9/v1", "retries": 0}}
         proposals = [{"class_path": "RuleRewrites"}]
-        config.write_text(yaml.safe_dump({"model": {"class_path": "DeepLanguageNetwork", "init_args": {
-            "text": " Next:", "proposer": proposer, "proposals": proposals, "max_prompt_tokens": 40}}}))  # fmt: skip
+        config.write_text(
+            yaml.safe_dump(
+                {
+                    "model": {
+                        "class_path": "DeepLanguageNetwork",
+                        "init_args": {
+                            "text": " Next:",
+                            "proposer": proposer,
+                            "proposals": proposals,
+                            "max_prompt_tokens": 40,
+                        },
+                    }
+                }
+            )
+        )
         words = ["-c", str(config)]
     folder = fitted(tmp_path / "run", *words, model=speller, steps=1, task=task)
     monkeypatch.setattr(hub, "get_token", lambda: "a token")

@@ -176,10 +176,32 @@ def test_a_run_without_faults_is_what_it_was_without_the_guard(tmp_path: Path) -
 
 
 def test_the_command_line_has_it(tmp_path: Path) -> None:
-    assert run(["fit", "--model", "SoftPromptTuning", "--data", "Antonyms", "--model.lm.name", SMALLEST,
-                "--data.max_train_examples", "8", "--trainer.max_steps", "1", "--trainer.limit_val_batches", "1",
-                "--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu",
-                "--trainer.default_root_dir", str(tmp_path / "run")]) == 0  # fmt: skip
+    assert (
+        run(
+            [
+                "fit",
+                "--model",
+                "SoftPromptTuning",
+                "--data",
+                "Antonyms",
+                "--model.lm.name",
+                SMALLEST,
+                "--data.max_train_examples",
+                "8",
+                "--trainer.max_steps",
+                "1",
+                "--trainer.limit_val_batches",
+                "1",
+                "--trainer.enable_progress_bar",
+                "false",
+                "--trainer.accelerator",
+                "cpu",
+                "--trainer.default_root_dir",
+                str(tmp_path / "run"),
+            ]
+        )
+        == 0
+    )
     config = (tmp_path / "run" / "config.yaml").read_text()
     assert "lightning_prompts.callbacks.NonFiniteGuard" in config
     assert "lightning_prompts.callbacks.GradientScaling" in config

@@ -23,11 +23,34 @@ from support.models import SMALLEST
 from support.openai_server import Handler, State
 from support.project import CONFIGS, ROOT
 
-SMALL = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--model.max_new_tokens", "2",
-         "--model.lm.name", f"{SMALLEST},max_position_embeddings=2048", "--model.lm.dtype", "float32",
-         "--trainer.limit_test_batches", "1", "--trainer.limit_val_batches", "1", "--trainer.devices", "1",
-         "--trainer.num_nodes", "1", "--trainer.strategy", "auto", "--data.batch_size", "4",
-         "--data.eval_batch_size", "4", "--data.max_train_examples", "200"]  # fmt: skip
+SMALL = [
+    "--trainer.accelerator",
+    "cpu",
+    "--trainer.enable_progress_bar",
+    "false",
+    "--model.max_new_tokens",
+    "2",
+    "--model.lm.name",
+    f"{SMALLEST},max_position_embeddings=2048",
+    "--model.lm.dtype",
+    "float32",
+    "--trainer.limit_test_batches",
+    "1",
+    "--trainer.limit_val_batches",
+    "1",
+    "--trainer.devices",
+    "1",
+    "--trainer.num_nodes",
+    "1",
+    "--trainer.strategy",
+    "auto",
+    "--data.batch_size",
+    "4",
+    "--data.eval_batch_size",
+    "4",
+    "--data.max_train_examples",
+    "200",
+]
 
 
 def tested() -> set[Path]:

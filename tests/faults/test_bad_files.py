@@ -20,10 +20,25 @@ from lightning_prompts.errors import UserError
 from support.models import SMALLEST
 
 SMALL = [
-    "--data", "Antonyms", "--data.max_train_examples", "16", "--trainer.max_steps", "2", "--trainer.accelerator", "cpu",
-    "--trainer.limit_val_batches", "2", "--trainer.enable_progress_bar", "false", "--data.eval_batch_size", "4",
-    "--model.max_new_tokens", "1", "--trainer.limit_test_batches", "2",
-]  # fmt: skip
+    "--data",
+    "Antonyms",
+    "--data.max_train_examples",
+    "16",
+    "--trainer.max_steps",
+    "2",
+    "--trainer.accelerator",
+    "cpu",
+    "--trainer.limit_val_batches",
+    "2",
+    "--trainer.enable_progress_bar",
+    "false",
+    "--data.eval_batch_size",
+    "4",
+    "--model.max_new_tokens",
+    "1",
+    "--trainer.limit_test_batches",
+    "2",
+]
 GIGABYTE = 1 << 30
 
 
@@ -37,8 +52,23 @@ class Harm:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("finished") / "run"
-    assert run(["fit", "--model", "SoftPromptTuning", "--model.lm.name", SMALLEST, "--model.length", "3", *SMALL,
-                "--trainer.default_root_dir", str(folder)]) == 0  # fmt: skip
+    assert (
+        run(
+            [
+                "fit",
+                "--model",
+                "SoftPromptTuning",
+                "--model.lm.name",
+                SMALLEST,
+                "--model.length",
+                "3",
+                *SMALL,
+                "--trainer.default_root_dir",
+                str(folder),
+            ]
+        )
+        == 0
+    )
     return folder
 
 
@@ -147,8 +177,17 @@ def test_a_run_does_not_resume_without_a_part(
     finished: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     good = torch.load(finished / "checkpoints" / "last.ckpt", weights_only=True)
-    words = ["fit", "-c", str(finished / "config.yaml"), "--trainer.max_steps", "3", "--ckpt_path",
-             str(tmp_path / "part.ckpt"), "--trainer.default_root_dir", str(tmp_path / "run")]  # fmt: skip
+    words = [
+        "fit",
+        "-c",
+        str(finished / "config.yaml"),
+        "--trainer.max_steps",
+        "3",
+        "--ckpt_path",
+        str(tmp_path / "part.ckpt"),
+        "--trainer.default_root_dir",
+        str(tmp_path / "run"),
+    ]
     unusable = {**good["loops"], "fit_loop": {}}  # of the right type: Lightning finds out
     for part in ({"rng": 3}, {"loops": unusable}):
         torch.save({**good, **part}, tmp_path / "part.ckpt")
@@ -184,13 +223,29 @@ def test_a_model_folder_with_code_of_its_own(
     monkeypatch.chdir(tmp_path)
     model = tmp_path / "model"
     model.mkdir()
-    (model / "config.json").write_text(json.dumps({
-        "model_type": "own", "architectures": ["Own"],
-        "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.Own"},
-    }))  # fmt: skip
+    (model / "config.json").write_text(
+        json.dumps(
+            {
+                "model_type": "own",
+                "architectures": ["Own"],
+                "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.Own"},
+            }
+        )
+    )
     (model / "own.py").write_text("import pathlib\npathlib.Path('code_was_run').touch()\n")
-    refused(["fit", "--model", "SoftPromptTuning", "--model.lm.name", str(model), *SMALL,
-             "--trainer.default_root_dir", str(tmp_path / "run")], capfd)  # fmt: skip
+    refused(
+        [
+            "fit",
+            "--model",
+            "SoftPromptTuning",
+            "--model.lm.name",
+            str(model),
+            *SMALL,
+            "--trainer.default_root_dir",
+            str(tmp_path / "run"),
+        ],
+        capfd,
+    )
     assert not list(tmp_path.rglob("code_was_run"))
     assert not (tmp_path / "run").exists()
 
@@ -216,15 +271,36 @@ def test_damaged_configs(finished: Path, tmp_path: Path, capfd: pytest.CaptureFi
 @pytest.mark.parametrize("ending", ["json", "jsonl", "csv", "tsv", "parquet", "txt"])
 def test_damaged_data(ending: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / f"rows.{ending}"
-    words = ["fit", "--model", "SoftPromptTuning", "--model.lm.name", SMALLEST, "--data", "QuestionAnswer",
-             "--data.train", str(path), "--trainer.default_root_dir", str(tmp_path / "run")]  # fmt: skip
+    words = [
+        "fit",
+        "--model",
+        "SoftPromptTuning",
+        "--model.lm.name",
+        SMALLEST,
+        "--data",
+        "QuestionAnswer",
+        "--data.train",
+        str(path),
+        "--trainer.default_root_dir",
+        str(tmp_path / "run"),
+    ]
     with pytest.raises(UserError, match="not"):
         QuestionAnswer(str(path)).examples("train")
     zeros(path)
     with pytest.raises(UserError):
         QuestionAnswer(str(path)).examples("train")
-    for content in (b"", b"{", b"[[[[", b"[1, 2]", b"null", b'{"question": 3}', b"\x80\x81\x82\n", b"a,b\n1\n",
-                    b"[" * 100_000, b'{"question": "a", "answer": ' + b"1" * 5000 + b"}"):  # fmt: skip
+    for content in (
+        b"",
+        b"{",
+        b"[[[[",
+        b"[1, 2]",
+        b"null",
+        b'{"question": 3}',
+        b"\x80\x81\x82\n",
+        b"a,b\n1\n",
+        b"[" * 100_000,
+        b'{"question": "a", "answer": ' + b"1" * 5000 + b"}",
+    ):
         path.write_bytes(content)
         with pytest.raises(UserError):
             QuestionAnswer(str(path)).examples("train")

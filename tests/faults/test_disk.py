@@ -93,10 +93,27 @@ def test_a_disk_that_fills_up(whole: Path, tmp_path: Path) -> None:
 
 
 REFINER = [
-    "fit", "--model", "RefinerTuning", "--model.lm.name", SMALLEST, "--model.length", "2", "--model.refiner",
-    "MLPRefiner", *SMALL, "--trainer.max_steps", "2", "--trainer.accelerator", "cpu", "--trainer.limit_val_batches",
-    "2", "--trainer.enable_progress_bar", "false", "--model.max_new_tokens", "1",
-]  # fmt: skip
+    "fit",
+    "--model",
+    "RefinerTuning",
+    "--model.lm.name",
+    SMALLEST,
+    "--model.length",
+    "2",
+    "--model.refiner",
+    "MLPRefiner",
+    *SMALL,
+    "--trainer.max_steps",
+    "2",
+    "--trainer.accelerator",
+    "cpu",
+    "--trainer.limit_val_batches",
+    "2",
+    "--trainer.enable_progress_bar",
+    "false",
+    "--model.max_new_tokens",
+    "1",
+]
 
 
 def test_hidden_states_that_are_cut_off(tmp_path: Path) -> None:
@@ -140,9 +157,22 @@ def test_two_starts_at_once_with_a_cold_cache_and_one_with_half_of_it(tmp_path: 
     cache, folder = tmp_path / "cache", tmp_path / "converted"
     tiny.model.save_pretrained(folder)
     tiny.tokenizer.save_pretrained(folder)
-    words = ["test", "--model", "FixedPrompt", *SMALL, "--trainer.limit_test_batches", "2", "--model.lm.dtype",
-             "float32", "--model.max_new_tokens", "1", "--trainer.accelerator", "cpu",
-             "--trainer.enable_progress_bar", "false"]  # fmt: skip
+    words = [
+        "test",
+        "--model",
+        "FixedPrompt",
+        *SMALL,
+        "--trainer.limit_test_batches",
+        "2",
+        "--model.lm.dtype",
+        "float32",
+        "--model.max_new_tokens",
+        "1",
+        "--trainer.accelerator",
+        "cpu",
+        "--trainer.enable_progress_bar",
+        "false",
+    ]
 
     def start(number: int) -> Run:
         root = ["--trainer.default_root_dir", str(tmp_path / f"run{number}")]

@@ -119,9 +119,22 @@ def slowly() -> None:
 
 def test_interrupted_while_testing(tmp_path: Path) -> None:
     folder, log = tmp_path / "run", tmp_path / "log"
-    words = ["test", "--model", "FixedPrompt", *COMMON[1:3], "--data", "Antonyms", "--data.eval_batch_size", "1",
-             "--trainer.accelerator", "cpu", "--trainer.default_root_dir", str(folder),
-             "--trainer.enable_progress_bar", "false"]  # fmt: skip
+    words = [
+        "test",
+        "--model",
+        "FixedPrompt",
+        *COMMON[1:3],
+        "--data",
+        "Antonyms",
+        "--data.eval_batch_size",
+        "1",
+        "--trainer.accelerator",
+        "cpu",
+        "--trainer.default_root_dir",
+        str(folder),
+        "--trainer.enable_progress_bar",
+        "false",
+    ]
     for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
         run = Run(words, log, slowly)
         run.send(number, when=lambda: "a batch" in log.read_text() if log.exists() else False)

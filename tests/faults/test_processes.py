@@ -17,12 +17,38 @@ from support.models import SMALLEST
 from support.project import ROOT
 
 WORDS = [
-    "fit", "--model", "SoftPromptTuning", "--model.lm.name", SMALLEST, "--model.length", "3", "--data", "Antonyms",
-    "--data.batch_size", "4", "--data.max_train_examples", "64", "--trainer.max_steps", "100000",
-    "--trainer.max_epochs", "-1", "--trainer.limit_val_batches", "2", "--trainer.val_check_interval", "4",
-    "--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp",
-    "--trainer.enable_progress_bar", "false", "--model.max_new_tokens", "1",
-]  # fmt: skip
+    "fit",
+    "--model",
+    "SoftPromptTuning",
+    "--model.lm.name",
+    SMALLEST,
+    "--model.length",
+    "3",
+    "--data",
+    "Antonyms",
+    "--data.batch_size",
+    "4",
+    "--data.max_train_examples",
+    "64",
+    "--trainer.max_steps",
+    "100000",
+    "--trainer.max_epochs",
+    "-1",
+    "--trainer.limit_val_batches",
+    "2",
+    "--trainer.val_check_interval",
+    "4",
+    "--trainer.accelerator",
+    "cpu",
+    "--trainer.devices",
+    "2",
+    "--trainer.strategy",
+    "ddp",
+    "--trainer.enable_progress_bar",
+    "false",
+    "--model.max_new_tokens",
+    "1",
+]
 
 
 def alive(pid: int) -> bool:
@@ -114,10 +140,19 @@ def test_a_fault_in_one_process_is_a_fault_in_all(tmp_path: Path) -> None:
     place = WORDS.index("--trainer.strategy")
     words = [*WORDS[:place], "--trainer.strategy=ddp", *WORDS[place + 2 :]]  # in one word, and no fork takes its place
     run = Run(
-        [*words, "--trainer.max_steps", "6", "--trainer.callbacks+", "faulty.Nan", "--trainer.default_root_dir",
-         str(tmp_path / "run")],
-        tmp_path / "log", started_as_a_module, environment={"PYTHONPATH": f"{tmp_path}:{ROOT}"},
-    )  # fmt: skip
+        [
+            *words,
+            "--trainer.max_steps",
+            "6",
+            "--trainer.callbacks+",
+            "faulty.Nan",
+            "--trainer.default_root_dir",
+            str(tmp_path / "run"),
+        ],
+        tmp_path / "log",
+        started_as_a_module,
+        environment={"PYTHONPATH": f"{tmp_path}:{ROOT}"},
+    )
     assert run.wait() == 0, run.output
     assert [(tmp_path / "run" / f"same-{rank}").read_text() for rank in (0, 1)] == ["6", "6"]
     state = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"]

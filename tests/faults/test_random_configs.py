@@ -34,8 +34,18 @@ WHOLE = [1, 2, 2, 3, 3, 4, 7, 7, 40, 0, -1, 300]
 NUMBERS = [0.1, 0.3, 0.5, 0.9, 1.0, 2.0, 5.0, 0.0, 1e-9, -1.0, 1e30, float("nan"), float("inf"), float("-inf")]
 TEXTS = ["", " ", "x", "{", "{prompt}", "{prompt} {question}: {answer}", "antonym", "\u00e9\U0001f600", "[a-z", "None"]
 ANYTHING = [None, True, "x", 3, 2.5, [], {}, [1, 2], {"a": 1}, {"class_path": "Nothing"}, {"init_args": {}}]
-DATA = ["Antonyms", "Addition", "SymbolicSum", "ModularProduct", "LetterReversal", "LastLetters", "WordPairs",
-        "Hyperbaton", "Navigate", "QuestionAnswer"]  # fmt: skip
+DATA = [
+    "Antonyms",
+    "Addition",
+    "SymbolicSum",
+    "ModularProduct",
+    "LetterReversal",
+    "LastLetters",
+    "WordPairs",
+    "Hyperbaton",
+    "Navigate",
+    "QuestionAnswer",
+]
 FIXED = [
     "--trainer.max_steps",
     "2",

@@ -56,8 +56,15 @@ def fit(folder: Path, settings: dict[str, Any], *callbacks: L.Callback, resume: 
     model = SoftPromptTuning(3, lm=LMConfig(SMALLEST), max_new_tokens=1)
     # Two batches a step: the second step of each epoch has the one batch that is left.
     steps = 4 if "accumulate_grad_batches" in settings else BATCHES
-    run = trainer(folder, max_steps=steps, max_epochs=-1, limit_val_batches=1, enable_checkpointing=True,
-                  callbacks=[*callbacks, LastCheckpoint(), StopOnSignal()], **settings)  # fmt: skip
+    run = trainer(
+        folder,
+        max_steps=steps,
+        max_epochs=-1,
+        limit_val_batches=1,
+        enable_checkpointing=True,
+        callbacks=[*callbacks, LastCheckpoint(), StopOnSignal()],
+        **settings,
+    )
     run.fit(model, datamodule=data, ckpt_path=resume, weights_only=True)
     return run
 

@@ -16,8 +16,10 @@ from support.sweeps import write_methods
 
 def independent(folder: Path) -> tuple[float, float, list[float]]:
     """Mean and deviation of the NLL, and exact matches, from the single answers."""
-    runs = [[json.loads(line) for line in (seed / "predictions.jsonl").read_text().splitlines()]
-            for seed in sorted(folder.glob("seed-*"))]  # fmt: skip
+    runs = [
+        [json.loads(line) for line in (seed / "predictions.jsonl").read_text().splitlines()]
+        for seed in sorted(folder.glob("seed-*"))
+    ]
     nll = [sum(row["nll"] for row in rows) / len(rows) for rows in runs]
     mean = sum(nll) / len(nll)
     deviation = (sum((value - mean) ** 2 for value in nll) / (len(nll) - 1)) ** 0.5

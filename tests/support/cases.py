@@ -81,11 +81,12 @@ class Questions(TextDataModule):
         answers = [names[0] for names in YES_NO] if self.labels else ANSWERS
         rows = [
             SourceRow(
-                {"question": f"{'the ' * (n % 4)}{n}", "answer": answers[n % len(answers)]}, f"row {n}",
+                {"question": f"{'the ' * (n % 4)}{n}", "answer": answers[n % len(answers)]},
+                f"row {n}",
                 labels=YES_NO if self.labels else (),
             )
             for n in range(20)
-        ]  # fmt: skip
+        ]
         return {"train": rows[:12], "val": rows[12:16], "test": rows[16:]}
 
 
@@ -192,25 +193,38 @@ TRAINED: dict[str, Case] = {
     "network, one layer": _text(DeepLanguageNetwork, layers=[_TOP], **_NETWORK),
     "network, two layers": _text(DeepLanguageNetwork, layers=[_HIDDEN, _TOP], **_TWO_LAYERS),
     "network, two models": _text(
-        DeepLanguageNetwork, layers=[LanguageLayer("Think.", max_new_tokens=3, lm=LMConfig(OTHER_MODEL)), _TOP],
-        proposer=LMConfig(OTHER_MODEL), **_TWO_LAYERS,
+        DeepLanguageNetwork,
+        layers=[LanguageLayer("Think.", max_new_tokens=3, lm=LMConfig(OTHER_MODEL)), _TOP],
+        proposer=LMConfig(OTHER_MODEL),
+        **_TWO_LAYERS,
     ),
-    "ape": _text(Ape, text="Say.", induced=InducedInstructions(3, max_new_tokens=6),
-                 paraphrases=Paraphrases(2, 0.7, 6)),
+    "ape": _text(
+        Ape, text="Say.", induced=InducedInstructions(3, max_new_tokens=6), paraphrases=Paraphrases(2, 0.7, 6)
+    ),
     "gepa": _text(Gepa, text="Say.", reflection=Reflection(2, 1.0, 6), reward=AnswerLikelihood()),
     "gepa, two layers": _text(Gepa, layers=[_HIDDEN, _TOP], reflection=Reflection(2, 1.0, 6)),
     "capo": _text(
-        Capo, text="Say.", induced=InducedInstructions(2, 1, 1.0, 6), crossover=Crossover(2, 1.0, 6),
-        mutation=Paraphrases(2, 1.0, 6), population=2, shots=2, racing=Racing(2, 0.4), max_prompt_tokens=200,
+        Capo,
+        text="Say.",
+        induced=InducedInstructions(2, 1, 1.0, 6),
+        crossover=Crossover(2, 1.0, 6),
+        mutation=Paraphrases(2, 1.0, 6),
+        population=2,
+        shots=2,
+        racing=Racing(2, 0.4),
+        max_prompt_tokens=200,
     ),
     "demonstrations": _text(
-        DemonstrationSearch, text="Say.", sources=[RandomDemonstrations(3, 2), ChangedDemonstrations(2, 2)],
-        instructions=[RuleRewrites(1)], racing=Racing(2, 0.4),
+        DemonstrationSearch,
+        text="Say.",
+        sources=[RandomDemonstrations(3, 2), ChangedDemonstrations(2, 2)],
+        instructions=[RuleRewrites(1)],
+        racing=Racing(2, 0.4),
     ),
     "demonstrations, greedy, free text": Case(
         DemonstrationSearch, {"text": "Say.", "sources": [AddedDemonstrations(3, 2)], "racing": None}
     ),
-}  # fmt: skip
+}
 UNTRAINED: dict[str, Case] = {
     "fixed": Case(FixedPrompt, {"text": " two"}),
     "few-shot": Case(FewShot, {"shots": 2, "text": " two"}),

@@ -7,15 +7,33 @@ import pytest
 from lightning_prompts.cli import run
 from support.models import SMALLEST
 
-TINY_RUN = ["--model.lm.name", SMALLEST, "--model.max_new_tokens", "2", "--trainer.accelerator", "cpu",
-            "--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]  # fmt: skip
+TINY_RUN = [
+    "--model.lm.name",
+    SMALLEST,
+    "--model.max_new_tokens",
+    "2",
+    "--trainer.accelerator",
+    "cpu",
+    "--trainer.enable_progress_bar",
+    "false",
+    "--trainer.enable_model_summary",
+    "false",
+]
 
 
 FIT = ["fit", "--model", "SoftPromptTuning", "--model.length", "3", *TINY_RUN, "--trainer.max_steps", "3"]
 
 
-SMALL = ["--data", "Antonyms", "--data.max_train_examples", "96", "--data.val_fraction", "0.01",
-         "--data.test_fraction", "0.01"]  # fmt: skip
+SMALL = [
+    "--data",
+    "Antonyms",
+    "--data.max_train_examples",
+    "96",
+    "--data.val_fraction",
+    "0.01",
+    "--data.test_fraction",
+    "0.01",
+]
 
 
 def code(*args: str) -> int:

@@ -131,7 +131,16 @@ def network(**settings: object) -> DeepLanguageNetwork:
 def trainer(folder: Path, steps: int, validate: int = 2) -> L.Trainer:
     saved = ModelCheckpoint(folder / "saved", "{step}", save_top_k=-1, save_on_train_epoch_end=False)
     return L.Trainer(
-        max_epochs=-1, max_steps=steps, val_check_interval=validate, check_val_every_n_epoch=None, logger=False,
-        num_sanity_val_steps=0, enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder,
-        callbacks=[saved, PromptTable(), ResultFiles(), ValidateAtEnd()], accelerator="cpu", log_every_n_steps=1,
-    )  # fmt: skip
+        max_epochs=-1,
+        max_steps=steps,
+        val_check_interval=validate,
+        check_val_every_n_epoch=None,
+        logger=False,
+        num_sanity_val_steps=0,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+        callbacks=[saved, PromptTable(), ResultFiles(), ValidateAtEnd()],
+        accelerator="cpu",
+        log_every_n_steps=1,
+    )

@@ -177,32 +177,83 @@ def fails_in(name: str, call: int, error: Exception) -> Fault:
 
 
 COMMON = [
-    "fit", "--model.lm.name", SMALLEST, "--model.max_new_tokens", "1", "--data", "Antonyms", "--data.batch_size", "8",
-    "--data.max_train_examples", "50", "--data.val_fraction", "0.01", "--data.test_fraction", "0.01",
-    "--trainer.max_steps", "14", "--trainer.max_epochs", "-1", "--trainer.limit_val_batches", "1",
-    "--trainer.val_check_interval", "2", "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false",
-    "--data.eval_batch_size", "4",
-]  # fmt: skip
+    "fit",
+    "--model.lm.name",
+    SMALLEST,
+    "--model.max_new_tokens",
+    "1",
+    "--data",
+    "Antonyms",
+    "--data.batch_size",
+    "8",
+    "--data.max_train_examples",
+    "50",
+    "--data.val_fraction",
+    "0.01",
+    "--data.test_fraction",
+    "0.01",
+    "--trainer.max_steps",
+    "14",
+    "--trainer.max_epochs",
+    "-1",
+    "--trainer.limit_val_batches",
+    "1",
+    "--trainer.val_check_interval",
+    "2",
+    "--trainer.accelerator",
+    "cpu",
+    "--trainer.enable_progress_bar",
+    "false",
+    "--data.eval_batch_size",
+    "4",
+]
 
 
 METHODS = {
     "soft prompt": ["--model", "SoftPromptTuning", "--model.length", "3"],
     "gumbel, two batches a step": [
-        "--model", "RelaxedPromptTuning", "--model.length", "3", "--model.estimator", "GumbelSoftmax",
-        "--trainer.accumulate_grad_batches", "2", "--trainer.max_steps", "7",
+        "--model",
+        "RelaxedPromptTuning",
+        "--model.length",
+        "3",
+        "--model.estimator",
+        "GumbelSoftmax",
+        "--trainer.accumulate_grad_batches",
+        "2",
+        "--trainer.max_steps",
+        "7",
     ],
     "hard search": ["--model", "HardPromptSearch", "--model.length", "3", "--model.candidates", "8"],
     "reinforce, moving average": [
-        "--model", "ReinforceRefiner", "--model.length", "2", "--model.samples", "2", "--model.refiner", "MLPRefiner",
-        "--model.refiner.hidden", "8", "--model.baseline", "MovingAverage", "--model.support", "TopK",
-        "--model.support.count", "20",
+        "--model",
+        "ReinforceRefiner",
+        "--model.length",
+        "2",
+        "--model.samples",
+        "2",
+        "--model.refiner",
+        "MLPRefiner",
+        "--model.refiner.hidden",
+        "8",
+        "--model.baseline",
+        "MovingAverage",
+        "--model.support",
+        "TopK",
+        "--model.support.count",
+        "20",
     ],
-}  # fmt: skip
+}
 
 
 def command(method: str, folder: Path) -> list[str]:
-    return [COMMON[0], *METHODS[method][:2], *COMMON[1:], *METHODS[method][2:],
-            "--trainer.default_root_dir", str(folder)]  # fmt: skip
+    return [
+        COMMON[0],
+        *METHODS[method][:2],
+        *COMMON[1:],
+        *METHODS[method][2:],
+        "--trainer.default_root_dir",
+        str(folder),
+    ]
 
 
 def last(folder: Path) -> Path:

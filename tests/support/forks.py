@@ -25,8 +25,12 @@ context.set_forkserver_preload(["support.warm_up"])
 
 def start_server() -> None:
     """Start the server if it does not run yet. It finds the modules of the tests, and opens no second thread."""
-    own = {"PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path]), "TOKENIZERS_PARALLELISM": "false",
-           "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}  # fmt: skip
+    own = {
+        "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path]),
+        "TOKENIZERS_PARALLELISM": "false",
+        "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": "1",
+    }
     before = dict(os.environ)
     os.environ.update(own)
     try:

@@ -8,8 +8,14 @@ from dataclasses import dataclass
 from support.models import SMALLEST
 from support.project import ROOT
 
-SMALL = ["--model.lm.name", f"{SMALLEST},max_position_embeddings=2048", "--trainer.accelerator", "cpu",
-         "--trainer.enable_progress_bar", "false"]  # fmt: skip
+SMALL = [
+    "--model.lm.name",
+    f"{SMALLEST},max_position_embeddings=2048",
+    "--trainer.accelerator",
+    "cpu",
+    "--trainer.enable_progress_bar",
+    "false",
+]
 
 
 @dataclass(frozen=True)

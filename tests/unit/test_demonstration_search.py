@@ -304,14 +304,21 @@ def test_neighbours_and_keys() -> None:
     pool = [Demonstration.of(template.render({"question": str(n), "answer": "x"})) for n in range(5)]
     prompt = FewShotPrompt("Go. ", tuple(pool[:3]))
     numbers = {
-        "added": prompt.added(pool[3]), "added first": prompt.added(pool[3], 0), "dropped": prompt.dropped(1),
-        "replaced": prompt.replaced(0, pool[4]), "swapped": prompt.swapped(0, 2),
+        "added": prompt.added(pool[3]),
+        "added first": prompt.added(pool[3], 0),
+        "dropped": prompt.dropped(1),
+        "replaced": prompt.replaced(0, pool[4]),
+        "swapped": prompt.swapped(0, 2),
         "reordered": prompt.reordered([1, 2, 0]),
-    }  # fmt: skip
+    }
     assert {name: shots_of(one.solved()) for name, one in numbers.items()} == {
-        "added": (0, 1, 2, 3), "added first": (3, 0, 1, 2), "dropped": (0, 2),
-        "replaced": (4, 1, 2), "swapped": (2, 1, 0), "reordered": (1, 2, 0),
-    }  # fmt: skip
+        "added": (0, 1, 2, 3),
+        "added first": (3, 0, 1, 2),
+        "dropped": (0, 2),
+        "replaced": (4, 1, 2),
+        "swapped": (2, 1, 0),
+        "reordered": (1, 2, 0),
+    }
     everything = [prompt, prompt.with_instruction("Say."), *numbers.values()]
     assert len({one.key for one in everything}) == len(everything)
     assert all(FewShotPrompt.of_state(one.state()) == one for one in everything)

@@ -102,8 +102,17 @@ def test_a_cache_is_of_its_model(tiny: FrozenLM) -> None:
         tiny.identity(replace(config, quantization="none", calibrate_labels=True)),
     }
     assert len(same) == 1
-    assert len({*same, half.identity(replace(config, dtype="auto")), tiny.identity(replace(config, revision="a")),
-                tiny.identity(replace(config, quantization="nf4"))}) == 4  # fmt: skip
+    assert (
+        len(
+            {
+                *same,
+                half.identity(replace(config, dtype="auto")),
+                tiny.identity(replace(config, revision="a")),
+                tiny.identity(replace(config, quantization="nf4")),
+            }
+        )
+        == 4
+    )
 
 
 def test_scores_of_another_precision_are_not_looked_up() -> None:

@@ -128,8 +128,12 @@ def test_a_network_s_run_is_analysed(
     analysis.main()
     both = capsys.readouterr().out
     assert both.startswith("Best prompts\n\n|")
-    tried = [int(line.split("|")[3]) for text in (printed, both) for line in text.splitlines()
-             if line.startswith("| 0 | LanguageModelProposals | ")]  # fmt: skip
+    tried = [
+        int(line.split("|")[3])
+        for text in (printed, both)
+        for line in text.splitlines()
+        if line.startswith("| 0 | LanguageModelProposals | ")
+    ]
     assert tried[1] == 2 * tried[0] > 0, "of all runs together"
 
 
@@ -181,8 +185,10 @@ def test_paired_comparison(tmp_path: Path) -> None:
         for seed in range(2):
             folder = tmp_path / name / f"seed-{seed}"
             folder.mkdir(parents=True)
-            lines = [json.dumps({"question": f"q{n}", "answer": "a", "nll": value, "correct": bool(value < 3)})
-                     for n, value in enumerate(values[seed::2])]  # fmt: skip
+            lines = [
+                json.dumps({"question": f"q{n}", "answer": "a", "nll": value, "correct": bool(value < 3)})
+                for n, value in enumerate(values[seed::2])
+            ]
             (folder / "predictions.jsonl").write_text("\n".join(lines))
     lines = paired.table([tmp_path / name for name in ("first", "better", "same")], "nll")
     better, same = (line.split("|") for line in lines[3:5])
@@ -200,10 +206,17 @@ def test_prompts_move_between_quantised_weights(
     transfer = script("quantization_transfer.py")
     blocks = SMALLEST.replace("hidden_size=32,intermediate_size=48", "hidden_size=64,intermediate_size=128")
     words = ["x", "--folder", str(tmp_path), "--seeds", "0", "--", str(EXPERIMENTS / "antonyms" / "soft_prompt.yaml")]
-    options = [f"--model.lm.name={blocks}", "--trainer.max_steps=1", "--trainer.limit_val_batches=2",
-               "--data.max_train_examples=16", "--data.batch_size=4", "--data.eval_batch_size=4",
-               "--trainer.limit_test_batches=1", "--trainer.accelerator=cpu",
-               "--trainer.enable_progress_bar=false"]  # fmt: skip
+    options = [
+        f"--model.lm.name={blocks}",
+        "--trainer.max_steps=1",
+        "--trainer.limit_val_batches=2",
+        "--data.max_train_examples=16",
+        "--data.batch_size=4",
+        "--data.eval_batch_size=4",
+        "--trainer.limit_test_batches=1",
+        "--trainer.accelerator=cpu",
+        "--trainer.enable_progress_bar=false",
+    ]
     monkeypatch.setattr(sys, "argv", [words[0], *options, *words[1:]])
     transfer.main()
     lines = capsys.readouterr().out.splitlines()

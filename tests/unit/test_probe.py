@@ -38,16 +38,36 @@ WORK: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt_neox": ("gpt_neox", {}),
     "xglm": ("xglm", {}),
     "opt": ("opt", {}),
-    "phi3, long": ("phi3", {"rope_parameters": {
-        "rope_type": "longrope", "short_factor": [1.5] * 48, "long_factor": [2.0] * 48, "rope_theta": 10000.0,
-        "factor": 4.0, "original_max_position_embeddings": 4096}}),
-    "llama, scaled": ("llama", {"rope_parameters": {
-        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "rope_theta": 5e5,
-        "original_max_position_embeddings": 8192}}),
+    "phi3, long": (
+        "phi3",
+        {
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "short_factor": [1.5] * 48,
+                "long_factor": [2.0] * 48,
+                "rope_theta": 10000.0,
+                "factor": 4.0,
+                "original_max_position_embeddings": 4096,
+            }
+        },
+    ),
+    "llama, scaled": (
+        "llama",
+        {
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "rope_theta": 5e5,
+                "original_max_position_embeddings": 8192,
+            }
+        },
+    ),
     "gemma3, wrapped": ("gemma3", {}),
     "qwen3_moe": ("qwen3_moe", {}),
     "deepseek_v3": ("deepseek_v3", {}),
-}  # fmt: skip
+}
 TEXTS = [[5, 9, 30, 7, 21, 11, 40, 8, 33, 17, 25, 12], [5, 9, 30, 7, 21, 42, 6, 19]]
 
 

@@ -6,8 +6,20 @@ import ast
 
 from support.project import ROOT, modules
 
-FACTORIES = {"arange", "empty", "eye", "full", "linspace", "ones", "rand", "randint", "randn", "randperm", "tensor",
-             "zeros"}  # fmt: skip
+FACTORIES = {
+    "arange",
+    "empty",
+    "eye",
+    "full",
+    "linspace",
+    "ones",
+    "rand",
+    "randint",
+    "randn",
+    "randperm",
+    "tensor",
+    "zeros",
+}
 
 
 def without_device(source: str) -> list[int]:

@@ -364,8 +364,13 @@ def test_a_line_end_behind_the_key_is_none_of_it(
         assert SECRET not in str(error.value)
 
 
-def test_the_key_is_nowhere(locked: ServerProcess, tmp_path: Path, capfd: pytest.CaptureFixture[str],
-                            caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_the_key_is_nowhere(
+    locked: ServerProcess,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("lightning_prompts.lm.server_cache.cache_root", lambda: tmp_path / "cache")
     variable = ["--model.proposer.server.api_key_variable", "TESTS_API_KEY", "--seed_everything"]
     with caplog.at_level(logging.DEBUG):
@@ -392,9 +397,12 @@ def test_the_key_is_nowhere(locked: ServerProcess, tmp_path: Path, capfd: pytest
 
 @pytest.mark.parametrize("method", ["DeepLanguageNetwork", "Ape"])
 def test_only_training_needs_the_proposer(
-    method: str, locked: ServerProcess, tmp_path: Path, capfd: pytest.CaptureFixture[str],
+    method: str,
+    locked: ServerProcess,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     """What was found with a paid server is measured and taken home without its key, and without its client."""
     monkeypatch.setattr("lightning_prompts.lm.server_cache.cache_root", lambda: tmp_path / "cache")
     folder = tmp_path / "run"
@@ -494,13 +502,30 @@ def command(server: ServerProcess, folder: Path, *more: str, method: str = "Deep
     settings = {
         "model": {"class_path": method, "init_args": {"text": "Say.", "proposer": proposer, **own}},
         "data": {"class_path": "Hyperbaton", "init_args": {"train_size": 8, "val_size": 4, "test_size": 4}},
-        "trainer": {"max_steps": 2, "max_epochs": -1, "val_check_interval": 1, "check_val_every_n_epoch": None,
-                    "accelerator": "cpu", "enable_progress_bar": False, "log_every_n_steps": 1},
-    }  # fmt: skip
+        "trainer": {
+            "max_steps": 2,
+            "max_epochs": -1,
+            "val_check_interval": 1,
+            "check_val_every_n_epoch": None,
+            "accelerator": "cpu",
+            "enable_progress_bar": False,
+            "log_every_n_steps": 1,
+        },
+    }
     path = folder.parent / f"{folder.name}.yaml"
     path.write_text(json.dumps(settings))
-    return ["fit", "-c", str(path), "--model.lm.name", LOCAL.name, "--data.batch_size", "4",
-            "--trainer.default_root_dir", str(folder), *more]  # fmt: skip
+    return [
+        "fit",
+        "-c",
+        str(path),
+        "--model.lm.name",
+        LOCAL.name,
+        "--data.batch_size",
+        "4",
+        "--trainer.default_root_dir",
+        str(folder),
+        *more,
+    ]
 
 
 @pytest.mark.parametrize("method", ["DeepLanguageNetwork", "Ape", "Gepa"])
@@ -518,8 +543,13 @@ def test_a_remote_proposer_from_the_command_line(
     assert asked > 0
     assert all_asked == asked, "the cache makes the second run call nothing"
     assert {request["path"] for request in server.requests} == {"/v1/chat/completions"}
-    proposed = [row for line in rows.splitlines() if (row := json.loads(line)).get("kind", "").endswith(
-        ("Proposals", "Instructions", "Paraphrases", "Reflection"))]  # fmt: skip
+    proposed = [
+        row
+        for line in rows.splitlines()
+        if (row := json.loads(line))
+        .get("kind", "")
+        .endswith(("Proposals", "Instructions", "Paraphrases", "Reflection"))
+    ]
     assert {row["step"] for row in proposed} == {1, 2}
     assert used["calls_remote"] == asked
     assert used["tokens_remote"] == sum(sum(request["usage"].values()) for request in server.requests)
@@ -577,8 +607,11 @@ def test_ape_needs_no_log_probabilities(server: ServerProcess, tmp_path: Path, m
     """Answers in free text are compared; without log-probabilities there is no NLL, and nothing else is missing."""
     monkeypatch.setattr("lightning_prompts.lm.server_cache.cache_root", lambda: tmp_path / "cache")
     found = []
-    for name, lm in (("here", LOCAL), ("silent", config(server, chat=False)),
-                     ("telling", config(server, chat=False, log_probs=True))):  # fmt: skip
+    for name, lm in (
+        ("here", LOCAL),
+        ("silent", config(server, chat=False)),
+        ("telling", config(server, chat=False, log_probs=True)),
+    ):
         method = Ape("Say.", InducedInstructions(3, 1, 0.0, 8), Paraphrases(2, 0.0, 8), lm=lm, max_new_tokens=3)
         trainer(tmp_path / name, 2, 1).fit(method, Toy(labels=False, size=4))
         (metrics,) = trainer(tmp_path / name, 2).test(method, Toy(labels=False, size=4), verbose=False)
@@ -599,9 +632,18 @@ def test_evolution_of_free_text_needs_no_log_probabilities(
     for place, lm in (("here", LOCAL), ("there", config(server, chat=False))):
         method = {
             "gepa": Gepa(text="Say.", reflection=Reflection(2, 0.0, 8), reward=TokenF1(), lm=lm, max_new_tokens=3),
-            "capo": Capo("Say.", InducedInstructions(2, 1, 0.0, 8), Crossover(2, 0.0, 8), Paraphrases(2, 0.0, 8), 2, 2,
-                         0.0, lm=lm, max_new_tokens=3),
-        }[name]  # fmt: skip
+            "capo": Capo(
+                "Say.",
+                InducedInstructions(2, 1, 0.0, 8),
+                Crossover(2, 0.0, 8),
+                Paraphrases(2, 0.0, 8),
+                2,
+                2,
+                0.0,
+                lm=lm,
+                max_new_tokens=3,
+            ),
+        }[name]
         trainer(tmp_path / place, 2, 1).fit(method, Toy(labels=False, size=4))
         lines = (tmp_path / place / "prompts.jsonl").read_text().splitlines()
         rows.append([{**json.loads(line), "tokens": None} for line in lines])  # a server's are estimated
@@ -684,11 +726,35 @@ def test_calibration_without_log_probabilities_is_refused(server: ServerProcess,
 def test_a_fixed_prompt_behind_a_server_from_the_command_line(
     log_probs: str, server: ServerProcess, tmp_path: Path
 ) -> None:
-    words = ["test", "--model", "FixedPrompt", "--model.text", "Say.", "--model.max_new_tokens", "3", "--model.lm.name",
-             "tiny", "--model.lm.server.base_url", server.url, "--model.lm.server.cache", "false",
-             "--model.lm.server.log_probs", log_probs, "--data", "Hyperbaton", "--data.train_size", "4",
-             "--data.val_size", "4", "--data.test_size", "6", "--trainer.accelerator", "cpu",
-             "--trainer.default_root_dir", str(tmp_path / "run")]  # fmt: skip
+    words = [
+        "test",
+        "--model",
+        "FixedPrompt",
+        "--model.text",
+        "Say.",
+        "--model.max_new_tokens",
+        "3",
+        "--model.lm.name",
+        "tiny",
+        "--model.lm.server.base_url",
+        server.url,
+        "--model.lm.server.cache",
+        "false",
+        "--model.lm.server.log_probs",
+        log_probs,
+        "--data",
+        "Hyperbaton",
+        "--data.train_size",
+        "4",
+        "--data.val_size",
+        "4",
+        "--data.test_size",
+        "6",
+        "--trainer.accelerator",
+        "cpu",
+        "--trainer.default_root_dir",
+        str(tmp_path / "run"),
+    ]
     assert run(words) == 0
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["test/examples"] == 6
@@ -796,8 +862,17 @@ def test_methods_with_gradients_refuse_a_server(capsys: pytest.CaptureFixture[st
             ask(torch.zeros(2, 3))
     with pytest.raises(UserError, match=r"is behind a server .*, which provides texts but no vectors"):
         FrozenLM.load(there)
-    words = ["fit", "--model", "SoftPromptTuning", "--data", "Antonyms", "--model.lm.server.base_url",
-             "http://localhost:8000/v1", "--trainer.default_root_dir", str(tmp_path / "run")]  # fmt: skip
+    words = [
+        "fit",
+        "--model",
+        "SoftPromptTuning",
+        "--data",
+        "Antonyms",
+        "--model.lm.server.base_url",
+        "http://localhost:8000/v1",
+        "--trainer.default_root_dir",
+        str(tmp_path / "run"),
+    ]
     assert code(*words) in (1, 2)
     told = capsys.readouterr().err.strip().splitlines()
     assert len([line for line in told if line.startswith("error: ")]) == 1

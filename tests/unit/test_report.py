@@ -776,13 +776,19 @@ LAYERS = {"class_path": "methods.DeepLanguageNetwork"}
     ("mine", "other", "told"),
     [
         ({"model": {"lm": {"name": "a", "revision": None}}}, {"model": {"lm": {"name": "a"}}}, ""),
-        ({"model": {"lm": {"name": "a"}}}, {"model": {"lm": {"name": "b"}}},
-         "model.lm.name is a for mine; b for other."),
+        (
+            {"model": {"lm": {"name": "a"}}},
+            {"model": {"lm": {"name": "b"}}},
+            "model.lm.name is a for mine; b for other.",
+        ),
         ({"model": {"lm": {"quantization": "none"}}}, {"model": {"lm": {"quantization": None}}}, ""),
         ({"model": {"lm": {"quantization": "int8"}}}, {}, "model.lm.quantization is int8 for mine; not set for other."),
         ({"model": {"proposer": {"name": "a"}, "length": 4}}, {}, ""),
-        ({"model": {"lm": {"dtype": "float16"}}}, {"model": {"lm": {"dtype": "float32"}}},
-         "model.lm.dtype is float16 for mine; float32 for other."),
+        (
+            {"model": {"lm": {"dtype": "float16"}}},
+            {"model": {"lm": {"dtype": "float32"}}},
+            "model.lm.dtype is float16 for mine; float32 for other.",
+        ),
         (
             {"model": {"lm": {"server": {"parameters": {"temperature": 0}}}}},
             {"model": {"lm": {"server": {"parameters": None}}}},
@@ -794,16 +800,26 @@ LAYERS = {"class_path": "methods.DeepLanguageNetwork"}
             "model.layers.item#2.lm.name is b for mine; not set for other.",
         ),
         ({"data": {"batch_size": 4, "balanced": True, "test": "x", "seed": 1}}, {"data": {"batch_size": 8}}, ""),
-        ({"data": {"max_train_examples": 100}}, {"data": {"max_train_examples": None}},
-         "data.max_train_examples is 100 for mine; not set for other."),
-        ({"data": {"train": "my.jsonl"}}, {"data": {"train": str(Path("my.jsonl").absolute())}}, ""),
-        ({"data": {"train": "/a/my.jsonl"}}, {"data": {"train": "/b/my.jsonl"}},
-         "data.train is /a/my.jsonl for mine; /b/my.jsonl for other."),
-        ({"data": {"stop": "\n"}}, {"data": {"stop": r"\n"}}, ""),
-        ({"data": {"template": "a\n"}}, {"data": {"template": r"a\n"}},
-         r"data.template is a\n for mine; a\\n for other."),
         (
-            {"data": {"system": "y" * 70 + "a"}}, {"data": {"system": "y" * 70 + "b"}},
+            {"data": {"max_train_examples": 100}},
+            {"data": {"max_train_examples": None}},
+            "data.max_train_examples is 100 for mine; not set for other.",
+        ),
+        ({"data": {"train": "my.jsonl"}}, {"data": {"train": str(Path("my.jsonl").absolute())}}, ""),
+        (
+            {"data": {"train": "/a/my.jsonl"}},
+            {"data": {"train": "/b/my.jsonl"}},
+            "data.train is /a/my.jsonl for mine; /b/my.jsonl for other.",
+        ),
+        ({"data": {"stop": "\n"}}, {"data": {"stop": r"\n"}}, ""),
+        (
+            {"data": {"template": "a\n"}},
+            {"data": {"template": r"a\n"}},
+            r"data.template is a\n for mine; a\\n for other.",
+        ),
+        (
+            {"data": {"system": "y" * 70 + "a"}},
+            {"data": {"system": "y" * 70 + "b"}},
             f"data.system is {'y' * 59}… for mine; {'y' * 59}… for other (these begin alike).",
         ),
         (
@@ -817,7 +833,7 @@ LAYERS = {"class_path": "methods.DeepLanguageNetwork"}
             "data.members.a.val_size is 4 for mine; 5 for other.",
         ),
     ],
-)  # fmt: skip
+)
 def test_unequal_settings_are_named(mine: dict[str, Any], other: dict[str, Any], told: str) -> None:
     methods = tuple(
         Method(name, (SimpleNamespace(settings=flat(config, "x"), environment=None),))  # type: ignore[arg-type]
@@ -939,9 +955,24 @@ def test_one_method_or_many(count: int, tmp_path: Path) -> None:
 
 # --- from runs as the command line makes them -------------------------------------------------------------------------
 
-COMMON = ["--model.lm.name", SMALLEST, "--model.max_new_tokens", "2", "--trainer.accelerator", "cpu",
-          "--trainer.enable_progress_bar", "false", "--data", "Antonyms", "--data.max_train_examples", "32",
-          "--data.val_fraction", "0.01", "--data.test_fraction", "0.01"]  # fmt: skip
+COMMON = [
+    "--model.lm.name",
+    SMALLEST,
+    "--model.max_new_tokens",
+    "2",
+    "--trainer.accelerator",
+    "cpu",
+    "--trainer.enable_progress_bar",
+    "false",
+    "--data",
+    "Antonyms",
+    "--data.max_train_examples",
+    "32",
+    "--data.val_fraction",
+    "0.01",
+    "--data.test_fraction",
+    "0.01",
+]
 
 
 @pytest.mark.usefixtures("drawn")
@@ -1008,8 +1039,17 @@ def test_a_tested_prompt_has_a_record_and_a_trained_one_keeps_its_own(tmp_path: 
 
 def test_the_path_is_that_of_the_prompt(tmp_path: Path) -> None:
     """What is kept are the vectors, projected: those of the checkpoint, and distances are about what they were."""
-    words = ["--model", "SoftPromptTuning", "--model.length", "8", *COMMON, "--trainer.max_steps", "2",
-             "--trainer.val_check_interval", "1"]  # fmt: skip
+    words = [
+        "--model",
+        "SoftPromptTuning",
+        "--model.length",
+        "8",
+        *COMMON,
+        "--trainer.max_steps",
+        "2",
+        "--trainer.val_check_interval",
+        "1",
+    ]
     assert run(["fit", *words, "--trainer.default_root_dir", str(tmp_path)]) == 0
     rows = [json.loads(line) for line in (tmp_path / "prompt_path.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [0, 1, 2]

@@ -286,8 +286,17 @@ def test_a_scorer_reads_as_many_tokens_as_it_has_positions(roberta: bool, positi
     tokenizer.add_special_tokens({"cls_token": "<s>", "sep_token": "</s>", "pad_token": "</s>"})
     tokenizer.save_pretrained(tmp_path)
     kind, config = (RobertaModel, RobertaConfig) if roberta else (BertModel, BertConfig)
-    model = kind(config(vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
-                        intermediate_size=16, max_position_embeddings=66, pad_token_id=1))  # fmt: skip
+    model = kind(
+        config(
+            vocab_size=len(tokenizer),
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=16,
+            max_position_embeddings=66,
+            pad_token_id=1,
+        )
+    )
     model.save_pretrained(tmp_path)
     reward = BertScore(str(tmp_path))
     text = " ".join("xyz" for _ in range(100))

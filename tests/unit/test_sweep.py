@@ -78,9 +78,13 @@ def test_methods_tasks_settings_and_seeds_are_combined(methods: Path) -> None:
     assert run.seed == 7
     assert [Path(config).name for config in run.configs] == ["soft.yaml", "words.yaml"]
     assert options(run) == {
-        "trainer.max_steps": "3", "data.chat": "true", "data.batch_size": "8", "model.length": "2",
-        "model.init": "Zeros", "trainer.enable_progress_bar": "false",
-    }  # fmt: skip
+        "trainer.max_steps": "3",
+        "data.chat": "true",
+        "data.batch_size": "8",
+        "model.length": "2",
+        "model.init": "Zeros",
+        "trainer.enable_progress_bar": "false",
+    }
     assert not run.validate
     assert "model.init" not in options(made.runs["sums", "few-batch_size=8"][0])
 
@@ -96,9 +100,11 @@ def test_draws_lie_in_their_spaces_and_stay_when_more_are_wanted(methods: Path) 
     assert len(many.runs) == 80
     drawn = [options(group[0]) for group in many.runs.values()]
     for key, inside in (
-        ("a", lambda value: 1e-4 <= float(value) <= 1e-1), ("b", lambda value: 2 <= float(value) <= 3),
-        ("c", lambda value: int(value) in range(5, 9)), ("d", lambda value: value in "xy"),
-    ):  # fmt: skip
+        ("a", lambda value: 1e-4 <= float(value) <= 1e-1),
+        ("b", lambda value: 2 <= float(value) <= 3),
+        ("c", lambda value: int(value) in range(5, 9)),
+        ("d", lambda value: value in "xy"),
+    ):
         values = {each[f"model.{key}"] for each in drawn}
         assert all(map(inside, values))
         assert len(values) == {"a": 40, "b": 40, "c": 4, "d": 2}[key]
@@ -269,8 +275,13 @@ def test_the_table_is_sorted_and_tells_of_failures() -> None:
 def test_runs_without_nll_stay_in_the_tables() -> None:
     """Free text behind a server that tells no log-probabilities."""
     rest = {"seconds": [1.0], "budget/tokens": [2.0]}
-    silent = {"test/exact_match": [0.5], "test/examples": [9.0], "test/far/exact_match": [0.25],
-              "test/far/examples": [3.0], **rest}  # fmt: skip
+    silent = {
+        "test/exact_match": [0.5],
+        "test/examples": [9.0],
+        "test/far/exact_match": [0.25],
+        "test/far/examples": [3.0],
+        **rest,
+    }
     spoken = {"test/nll": [1.0], "val/nll": [2.0], "test/exact_match": [0.75], "test/examples": [9.0], **rest}
     found = {("a", "x"): silent, ("a", "y"): spoken, ("b", "x"): silent}
     ordered = ranked(found, "val/nll", "min")

@@ -107,13 +107,42 @@ def test_python_built_equals_cli_built(tmp_path: Path) -> None:
     model = method(optimizer=lambda p: torch.optim.SGD(p, lr=0.5))
     trainer(tmp_path, gradient_clip_val=1.0).fit(model, datamodule=data())
     cli = PromptCLI(
-        ["fit", "--model", "SoftPromptTuning", "--model.length", "3", "--model.lm.name", TINY,
-         "--model.max_new_tokens", "2", "--model.optimizer", "torch.optim.SGD", "--model.optimizer.lr", "0.5",
-         "--data", "Antonyms", "--data.batch_size", "4", "--data.max_train_examples", "20",
-         "--data.val_fraction", "0.01", "--data.test_fraction", "0.01", "--trainer.max_steps", "2",
-         "--trainer.accelerator", "cpu", "--trainer.default_root_dir", str(tmp_path / "cli"),
-         "--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
-    )  # fmt: skip
+        [
+            "fit",
+            "--model",
+            "SoftPromptTuning",
+            "--model.length",
+            "3",
+            "--model.lm.name",
+            TINY,
+            "--model.max_new_tokens",
+            "2",
+            "--model.optimizer",
+            "torch.optim.SGD",
+            "--model.optimizer.lr",
+            "0.5",
+            "--data",
+            "Antonyms",
+            "--data.batch_size",
+            "4",
+            "--data.max_train_examples",
+            "20",
+            "--data.val_fraction",
+            "0.01",
+            "--data.test_fraction",
+            "0.01",
+            "--trainer.max_steps",
+            "2",
+            "--trainer.accelerator",
+            "cpu",
+            "--trainer.default_root_dir",
+            str(tmp_path / "cli"),
+            "--trainer.enable_progress_bar",
+            "false",
+            "--trainer.enable_model_summary",
+            "false",
+        ]
+    )
     assert torch.equal(cli.model.current_prompt(), model.current_prompt())
 
 
