@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,6 +31,37 @@ def _states_elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
         for module in (state_store, distribution_store, server_cache, probe):
             patch.setattr(module, "cache_root", lambda: tmp_path_factory.getbasetemp() / "cache")
         yield
+
+
+class _Memory:
+    """Gives back the memory of earlier tests' models.
+
+    They are parts of cycles, which Python collects too rarely; and the C library keeps freed blocks of their size.
+    """
+
+    def __init__(self) -> None:
+        self.limit = 0.0
+
+    def free(self) -> None:
+        """Collect garbage if the process has grown by a few hundred megabytes since the last time."""
+        if self.resident() > self.limit:
+            gc.collect()
+            ctypes.CDLL(None).malloc_trim(0)
+            self.limit = self.resident() + 3e8
+
+    @staticmethod
+    def resident() -> float:
+        """The resident memory of this process, in bytes."""
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+_MEMORY = _Memory()
+
+
+@pytest.fixture(autouse=True)
+def _models_do_not_stay() -> Iterator[None]:
+    yield
+    _MEMORY.free()
 
 
 @pytest.fixture(scope="session")
