@@ -28,6 +28,7 @@ class Sender(L.Callback):
 
     def __init__(self, place: tuple[str, int] | None = None) -> None:
         self.place, self.places = place, list[tuple[str, int]]()
+        self.validations: list[int] = []  # batches of each
 
     def send(self, trainer: L.Trainer, hook: str) -> None:
         place = (hook, trainer.fit_loop.total_batch_idx + 1)
@@ -44,7 +45,12 @@ class Sender(L.Callback):
 
     def on_validation_start(self, trainer: L.Trainer, *args: Any) -> None:
         if not trainer.sanity_checking:
+            self.validations.append(0)
             self.send(trainer, "validation")
+
+    def on_validation_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        if not trainer.sanity_checking:
+            self.validations[-1] += 1
 
     def on_train_epoch_end(self, trainer: L.Trainer, *args: Any) -> None:
         self.send(trainer, "epoch")
@@ -52,7 +58,7 @@ class Sender(L.Callback):
 
 def fit(folder: Path, settings: dict[str, Any], *callbacks: L.Callback, resume: Path | None = None) -> L.Trainer:
     L.seed_everything(0)
-    data = Antonyms(batch_size=4, max_train_examples=12, val_fraction=0.01, test_fraction=0.01)
+    data = Antonyms(batch_size=4, eval_batch_size=4, max_train_examples=12, val_fraction=0.01, test_fraction=0.01)
     model = SoftPromptTuning(3, lm=LMConfig(SMALLEST), max_new_tokens=1)
     # Two batches a step: the second step of each epoch has the one batch that is left.
     steps = 4 if "accumulate_grad_batches" in settings else BATCHES
@@ -60,7 +66,7 @@ def fit(folder: Path, settings: dict[str, Any], *callbacks: L.Callback, resume: 
         folder,
         max_steps=steps,
         max_epochs=-1,
-        limit_val_batches=1,
+        limit_val_batches=2,
         enable_checkpointing=True,
         callbacks=[*callbacks, LastCheckpoint(), StopOnSignal()],
         **settings,
@@ -100,11 +106,15 @@ def test_a_signal_anywhere(settings: dict[str, Any], hooks: tuple[str, ...], tmp
                 continue
             folder = tmp_path / f"{hook}{batch}"
             code = 0
+            sender = Sender((hook, batch))
             try:
-                run = fit(folder, settings, Sender((hook, batch)))
+                run = fit(folder, settings, sender)
             except SystemExit as ended:
                 code = int(ended.code or 1)
-                run = fit(folder, settings, resume=folder / "checkpoints" / "last.ckpt")
+                last = folder / "checkpoints" / "last.ckpt"
+                assert "gradients" not in torch.load(last, weights_only=True), "it stops after a whole step"
+                run = fit(folder, settings, resume=last)
+            assert {*sender.validations} <= {2}, "a validation that has begun ends"
             assert code == 130 or (code == 0 and batch >= BATCHES - 1), f"{hook} of batch {batch}"
             assert same(result(run, tmp_path / "x.ckpt"), expected), f"{hook} of batch {batch}"
 
