@@ -113,12 +113,6 @@ class TextDataModule(L.LightningDataModule):
             raise UserError(f"{type(self).__name__} has no {split} examples: the {split} split is empty")
         return self._examples[split]
 
-    def has(self, split: Split) -> bool:
-        """Return whether a split has examples."""
-        if self._examples is None:
-            self.examples("train")
-        return bool((self._examples or {}).get(split))
-
     def held_out(self) -> list[Split]:
         """Return the splits that have examples and are not for training: validation, test sets, rows to predict."""
         self.examples("train")

@@ -32,7 +32,7 @@ from lightning_prompts.report.data import Method, Task, compare, group, values
 from lightning_prompts.report.statistics import bootstrap, holm, over_seeds, permutation, questions_needed
 from lightning_prompts.runs.configs import flat
 from lightning_prompts.runs.reader import Prediction, Run, find
-from support.models import SMALLEST
+from support.commands import TINY_RUN
 
 SHIFTS = {"soft": 0.0, "static": 1.5, "search": 0.6}  # what a method's NLL is above the question's own
 FILES = (
@@ -956,14 +956,7 @@ def test_one_method_or_many(count: int, tmp_path: Path) -> None:
 # --- from runs as the command line makes them -------------------------------------------------------------------------
 
 COMMON = [
-    "--model.lm.name",
-    SMALLEST,
-    "--model.max_new_tokens",
-    "2",
-    "--trainer.accelerator",
-    "cpu",
-    "--trainer.enable_progress_bar",
-    "false",
+    *TINY_RUN,
     "--data",
     "Antonyms",
     "--data.max_train_examples",
