@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import torch
@@ -113,10 +114,9 @@ def _xglm(module: Any, hidden_states: Tensor, **kwargs: Any) -> Any:
 
 
 def _slopes(module: Any, device: torch.device) -> Tensor:
-    from transformers.models.bloom.modeling_bloom import _get_alibi_slopes
+    from transformers.models.bloom.modeling_bloom import build_alibi_tensor
 
-    slopes: Tensor = _get_alibi_slopes(module.num_heads, device)
-    return slopes
+    return build_alibi_tensor(torch.ones(1, 2, device=device), module.num_heads, torch.float32)[:, 0, 1]
 
 
 def _alibi(slopes: Tensor) -> Bias:
@@ -152,12 +152,8 @@ def _gpt_neo(module: Any) -> None:
 def _read_layer(module: Any) -> int:
     """The index of the layer whose keys and values this layer reads."""
     config = module.config
-    stores = [
-        layer
-        for layer, mode in enumerate(config.kv_sharing_modes)
-        if mode == "store" and config.layer_types[layer] == module.layer_type
-    ]
-    return stores[-1]
+    computing = config.layer_types[: config.num_hidden_layers - config.num_kv_shared_layers]
+    return max(layer for layer, kind in enumerate(computing) if kind == module.layer_type)
 
 
 # --- per-layer token inputs ------------------------------------------------------------------------------------------
@@ -186,8 +182,10 @@ class TokenInputs:
         vectors = kwargs.get("inputs_embeds")
         if vectors is None or kwargs.get("per_layer_inputs") is not None:
             return args, kwargs
-        ids = self.tokens(vectors)
-        return args, {**kwargs, "per_layer_inputs": self.decoder.get_per_layer_inputs(ids)}
+        inputs = self.decoder.get_per_layer_inputs
+        # Some versions of Gemma 4 ask for the vectors, too, and use them only if there are no ids.
+        given = (self.tokens(vectors), None)[: len(signature(inputs).parameters)]
+        return args, {**kwargs, "per_layer_inputs": inputs(*given)}
 
     @torch.no_grad()
     def tokens(self, vectors: Tensor) -> Tensor:
