@@ -32,6 +32,7 @@ METHODS = {
     "chain_of_thought": "ChainOfThought",
     "soft_prompt": "SoftPromptTuning",
     "prefix": "PrefixTuning",
+    "latent_seek": "LatentSeek",
     "distillation": "PromptDistillation",
     "relaxed": "RelaxedPromptTuning",
     "hard_search": "HardPromptSearch",

@@ -264,7 +264,6 @@ class FrozenLM(PackedLM, LanguageModel):
         self.usage.calls += plan.continuations  # after the pass, so that a retry after out-of-memory counts once
         return logits
 
-    @torch.no_grad()
     def continuation_scores(
         self,
         contexts: Sequence[list[int]],
@@ -272,7 +271,9 @@ class FrozenLM(PackedLM, LanguageModel):
         prompt: Prompt,
         groups: Sequence[int] = (),
     ) -> Tensor:
-        """Compute log-probabilities of continuations of ``N`` contexts, running each context once.
+        """Compute log-probabilities of continuations of ``N`` contexts, differentiable in the prompt.
+
+        Each context runs once.
 
         Args:
             contexts: Token ids, at least one each, with ``-1 - p`` for position ``p`` of the prompt.
@@ -425,9 +426,11 @@ class FrozenLM(PackedLM, LanguageModel):
         nll: list[float | None] = self.score(examples, self._vectors(prompt)).nll.tolist()
         return nll
 
-    @torch.no_grad()
     def label_sums(self, examples: Sequence[Example], prompt: Prompt | str) -> LabelSums:
-        """See `LanguageModel`; one pass takes all examples, or as many as `rows_of_a_pass` allows."""
+        """See `LanguageModel`; the sums are differentiable in the prompt.
+
+        One pass takes all examples, or as many as `rows_of_a_pass` allows.
+        """
         prompt = self._vectors(prompt)
         labels = [self.encoder.label_tokens(example) for example in examples]
         length = prompt_length(prompt)

@@ -156,6 +156,7 @@ class ContinuationScorer(Passes):
         scored = [line for part in passes for line in part]
         return scored if by_prompt else transposed(scored)
 
+    @torch.no_grad()
     def _pass(
         self, groups: Sequence[int], lines: list[tuple[list[Row], Sequence[Sequence[Tokens]]]]
     ) -> list[list[list[float]]]:

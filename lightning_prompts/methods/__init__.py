@@ -10,6 +10,7 @@ from lightning_prompts.methods.few_shot import FewShot
 from lightning_prompts.methods.fixed_prompt import FixedPrompt
 from lightning_prompts.methods.gepa import Gepa
 from lightning_prompts.methods.hard_prompt_search import HardPromptSearch
+from lightning_prompts.methods.latent_seek import LatentSeek
 from lightning_prompts.methods.lora_tuning import LoraTuning
 from lightning_prompts.methods.prefix_tuning import PrefixTuning
 from lightning_prompts.methods.prompt_distillation import PromptDistillation
@@ -29,6 +30,7 @@ __all__ = [
     "FixedPrompt",
     "Gepa",
     "HardPromptSearch",
+    "LatentSeek",
     "LoraTuning",
     "PrefixTuning",
     "PromptDistillation",

@@ -40,6 +40,7 @@ from lightning_prompts.methods import (
     FixedPrompt,
     Gepa,
     HardPromptSearch,
+    LatentSeek,
     LoraTuning,
     PrefixTuning,
     PromptDistillation,
@@ -85,6 +86,7 @@ class Whole(SoftPromptTuning):
 GRADIENT: dict[str, Make] = {
     "soft": lambda: SoftPromptTuning(3, reparametrization=ResidualMLP(8), lm=LM, max_new_tokens=2),
     "soft-tokens": lambda: SoftPromptTuning(3, objective=Likelihood("tokens"), lm=LM, max_new_tokens=2),
+    "latent-seek": lambda: LatentSeek(2, samples=2, length=3, lm=LM, max_new_tokens=2),
     "soft-whole": lambda: Whole(3, objective=Likelihood("tokens"), lm=LM, max_new_tokens=2),
     "prefix": lambda: PrefixTuning(3, lm=LM, max_new_tokens=2),
     "distillation": lambda: PromptDistillation(

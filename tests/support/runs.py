@@ -170,7 +170,7 @@ def trainer(device: str, folder: Path, *more: L.Callback, **settings: Any) -> L.
 
 def export_format(name: str) -> str | None:
     """A format that a case of the table is exported in; ``None`` where export is refused."""
-    if name.startswith(("refiner", "scratch", "reinforce, mlp", "reinforce, transformer")):
+    if name.startswith(("refiner", "latent seek", "scratch", "reinforce, mlp", "reinforce, transformer")):
         return None
     return FORMATS.get(name, "text")
 
