@@ -46,6 +46,8 @@ class Fault(L.Callback):
     def on_before_backward(self, trainer: L.Trainer, pl_module: Any, loss: Tensor) -> None:
         if self.due(trainer, "loss"):
             loss.mul_(self.value)
+        if self.due(trainer, "loss alone"):  # the gradients are finite
+            loss.detach().fill_(self.value)
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: Any, optimizer: Any) -> None:
         if self.due(trainer, "gradient"):
@@ -66,8 +68,8 @@ class Finite(L.Callback):
             assert torch.isfinite(value).all()
 
 
-KINDS = ("loss", "gradient", "weights")
-ONE_EACH = (*KINDS, "loss")
+KINDS = ("loss", "loss alone", "gradient", "weights")
+ONE_EACH = ("loss", "gradient", "weights", "loss")
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,7 @@ HOOKS = ("start", "end", "validation", "epoch")
     ("settings", "hooks"),
     [
         ({"val_check_interval": 2}, HOOKS),
-        ({}, ("validation", "epoch")),  # the validation belongs to the end of an epoch
+        ({}, ("end", "validation", "epoch")),  # the validation belongs to the end of an epoch
         ({"accumulate_grad_batches": 2}, ("start", "end")),
     ],
     ids=str,
@@ -106,14 +106,15 @@ def test_a_signal_anywhere(settings: dict[str, Any], hooks: tuple[str, ...], tmp
                 continue
             folder = tmp_path / f"{hook}{batch}"
             code = 0
-            sender = Sender((hook, batch))
+            sender, rest = Sender((hook, batch)), Sender()
             try:
                 run = fit(folder, settings, sender)
             except SystemExit as ended:
                 code = int(ended.code or 1)
                 last = folder / "checkpoints" / "last.ckpt"
                 assert "gradients" not in torch.load(last, weights_only=True), "it stops after a whole step"
-                run = fit(folder, settings, resume=last)
+                run = fit(folder, settings, rest, resume=last)
+            assert sender.places + rest.places == look.places, f"{hook} of batch {batch}: each hook comes once"
             assert {*sender.validations} <= {2}, "a validation that has begun ends"
             assert code == 130 or (code == 0 and batch >= BATCHES - 1), f"{hook} of batch {batch}"
             assert same(result(run, tmp_path / "x.ckpt"), expected), f"{hook} of batch {batch}"
