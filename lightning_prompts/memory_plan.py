@@ -31,7 +31,8 @@ at the end of each context and at each label token that is run. Methods of text 
 for every row, padded to the longest row with its new tokens. Passes without gradients keep nothing between layers.
 
 The plan leaves out PyTorch itself (on a GPU its context takes about half a gigabyte), fragmentation of the allocator,
-callbacks, and the layers of a refiner, which are small beside the LM.
+callbacks, the steps that `LatentSeek` takes in evaluation (passes with gradients of ``pass_rows`` questions), and the
+layers of a refiner, which are small beside the LM.
 `experiments/benchmarks/memory_plan.py` compares the plan with measured peaks.
 """
 

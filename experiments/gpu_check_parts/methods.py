@@ -51,7 +51,7 @@ TRAINED: dict[str, Make] = {
     "soft, reparametrised": lambda lm: m.SoftPromptTuning(
         5, reparametrization=ResidualMLP(8), lm=lm, max_new_tokens=NEW
     ),
-    "latent seek": lambda lm: m.LatentSeek(2, samples=2, length=5, lm=lm, max_new_tokens=NEW),
+    "latent seek": lambda lm: m.LatentSeek(5, 2, samples=2, lm=lm, max_new_tokens=NEW),
     "prefix": lambda lm: m.PrefixTuning(5, mlp=None, lm=lm, max_new_tokens=NEW),
     "prefix, MLP": lambda lm: m.PrefixTuning(5, mlp=PrefixMLP(4, 5), lm=lm, max_new_tokens=NEW),
     "distillation": lambda lm: m.PromptDistillation(5, "prefix", shots=2, lm=lm, max_new_tokens=NEW),

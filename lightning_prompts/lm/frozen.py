@@ -426,11 +426,9 @@ class FrozenLM(PackedLM, LanguageModel):
         nll: list[float | None] = self.score(examples, self._vectors(prompt)).nll.tolist()
         return nll
 
+    @torch.no_grad()
     def label_sums(self, examples: Sequence[Example], prompt: Prompt | str) -> LabelSums:
-        """See `LanguageModel`; the sums are differentiable in the prompt.
-
-        One pass takes all examples, or as many as `rows_of_a_pass` allows.
-        """
+        """See `LanguageModel`; one pass takes all examples, or as many as `rows_of_a_pass` allows."""
         prompt = self._vectors(prompt)
         labels = [self.encoder.label_tokens(example) for example in examples]
         length = prompt_length(prompt)

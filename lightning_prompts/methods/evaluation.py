@@ -92,7 +92,8 @@ class Evaluation(Distributed):
             One row per example: question, answer, generated, nll (nats per answer token), correct. The last two are
             ``None`` without a reference, and nll is ``None`` if a server returns none. Rows with classes also have
             label, the likeliest class, which is also generated. Rows of methods that reason about the question also
-            have hidden, the reasoning.
+            have hidden, the reasoning. With a prompt for each example, rows also have prompt, the text of the tokens
+            nearest to it.
         """
         prepared = self.prepare(examples)
         rows: list[dict[str, Any]] = [{} for _ in examples]
@@ -104,6 +105,10 @@ class Evaluation(Distributed):
         for row, example, shown in zip(rows, examples, prepared, strict=True):
             if HIDDEN in shown.fields and HIDDEN not in example.fields:
                 row[HIDDEN] = shown.fields[HIDDEN]
+        if isinstance(prompt, Tensor) and prompt.dim() == 3:
+            ids = self.lm.nearest_tokens(prompt.flatten(0, 1))[0].view(prompt.shape[:2])
+            for row, own in zip(rows, ids.tolist(), strict=True):
+                row["prompt"] = self.lm.text(own)
         return rows
 
     def _generate(self, examples: Sequence[Example], prompt: Prompt | str) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Vectors moved for each question at test time (LatentSeek, Li et al. 2025, arXiv 2505.13308).
+"""Soft vectors that are moved for each question at test time (LatentSeek, Li et al. 2025, arXiv 2505.13308).
 
 Prompt: vectors for each question ``[B, P, D]``. Estimator: backpropagation; at test time the policy gradient.
 Objective: answer likelihood; at test time the LM's own judgement of its answers.
@@ -7,8 +7,8 @@ Objective: answer likelihood; at test time the LM's own judgement of its answers
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import torch
@@ -16,36 +16,59 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
 from lightning_prompts.errors import UserError, check_at_least, check_finite
-from lightning_prompts.lm import LMConfig, LMShape, MemoryEstimate, label_scores
-from lightning_prompts.lm.labels import class_log_probs, split_by_labels
+from lightning_prompts.lm import LMConfig, label_scores
+from lightning_prompts.lm.encoding import Row
+from lightning_prompts.lm.generation import Ending, generate_tokens
+from lightning_prompts.lm.labels import class_log_probs
 from lightning_prompts.lm.sampling import Sampling
 from lightning_prompts.lm.transfer import to_device
 from lightning_prompts.methods.soft_prompt_tuning import SoftPromptTuning
 from lightning_prompts.objectives import Likelihood
 from lightning_prompts.prompts.initializers import Initializer, RandomTokens
 from lightning_prompts.prompts.soft import Reparametrization
-from lightning_prompts.types import Example
+from lightning_prompts.template import cut
+from lightning_prompts.types import Batch, Example
 
-Answer: TypeAlias = tuple[str, str, str]  # the text before the prompt slot, the text after it, the answer
+ANSWER = "{answer}"
+JUDGED = (("yes",), ("no",))
+SCALE = 1024.0  # of gradients, so that small ones do not become zero in float16
+
+Known: TypeAlias = dict[tuple[object, ...], float]  # the rewards of answers
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Answers to a question that a step moves the vectors by.
+
+    Attributes:
+        tokens: Token ids of each answer, at least one.
+        texts: The texts that are judged: of each class, or of each drawn answer.
+        owners: The class of each answer; empty for drawn answers.
+    """
+
+    tokens: Sequence[Sequence[int]]
+    texts: Sequence[str]
+    owners: tuple[int, ...] = ()
 
 
 class LatentSeek(SoftPromptTuning):
-    """Trains ``P`` vectors, and moves a copy of them for each question when the question is asked.
+    """Trains ``P`` vectors, and moves a copy of them for each question that is evaluated.
 
-    Each of the ``steps`` takes the gradient of the expected reward of the LM's answers. The reward of an answer is the
-    probability with which the LM itself calls it right; no reference answer is used. For questions with classes the
-    expectation is exact; otherwise ``samples`` answers are drawn in each step. Validation moves the vectors as well.
+    Each of the ``steps`` follows the gradient of the expected reward of the LM's answers. The reward of an answer is
+    the LM's probability of yes when it is asked whether the answer is right. Reference answers are not used. The
+    expectation over classes is exact. Free-text answers are drawn, ``samples`` in each step. Validation moves the
+    vectors as well.
 
-    The paper moves the hidden states that its first answer tokens are read from. This class moves vectors in the
-    prompt slot, which every LM takes.
+    The paper moves the hidden states that predict the first tokens of an answer. This class moves vectors in the prompt
+    slot, which every LM takes.
 
     Args:
-        steps: Steps of each question; 0 for none.
-        step_size: Learning rate of these steps, which Adam takes.
-        samples: ``K``, answers drawn in each step for a question without classes.
-        verification: Text after a question and an answer that asks the LM whether the answer is right, yes or no.
-        pass_rows: Maximum number of rows in a pass with gradients, at least ``K``.
         length: ``P``, number of vectors.
+        steps: Steps for each question; 0 for none.
+        step_size: Learning rate of Adam in these steps.
+        samples: ``K``, number of free-text answers drawn in each step.
+        verification: Text after a question that asks the LM whether ``{answer}`` is right, yes or no.
+        pass_rows: Maximum number of questions in a pass with gradients.
         init: Initial vectors.
         reparametrization: Network between the parameters and the prompt; ``None`` for none.
         objective: Training objective.
@@ -60,12 +83,12 @@ class LatentSeek(SoftPromptTuning):
 
     def __init__(
         self,
+        length: int = 20,
         steps: int = 5,
         step_size: float = 0.03,
         samples: int = 4,
-        verification: str = "\n\nIs this answer right, yes or no?",
+        verification: str = " {answer}\n\nIs this answer right, yes or no?",
         pass_rows: int = 16,
-        length: int = 20,
         init: Initializer = RandomTokens(),
         reparametrization: Reparametrization | None = None,
         objective: Likelihood = Likelihood(),
@@ -79,134 +102,163 @@ class LatentSeek(SoftPromptTuning):
         check_at_least("steps", steps, 0)
         check_finite("step_size", step_size, above=True)
         check_at_least("samples (K)", samples, 2)  # the reward of an answer is compared with those of the others
-        if not verification.strip():
-            raise UserError("verification is empty; give a text that asks whether an answer is right, yes or no")
-        check_at_least("pass_rows", pass_rows, samples)
+        check_at_least("pass_rows", pass_rows)
+        if ANSWER not in verification:
+            raise UserError(f"verification must contain {ANSWER}, which the model judges, got {verification!r}")
+        if steps and lm.calibrate_labels:
+            raise UserError("LatentSeek moves vectors by uncalibrated probabilities; leave out lm.calibrate_labels")
         self.steps = steps
         self.step_size = step_size
         self.samples = samples
         self.verification = verification
         self.pass_rows = pass_rows
 
-    def memory_estimate(self, shape: LMShape, batch_size: int) -> MemoryEstimate:
-        """See `PromptMethod`."""
-        return replace(super().memory_estimate(shape, batch_size), per_question=True)
+    def configure_model(self) -> None:
+        """See `PromptMethod`; refuse weights that are sharded over processes, whose steps differ in number."""
+        super().configure_model()
+        if self.steps and self.lm.shards is not None and self.lm.shards.lockstep is not None:
+            raise UserError(
+                "LatentSeek takes steps for each question, in which processes cannot share the weights; set "
+                "trainer.strategy.data_parallel_size to 1, or model.steps to 0"
+            )
 
-    def added_tokens(self) -> int:
-        """See `Evaluation`; the LM also reads the question with an answer and ``verification``."""
-        return self.lm.count(self.verification) + 2 * self.max_new_tokens if self.steps else 0
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
+        """Compute the loss of a batch under the vectors that all questions start from."""
+        del batch_idx
+        return self.answer_step(self.own_part(batch), self.current_prompt(), self.objective)
 
     def prompt_for(self, examples: Sequence[Example]) -> Tensor:
-        """Return the shared prompt in training, ``[P, D]``, and a prompt for each example otherwise, ``[B, P, D]``."""
-        shared = self.current_prompt()
-        if self.training or not examples:
-            return shared
-        size = self.pass_rows // self.samples
-        parts = [examples[first : first + size] for first in range(0, len(examples), size)]
-        return torch.cat([self.seek(part, shared) for part in parts])
+        """Return the moved vectors of examples, ``[B, P, D]``; without steps those that all share, ``[P, D]``."""
+        start = self.current_prompt()
+        if not self.steps or not examples:
+            return start
+        firsts = range(0, len(examples), self.pass_rows)
+        return torch.cat([self.seek(examples[first : first + self.pass_rows], start) for first in firsts])
 
     def seek(self, examples: Sequence[Example], start: Tensor) -> Tensor:
-        """Move vectors ``[P, D]`` for each of ``B`` examples; return ``[B, P, D]``."""
-        known: dict[Answer, float] = {}
+        """Move vectors ``[P, D]`` for each of ``B`` examples.
+
+        Returns:
+            ``[B, P, D]``.
+        """
+        asked = [replace(example, answer=None) for example in examples]
+        rows = self.lm.encode(asked, len(start), ahead=2)  # room for a token and its end
+        known: Known = {}
         with torch.inference_mode(False), torch.enable_grad():
             vectors = start.detach().clone().repeat(len(examples), 1, 1).requires_grad_()
             optimizer = torch.optim.Adam([vectors], lr=self.step_size)
             for step in range(self.steps):
-                (gradient,) = torch.autograd.grad(self.expected_reward(examples, vectors, step, known), vectors)
-                vectors.grad = -gradient
+                reward = self.expected_reward(examples, rows, vectors, step, known)
+                (gradient,) = torch.autograd.grad(SCALE * reward, vectors)
+                finite = gradient.isfinite().flatten(1).all(1)[:, None, None]
+                vectors.grad = torch.where(finite, -gradient / SCALE, 0.0)
                 optimizer.step()
         return vectors.detach()
 
     def expected_reward(
-        self, examples: Sequence[Example], vectors: Tensor, step: int, known: dict[Answer, float]
+        self, examples: Sequence[Example], rows: Sequence[Row], vectors: Tensor, step: int, known: Known
     ) -> Tensor:
         """Compute a scalar whose gradient is that of the expected reward, summed over ``B`` examples.
 
         Args:
-            examples: ``B`` examples; their reference answers are not read.
+            examples: ``B`` examples.
+            rows: The same as token ids.
             vectors: ``[B, P, D]``.
             step: Number of the step, which the draws depend on.
             known: Rewards of earlier steps; new ones are added.
         """
-        asked = [replace(example, answer=None) for example in examples]
+        answers = self.answers(examples, rows, vectors.detach(), step)
+        rewards = self._rewards(examples, answers, known)
+        contexts = [row.context for row in rows]
+        sums = self.lm.continuation_scores(contexts, [each.tokens for each in answers], vectors)
         total = vectors.new_zeros(())
-        for places, reward in zip(split_by_labels(examples), (self._of_classes, self._of_drawn), strict=True):
-            if places:
-                part = to_device(places, vectors.device)
-                total = total + reward([asked[place] for place in places], vectors[part], step, known)
+        for each, own, logs in zip(answers, rewards, sums.split([len(each.tokens) for each in answers]), strict=True):
+            # Differences of rewards are exactly zero between equal ones, so that rounding does not move vectors.
+            if each.owners:
+                own = own.to(logs)
+                total = total + own[0] + class_log_probs(logs, each.owners).exp() @ (own - own[0])
+            else:
+                others = (own[:, None] - own).sum(1) / (self.samples - 1)  # a reward less the mean of the others
+                total = total + others.to(logs) @ logs / self.samples
         return total
 
-    def _of_classes(
-        self, examples: Sequence[Example], vectors: Tensor, step: int, known: dict[Answer, float]
-    ) -> Tensor:
-        """The expected reward of the classes."""
-        del step
-        classes = [(n, names[0]) for n, example in enumerate(examples) for names in example.labels]
-        rewards = self._rewards([examples[n] for n, _ in classes], [name for _, name in classes], known)
-        scored = self.lm.label_sums(examples, vectors)
-        parts = rewards.split([len(example.labels) for example in examples])
-        expected = [
-            class_log_probs(sums, owners).exp() @ own
-            for sums, owners, own in zip(scored.sums, scored.owners, parts, strict=True)
-        ]
-        return torch.stack(expected).sum()
+    def answers(self, examples: Sequence[Example], rows: Sequence[Row], vectors: Tensor, step: int) -> list[Answers]:
+        """Return the classes of examples, and draw answers to those without classes; see `expected_reward`."""
+        free = [n for n, example in enumerate(examples) if not example.labels]
+        drawn: Iterator[Answers] = iter(())
+        if free:
+            part = vectors[to_device(free, vectors.device)]
+            drawn = iter(self._draw([examples[n] for n in free], [rows[n] for n in free], part, step))
+        found = []
+        for example, row in zip(examples, rows, strict=True):
+            if not example.labels:
+                found.append(next(drawn))
+                continue
+            known = self.lm.encoder.label_tokens(example)
+            self.lm.check_fits(example, len(row.context) + max(map(len, known.tokens)), vectors.shape[1])
+            found.append(Answers(known.tokens, [names[0] for names in example.labels], known.owners))
+        return found
 
-    def _of_drawn(self, examples: Sequence[Example], vectors: Tensor, step: int, known: dict[Answer, float]) -> Tensor:
-        """The score function estimate from drawn answers, with the mean of the other draws as baseline."""
-        rows = torch.arange(len(examples), device=vectors.device).repeat_interleave(self.samples)
-        copies = [example for example in examples for _ in range(self.samples)]
-        seeds = [
-            zlib.crc32(f"{example.before}{example.after} {step} {draw}".encode())
-            for example in examples
-            for draw in range(self.samples)
-        ]
+    def _draw(self, examples: Sequence[Example], rows: Sequence[Row], vectors: Tensor, step: int) -> list[Answers]:
+        """Draw ``K`` answers to each example, with the token that ends each."""
+        every = [(n, draw) for n in range(len(examples)) for draw in range(self.samples)]
+        seeds = [zlib.crc32(f"{examples[n].before}\0{examples[n].after}\0{step} {draw}".encode()) for n, draw in every]
+        room = self.lm.context - 1  # for the end
+        limits = [min(self.max_new_tokens, room - len(rows[n].context)) for n, _ in every]
+        ending = Ending(limits, [examples[n].stop for n, _ in every], self.lm.end_tokens(), self.lm.text)
+        copies = vectors.repeat_interleave(self.samples, 0)
+        sampling = Sampling(1.0, seeds, self.samples)
         with torch.no_grad():
-            texts = self.lm.generate(
-                copies, vectors.detach()[rows], self.max_new_tokens, Sampling(1.0, seeds, self.samples)
-            )
-        written = [n for n, text in enumerate(texts) if text]  # an empty answer has no tokens to make likelier
-        rewards = torch.zeros(len(texts), device=vectors.device)
-        if not written:
-            return vectors.sum() * 0
-        chosen = to_device(written, vectors.device)
-        rewards[chosen] = self._rewards([copies[n] for n in written], [texts[n] for n in written], known)
-        rewards = rewards.view(-1, self.samples)
-        others = (rewards.sum(-1, keepdim=True) - rewards) / (self.samples - 1)
-        advantages = (rewards - others).flatten()[chosen] / self.samples
-        answered = [replace(copies[n], answer=_after(copies[n], texts[n])) for n in written]
-        scores = self.lm.score(answered, vectors[rows[chosen]])
-        return -(advantages * scores.nll * scores.tokens).sum()
-
-    def _rewards(self, examples: Sequence[Example], answers: Sequence[str], known: dict[Answer, float]) -> Tensor:
-        """Look up the rewards ``[B]`` of answers, and judge those that are new."""
-        keys = [(one.before, one.after, answer) for one, answer in zip(examples, answers, strict=True)]
-        new = {key: n for n, key in enumerate(keys) if key not in known}
-        if new:
-            judged = self.judge([examples[n] for n in new.values()], [answers[n] for n in new.values()])
-            known.update(zip(new, judged.tolist(), strict=True))
-        return to_device(torch.tensor([known[key] for key in keys], device="cpu"), self.lm.device)
-
-    @torch.no_grad()
-    def judge(self, examples: Sequence[Example], answers: Sequence[str]) -> Tensor:
-        """Compute the LM's probability ``[B]`` that answers are right, without a prompt.
-
-        Args:
-            examples: ``B`` examples.
-            answers: An answer to each.
-        """
-        claims = [
-            replace(
-                example,
-                after=f"{example.after}{_after(example, answer)}{self.verification}",
-                reference=None,
-                labels=(("yes",), ("no",)),
-            )
-            for example, answer in zip(examples, answers, strict=True)
+            drawn = generate_tokens(self.lm, [rows[n] for n, _ in every], copies, ending, sampling)
+        end = self.lm.tokenizer.eos_token_id
+        tokens = [ids if ending.reached(k, ids) else [*ids, end] for k, ids in enumerate(drawn)]
+        texts = [
+            cut(self.lm.text(ids, special=False), examples[n].stop) for ids, (n, _) in zip(drawn, every, strict=True)
         ]
-        return label_scores(self.lm, claims, self.lm.no_prompt()).log_probs[:, 0].exp()
+        places = [slice(n * self.samples, (n + 1) * self.samples) for n in range(len(examples))]
+        return [Answers(tokens[place], texts[place]) for place in places]
 
+    def _rewards(self, examples: Sequence[Example], answers: Sequence[Answers], known: Known) -> list[Tensor]:
+        """Look up the rewards of the answers to each example in float64, and judge those that are new."""
+        keys = [
+            [(one.chat, one.system, one.before, one.after, text) for text in each.texts]
+            for one, each in zip(examples, answers, strict=True)
+        ]
+        new = {
+            key: self.claim(example, str(key[-1]))
+            for example, own in zip(examples, keys, strict=True)
+            for key in own
+            if key not in known
+        }
+        for first in range(0, len(new), self.pass_rows):
+            part = list(new.items())[first : first + self.pass_rows]
+            known.update(zip([key for key, _ in part], self.judge([claim for _, claim in part]), strict=True))
+        return [torch.tensor([known[key] for key in own], dtype=torch.double, device="cpu") for own in keys]
 
-def _after(example: Example, answer: str) -> str:
-    """An answer as it follows an example, with a space unless there is white space before it."""
-    text = example.before + example.after
-    return answer if not text or text[-1].isspace() else f" {answer}"
+    def claim(self, example: Example, answer: str) -> Example:
+        """Ask whether an answer to an example is right."""
+        asked = self.verification.replace(ANSWER, answer)
+        return replace(example, after=example.after + asked, answer=None, reference=None, labels=JUDGED)
+
+    def judge(self, claims: Sequence[Example]) -> list[float]:
+        """Compute the LM's probability of yes for each claim, without a prompt."""
+        yes: list[float] = label_scores(self.lm, claims, self.lm.no_prompt()).log_probs[:, 0].exp().tolist()
+        return yes
+
+    def _check_lengths(self) -> None:
+        """Check also that the questions fit with an answer and ``verification``."""
+        super()._check_lengths()
+        data = getattr(self.trainer, "datamodule", None)
+        if data is None or self.trainer.state.fn is None or not self.steps:
+            return
+        for split in self.splits_ahead():
+            for example in [] if split == "train" else data.examples(split):
+                longest = max((names[0] for names in example.labels), key=len, default="")
+                drawn = 0 if example.labels else 3 * self.max_new_tokens  # a drawn byte may be three when it is read
+                total = self.lm.length(self.claim(example, longest)) + drawn + 1
+                if total > self.lm.context:
+                    raise UserError(
+                        f"{example.source or 'example'}: text, answer and verification may be {total} tokens, more "
+                        f"than the context window of {self.lm.name} ({self.lm.context}); shorten verification, lower "
+                        "max_new_tokens or drop the row"
+                    )

@@ -11,7 +11,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
 from lightning_prompts.errors import UserError, check_finite
-from lightning_prompts.lm import FrozenLM, LMConfig, Prompt, Query, StateStore
+from lightning_prompts.lm import FrozenLM, LMConfig, Query, StateStore
 from lightning_prompts.methods.base import PromptMethod
 from lightning_prompts.refiners.refiner import part_sizes
 from lightning_prompts.types import Example
@@ -127,16 +127,6 @@ class RefinerMethod(PromptMethod):
     def prompt_for(self, examples: Sequence[Example]) -> Tensor:
         """Return a prompt for each example, ``[B, P, D]``."""
         return self.refine(*self.states(examples))
-
-    @torch.no_grad()
-    def evaluate(self, examples: Sequence[Example], prompt: Prompt | str) -> list[dict[str, Any]]:
-        """See `PromptMethod`; rows also have prompt, the text of the tokens nearest to the question's prompt."""
-        rows = super().evaluate(examples, prompt)
-        assert isinstance(prompt, Tensor)
-        ids = self.lm.nearest_tokens(prompt.flatten(0, 1))[0].view(prompt.shape[:2])
-        for row, own in zip(rows, ids.tolist(), strict=True):
-            row["prompt"] = self.lm.text(own)
-        return rows
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return the base, with its own learning rate, and the network as two groups."""

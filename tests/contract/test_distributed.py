@@ -86,7 +86,7 @@ class Whole(SoftPromptTuning):
 GRADIENT: dict[str, Make] = {
     "soft": lambda: SoftPromptTuning(3, reparametrization=ResidualMLP(8), lm=LM, max_new_tokens=2),
     "soft-tokens": lambda: SoftPromptTuning(3, objective=Likelihood("tokens"), lm=LM, max_new_tokens=2),
-    "latent-seek": lambda: LatentSeek(2, samples=2, length=3, lm=LM, max_new_tokens=2),
+    "latent-seek": lambda: LatentSeek(3, 2, samples=2, lm=LM, max_new_tokens=2),
     "soft-whole": lambda: Whole(3, objective=Likelihood("tokens"), lm=LM, max_new_tokens=2),
     "prefix": lambda: PrefixTuning(3, lm=LM, max_new_tokens=2),
     "distillation": lambda: PromptDistillation(
@@ -391,6 +391,7 @@ def refused(count: int, folder: Path) -> dict[str, Any]:
             lambda: DeepLanguageNetwork(proposer=LMConfig("x", server=Server("http://localhost:1/v1")), lm=LM),
             (1, 2),
         ),
+        "steps for each question": (lambda: LatentSeek(3, lm=LM), (2, 1)),
         "several": (lambda: DeepLanguageNetwork(proposer=LMConfig(SHAPES["qwen2"]), lm=LM), (2, 1)),
     }
     for name, (make, sizes) in cases.items():
@@ -588,6 +589,7 @@ def test_what_cannot_be_split_is_said(two: Path) -> None:
             ("float16", "set model.lm.dtype to bfloat16"),
             ("server", "tensor_parallel_size to 1"),
             ("several", "data_parallel_size to 1"),
+            ("steps for each question", "model.steps to 0"),
         ):
             assert words in found[name], name
 
