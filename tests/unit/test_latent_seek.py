@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 from torch import Tensor
@@ -28,11 +29,13 @@ LOADED = SoftPromptTuning(1, lm=CONFIG)
 
 @pytest.fixture(scope="module", autouse=True)
 def _load() -> None:
+    L.seed_everything(0)
     LOADED.configure_model()
 
 
 def method(**settings: Any) -> LatentSeek:
     made = LatentSeek(**{"length": 3, "steps": 4, "samples": 3, "max_new_tokens": 3, "lm": CONFIG, **settings})
+    L.seed_everything(0)
     made.lms = LOADED.lms
     made.lm = LOADED.lm
     made.build_prompt()
@@ -210,8 +213,8 @@ def test_classes_and_free_text_in_one_batch() -> None:
 
 @pytest.mark.parametrize("labels", [True, False])
 def test_steps_raise_the_reward(labels: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = method(steps=12, step_size=0.1, samples=8, max_new_tokens=1)
-    rewarded(made, monkeypatch, lambda text: REWARDS.get(text, float(len(text) % 2)))
+    made = method(steps=30, step_size=0.1, samples=8, max_new_tokens=1)
+    rewarded(made, monkeypatch, lambda text: REWARDS.get(text, float(text.isascii())))
     examples = questions(3, labels)
     rows = made.lm.encode([replace(example, answer=None) for example in examples], 3)
 
@@ -221,9 +224,9 @@ def test_steps_raise_the_reward(labels: bool, monkeypatch: pytest.MonkeyPatch) -
         drawn = [
             text for step in range(40) for each in made.answers(examples, rows, vectors, step) for text in each.texts
         ]
-        return sum(float(len(text) % 2) for text in drawn) / len(drawn)
+        return sum(float(text.isascii()) for text in drawn) / len(drawn)
 
-    assert mean(made.prompt_for(examples)) > mean(start_of(made, 3)) + 0.002
+    assert mean(made.prompt_for(examples)) > mean(start_of(made, 3)) + 0.05
 
 
 def test_a_chat_is_judged_as_a_chat() -> None:
@@ -277,7 +280,7 @@ def test_what_does_not_fit_is_said_before_the_run() -> None:
             "train": [Example("", "a" * 600, " b", source="train 1")],
             "test": [Example("", after, " b", source="row 7", labels=labels)],
         }
-        data = SimpleNamespace(examples=rows.__getitem__, splits=lambda stage: ["test"], held_out=lambda: [])
+        data = SimpleNamespace(examples=rows.__getitem__, splits=lambda stage: ["test"], held_out=list)
         made._trainer = SimpleNamespace(
             datamodule=data, state=SimpleNamespace(fn=SimpleNamespace(value="test")), barebones=True
         )
