@@ -351,11 +351,16 @@ class FrozenLM(PackedLM, LanguageModel):
             stops: Regular expression of each row that ends it early; the matched text is kept. ``None`` for none.
             sampling: How to sample; ``None`` for greedy decoding.
         """
+        return generate_tokens(self, rows, prompt, self.ending(rows, prompt, max_new_tokens, stops), sampling)
+
+    def ending(
+        self, rows: Sequence[Row], prompt: Prompt, max_new_tokens: int, stops: Sequence[str] | None = None
+    ) -> Ending:
+        """Return the stopping criteria of `generate_tokens`, which has the same arguments."""
         ahead = ahead_of(prompt)
         limits = [min(max_new_tokens, self.context - ahead - len(row.context)) for row in rows]
         patterns = [None] * len(rows) if stops is None else stops
-        ending = Ending(limits, patterns, self.end_tokens(), self.text)
-        return generate_tokens(self, rows, prompt, ending, sampling)
+        return Ending(limits, patterns, self.end_tokens(), self.text)
 
     def end_tokens(self) -> set[int]:
         """Return the tokens that end a text."""

@@ -18,8 +18,8 @@ from torch import Tensor
 from lightning_prompts.errors import UserError, check_at_least, check_finite
 from lightning_prompts.lm import LMConfig, label_scores
 from lightning_prompts.lm.encoding import Row
-from lightning_prompts.lm.generation import Ending, generate_tokens
-from lightning_prompts.lm.labels import class_log_probs
+from lightning_prompts.lm.generation import generate_tokens
+from lightning_prompts.lm.labels import class_log_probs, split_by_labels
 from lightning_prompts.lm.sampling import Sampling
 from lightning_prompts.lm.transfer import to_device
 from lightning_prompts.methods.soft_prompt_tuning import SoftPromptTuning
@@ -113,9 +113,9 @@ class LatentSeek(SoftPromptTuning):
         self.verification = verification
         self.pass_rows = pass_rows
 
-    def configure_model(self) -> None:
-        """See `PromptMethod`; refuse weights that are sharded over processes, whose steps differ in number."""
-        super().configure_model()
+    def _check_sharding(self) -> None:
+        """Refuse also weights that are sharded over processes, whose steps differ in number."""
+        super()._check_sharding()
         if self.steps and self.lm.shards is not None and self.lm.shards.lockstep is not None:
             raise UserError(
                 "LatentSeek takes steps for each question, in which processes cannot share the weights; set "
@@ -184,7 +184,7 @@ class LatentSeek(SoftPromptTuning):
 
     def answers(self, examples: Sequence[Example], rows: Sequence[Row], vectors: Tensor, step: int) -> list[Answers]:
         """Return the classes of examples, and draw answers to those without classes; see `expected_reward`."""
-        free = [n for n, example in enumerate(examples) if not example.labels]
+        _, free = split_by_labels(examples)
         drawn: Iterator[Answers] = iter(())
         if free:
             part = vectors[to_device(free, vectors.device)]
@@ -203,13 +203,11 @@ class LatentSeek(SoftPromptTuning):
         """Draw ``K`` answers to each example, with the token that ends each."""
         every = [(n, draw) for n in range(len(examples)) for draw in range(self.samples)]
         seeds = [zlib.crc32(f"{examples[n].before}\0{examples[n].after}\0{step} {draw}".encode()) for n, draw in every]
-        room = self.lm.context - 1  # for the end
-        limits = [min(self.max_new_tokens, room - len(rows[n].context)) for n, _ in every]
-        ending = Ending(limits, [examples[n].stop for n, _ in every], self.lm.end_tokens(), self.lm.text)
-        copies = vectors.repeat_interleave(self.samples, 0)
+        asked, copies = [rows[n] for n, _ in every], vectors.repeat_interleave(self.samples, 0)
+        ending = self.lm.ending(asked, copies, self.max_new_tokens, [examples[n].stop for n, _ in every])
         sampling = Sampling(1.0, seeds, self.samples)
         with torch.no_grad():
-            drawn = generate_tokens(self.lm, [rows[n] for n, _ in every], copies, ending, sampling)
+            drawn = generate_tokens(self.lm, asked, copies, ending, sampling)
         end = self.lm.tokenizer.eos_token_id
         tokens = [ids if ending.reached(k, ids) else [*ids, end] for k, ids in enumerate(drawn)]
         texts = [
