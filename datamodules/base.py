@@ -58,12 +58,14 @@ class TextDataModule(L.LightningDataModule):
         eval_batch_size: Examples per evaluation step, over all processes.
         max_train_examples: Keep only this many training examples, drawn by ``seed``; ``None`` keeps all.
         seed: Seed of the data: of what is drawn, held out and kept.
+        instruction: The task in a sentence: the initial prompt of methods whose ``text`` is ``None``; ``None`` for the
+            instruction that comes with the dataset, if there is one.
 
     Raises:
         UserError: A size is below 1, or the template is wrong; see `Template`.
     """
 
-    instruction: str = ""  # the task in a sentence: the initial text of text prompts that have none of their own
+    task_instruction: str = ""  # what comes with the dataset
     extract: str | None = None  # see `Example`
     numeric: bool = False  # see `Example`
     balanced: bool = False  # whether training batches have equally many examples of each class
@@ -79,6 +81,7 @@ class TextDataModule(L.LightningDataModule):
         eval_batch_size: int = 64,
         max_train_examples: int | None = None,
         seed: int = 0,
+        instruction: str | None = None,
     ) -> None:
         """Check the settings; data is read when `examples` is first called."""
         super().__init__()
@@ -89,7 +92,13 @@ class TextDataModule(L.LightningDataModule):
         self.eval_batch_size = eval_batch_size
         self.max_train_examples = max_train_examples
         self.seed = seed
+        self._instruction = instruction
         self._examples: dict[Split, list[Example]] | None = None
+
+    @property
+    def instruction(self) -> str:
+        """The task in a sentence; may be empty."""
+        return self.task_instruction if self._instruction is None else self._instruction
 
     @abstractmethod
     def load_rows(self) -> dict[Split, list[SourceRow]]:

@@ -62,7 +62,7 @@ class BigBenchHard(LabelledTask):
         """Find the instruction of the task."""
         super().__init__(**kwargs)
         self.task = task
-        self.instruction = INSTRUCTIONS.get(task, "")
+        self.task_instruction = INSTRUCTIONS.get(task, "")
         self._repeated: set[str] = set()
 
     @property

@@ -114,7 +114,7 @@ class Classification(LabelledTask):
             raise UserError(f"data.task {task!r} is unknown; {nearest(task, TASKS)}")
         self.task = TASKS[task]
         self.balanced_val = balanced_val
-        self.instruction = self.task.instruction
+        self.task_instruction = self.task.instruction
         classes = self.task.classes
         for name in [*(order or ()), *(labels or ())]:
             if name not in classes:

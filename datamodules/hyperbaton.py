@@ -31,7 +31,7 @@ class Hyperbaton(GeneratedReasoning):
     least two kinds, and the wrong order is any other order. A ``test`` file is BIG-Bench Hard's ``hyperbaton.json``.
     """
 
-    instruction = "Which sentence has the correct adjective order?"
+    task_instruction = "Which sentence has the correct adjective order?"
 
     def __init__(self, train_size: int = 400, val_size: int = 1000, **kwargs: Any) -> None:
         """Set the sizes."""

@@ -27,7 +27,7 @@ class Navigate(GeneratedReasoning):
     BIG-bench. A ``test`` file is BIG-Bench Hard's ``navigate.json``.
     """
 
-    instruction = _START
+    task_instruction = _START
 
     @property
     def task(self) -> str:

@@ -36,7 +36,6 @@ class QuestionAnswer(TextDataModule):
             generated. A list; or the names in the files, each with the ways to write the class, ``{0: [negative, bad],
             1: [positive, good]}``, of which the first is the answer; or ``auto`` for the answers of the training file
             (of all files if there is none), at most 200, none of which may stand for a missing value, such as nan.
-        instruction: The task in a sentence: the initial prompt of methods whose ``text`` is ``None``.
         balanced: Training batches with the same number of examples of each class.
         val_size: Rows held out for validation: a share below 1, or a count.
         test_size: Rows held out for testing: a share below 1, or a count.
@@ -64,7 +63,6 @@ class QuestionAnswer(TextDataModule):
         question: str = "question",
         answer: str = "answer",
         labels: str | list[Any] | dict[Any, Any] | None = None,
-        instruction: str = "",
         balanced: bool = False,
         val_size: float = 0.1,
         test_size: float = 0.1,
@@ -94,7 +92,6 @@ class QuestionAnswer(TextDataModule):
         if isinstance(labels, str) and labels != "auto":
             raise UserError(f"data.labels must be auto, or name the classes as in [up, down], got {labels!r}")
         self.labels = labels if labels is None or isinstance(labels, str) else Labels(labels)
-        self.instruction = instruction
         self.balanced = balanced
         self.sizes: dict[Split, float] = {"test": test_size, "val": val_size}
         self.disjoint = disjoint

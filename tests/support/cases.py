@@ -72,7 +72,7 @@ ANSWERS = ("up", "left of it", "no")
 class Questions(TextDataModule):
     """A few questions of different lengths, with answers in free text or of two classes."""
 
-    instruction = "Say where."
+    task_instruction = "Say where."
 
     def __init__(self, template: str = TEMPLATE, labels: bool = False) -> None:
         super().__init__(template=template, batch_size=4, eval_batch_size=4)

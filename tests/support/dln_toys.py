@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
@@ -93,8 +94,8 @@ def plain_answer(lm: FrozenLM, example: Example, prompt: str) -> float:
 class Toy(TextDataModule):
     """A few labelled questions."""
 
-    def __init__(self, labels: bool = True, template: str = FORWARD.text, size: int = 12) -> None:
-        super().__init__(template=template, batch_size=4, eval_batch_size=8)
+    def __init__(self, labels: bool = True, template: str = FORWARD.text, size: int = 12, **settings: Any) -> None:
+        super().__init__(template=template, batch_size=4, eval_batch_size=8, **settings)
         self.labels, self.size = labels, size
 
     def load_rows(self) -> dict[str, list[SourceRow]]:

@@ -5,7 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from lightning_prompts.datamodules import Antonyms, QuestionAnswer
+from lightning_prompts.datamodules import (
+    Antonyms,
+    BigBenchHard,
+    Classification,
+    Hyperbaton,
+    Mixture,
+    Navigate,
+    QuestionAnswer,
+    TextDataModule,
+)
 from lightning_prompts.datamodules.samplers import EpochSampler, ResumableLoader
 from lightning_prompts.datamodules.sources import read_table, shipped_table
 from lightning_prompts.datamodules.splits import disjoint_components
@@ -44,6 +53,29 @@ def test_max_train_examples_is_a_seeded_subset() -> None:
     assert some == [example.question for example in Antonyms(max_train_examples=100).examples("train")]
     assert set(some) < {example.question for example in Antonyms().examples("train")}
     assert len(Antonyms(max_train_examples=100).examples("test")) == len(Antonyms().examples("test"))
+
+
+@pytest.mark.parametrize(
+    ("dataset", "settings", "own"),
+    [
+        (Antonyms, {}, ""),
+        (BigBenchHard, {"task": "date_understanding"}, "Infer the date"),
+        (BigBenchHard, {"task": "unknown"}, ""),
+        (Classification, {"task": "sst2"}, "Read the following review"),
+        (Hyperbaton, {}, "Which sentence"),
+        (Mixture, {"members": {"words": Antonyms(instruction="One of them.")}}, ""),
+        (Navigate, {}, "If you follow"),
+    ],
+)
+def test_instructions_replace_those_of_the_dataset(
+    dataset: type[TextDataModule], settings: dict[str, object], own: str
+) -> None:
+    found = dataset(**settings).instruction
+    assert found.startswith(own)
+    assert bool(found) == bool(own)
+    assert dataset(**settings, instruction=None).instruction == found
+    for given in ("Do it.", ""):
+        assert dataset(**settings, instruction=given).instruction == given
 
 
 def test_components() -> None:

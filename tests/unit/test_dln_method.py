@@ -179,8 +179,7 @@ def test_every_method_can_calibrate(tmp_path: Path) -> None:
 
 def test_prompts_start_at_the_task_s_own_instruction(tmp_path: Path) -> None:
     lm = LMConfig(f"{TINY},max_position_embeddings=700")
-    data = Toy()
-    data.instruction = "Odd?"
+    data = Toy(instruction="Odd?")
     found = []
     for text in (None, "Odd?", ""):
         method = FixedPrompt(text=text, lm=lm)
