@@ -27,7 +27,7 @@ class Math(WorkedProblems):
         self.max_level = max_level
 
     @property
-    def source(self) -> HubSource:
+    def hub(self) -> HubSource:
         """The dataset on the hub."""
         return HubSource("nlile/hendrycks-MATH-benchmark", None, {"train": "train", "test": "test"})
 

@@ -27,7 +27,7 @@ class GSM8K(WorkedProblems):
         self.calculator = calculator
 
     @property
-    def source(self) -> HubSource:
+    def hub(self) -> HubSource:
         """The dataset on the hub."""
         return HubSource("openai/gsm8k", "main", {"train": "train", "test": "test"})
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from lightning_prompts.datamodules.base import SourceRow, Split, TextDataModule, check_sizes
 from lightning_prompts.datamodules.sources import MISSING, HubSource, RawRow, file_path, read_rows
-from lightning_prompts.datamodules.splits import draw, draw_balanced, hold_out, remove_duplicates
+from lightning_prompts.datamodules.splits import asked, draw, draw_balanced, hold_out, remove_duplicates
 from lightning_prompts.errors import UserError, nearest
 
 MOST_FOUND = 200  # the most different answers that ``labels: auto`` takes for classes
@@ -278,7 +278,7 @@ class LabelledTask(TextDataModule, ABC):
 
     def key(self, row: SourceRow) -> Hashable:
         """Return the same value for rows that ask the same."""
-        return " ".join(str(row.fields["question"]).casefold().split())
+        return asked(row)
 
     def load_rows(self) -> dict[Split, list[SourceRow]]:
         """Read the rows, remove duplicates, hold out missing splits, and draw the validation and test rows."""

@@ -13,14 +13,16 @@ class OpenMathInstruct2(WorkedProblems):
     r"""OpenMathInstruct-2: a problem, a generated solution, the expected answer, and the source of the problem.
 
     From the hub (``nvidia/OpenMathInstruct-2``), as a stream: set ``max_train_examples``, which then keeps the first
-    rows that pass the filters; otherwise all 14 million rows are read. Or from local files with its fields ``problem``,
-    ``generated_solution``, ``expected_answer`` and ``problem_source``. There is no test split: without a ``test`` file,
-    ``test_size`` rows (``val_size`` if it is ``None``) are held out of the training rows.
+    rows that pass the filters; otherwise all rows of ``hub_split`` are read. Or from local files with its fields
+    ``problem``, ``generated_solution``, ``expected_answer`` and ``problem_source``. There is no test split: without a
+    ``test`` file, ``test_size`` rows (``val_size`` if it is ``None``) are held out of the training rows.
 
     Args:
         problem_sources: Keep only these sources: ``gsm8k``, ``math``, ``augmented_gsm8k``, ``augmented_math``.
         hub_split: The split on the hub; ``train_1M`` and others are fair samples of ``train``.
     """
+
+    streamed = True
 
     def __init__(self, problem_sources: list[str] | None = None, hub_split: str = "train_1M", **kwargs: Any) -> None:
         """Keep the settings."""
@@ -29,7 +31,7 @@ class OpenMathInstruct2(WorkedProblems):
         self.hub_split = hub_split
 
     @property
-    def source(self) -> HubSource:
+    def hub(self) -> HubSource:
         """The dataset on the hub."""
         return HubSource("nvidia/OpenMathInstruct-2", None, {"train": self.hub_split})
 

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from lightning_prompts.datamodules.base import SourceRow, Split, TextDataModule, check_sizes
 from lightning_prompts.datamodules.sources import HubSource, RawRow, check_fields, file_path, read_rows
-from lightning_prompts.datamodules.splits import hold_out
+from lightning_prompts.datamodules.splits import asked, hold_out_questions, remove_duplicates
 from lightning_prompts.errors import UserError
 
 
 class WorkedProblems(TextDataModule, ABC):
     """Problems with solutions; the scored answer is the final answer or the whole solution.
 
-    A subclass implements `source`, `required` and `parse`. Generations are compared as numbers or formulas. Validation
-    rows, and test rows if there are no others, are held out of the training rows by ``seed``.
+    A subclass implements `hub`, `required` and `parse`. Generations are compared as numbers or formulas. Validation
+    rows, and test rows if there are no others, are held out of the training rows by ``seed``. No question is in two
+    splits; training may have several solutions of a problem.
 
     Args:
         train: Local training file instead of the hub.
@@ -29,6 +30,7 @@ class WorkedProblems(TextDataModule, ABC):
     """
 
     numeric = True
+    streamed: ClassVar[bool] = False  # too large to read: ``max_train_examples`` keeps the first rows of the hub
 
     def __init__(
         self,
@@ -55,7 +57,7 @@ class WorkedProblems(TextDataModule, ABC):
 
     @property
     @abstractmethod
-    def source(self) -> HubSource:
+    def hub(self) -> HubSource:
         """Where the rows come from if there are no local files."""
 
     @property
@@ -74,18 +76,20 @@ class WorkedProblems(TextDataModule, ABC):
 
     def load_rows(self) -> dict[Split, list[SourceRow]]:
         """Read and filter the rows, and hold out missing splits."""
-        splits = {split: self._read(split) for split in ("train", "test") if self._has(split)}
+        splits = remove_duplicates(
+            {split: self._read(split) for split in ("train", "test") if self._has(split)}, asked, repeats=True
+        )
         if "train" in splits:
             sizes = {"val": self.val_size}
             if "test" not in splits:
                 sizes["test"] = self.test_size or self.val_size
-            splits |= hold_out(splits["train"], sizes, self.seed)
+            splits |= hold_out_questions(splits["train"], sizes, self.seed, asked)
         if self.test_size is not None:
             splits["test"] = splits["test"][: self.test_size]
         return splits
 
     def _has(self, split: Split) -> bool:
-        return self.files[split] is not None or (not any(self.files.values()) and split in self.source.splits)
+        return self.files[split] is not None or (not any(self.files.values()) and split in self.hub.splits)
 
     def _read(self, split: Split) -> list[SourceRow]:
         file = self.files[split]
@@ -93,15 +97,15 @@ class WorkedProblems(TextDataModule, ABC):
             raws = read_rows(file)
         else:
             limit = None
-            if split == "train" and self.max_train_examples is not None:  # and enough to hold out
+            if self.streamed and self.max_train_examples is not None:  # and enough to hold out
                 limit = self.max_train_examples + self.val_size + (self.test_size or self.val_size)
-            raws = self.source.rows(split, self._keep, limit)
+            raws = self.hub.rows(split, self._keep, limit)
         for raw in raws:
             check_fields(raw.source, raw.fields, self.required)
         rows = [self._row(raw) for raw in raws if self._keep(raw.fields)]
         if not rows:
             raise UserError(
-                f"{file or self.source.path}: none of its {split} rows passes the filters (data.max_characters and the "
+                f"{file or self.hub.path}: none of its {split} rows passes the filters (data.max_characters and the "
                 "dataset's own, such as problem_sources or subjects); loosen them"
             )
         return rows

@@ -39,8 +39,8 @@ def hold_out(train: Sequence[Row], sizes: Mapping[Split, int], seed: int) -> dic
     ([5, 2, 1], ['a', 'b', 'c', 'd', 'e', 'f', 'g', 'h'])
     """
     if sum(sizes.values()) >= len(train):
-        asked = " and ".join(f"data.{split}_size {size}" for split, size in sizes.items())
-        raise UserError(f"{asked} of {len(train)} training rows leave nothing to train on; lower them")
+        wanted = " and ".join(f"data.{split}_size {size}" for split, size in sizes.items())
+        raise UserError(f"{wanted} of {len(train)} training rows leave nothing to train on; lower them")
     order = random.Random(seed).sample(range(len(train)), len(train))
     splits: dict[Split, list[Row]] = {}
     for split, size in sizes.items():
@@ -48,6 +48,39 @@ def hold_out(train: Sequence[Row], sizes: Mapping[Split, int], seed: int) -> dic
         splits[split] = [train[index] for index in sorted(held)]
     splits["train"] = [train[index] for index in sorted(order)]
     return splits
+
+
+def hold_out_questions(
+    train: Sequence[Row], sizes: Mapping[Split, int], seed: int, key: Callable[[Row], Hashable]
+) -> dict[Split, list[Row]]:
+    """Draw other splits as `hold_out` does, but by question: rows that ask the same are in one split.
+
+    Args:
+        train: All rows.
+        sizes: The number of rows of each other split, each with a question of its own.
+        seed: Seed of the draw.
+        key: Returns the same value for rows that ask the same.
+
+    Raises:
+        UserError: No training rows are left.
+
+    >>> splits = hold_out_questions(["a1", "b1", "a2", "c1", "b2"], {"val": 1}, seed=1, key=lambda row: row[0])
+    >>> splits["val"], splits["train"]
+    (['a1'], ['b1', 'b2', 'c1'])
+    """
+    questions: dict[Hashable, list[Row]] = {}
+    for row in train:
+        questions.setdefault(key(row), []).append(row)
+    held = hold_out(list(questions.values()), sizes, seed)
+    return {
+        split: [row for rows in drawn for row in (rows if split == "train" else rows[:1])]
+        for split, drawn in held.items()
+    }
+
+
+def asked(row: SourceRow) -> str:
+    """Return the question without differences of case and white space, to find rows that ask the same."""
+    return " ".join(str(row.fields["question"]).casefold().split())
 
 
 def hold_out_share(
@@ -129,13 +162,14 @@ def _split_at(rows: Sequence[Row], drawn: set[int]) -> tuple[list[Row], list[Row
 
 
 def remove_duplicates(
-    splits: Mapping[Split, list[SourceRow]], key: Callable[[SourceRow], Hashable]
+    splits: Mapping[Split, list[SourceRow]], key: Callable[[SourceRow], Hashable], repeats: bool = False
 ) -> dict[Split, list[SourceRow]]:
     """Drop validation rows that are test rows, and training rows that are either or occur twice.
 
     Args:
         splits: Rows of ``train``, ``val`` and ``test``; some may be missing.
         key: Returns the same value for rows that ask the same.
+        repeats: Keep training rows that ask the same as each other.
 
     Raises:
         UserError: No rows of a split are left.
@@ -146,7 +180,7 @@ def remove_duplicates(
         if split not in splits:
             continue
         rows = splits[split] if split == "test" else [row for row in splits[split] if key(row) not in seen]
-        if split == "train":
+        if split == "train" and not repeats:
             rows = list({key(row): row for row in reversed(rows)}.values())[::-1]  # the first of the same
         if len(rows) < len(splits[split]):
             _log_dropped(len(splits[split]) - len(rows), len(splits[split]), split, "they ask what other rows ask")

@@ -93,8 +93,9 @@ def _task(export: Export) -> str:
 
 def _datasets(export: Export) -> list[str] | None:
     """Return the hub id of the data, if the run loaded it from the hub."""
-    path = getattr(getattr(export.run.data, "source", None), "path", None)
-    local = any((getattr(export.run.data, "files", None) or {}).values())
+    data = export.run.data
+    path = getattr(getattr(data, "hub", None), "path", None)
+    local = any((getattr(data, "files", None) or {}).values())
     return [path] if isinstance(path, str) and not local else None
 
 

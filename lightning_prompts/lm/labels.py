@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -88,9 +89,12 @@ def without_content(example: Example) -> list[Example]:
 
 
 def _replaced(text: str, old: Sequence[str], new: str) -> str:
-    for part in old:
-        text = text.replace(part, new)
-    return text
+    """Replace texts in one pass, where they are no part of a word: a question may be as short as ``on``."""
+    parts = [
+        (r"(?<!\w)" if part[0].isalnum() else "") + re.escape(part) + (r"(?!\w)" if part[-1].isalnum() else "")
+        for part in sorted(old, key=len, reverse=True)
+    ]
+    return re.sub("|".join(parts), lambda _: new, text) if parts else text
 
 
 def split_by_labels(examples: Sequence[Example]) -> tuple[list[int], list[int]]:

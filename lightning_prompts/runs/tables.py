@@ -22,8 +22,11 @@ def cell(values: Sequence[float], digits: int) -> str:
     '0.60 ± 0.14'
     >>> cell([0.5], 2)
     '0.50'
+    >>> cell([0.5, math.nan], 2)
+    'nan'
     """
-    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    several = len(values) > 1 and all(map(math.isfinite, values))
+    spread = f" ± {statistics.stdev(values):.{digits}f}" if several else ""
     return f"{statistics.mean(values):.{digits}f}{spread}"
 
 
@@ -118,7 +121,11 @@ def _label(*parts: str) -> str:
 def mixture_tasks(tasks: Iterable[Path]) -> set[str]:
     """The names of the task files whose data is a mixture; its further test sets are the datasets in it."""
     data = {task.stem: load_yaml(task).get("data", {}) for task in tasks}
-    return {name for name, part in data.items() if isinstance(part, dict) and part.get("class_path") == "Mixture"}
+    return {
+        name
+        for name, part in data.items()
+        if isinstance(part, dict) and str(part.get("class_path")).rpartition(".")[2] == "Mixture"
+    }
 
 
 def side_by_side(found: Mapping[Key, Results], what: str, mixtures: Iterable[str]) -> list[str]:

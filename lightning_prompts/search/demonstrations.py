@@ -73,7 +73,7 @@ class FewShotPrompt:
         """
         for each in self.demonstrations:
             check_before(each.before, before)
-        return f"{self.solved(separator)}{before}{self.instruction}"[len(before) if self.demonstrations else 0 :]
+        return f"{self.solved(separator)}{before}{self.instruction}"[len(before) :]
 
     @property
     def key(self) -> str:

@@ -29,10 +29,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lightning_prompts.cli import commands, run
-from lightning_prompts.datamodules import Antonyms
+from lightning_prompts.datamodules import GSM8K, Antonyms, Classification, TextDataModule
 from lightning_prompts.errors import UserError
 from lightning_prompts.export import command, hub, peft_adapter, vllm_example
 from lightning_prompts.export.base import BaseModel, base_of
+from lightning_prompts.export.card import _datasets
 from lightning_prompts.export.command import compare
 from lightning_prompts.export.run import RestoredRun, open_run
 from lightning_prompts.export.vllm import Vllm
@@ -659,6 +660,14 @@ def test_the_card_s_code_chooses_classes(
     exec(compile(CODE.findall(readme)[0], "README.md", "exec"), names)
     assert capsys.readouterr().out == f"{wanted}\n"
     torch.testing.assert_close(names["scores"].log_softmax(-1), scores, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("data", "named"), [(GSM8K(), ["openai/gsm8k"]), (Classification("sst2"), ["stanfordnlp/sst2"]), (Antonyms(), None)]
+)
+def test_the_card_names_the_dataset_on_the_hub(data: TextDataModule, named: list[str] | None) -> None:
+    export: Any = SimpleNamespace(run=SimpleNamespace(data=data))
+    assert _datasets(export) == named
 
 
 def test_the_card_warns_of_batches_in_the_harness(adapters: dict[str, Path]) -> None:

@@ -276,6 +276,7 @@ def test_the_slot_reads_as_few_shot_does(template: str, text: str, tmp_path: Pat
     (shown,) = few.prepare([asked])
     assert f"{asked.before}{prompt.write(asked.before)}{asked.after}" == f"{shown.before}{text}{shown.after}"
     assert shown.before.count(f"a{drawn[0].question}") == 1
+    assert FewShotPrompt(text).write(asked.before) == text, "without examples, nothing is repeated"
 
 
 def test_what_cannot_be_searched_is_refused(tmp_path: Path) -> None:

@@ -93,6 +93,13 @@ def test_calibration_needs_the_question_in_the_text() -> None:
         without_content(replace(example, fields={**example.fields, "hidden": "so"}))
 
 
+def test_calibration_leaves_the_words_around_a_short_question() -> None:
+    template = Template("Sort on a scale.{prompt}\nQuestion: {question}\nThought: {hidden}\nAnswer: {answer}")
+    example = template.render({"question": "on", "hidden": "A", "answer": "x"}, labels=SIX)
+    for bare, text in zip(without_content(example), CONTENT_FREE, strict=True):
+        assert bare.after == f"\nQuestion: {text}\nThought: {text}\nAnswer:"
+
+
 def test_calibration_of_thoughts_without_the_question() -> None:
     template = Template("{prompt}\n{hidden}\nAnswer: {answer}")
     for hidden in ("It is so.", ""):

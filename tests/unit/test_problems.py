@@ -60,20 +60,20 @@ def write(folder: Path, rows: list[dict[str, Any]], name: str = "rows.jsonl") ->
 
 
 def test_gsm8k(tmp_path: Path) -> None:
-    file = write(tmp_path, GSM_ROWS)
-    data = GSM8K(train=file, test=file, val_size=5, test_size=7)
-    assert [len(data.examples(split)) for split in ("train", "val", "test")] == [35, 5, 7]
+    file, other = write(tmp_path, GSM_ROWS), write(tmp_path, GSM_ROWS[:9], "test.jsonl")
+    data = GSM8K(train=file, test=other, val_size=5, test_size=7)
+    assert [len(data.examples(split)) for split in ("train", "val", "test")] == [26, 5, 7]
     example = data.examples("test")[3]
     assert example.after == ": Ann has 3 pens and buys 1003 more. How many has she?\nAnswer:"
     assert example.answer == " 1006"
     assert example.end == "\n\n"
     assert example.numeric
-    train = {row.question for row in data.examples("train")}
-    assert train.isdisjoint(row.question for row in data.examples("val"))
-    steps = GSM8K(train=file, test=file, val_size=5, answer="solution").examples("test")[3]
+    asked = [{row.question for row in data.examples(split)} for split in ("train", "val", "test")]
+    assert len(set.union(*asked)) == 38, "no question is in two splits"
+    steps = GSM8K(train=file, test=other, val_size=5, answer="solution").examples("test")[3]
     assert steps.answer == " She has 3+1003 = 1,006.\n#### 1,006"
     assert steps.reference == "1006"
-    kept = GSM8K(train=file, test=file, val_size=5, answer="solution", calculator=True).examples("test")[3]
+    kept = GSM8K(train=file, test=other, val_size=5, answer="solution", calculator=True).examples("test")[3]
     assert "<<3+1003=1006>>1,006" in str(kept.answer)
 
 
@@ -96,6 +96,18 @@ def test_openmathinstruct2(tmp_path: Path) -> None:
     worked = OpenMathInstruct2(train=file, val_size=3, answer="solution", max_characters=49).examples("train")[0]
     assert r"\boxed" in str(worked.answer)
     assert len(worked.question) + len(str(worked.answer)) <= 50
+
+
+def test_problems_with_several_solutions_are_in_one_split(tmp_path: Path) -> None:
+    again = [{**row, "problem": f" {row['problem'].upper()}", "generated_solution": "It is so."} for row in OPEN_ROWS]
+    file = write(tmp_path, [*OPEN_ROWS, *again])
+    data = OpenMathInstruct2(train=file, val_size=9, test_size=11)
+    found = [[row.question.upper() for row in data.examples(split)] for split in ("train", "val", "test")]
+    assert [len(each) for each in found] == [80, 9, 11]
+    assert [len(set(each)) for each in found] == [40, 9, 11]
+    assert len({question for each in found for question in each}) == 60
+    with pytest.raises(UserError, match="all 60 train rows are rows of another split too"):
+        OpenMathInstruct2(train=write(tmp_path, OPEN_ROWS, "train.jsonl"), test=file).examples("train")
 
 
 @pytest.mark.parametrize(
@@ -170,6 +182,13 @@ def test_the_hub_is_streamed_and_filtered(monkeypatch: pytest.MonkeyPatch) -> No
     assert len(data.examples("train")) == 3
     assert seen[0] == (("nvidia/OpenMathInstruct-2", None), "train_1M")
     assert len(seen) - 1 == 25, "no row is read beyond the seventh that is wanted (every fourth)"
+    rows_of = {"train": GSM_ROWS, "test": [{"question": "2?", "answer": "#### 2"}]}
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: rows_of[kwargs["split"]])
+    few, all_of_them = GSM8K(max_train_examples=4, val_size=5), GSM8K(val_size=5)
+    assert few.examples("val") == all_of_them.examples("val")
+    assert len(few.examples("train")) == 4
+    assert len(all_of_them.examples("train")) == 35
+    monkeypatch.setattr(datasets, "load_dataset", rows)
     found = sources.HubSource("x", None, {"train": "train"}).rows("train", limit=2)
     assert [(row.source, row.fields) for row in found] == [
         ("x train row 1", OPEN_ROWS[0]),

@@ -19,7 +19,7 @@ from lightning_prompts.runs.launcher import RunSpec, launch, words
 from lightning_prompts.runs.spaces import variants
 from lightning_prompts.runs.sweep import SweepConfig, SweepPlan, make_plan, read_plan
 from lightning_prompts.runs.sweep_command import _plan, _split, parser
-from lightning_prompts.runs.tables import check_metric, long_table, ranked, side_by_side
+from lightning_prompts.runs.tables import check_metric, long_table, mixture_tasks, ranked, side_by_side
 from support.project import ROOT
 from support.sweeps import DATA, write_methods
 
@@ -295,6 +295,13 @@ def test_runs_without_nll_stay_in_the_tables() -> None:
     ]
     assert side_by_side(found, "nll", ())[2:] == ["| x | - | - |", "| y | 1.00 | - |"]
     assert side_by_side(found, "exact_match", ())[2:] == ["| x | 0.50 → 0.25 | 0.50 → 0.25 |", "| y | 0.75 | - |"]
+
+
+def test_mixtures_are_known_by_short_and_full_names(tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in ("short.yaml", "full.yaml", "other.yaml")]
+    for path, kind in zip(paths, ("Mixture", "lightning_prompts.datamodules.Mixture", "Addition"), strict=True):
+        path.write_text(f"data: {{class_path: {kind}}}\n")
+    assert mixture_tasks(paths) == {"short", "full"}
 
 
 def test_the_table_is_written_before_a_missing_metric_is_told(
