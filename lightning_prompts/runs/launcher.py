@@ -102,13 +102,21 @@ class RunSpec:
         return {"configs": texts, "seed": self.seed, "options": options, "checkpoint": self.checkpoint}
 
     def check_record(self) -> None:
-        """Check that the folder holds no run with other settings, which would count as this run.
+        """Check that the folder holds no other run, which would count as this run or be replaced by it.
 
         Raises:
-            UserError: The run in the folder has other settings or other texts of its configs.
+            UserError: The run in the folder has other settings or other texts of its configs, or was not launched.
         """
-        path = Path(self.folder) / names.RECORD
-        if path.is_file() and read_json(path) != self.record:
+        folder = Path(self.folder)
+        found = read_json(folder / names.RECORD)
+        if found is None and (self.done or (folder / names.CONFIG).exists()):
+            raise UserError(
+                f"{self.folder} holds a run that was made by hand, as it has no {names.RECORD}; give another folder, "
+                "or move that run away"
+            )
+        # A launch that failed or was interrupted before the end of its training may be replaced.
+        made = self.done or all((folder / name).exists() for name in (names.CONFIG, names.SECONDS))
+        if found not in (None, self.record) and made:
             raise UserError(
                 f"{self.folder} holds a run that was made with other options or another text of its configs; "
                 "give another folder, or remove that one to run it again"
@@ -151,17 +159,21 @@ def launch(spec: RunSpec, execute: Execute | None = None) -> Run:
 
 
 def _execute(spec: RunSpec, execute: Execute) -> None:
+    from lightning_prompts.runs.record import clear
+
     folder = Path(spec.folder)
     given = [*spec.words, "--trainer.default_root_dir", spec.folder]
-    seconds = 0.0
-    if spec.trains:
+    seconds, trains = 0.0, spec.trains
+    if (folder / names.RECORD).exists():
+        clear(folder)  # what an earlier launch left; `fit` itself refuses to replace any other run
+    write_atomic(folder / names.RECORD, json.dumps(spec.record))
+    if trains:
         start = time.monotonic()
-        execute(["fit", *given, "--overwrite", "true"])
+        execute(["fit", *given])
         seconds = time.monotonic() - start
         given = ["-c", str(folder / names.CONFIG), "--ckpt_path", spec.checkpoint]
     # Written before the metrics, which mark the run as done.
     write_atomic(folder / names.SECONDS, json.dumps({"seconds": seconds}))
-    write_atomic(folder / names.RECORD, json.dumps(spec.record))
     if spec.validate:
         execute(["validate", *given, "--verbose", "false"])
     execute(["test", *given, "--verbose", "false"])

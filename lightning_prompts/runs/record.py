@@ -184,7 +184,8 @@ def _next_version(logs: Path) -> int:
 
 def clear(folder: Path) -> None:
     """Remove the files that an earlier run wrote, and no others."""
-    paths = [folder / name for name in (names.CONFIG, names.ENVIRONMENT, *names.RESULTS, *names.TRAINING)]
+    own = (names.CONFIG, names.ENVIRONMENT, names.SECONDS, names.RECORD, *names.RESULTS, *names.TRAINING)
+    paths = [folder / name for name in own]
     for pattern in (names.BEST, names.LAST, "epoch=*-step=*.ckpt"):
         paths += (folder / names.CHECKPOINTS).glob(pattern)
     paths.append(folder / names.LOGS / names.LOGGERS)

@@ -24,6 +24,7 @@ from lightning_prompts.lm.reuse import keep_lms, load_or_reuse
 from lightning_prompts.methods import LoraTuning
 from lightning_prompts.runs.launcher import RunSpec, attempt, launch, launch_all, words
 from lightning_prompts.runs.reader import Run
+from lightning_prompts.runs.record import clear
 from support.models import SMALLEST
 
 CPU = torch.device("cpu")
@@ -254,7 +255,7 @@ def test_a_finished_run_is_kept_and_read(tmp_path: Path) -> None:
     run = launch(spec, execute)
     assert [args[0] for args in calls] == ["fit", "test"]
     fit = ["--seed_everything", "3", "--data.seed", "3", "--model=SoftPromptTuning", "--model.length=4"]
-    assert calls[0] == ["fit", *fit, "--trainer.default_root_dir", spec.folder, "--overwrite", "true"]
+    assert calls[0] == ["fit", *fit, "--trainer.default_root_dir", spec.folder]
     last = ["-c", str(tmp_path / "run" / "config.yaml"), "--ckpt_path", "last"]
     assert calls[1] == ["test", *last, "--verbose", "false"]
     assert run.folder == Path(spec.folder)
@@ -271,6 +272,63 @@ def test_a_finished_run_is_kept_and_read(tmp_path: Path) -> None:
     again = RunSpec.from_json(spec.to_json())
     assert again == spec
     assert words(again.settings) == ["--model=SoftPromptTuning", "--model.length=4"]
+
+
+def test_a_run_that_was_made_by_hand_is_neither_counted_nor_replaced(tmp_path: Path) -> None:
+    """Whether it was tested already; and whether it was made where this run was before."""
+    spec = RunSpec(str(tmp_path), settings={"model": "SoftPromptTuning"})
+    checkpoint = tmp_path / "checkpoints" / "best.ckpt"
+
+    def by_hand() -> None:
+        checkpoint.parent.mkdir(exist_ok=True)
+        for file in (checkpoint, tmp_path / "config.yaml"):
+            file.touch()
+
+    def execute(args: list[str]) -> None:
+        by_hand()
+        if args[0] == "test":
+            (tmp_path / "metrics.json").write_text("{}")
+
+    def check() -> None:
+        with pytest.raises(UserError, match=r"made by hand, as it has no run\.json; give another folder"):
+            launch(spec, execute)
+        assert checkpoint.exists()
+
+    by_hand()
+    check()
+    clear(tmp_path)
+    launch(spec, execute)
+    clear(tmp_path)  # as `fit --overwrite true` does
+    assert not [path for path in tmp_path.iterdir() if path.is_file()]
+    by_hand()
+    (tmp_path / "metrics.json").write_text("{}")
+    check()
+
+
+def test_a_launch_that_failed_can_be_repeated_with_other_settings(tmp_path: Path) -> None:
+    """Unless its training was done; a killed one is repeated from the start."""
+    calls: list[str] = []
+
+    def execute(args: list[str]) -> None:
+        calls.append(args[0])
+        assert not (tmp_path / "config.yaml").exists() or args[0] == "test"
+        (tmp_path / "config.yaml").touch()
+        if failures[:1] == args[:1]:
+            del failures[0]
+            raise UserError("out of memory")
+        if args[0] == "test":
+            (tmp_path / "metrics.json").write_text("{}")
+
+    spec = RunSpec(str(tmp_path), settings={"model": "SoftPromptTuning"})
+    other = replace(spec, seed=1)
+    failures = ["fit", "fit", "test"]
+    for given in (spec, spec, other):
+        with pytest.raises(UserError, match="out of memory"):
+            launch(given, execute)
+    with pytest.raises(UserError, match="made with other options"):
+        launch(spec, execute)
+    launch(other, execute)
+    assert calls == ["fit", "fit", "fit", "test", "fit", "test"]
 
 
 def test_a_prompt_before_training_is_tested_and_not_trained(tmp_path: Path) -> None:

@@ -492,10 +492,12 @@ def test_a_plan_is_made_from_python(methods: Path) -> None:
 @pytest.mark.parametrize("name", ["run.json", "metrics.json", "validation.json", "budget.json"])
 def test_a_damaged_file_of_a_run_is_named(name: str, methods: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made = plan(methods, "methods: DIR/soft.yaml\nseeds: 0")
-    folder = Path(made.runs["", "soft"][0].folder)
+    run = made.runs["", "soft"][0]
+    folder = Path(run.folder)
     folder.mkdir(parents=True)
     for each in ("metrics.json", "validation.json"):
         (folder / each).write_text("{}")
+    (folder / "run.json").write_text(json.dumps(run.record))
     (folder / name).write_text('{"test/nll": 1')
     assert commands.run(["sweep", "-c", str(methods / "sweep.yaml"), "--table"]) == 1
     assert f"{folder / name} is not valid JSON" in capsys.readouterr().err
