@@ -66,9 +66,7 @@ def compare(
         UserError: A setting is wrong, the folder holds runs with other settings or data, or every run failed. A failed
             run does not stop the others.
     """
-    if isinstance(trainer, L.Trainer):
-        raise UserError("a Trainer trains once; give its settings as a dict, such as trainer={'max_steps': 130}")
-    jobs = _jobs(methods, module_of(data), lm, trainer or {}, settings)
+    jobs = _jobs(methods, module_of(data), lm, _trainer_settings(trainer), settings)
     place = Path(folder) if folder is not None else Path("runs") / f"compare-{datetime.now():%Y%m%d-%H%M%S-%f}"
     chosen = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
     configs = {name: job.write(place / "settings" / f"{folder_of(name)}.yaml", place) for name, job in jobs.items()}
@@ -110,14 +108,26 @@ def _jobs(
         if "method" not in own:
             raise UserError(f"methods: {name!r} has no key 'method'; give a method's name")
         kind = own.pop("method")
-        names_here = {*settings_of(method_settings(kind)[0]), *settings_of(L.Trainer), "budget"}
+        own_trainer = _trainer_settings(own.pop("trainer", None))
+        settings_here = settings_of(method_settings(kind)[0])
+        names_here = {*settings_here, *settings_of(L.Trainer), "budget"}
         shared = {key: value for key, value in settings.items() if key in names_here}
         known |= shared.keys()
-        trainer_here = {**trainer, **own.pop("trainer", {})}
-        jobs[name] = Job.of(kind, data, own.pop("lm", lm), {**shared, **own}, trainer_here)
+        for key in own_trainer.keys() - settings_here.keys():
+            shared.pop(key, None)
+        jobs[name] = Job.of(kind, data, own.pop("lm", lm), {**shared, **own}, {**trainer, **own_trainer})
     if unused := settings.keys() - known:
         raise UserError(f"no method has the setting {min(unused)!r}")
     return jobs
+
+
+def _trainer_settings(given: object) -> Mapping[str, Any]:
+    """Return the settings of the trainer for all runs, or for those of one method."""
+    if isinstance(given, L.Trainer):
+        raise UserError("a Trainer trains once; give its settings as a dict, such as trainer={'max_steps': 130}")
+    if not isinstance(given, Mapping | None):
+        raise UserError(f"trainer must be a dict such as {{'max_steps': 130}}, got {given!r}")
+    return given or {}
 
 
 def _run(job: Job, config: Path, folder: Path, seed: int) -> str:

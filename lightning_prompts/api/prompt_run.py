@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import yaml
 from lightning.pytorch.loggers import Logger
 
 from lightning_prompts.api.display import run_html, run_text, split_and_metric
@@ -21,7 +22,7 @@ from lightning_prompts.export.command import FORMATS
 from lightning_prompts.export.command import main as export_command
 from lightning_prompts.export.run import RestoredRun, open_run
 from lightning_prompts.files import write_atomic
-from lightning_prompts.lm import Prompt
+from lightning_prompts.lm import KeyValues, Prompt
 from lightning_prompts.methods import FixedPrompt, PromptMethod
 from lightning_prompts.runs import names
 from lightning_prompts.runs.launcher import execute_here
@@ -94,8 +95,10 @@ class PromptRun:
                 data.render(SourceRow({**one, "answer": None}, f"question {number}", labels=known))
                 for number, one in enumerate(fields, start=1)
             ]
+            size = data.eval_batch_size
+            batches = [examples[start : start + size] for start in range(0, len(examples), size)]
             with torch.no_grad():
-                rows = restored.method.evaluate_batch(examples) if examples else []
+                rows = [row for batch in batches for row in restored.method.evaluate_batch(batch)]
         return pd.DataFrame([{"question": row["question"], "answer": row["generated"]} for row in rows])
 
     @cached_property
@@ -113,6 +116,8 @@ class PromptRun:
                 raise UserError(f"{type(method).__name__} writes a prompt for each question; see predictions")
             with torch.no_grad():
                 found = method.current_prompt() if text is None else text
+        if isinstance(found, KeyValues):
+            return KeyValues.unflatten(found.flatten().detach().cpu(), found.widths)
         return found.detach().float().cpu() if isinstance(found, torch.Tensor) else found
 
     @property
@@ -181,9 +186,13 @@ class PromptRun:
         if place.exists():
             raise UserError(f"{place} exists; give another folder, or remove it")
         shutil.copytree(self.folder, place)
-        config = place / names.CONFIG
-        text, rows = config.read_text(encoding="utf-8"), str((self.folder / "data").absolute())
-        write_atomic(config, text.replace(rows, str((place / "data").absolute())))  # the copy has its own rows
+        config, data = place / names.CONFIG, self.folder / "data"
+        root = yaml.compose(config.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        for node in _scalars(root):  # the copy has its own rows
+            node.value = node.value.replace(str(data.absolute()), str((place / "data").absolute()))
+        for node in _scalars(_value(_value(root, "trainer"), "default_root_dir")):
+            node.tag, node.value = "tag:yaml.org,2002:str", str(place)
+        write_atomic(config, yaml.serialize(root, Dumper=yaml.SafeDumper, allow_unicode=True))
         return PromptRun(place, self.checkpoint)
 
     def _restored(self) -> tuple[RestoredRun, TextDataModule]:
@@ -209,6 +218,22 @@ class PromptRun:
     def __repr__(self) -> str:
         """The run in one line."""
         return run_text(Run(self.folder))
+
+
+def _scalars(node: yaml.Node | None) -> Iterator[yaml.ScalarNode]:
+    """The single values in a YAML document, and the keys of its mappings."""
+    if isinstance(node, yaml.ScalarNode):
+        yield node
+    elif node is not None:
+        for item in node.value:
+            for each in item if isinstance(item, tuple) else (item,):
+                yield from _scalars(each)
+
+
+def _value(node: yaml.Node | None, name: str) -> yaml.Node | None:
+    """The value of a key; ``None`` without it."""
+    pairs = node.value if isinstance(node, yaml.MappingNode) else []
+    return next((value for key, value in pairs if key.value == name), None)
 
 
 def load(folder: str | Path) -> PromptRun:

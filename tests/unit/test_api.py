@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -17,11 +18,12 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
 import lightning_prompts as lp
+from lightning_prompts.api.comparison import _jobs
 from lightning_prompts.callbacks import NonFiniteGuard
 from lightning_prompts.cli import run as run_command
 from lightning_prompts.datamodules import Addition, Mixture
-from lightning_prompts.lm import FrozenLM, LMConfig
-from lightning_prompts.methods import SoftPromptTuning
+from lightning_prompts.lm import FrozenLM, KeyValues, LMConfig
+from lightning_prompts.methods import PrefixTuning, SoftPromptTuning
 from lightning_prompts.prompts.initializers import FromText
 from lightning_prompts.runs.reader import Run
 from support.models import SMALLEST
@@ -67,6 +69,38 @@ def test_answers_equal_the_predictions(fitted: lp.PromptRun) -> None:
     assert found["answer"].tolist() == fitted.predictions["generated"].tolist()
     assert fitted.answer(pd.DataFrame({"question": questions})).equals(found)
     assert fitted.answer(questions[0])["answer"].tolist() == found["answer"].tolist()[:1]
+
+
+def test_questions_are_answered_in_batches(fitted: lp.PromptRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the size that the tests had, which bounds the memory."""
+    questions = [f"w{n}" for n in range(130)]
+    sizes: list[int] = []
+    evaluate = SoftPromptTuning.evaluate_batch
+
+    def noted(self: SoftPromptTuning, examples: Any) -> list[dict[str, Any]]:
+        sizes.append(len(examples))
+        return evaluate(self, examples)
+
+    monkeypatch.setattr(SoftPromptTuning, "evaluate_batch", noted)
+    found = fitted.answer(questions)
+    assert sizes == [64, 64, 2]
+    assert found["question"].tolist() == questions
+    assert fitted.answer(questions[-2:])["answer"].tolist() == found["answer"].tolist()[-2:]
+    assert fitted.answer([]).empty
+
+
+def test_a_prefix_is_plain_numbers_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the device and the precision of the run."""
+    key, value = (torch.rand(2, 1, 3, dtype=torch.bfloat16, requires_grad=True) for _ in range(2))
+    method = PrefixTuning(length=2)
+    monkeypatch.setattr(method, "current_prompt", lambda: KeyValues([(key, value)] * 2))
+    monkeypatch.setattr(lp.PromptRun, "_restored", lambda self: (SimpleNamespace(method=method), None))
+    found = lp.PromptRun(tmp_path).prompt
+    assert isinstance(found, KeyValues)
+    for layer in found.layers:
+        for part, own in zip(layer, (key, value), strict=True):
+            assert (part.dtype, part.device.type, part.requires_grad) == (torch.float32, "cpu", False)
+            assert torch.equal(part, own.detach().float())
 
 
 def test_results_are_tables(fitted: lp.PromptRun) -> None:
@@ -115,6 +149,18 @@ def test_a_comparison_is_a_table_and_continues(
     assert "<th>two</th><td>2</td>" in html
     assert f"{table.loc['two', 'nll']:.3f} ± {table.loc['two', 'nll_sd']:.3f}" in html
     assert html.count("<img") == 2
+
+
+def test_settings_of_a_method_override_those_of_all(data: lp.QuestionAnswer) -> None:
+    """Wherever either stands."""
+    methods = {
+        "a": {"method": "soft_prompt", "trainer": {"max_steps": 5}},
+        "b": {"method": "soft_prompt", "max_steps": 6, "trainer": {"accelerator": "cpu"}},
+        "c": "soft_prompt",
+    }
+    jobs = _jobs(methods, data, None, {"max_steps": 7, "accelerator": "gpu"}, {"max_steps": 130})
+    steps = {name: (job.options["trainer.max_steps"], job.options["trainer.accelerator"]) for name, job in jobs.items()}
+    assert steps == {"a": (5, "gpu"), "b": (6, "cpu"), "c": (130, "gpu")}
 
 
 def test_a_failed_run_does_not_stop_the_others(data: lp.QuestionAnswer, tmp_path: Path) -> None:
@@ -313,6 +359,24 @@ def test_a_saved_run_has_its_own_rows(fitted: lp.PromptRun, tmp_path: Path) -> N
         fitted.export("peft", exmples=2)
 
 
+def test_a_saved_run_is_tested_from_its_config(fitted: lp.PromptRun, tmp_path: Path) -> None:
+    """The original's results stay, and so does every other setting, whatever the folder is called."""
+    again = fitted.save(tmp_path / "my 'copy': #1")
+    config = again.folder / "config.yaml"
+    before, after = (yaml.safe_load((run.folder / "config.yaml").read_text()) for run in (fitted, again))
+    assert after["trainer"]["default_root_dir"] == str(again.folder)
+    rows = after["data"]["init_args"]["train"]
+    assert Path(rows).parent == again.folder / "data"
+    before["trainer"]["default_root_dir"], before["data"]["init_args"]["train"] = str(again.folder), rows
+    assert after == before
+    metrics = fitted.folder / "metrics.json"
+    written = metrics.stat().st_mtime_ns
+    (again.folder / "metrics.json").unlink()
+    assert run_command(["test", "-c", str(config), "--ckpt_path", "best", "--verbose", "false"]) == 0
+    assert metrics.stat().st_mtime_ns == written
+    assert (again.folder / "metrics.json").exists()
+
+
 def test_a_notebook_shows_errors_in_one_line() -> None:
     """IPython calls this method instead of formatting the traceback."""
     assert lp.UserError("what to do")._render_traceback_() == ["UserError: what to do"]
@@ -355,6 +419,11 @@ def test_a_run_without_checkpoint_is_not_tested_as_trained(data: lp.QuestionAnsw
             "leave out one of them",
         ),
         (lambda data: lp.compare(["static"], data, trainer=L.Trainer()), "a Trainer trains once"),
+        (
+            lambda data: lp.compare({"a": {"method": "static", "trainer": L.Trainer()}}, data),
+            "a Trainer trains once",
+        ),
+        (lambda data: lp.compare(["static"], data, trainer="gpu"), "trainer must be a dict such as"),  # type: ignore[arg-type]
         (lambda data: lp.compare(["static"], data, lenght=3), "no method has the setting 'lenght'"),
         (lambda data: lp.compare({"a": {"length": 3}}, data), "'a' has no key 'method'"),
         (lambda data: lp.load("nowhere"), "nowhere is no run folder"),
