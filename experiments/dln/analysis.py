@@ -17,7 +17,6 @@ them, how many proposals of each kind were tried and chosen. Of one run (``confi
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -30,6 +29,7 @@ from torch import Tensor
 
 from lightning_prompts.cli import PromptCLI
 from lightning_prompts.methods import DeepLanguageNetwork
+from lightning_prompts.runs.reader import read_rows
 from lightning_prompts.types import Example
 
 
@@ -170,8 +170,7 @@ def main() -> None:
         if not (run / "prompts.jsonl").is_file():
             needed = "the run of a DeepLanguageNetwork with the callback PromptTable"
             parser.error(f"{run}/prompts.jsonl does not exist; give {needed}")
-    written = [(run / "prompts.jsonl").read_text(encoding="utf-8").splitlines() for run in arguments.runs]
-    tables = [[json.loads(line) for line in lines] for lines in written]
+    tables = [read_rows(run / "prompts.jsonl") or [] for run in arguments.runs]
     if len(tables) > 1:
         overview = [best(run, rows) for run, rows in zip(arguments.runs, tables, strict=True)]
         pooled = kinds([row for rows in tables for row in rows])

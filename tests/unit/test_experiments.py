@@ -160,6 +160,18 @@ def test_what_is_no_run_to_analyse(
     assert re.search(f"error: .*{told}", last)
 
 
+def test_prompts_with_odd_line_ends_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """JSON does not escape them."""
+    text = "one\u2028two\x85three"
+    row = {"kind": "validation", "step": 1, "accuracy": 0.5, "prompts": [text]}
+    (tmp_path / "prompts.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
+    monkeypatch.setattr(sys, "argv", ["analysis.py", *[str(tmp_path)] * 2])
+    script("dln/analysis.py").main()
+    assert capsys.readouterr().out.count(f"| 0.5 | 0.5 | 1 | {text} |") == 2
+
+
 def test_mutual_information_of_known_cases() -> None:
     mutual_information = script("dln/analysis.py").mutual_information
     same = torch.tensor([[0.3, 0.7]] * 4).log()
