@@ -27,8 +27,6 @@ from lightning_prompts.files import load_yaml, read_json, write_atomic
 from lightning_prompts.runs import names
 from lightning_prompts.runs.reader import Run
 
-UNTRAINED = {"FixedPrompt", "FewShot", "ChainOfThought"}
-
 Execute = Callable[[list[str]], object]
 
 
@@ -315,14 +313,12 @@ def _class_path(model: object) -> str | None:
 
 
 def _trains(name: str) -> bool:
-    """Whether a class trains something: all but some of our own, and subclasses of these."""
-    home, _, short = name.rpartition(".")
-    if short in UNTRAINED or not home or home.startswith("lightning_prompts"):
-        return short not in UNTRAINED
-    from lightning_prompts.methods import FixedPrompt  # takes seconds, and most studies do not need it
+    """Whether a class trains something; all do but `FixedPrompt` and its subclasses."""
+    from lightning_prompts import methods  # takes seconds
 
+    home, _, short = name.rpartition(".")
     try:
-        found = getattr(importlib.import_module(home), short)
+        found = getattr(importlib.import_module(home) if home else methods, short)
     except Exception:  # noqa: BLE001 - of any kind: the run itself reports in one line what is wrong
         return True
-    return not (isinstance(found, type) and issubclass(found, FixedPrompt))
+    return not (isinstance(found, type) and issubclass(found, methods.FixedPrompt))

@@ -195,7 +195,7 @@ def test_own_methods_are_trained_unless_they_have_nothing_to_train(
 ) -> None:
     (tmp_path / "mine.py").write_text(
         "from lightning_prompts.methods import Ape, FewShot\n\n\n"
-        "class Fixed(FewShot):\n    pass\n\n\nclass Trained(Ape):\n    pass\n"
+        "class Fixed(FewShot):\n    pass\n\n\nclass Trained(Ape):\n    pass\n\n\nclass ChainOfThought(Ape):\n    pass\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     for name, expected in (
@@ -204,6 +204,7 @@ def test_own_methods_are_trained_unless_they_have_nothing_to_train(
         ("Ape", True),
         ("mine.Fixed", False),
         ("mine.Trained", True),
+        ("mine.ChainOfThought", True),
         ("mine.Nothing", True),
         ("not.there", True),
     ):
