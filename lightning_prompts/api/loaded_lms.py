@@ -13,11 +13,10 @@ LMS = KeptLMs()
 @contextmanager
 def loaded() -> Iterator[None]:
     """Use the LMs of earlier calls, and keep those of this one."""
-    with keep_lms(LMS) as kept:
+    with keep_lms(LMS) as kept, kept.one_run():
         yield
-        kept.drop_unused()
 
 
 def free_lms() -> None:
     """Free the memory of the LMs that earlier calls loaded."""
-    LMS.lms.clear()
+    LMS.free()

@@ -200,7 +200,7 @@ class PromptRun:
         restored = open_run(self.folder, self.checkpoint, exact=False)
         device = restored.trainer.strategy.root_device
         restored.restore()
-        restored.method.to(device)  # a Trainer moves its method to the CPU in the end
+        restored.method.to(device)  # a Trainer moves its method to the CPU in the end, but for the kept LM
         assert isinstance(restored.data, TextDataModule)
         return restored, restored.data
 

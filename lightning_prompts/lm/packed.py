@@ -65,6 +65,7 @@ class PackedLM(nn.Module):
         self._head_rows: Tensor | None = None
         self._static: bool | None = None
         self._overflow_told = False
+        self.stays = False  # whether the weights stay where they are, see `lightning_prompts.lm.reuse.stay`
         self.shards: Shards | None = None  # set if the weights are sharded over processes
         head = model.get_output_embeddings()
         if head is None:
@@ -101,7 +102,8 @@ class PackedLM(nn.Module):
         if self._fused:  # compiled for the old device and dtype
             self._fused = False
             uncompile_layers(self.model)
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if not self.stays:
+            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -23,7 +24,7 @@ class KeptLMs:
 
     Attributes:
         lms: Each LM with its state just after loading, see `_state`.
-        used: The LMs that were asked for since the last `drop_unused`.
+        used: The LMs that the present run asked for, see `one_run`.
     """
 
     def __init__(self) -> None:
@@ -41,17 +42,37 @@ class KeptLMs:
         self.used.add(key)
         old, state = self.lms.pop(key, (None, None))
         if old is None or _state(old.model) != state:
-            del old
+            if old is not None:
+                old.cpu()  # somebody may still hold it
+                del old
+            self.make_room(device)
             lm = FrozenLM.load(config, device=device)
         else:
-            lm = old.renewed(config).to(device)  # a Trainer moves its method to the CPU in the end
+            lm = old.renewed(config).to(device)  # see `make_room`
         self.lms[key] = (lm, _state(lm.model))
         return lm
 
-    def drop_unused(self) -> None:
-        """Free the LMs that nobody asked for since the last call."""
-        self.lms = {key: kept for key, kept in self.lms.items() if key in self.used}
+    def make_room(self, device: torch.device) -> None:
+        """Move the LMs that the present run did not ask for from a device to the CPU."""
+        for key, (lm, _) in self.lms.items():
+            if key[1] == device and key not in self.used:
+                lm.cpu()
+
+    @contextmanager
+    def one_run(self) -> Iterator[None]:
+        """Inside is one run. After it, free the LMs that it did not ask for, unless it failed."""
         self.used = set()
+        yield
+        if unused := self.lms.keys() - self.used:
+            for key in unused:
+                del self.lms[key]
+            gc.collect()  # a model and its hooks refer to each other
+
+    def free(self) -> None:
+        """Free all LMs, and the memory that PyTorch reserved for them."""
+        self.lms.clear()
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 _kept: ContextVar[KeptLMs | None] = ContextVar("kept_lms", default=None)
@@ -62,14 +83,37 @@ def keep_lms(lms: KeptLMs | None = None) -> Iterator[KeptLMs]:
     """Inside, `load_or_reuse` loads each LM once. Nested blocks share the LMs of the outermost one.
 
     Args:
-        lms: LMs that an earlier block kept; by default none.
+        lms: LMs that an earlier block kept, and that stay after this one; by default none.
     """
-    kept = _kept.get() or (KeptLMs() if lms is None else lms)
+    outer = _kept.get()
+    kept = outer or (KeptLMs() if lms is None else lms)
     token = _kept.set(kept)
     try:
         yield kept
     finally:
         _kept.reset(token)
+        if outer is None and lms is None:
+            kept.free()
+
+
+@contextmanager
+def stay() -> Iterator[None]:
+    """Inside, the kept LMs stay on their devices, whatever moves the method that uses them."""
+    kept = _kept.get()
+    lms = [] if kept is None else [lm for lm, _ in kept.lms.values()]
+    for lm in lms:
+        lm.stays = True
+    try:
+        yield
+    finally:
+        for lm in lms:
+            lm.stays = False
+
+
+def make_room(device: torch.device) -> None:
+    """See `KeptLMs.make_room`; nothing happens outside of `keep_lms`."""
+    if (kept := _kept.get()) is not None:
+        kept.make_room(device)
 
 
 def load_or_reuse(config: LMConfig, device: torch.device) -> FrozenLM:
@@ -86,6 +130,7 @@ def load_or_reuse(config: LMConfig, device: torch.device) -> FrozenLM:
     """
     kept = _kept.get()
     if kept is None or config.quantization not in (None, "none"):
+        make_room(device)
         return FrozenLM.load(config, device=device)
     return kept.get(config, device)
 

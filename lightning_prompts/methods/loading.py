@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import lightning as L
 import torch
@@ -10,7 +10,10 @@ import torch
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm import FrozenLM, LanguageModel, LMConfig, RemoteLM, Usage
 from lightning_prompts.lm.precision import for_device
-from lightning_prompts.lm.reuse import load_or_reuse
+from lightning_prompts.lm.reuse import load_or_reuse, make_room, stay
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class Loading(L.LightningModule):
@@ -61,6 +64,11 @@ class Loading(L.LightningModule):
         """Return the settings of the LMs that the method uses besides ``lm_config``, each once."""
         return []
 
+    def cpu(self) -> Self:
+        """Move the method to the CPU, as a Trainer does in the end, without LMs that the next run uses again."""
+        with stay():
+            return super().cpu()
+
     def _load_lms(self) -> torch.device:
         """Load all LMs, and return the device of the run: torch's default device without a Trainer.
 
@@ -72,6 +80,7 @@ class Loading(L.LightningModule):
         with torch.device("cpu"):  # random draws and counts do not depend on the default device
             configs = dict.fromkeys([self.lm_config, *self.other_lms()])
             self.lms = {config: self.load_lm(config, device) for config in configs}
+        make_room(device)
         if isinstance(self.language_model, FrozenLM):
             self.lm = self.language_model
         self.others = torch.nn.ModuleList(
@@ -95,8 +104,11 @@ class Loading(L.LightningModule):
         if config.server is not None:
             return RemoteLM(config)
         mesh = None if self._trainer is None else getattr(self.trainer.strategy, "device_mesh", None)
+        if mesh is None and not self.trains_lm:
+            return load_or_reuse(config, device)
+        make_room(device)
         if mesh is None:
-            return FrozenLM.load(config, device=device) if self.trains_lm else load_or_reuse(config, device)
+            return FrozenLM.load(config, device=device)
         # The whole LM may not fit on a device, so it is split on the CPU first.
         lm = FrozenLM.load(for_device(config, device), device="cpu")
         lm.spread_over(mesh)

@@ -150,9 +150,8 @@ def launch(spec: RunSpec, execute: Execute | None = None) -> Run:
 
     spec.check_record()
     if not spec.done:
-        with keep_lms() as kept:
+        with keep_lms() as kept, kept.one_run():
             _execute(spec, execute or execute_here)
-            kept.drop_unused()
     return Run(Path(spec.folder))
 
 

@@ -119,6 +119,24 @@ def test_a_reused_lm_keeps_nothing_of_earlier_runs(loads: list[LMConfig]) -> Non
     assert load_or_reuse(config, CPU).model is not weights, "outside, each load is fresh"
 
 
+def test_the_last_block_frees_its_lms() -> None:
+    """At once, as a device has no room for two."""
+
+    def load() -> weakref.ref[FrozenLM]:
+        return weakref.ref(load_or_reuse(LMConfig(SMALLEST), CPU))
+
+    gc.disable()
+    try:
+        with keep_lms(), keep_lms():
+            gone = load()
+            with keep_lms():
+                pass
+            assert gone() is not None
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
 @pytest.mark.parametrize("change", ["hook", "module", "trainable"])
 def test_a_changed_lm_is_loaded_again(change: str, loads: list[LMConfig]) -> None:
     with keep_lms():
