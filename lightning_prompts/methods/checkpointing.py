@@ -8,11 +8,12 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, cast
 
 import torch
 from lightning import Trainer
 from torch import Tensor
+from typing_extensions import Self
 
 from lightning_prompts.checkpoints import between_batches, check_readable
 from lightning_prompts.errors import UserError
