@@ -117,17 +117,16 @@ class Template:
                     raise UserError(f"{where}template field {{{name}}} is unknown; {nearest(name, map(str, fields))}")
                 pieces[part].append(as_text(fields[name], name, source))
         before, after, tail = ("".join(pieces[key]) for key in ("before", "after", "answer"))
-        space = ""
-        if not self.chat:  # the space between text and answer is part of the answer
-            text = after.rstrip()
-            after, space = text, after[len(text) :]
+        text = after.rstrip()
+        space = after[len(text) :]
+        own = "" if self.chat else space  # part of the answer, unless that starts a turn
         answer = fields.get(ANSWER)
         written = None if answer is None else str(answer).strip()
         reference = written if reference is None else reference
         return Example(
             before=before,
-            after=after.rstrip() if self.chat else after,
-            answer=None if written is None else f"{space}{written}",
+            after=text,
+            answer=None if written is None else f"{own}{written}",
             end=None if self.chat and not tail else tail,
             reference=reference,
             fields=fields,
@@ -138,6 +137,7 @@ class Template:
             extract=extract,
             numeric=numeric,
             labels=_classes(labels, reference, source),
+            space=space if self.chat else "",
         )
 
 

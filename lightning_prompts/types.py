@@ -45,6 +45,8 @@ class Example:
         member: The dataset of a mixture that the example comes from, which has its own metrics.
         labels: The classes of the answer, each as a tuple of its verbalisers (the texts that stand for it); the first
             verbaliser is that of ``reference``. Empty for free-text answers.
+        space: In a chat, the white space before the answer in the template, which neither ``after`` nor ``answer`` has;
+            otherwise empty.
 
     >>> Example("Here are two", " hot and", " cold", reference="cold", fields={"question": "hot"}).question
     'hot'
@@ -64,6 +66,7 @@ class Example:
     numeric: bool = False
     member: str = ""
     labels: tuple[tuple[str, ...], ...] = ()
+    space: str = ""
 
     @property
     def label(self) -> int | None:

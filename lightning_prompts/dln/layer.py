@@ -120,7 +120,13 @@ class PlacedLayer:
         stop = example.stop if self.top else self.settings.stop
         placed = _template(self.template, stop, example.chat, example.system).render(fields, example.source)
         return replace(
-            example, before=placed.before, after=placed.after, answer=placed.answer, stop=stop, fields=fields
+            example,
+            before=placed.before,
+            after=placed.after,
+            answer=placed.answer,
+            stop=stop,
+            fields=fields,
+            space=placed.space,
         )
 
 

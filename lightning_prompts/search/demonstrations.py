@@ -33,7 +33,7 @@ class Demonstration:
     @classmethod
     def of(cls, example: Example) -> Demonstration:
         """Take the texts of an example with an answer."""
-        return cls(example.before, example.after, f"{example.answer}{example.end or ''}")
+        return cls(example.before, example.after, f"{example.space}{example.answer}{example.end or ''}")
 
     def write(self, instruction: str, separator: str = SEPARATOR) -> str:
         """Write the solved example with an instruction in its slot; it may end with the separator already."""

@@ -18,6 +18,7 @@ import torch
 
 from lightning_prompts.callbacks import Budget
 from lightning_prompts.datamodules.base import SourceRow, TextDataModule
+from lightning_prompts.dln.layer import LanguageLayer, PlacedLayer
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm import FrozenLM, LMConfig, Server
 from lightning_prompts.methods import DemonstrationSearch, FewShot
@@ -277,6 +278,16 @@ def test_the_slot_reads_as_few_shot_does(template: str, text: str, tmp_path: Pat
     assert f"{asked.before}{prompt.write(asked.before)}{asked.after}" == f"{shown.before}{text}{shown.after}"
     assert shown.before.count(f"a{drawn[0].question}") == 1
     assert FewShotPrompt(text).write(asked.before) == text, "without examples, nothing is repeated"
+
+
+@pytest.mark.parametrize("text", ["{prompt} {question} is {answer}\n", "{prompt} {question}\n{answer}", TEMPLATE])
+def test_solved_examples_in_a_chat_read_as_without_one(text: str) -> None:
+    fields = {"question": "hot", "answer": "cold"}
+    chat, plain = (Demonstration.of(Template(text, chat=chat).render(fields)) for chat in (True, False))
+    assert chat == plain
+    layer = PlacedLayer(LanguageLayer(template=text), 0, 1)
+    placed = layer.place(Template("{question}{prompt}\n\n{answer}\n", chat=True).render(fields))
+    assert Demonstration.of(placed).write("Say", "\n") == plain.write("Say", "\n")
 
 
 def test_what_cannot_be_searched_is_refused(tmp_path: Path) -> None:
