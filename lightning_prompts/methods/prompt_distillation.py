@@ -313,8 +313,8 @@ class PromptDistillation(PromptMethod):
             log.info("self-study: %d questions with answers of the teacher", len(self.written))
         self._examples = [self.self_study.example(data, question, answer) for question, answer in self.written]
 
-    def _write(self, examples: Sequence[Example], max_tokens: int, seeds: Sequence[int]) -> list[str]:
-        """Sample a text after each example, with the context in front."""
+    def _write(self, examples: Sequence[Example], text: str, max_tokens: int, seeds: Sequence[int]) -> list[str]:
+        """Sample a text after each example, with the context in front and ``text`` in the slot."""
         assert self.self_study is not None
         temperature, size = self.self_study.temperature, self.lm.texts_at_once
 
@@ -322,7 +322,7 @@ class PromptDistillation(PromptMethod):
             texts: list[str] = []
             for start in range(0, len(part), size):
                 shown, own = zip(*part[start : start + size], strict=True)
-                texts += self.lm.generate(self.with_context(shown), self.text, max_tokens, Sampling(temperature, own))
+                texts += self.lm.generate(self.with_context(shown), text, max_tokens, Sampling(temperature, own))
             return texts
 
         return self.map_across_ranks(list(zip(examples, seeds, strict=True)), work)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -13,8 +14,8 @@ from lightning_prompts.lm.encoding import unused_character
 from lightning_prompts.randomness import run_seed
 from lightning_prompts.types import Example
 
-# Writes a text after each example, given the maximum number of tokens and one seed per example.
-Write: TypeAlias = Callable[[Sequence[Example], int, Sequence[int]], Sequence[str]]
+# Writes a text after each example, given the text in the slot, the maximum number of tokens and one seed per example.
+Write: TypeAlias = Callable[[Sequence[Example], str, int, Sequence[int]], Sequence[str]]
 Written: TypeAlias = list[Any]  # [question, answer], or [index of the training example, answer]
 
 
@@ -26,7 +27,7 @@ class SelfStudy:
 
     Attributes:
         questions: ``written`` for questions that the LM samples after the context, in the form of the template;
-            ``data`` for those of the training split.
+            ``data`` for those of the training split, drawn by the run's seed.
         size: Number of questions. Fewer remain if the LM writes some twice, or writes those of validation or test.
         instruction: Text between the context and a question to be written.
         temperature: Temperature of the samples.
@@ -61,11 +62,12 @@ class SelfStudy:
         """
         asked: list[Any]
         if self.questions == "data":
-            asked = list(range(len(data.examples("train"))))[: self.size]
+            rows = range(len(data.examples("train")))
+            asked = sorted(random.Random(run_seed()).sample(rows, min(self.size, len(rows))))
         else:
             asked = self._questions(data, text, write)
         seeds = _seeds(2, len(asked))
-        answers = write([self.example(data, question, None) for question in asked], max_new_tokens, seeds)
+        answers = write([self.example(data, question, None) for question in asked], text, max_new_tokens, seeds)
         pairs: list[Written] = [[question, answer] for question, answer in zip(asked, answers, strict=True) if answer]
         if not pairs:
             raise UserError("self_study: the LM writes no question with an answer; give self_study.instruction")
@@ -94,7 +96,7 @@ class SelfStudy:
         before = self.instruction if shown.chat else f"{self.instruction}{head.rstrip(' ')}"
         end = "" if shown.chat else tail.strip()
         asking = replace(shown, before=before, after="", answer=None, stop=re.escape(end) if end else r"\n")
-        texts = write([asking] * self.size, self.max_question_tokens, _seeds(1, self.size))
+        texts = write([asking] * self.size, "", self.max_question_tokens, _seeds(1, self.size))  # `before` has `text`
         held_out = {example.question for split in data.held_out() for example in data.examples(split)}
         return [question for question in dict.fromkeys(texts) if question and question not in held_out]
 

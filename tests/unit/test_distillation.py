@@ -260,10 +260,10 @@ def test_no_share_of_no_gain(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ca
 
 
 def test_self_study_asks_in_the_form_of_the_template() -> None:
-    asked: list[tuple[list[Example], int, list[int]]] = []
+    asked: list[tuple[list[Example], str, int, list[int]]] = []
 
-    def write(shown: Sequence[Example], limit: int, seeds: Sequence[int]) -> list[str]:
-        asked.append((list(shown), limit, list(seeds)))
+    def write(shown: Sequence[Example], slot: str, limit: int, seeds: Sequence[int]) -> list[str]:
+        asked.append((list(shown), slot, limit, list(seeds)))
         if len(asked) == 1:
             return ["big", "", "12", "big", "small"]  # 12 is a question of validation
         return ["large", ""]
@@ -271,8 +271,9 @@ def test_self_study_asks_in_the_form_of_the_template() -> None:
     study = SelfStudy(size=5, instruction="Ask:\n", max_question_tokens=7)
     data = Questions("Q: {question} ={prompt} {answer}\n")
     assert study.study(data, " two", 3, write) == [["big", "large"]]
-    (questions, limit, seeds), (answers, most, others) = asked
+    (questions, nothing, limit, seeds), (answers, slot, most, others) = asked
     assert len(questions) == 5
+    assert (nothing, slot) == ("", " two"), "where the text stands before the question, the request has it already"
     assert limit == 7
     assert questions[0].before == "Ask:\nQ:"
     assert questions[0].stop == r"=\ two"
@@ -291,11 +292,20 @@ def test_self_study_leaves_out_the_questions_of_every_other_split(split: str) ->
 
 def test_self_study_answers_the_questions_of_the_data() -> None:
     data = Questions(labels=True)
-    study = SelfStudy("data", size=3)
-    pairs = study.study(data, "", 2, lambda shown, limit, seeds: [f"a{n}" for n, _ in enumerate(shown)])
-    assert pairs == [[0, "a0"], [1, "a1"], [2, "a2"]]
-    example = study.example(data, *pairs[1])
-    assert (example.question, example.answer, example.labels) == (data.examples("train")[1].question, " a1", ())
+    rows = len(data.examples("train"))
+
+    def pairs(size: int, seed: int) -> list[list[Any]]:
+        L.seed_everything(seed, verbose=False)
+        answers = lambda shown, slot, limit, seeds: [f"a{n}" for n, _ in enumerate(shown)]  # noqa: E731
+        return SelfStudy("data", size=size).study(data, "", 2, answers)
+
+    assert pairs(rows + 1, 0) == [[row, f"a{row}"] for row in range(rows)]
+    draws = {tuple(row for row, _ in pairs(3, seed)) for seed in (0, 0, 1, 2)}
+    assert len(draws) == 3, "drawn by the run's seed, not the first rows of a file that may be sorted"
+    assert all(len({*draw}) == 3 for draw in draws)
+    row, answer = pairs(3, 0)[1]
+    example = SelfStudy("data").example(data, row, answer)
+    assert (example.question, example.answer, example.labels) == (data.examples("train")[row].question, " a1", ())
 
 
 def test_self_study_trains_on_what_was_written(tmp_path: Path) -> None:
