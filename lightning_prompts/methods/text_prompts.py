@@ -334,7 +334,8 @@ class TextPromptMethod(KeepsBest):
         Raises:
             UserError: Training would continue with other validation examples.
         """
-        if self.trainer.state.fn == TrainerFn.FITTING and saved != self.validation_hash():
+        fitting = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
+        if fitting and saved != self.validation_hash():
             raise UserError(
                 "the checkpoint's candidates were scored on other validation examples; resume with the data settings "
                 "and the trainer.limit_val_batches of the run that wrote it"

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from lightning_prompts.errors import UserError
+from lightning_prompts.methods import PromptMethod
 from support.cases import TRAINED
 from support.runs import ALL, STEPS, Fit, Run, assert_alike, evaluate, export, export_format, files, train
 
@@ -62,6 +63,17 @@ def test_a_checkpoint_is_small_data_without_the_frozen_lm(name: str, fitted: Fit
     assert len(saved) >= len(trained)
     assert not any(key.startswith("lm.") for key in saved)
     assert {"optimizer_states", "rng", "loops", "callbacks"} <= checkpoint.keys()
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_checkpoint_is_loaded_from_python_without_a_trainer(name: str, fitted: Fit) -> None:
+    run = fitted(name)
+    loaded = PromptMethod.load_from_checkpoint(run.checkpoint(STEPS))
+    assert type(loaded) is type(run.method)
+    assert loaded.prompt_text() == run.method.prompt_text()
+    live = {key: value for key, value in run.method.named_parameters() if value.requires_grad}
+    for key, value in loaded.named_parameters():
+        assert not value.requires_grad or torch.equal(value, live[key]), key
 
 
 @pytest.mark.parametrize("name", TRAINED)
