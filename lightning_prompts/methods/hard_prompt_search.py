@@ -25,6 +25,8 @@ from lightning_prompts.search.candidates import draw_candidates, round_trips, to
 from lightning_prompts.search.scoring import CandidateScorer, Racing, race
 from lightning_prompts.types import Batch
 
+ACCUMULATED = "accumulated"  # in checkpoints
+
 
 class HardPromptSearch(DiscretePromptMethod):
     """Replaces tokens of a text prompt by better ones, which the gradient with respect to the one-hot rows suggests.
@@ -146,6 +148,20 @@ class HardPromptSearch(DiscretePromptMethod):
             assert isinstance(self.init, FromText)
             length = len(shape.encoder.tokens(self.init.text))
         return MemoryEstimate(length * shape.width, length=length, backward=True)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the rows and the fluency gradient of accumulated batches."""
+        super().on_save_checkpoint(checkpoint)
+        if self.accumulating:
+            rows = [[row.context, row.answer, row.end] for row in self._rows]
+            checkpoint[ACCUMULATED] = {"rows": rows, "fluency_gradient": self._fluency_gradient}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore the rows and the fluency gradient of accumulated batches, to resume between them."""
+        super().on_load_checkpoint(checkpoint)
+        if ACCUMULATED in checkpoint and self._trainer is not None and self.trainer.training:
+            self._rows = [Row(*parts) for parts in checkpoint[ACCUMULATED]["rows"]]
+            self._fluency_gradient = checkpoint[ACCUMULATED]["fluency_gradient"].to(self.lm.device)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Compute the loss of the current prompt on a batch; its gradient guides the search."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from lightning_prompts.callbacks import GradientScaling, LastCheckpoint, NonFini
 from lightning_prompts.datamodules import Antonyms
 from lightning_prompts.lm import LMConfig
 from lightning_prompts.lm.reuse import keep_lms
-from lightning_prompts.methods import SoftPromptTuning
+from lightning_prompts.methods import HardPromptSearch, PromptMethod, SoftPromptTuning
+from lightning_prompts.prompts.initializers import FromText
 from support.checkpoint_state import same
 from support.models import SMALLEST
 from support.training import trainer
@@ -56,10 +58,26 @@ class Sender(L.Callback):
         self.send(trainer, "epoch")
 
 
-def fit(folder: Path, settings: dict[str, Any], *callbacks: L.Callback, resume: Path | None = None) -> L.Trainer:
+def soft() -> SoftPromptTuning:
+    return SoftPromptTuning(3, lm=LMConfig(SMALLEST), max_new_tokens=1)
+
+
+def search() -> HardPromptSearch:
+    start = FromText(" ab")
+    return HardPromptSearch(
+        init=start, candidates=6, top_k=30, fluency=0.5, filter=False, lm=LMConfig(SMALLEST), max_new_tokens=1
+    )
+
+
+def fit(
+    folder: Path,
+    settings: dict[str, Any],
+    *callbacks: L.Callback,
+    resume: Path | None = None,
+    make: Callable[[], PromptMethod] = soft,
+) -> L.Trainer:
     L.seed_everything(0)
     data = Antonyms(batch_size=4, eval_batch_size=4, max_train_examples=12, val_fraction=0.01, test_fraction=0.01)
-    model = SoftPromptTuning(3, lm=LMConfig(SMALLEST), max_new_tokens=1)
     # Two batches a step: the second step of each epoch has the one batch that is left.
     steps = 4 if "accumulate_grad_batches" in settings else BATCHES
     run = trainer(
@@ -71,7 +89,7 @@ def fit(folder: Path, settings: dict[str, Any], *callbacks: L.Callback, resume: 
         callbacks=[*callbacks, LastCheckpoint(), StopOnSignal()],
         **settings,
     )
-    run.fit(model, datamodule=data, ckpt_path=resume, weights_only=True)
+    run.fit(make(), datamodule=data, ckpt_path=resume, weights_only=True)
     return run
 
 
@@ -120,21 +138,23 @@ def test_a_signal_anywhere(settings: dict[str, Any], hooks: tuple[str, ...], tmp
             assert same(result(run, tmp_path / "x.ckpt"), expected), f"{hook} of batch {batch}"
 
 
-def test_a_checkpoint_while_gradients_are_accumulated(tmp_path: Path) -> None:
-    """A validation between two steps saves the gradients so far, too."""
+@pytest.mark.parametrize("make", [soft, search])
+def test_a_checkpoint_while_gradients_are_accumulated(make: Callable[[], PromptMethod], tmp_path: Path) -> None:
+    """A validation between two steps saves the gradients so far, too, and what a search keeps beside them."""
     settings = {"accumulate_grad_batches": 2, "val_check_interval": 1}
 
     class Saver(L.Callback):
         def on_validation_end(self, trainer: L.Trainer, *args: Any) -> None:
             trainer.save_checkpoint(tmp_path / f"batch-{trainer.fit_loop.total_batch_idx + 1}.ckpt")
 
-    expected = result(fit(tmp_path / "whole", settings, Saver()), tmp_path / "whole.ckpt")
+    expected = result(fit(tmp_path / "whole", settings, Saver(), make=make), tmp_path / "whole.ckpt")
     saved = sorted(tmp_path.glob("batch-*.ckpt"))
     between = [path for path in saved if "gradients" in torch.load(path, weights_only=True)]
     assert between
     assert len(between) < len(saved), "nothing is left behind a step"
     for path in between:
-        assert same(result(fit(tmp_path / path.stem, settings, resume=path), tmp_path / "x.ckpt"), expected), path.stem
+        resumed = fit(tmp_path / path.stem, settings, resume=path, make=make)
+        assert same(result(resumed, tmp_path / "x.ckpt"), expected), path.stem
 
 
 def test_the_guard_leaves_overflows_to_the_scaler(tmp_path: Path) -> None:
