@@ -104,21 +104,33 @@ class PlacedLayer:
         Args:
             example: Example of the task.
             hidden: Text of the layer below.
-            hint: Text after the input, for draws from a posterior.
+            hint: Text after the input, for draws from a posterior; after ``hidden`` if the template has no input.
 
         Returns:
             An example whose answer is the layer's target: the task's answer for the top layer, ``None`` for others.
+
+        Raises:
+            UserError: There is a hint, and the template has neither ``{question}`` nor ``{hidden}``.
         """
         if self.template is None and not hint:
             return example
         if self.template is None:
             return replace(example, after=example.after + hint)
         answer = None if example.answer is None or not self.top else example.answer.strip()
-        fields = {**example.fields, "question": self.question(example) + hint, "answer": answer}
+        fields = {**example.fields, "question": self.question(example), "answer": answer}
         if not self.first:
             fields[HIDDEN] = hidden
         stop = example.stop if self.top else self.settings.stop
-        placed = _template(self.template, stop, example.chat, example.system).render(fields, example.source)
+        template = _template(self.template, stop, example.chat, example.system)
+        if hint:
+            shown = next((name for name in ("question", HIDDEN) if name in template.fields), None)
+            if shown is None:
+                raise UserError(
+                    f"layer {self.index}: GivenAnswer puts the target after {{question}}, which the layer's template "
+                    "lacks; add it, or give posterior.templates without GivenAnswer"
+                )
+            fields[shown] = f"{fields[shown]}{hint}"
+        placed = template.render(fields, example.source)
         return replace(
             example,
             before=placed.before,

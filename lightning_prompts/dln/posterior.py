@@ -55,7 +55,7 @@ class PriorTemplate(PosteriorTemplate):
 
 @dataclass(frozen=True)
 class GivenAnswer(PosteriorTemplate):
-    """The layer with the target after the input.
+    """The layer with the target after the input, or after the text of the layer below if it does not read the input.
 
     Attributes:
         text: Text after the input, with ``{target}`` for the target.

@@ -282,6 +282,8 @@ def test_what_layers_read() -> None:
     assert (answered.chat, answered.system, answered.labels, answered.label) == (True, "S", example.labels, 0)
     bare = PlacedLayer(LanguageLayer(residual=False), 1, 2).place(example, "It is a.")
     assert bare.after == "\n\nIt is a.\n\nAnswer:"
+    middle = PlacedLayer(LanguageLayer(residual=False), 1, 3).place(example, "It is a.", " So a.")
+    assert middle.before == "It is a. So a.\n\n", "the hint is in what the layer reads"
     whole = PlacedLayer(LanguageLayer(strip_options=False), 0, 2).place(example)
     assert whole.before == "Which? Options: a b\n\n"
 
@@ -291,6 +293,12 @@ def test_what_layers_read() -> None:
     [
         (lambda: PlacedLayer(LanguageLayer(template="{prompt}{hidden}{answer}"), 0, 2), "has {hidden}"),
         (lambda: PlacedLayer(LanguageLayer(template="{prompt}{question}{answer}"), 1, 2), "lacks {hidden}"),
+        (
+            lambda: PlacedLayer(LanguageLayer(template="{prompt}{passage}{answer}"), 0, 2).place(
+                examples()[0], hint=" So a."
+            ),
+            "layer 0: GivenAnswer puts the target after {question}, which the layer's template lacks",
+        ),
         (lambda: LanguageLayer(template="{prompt}{question}{hidden}{answer}", residual=False), "residual is false"),
         (lambda: LanguageLayer(template="{question} {answer}"), "no {prompt}"),
         (lambda: LanguageLayer(max_new_tokens=0), "max_new_tokens"),
