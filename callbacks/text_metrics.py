@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import lightning as L
 
 from lightning_prompts.errors import UserError
-from lightning_prompts.objectives.rewards import Reward, needs_likelihood
+from lightning_prompts.objectives.rewards import Reward
+from lightning_prompts.template import final_result
 
 if TYPE_CHECKING:
     from lightning_prompts.methods import PromptMethod
@@ -29,7 +30,7 @@ class TextMetrics(L.Callback):
         """Check that all rewards need only texts."""
         super().__init__()
         for reward in rewards:
-            if needs_likelihood(reward):
+            if reward.needs_likelihood:
                 raise UserError("TextMetrics rates texts only; for the likelihood of answers see val/nll and test/nll")
         self.rewards = rewards
 
@@ -48,7 +49,7 @@ class TextMetrics(L.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Rate a batch of validation."""
-        self._judge(pl_module, "val", outputs["rows"])
+        self._judge(pl_module, "val", outputs["rows"], batch)
 
     def on_test_batch_end(
         self,
@@ -60,14 +61,18 @@ class TextMetrics(L.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Rate a batch of a test set."""
-        self._judge(pl_module, batch.split, outputs["rows"])
+        self._judge(pl_module, batch.split, outputs["rows"], batch)
 
-    def _judge(self, pl_module: PromptMethod, split: str, rows: Sequence[dict[str, Any]]) -> None:
+    def _judge(self, pl_module: PromptMethod, split: str, rows: Sequence[dict[str, Any]], batch: Batch) -> None:
+        pairs = [
+            (final_result(str(row["generated"]), example.extract), str(row["answer"]))
+            for row, example in zip(rows, batch.examples, strict=True)
+        ]
         for reward in self.rewards:
-            values = pl_module.map_across_ranks(rows, functools.partial(_values, reward))
+            values = pl_module.map_across_ranks(pairs, functools.partial(_values, reward))
             pl_module.log_mean(f"{split}/{reward.name}", sum(values) / len(values), len(values))
 
 
-def _values(reward: Reward, rows: Sequence[dict[str, Any]]) -> list[float]:
-    texts, references = ([str(row[key]) for row in rows] for key in ("generated", "answer"))
+def _values(reward: Reward, pairs: Sequence[tuple[str, str]]) -> list[float]:
+    texts, references = ([pair[side] for pair in pairs] for side in (0, 1))
     return reward(texts, references, [])

@@ -20,7 +20,8 @@ from lightning_prompts.dln.proposals import Case, Reflection, Request, distinct,
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm import LMConfig
 from lightning_prompts.methods.text_prompts import TextPromptMethod
-from lightning_prompts.objectives.rewards import Reward, needs_likelihood
+from lightning_prompts.objectives.rewards import Reward
+from lightning_prompts.template import final_result
 from lightning_prompts.types import Example
 
 log = logging.getLogger(__name__)
@@ -147,11 +148,11 @@ class Gepa(TextPromptMethod):
         if self.reward is None:
             return Rollout(hidden, answers, [float(answer.right) for answer in answers])
         likelihoods: list[float] = []
-        if needs_likelihood(self.reward):
+        if self.reward.needs_likelihood:
             placed = self.network.place_top(examples, hidden)
             likelihoods = self.network.answer_log_probs(placed, prompts[-1:])[0][0].exp().tolist()
-        texts, targets = [answer.text for answer in answers], [example.target for example in examples]
-        return Rollout(hidden, answers, self.reward(texts, targets, likelihoods))
+        texts = [final_result(answer.text, example.extract) for answer, example in zip(answers, examples, strict=True)]
+        return Rollout(hidden, answers, self.reward(texts, [example.target for example in examples], likelihoods))
 
     def validation_scores(self, prompts: Sequence[str]) -> list[float]:
         """Return the scores of prompts on the validation split, the paper's Pareto set."""
@@ -227,7 +228,7 @@ class Gepa(TextPromptMethod):
         if self.reward is None:
             return verdict(what, answer.right, example.target)
         said = f"{what} scores {score:.2f} of 1. The right answer is: {example.target}"
-        return f"{said}\n{self.reward.feedback(answer.text, example.target)}".strip()
+        return f"{said}\n{self.reward.feedback(final_result(answer.text, example.extract), example.target)}".strip()
 
     def fresh(self, layer: int, prompts: Sequence[str], request: Request) -> list[list[str]]:
         """Return the proposals for a layer that are new, not empty, not too long, and not dropped as leaks."""

@@ -31,11 +31,12 @@ from lightning_prompts.estimators.relaxations import PartNoise
 from lightning_prompts.lm import LMConfig, LMShape, MemoryEstimate, Query
 from lightning_prompts.lm.transfer import to_device
 from lightning_prompts.methods.refined import RefinerMethod
-from lightning_prompts.objectives.rewards import AnswerLikelihood, Reward, needs_likelihood
+from lightning_prompts.objectives.rewards import AnswerLikelihood, Reward
 from lightning_prompts.prompts.vocabulary import allowed_tokens
 from lightning_prompts.refiners.heads import Head, Tied
 from lightning_prompts.refiners.networks import RefinerNetwork, masked_mean
 from lightning_prompts.refiners.refiner import ScoreRefiner
+from lightning_prompts.template import final_result
 from lightning_prompts.types import Batch, Example
 
 MEMORY = 200_000  # maximum number of remembered rewards
@@ -278,8 +279,9 @@ class ReinforceRefiner(RefinerMethod):
         texts: list[str] = []
         likelihoods: list[float] = []
         if self.reward.needs_text:
-            texts = self.lm.generate(examples, vectors, self.max_new_tokens)
-        if needs_likelihood(self.reward):
+            written = self.lm.generate(examples, vectors, self.max_new_tokens)
+            texts = [final_result(text, example.extract) for text, example in zip(written, examples, strict=True)]
+        if self.reward.needs_likelihood:
             likelihoods = (-self.lm.score(examples, vectors).nll).exp().tolist()
         references = [example.reference or "" for example in examples]
         return self.reward(texts, references, likelihoods)

@@ -23,9 +23,15 @@ if TYPE_CHECKING:
 
 
 class Reward(ABC):
-    """Rates answers."""
+    """Rates answers.
 
-    needs_text = True  # False if the reward needs only the likelihood of the reference answer
+    Attributes:
+        needs_text: Whether the reward needs generated answers.
+        needs_likelihood: Whether it needs the likelihood of the reference answer.
+    """
+
+    needs_text = True
+    needs_likelihood = False
 
     @property
     def name(self) -> str:
@@ -47,10 +53,11 @@ class Reward(ABC):
         """Rate answers.
 
         Args:
-            texts: ``B`` generated answers; may be empty if the reward needs no texts.
+            texts: ``B`` generated answers, of which `Example.extract` leaves the final result; may be empty if the
+                reward needs no texts.
             references: The reference answers.
             likelihoods: Likelihood of the reference answers per token (geometric mean), in [0, 1]; may be empty if the
-                reward needs only texts.
+                reward needs none.
 
         Returns:
             ``B`` values in [0, 1].
@@ -148,6 +155,7 @@ class AnswerLikelihood(Reward):
     """Likelihood of the reference answer per token, a dense reward where exact match is nearly always 0."""
 
     needs_text = False
+    needs_likelihood = True
 
     def __call__(self, texts: Sequence[str], references: Sequence[str], likelihoods: Sequence[float]) -> list[float]:
         """See `Reward`."""
@@ -227,9 +235,9 @@ class Mixture(Reward):
         return any(reward.needs_text for reward in self.rewards)
 
     @property
-    def needs_likelihood(self) -> bool:
+    def needs_likelihood(self) -> bool:  # type: ignore[override]
         """Whether any reward needs the likelihood."""
-        return any(needs_likelihood(reward) for reward in self.rewards)
+        return any(reward.needs_likelihood for reward in self.rewards)
 
     def feedback(self, text: str, reference: str) -> str:
         """Return the feedback of all rewards."""
@@ -243,11 +251,6 @@ class Mixture(Reward):
             sum(weight * value for weight, value in zip(self.weights, row, strict=True)) / total
             for row in zip(*parts, strict=True)
         ]
-
-
-def needs_likelihood(reward: Reward) -> bool:
-    """Whether a reward needs the likelihood of the reference answers."""
-    return reward.needs_likelihood if isinstance(reward, Mixture) else isinstance(reward, AnswerLikelihood)
 
 
 @lru_cache(maxsize=2)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -12,11 +15,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel
 
-from lightning_prompts.answers import boxed, final_answer, number, same_answer, token_f1
+from lightning_prompts.answers import boxed, final_answer, is_correct, number, same_answer, token_f1
+from lightning_prompts.callbacks import TextMetrics
+from lightning_prompts.datamodules import Addition
+from lightning_prompts.dln.network import Answer
 from lightning_prompts.errors import UserError
 from lightning_prompts.estimators.relaxations import StraightThrough
 from lightning_prompts.lm import FrozenLM, LMConfig
 from lightning_prompts.lm.embedded import embedded_folder
+from lightning_prompts.methods import Gepa, ReinforceRefiner
 from lightning_prompts.objectives import BertScoreLoss
 from lightning_prompts.objectives.bertscore import greedy_matching
 from lightning_prompts.objectives.rewards import (
@@ -25,11 +32,11 @@ from lightning_prompts.objectives.rewards import (
     ExactMatch,
     Mixture,
     NumericMatch,
+    Reward,
     TokenF1,
     _bert_scorer,
-    needs_likelihood,
 )
-from lightning_prompts.types import Example
+from lightning_prompts.types import Batch, Example
 from support.odd_tokenizers import byte_level
 
 SAME = [
@@ -132,9 +139,66 @@ def test_rewards_are_functions_of_texts() -> None:
     mixed = Mixture([ExactMatch(), AnswerLikelihood()], [1, 3])
     assert mixed(texts, references, [0.4, 0.4, 0.4]) == pytest.approx([0.55, 0.3, 0.3])
     assert mixed.needs_text
-    assert needs_likelihood(mixed)
+    assert mixed.needs_likelihood
     assert not Mixture([AnswerLikelihood()], [2]).needs_text
-    assert not needs_likelihood(Mixture([ExactMatch()], [2]))
+    assert not Mixture([ExactMatch()], [2]).needs_likelihood
+
+
+class Doubt(Reward):
+    """A user's reward of likelihoods."""
+
+    needs_text = False
+    needs_likelihood = True
+
+    def __call__(self, texts: Sequence[str], references: Sequence[str], likelihoods: Sequence[float]) -> list[float]:
+        return [1 - value for value in likelihoods]
+
+
+def by_refiner(reward: Reward, example: Example, text: str) -> float:
+    lm = SimpleNamespace(
+        generate=lambda *_: [text], score=lambda *_: SimpleNamespace(nll=torch.tensor([0.5]).log().neg())
+    )
+    method: Any = SimpleNamespace(reward=reward, lm=lm, max_new_tokens=2)
+    return ReinforceRefiner._judge(method, [example], torch.zeros(1, 1, 1))[0]
+
+
+def by_gepa(reward: Reward, example: Example, text: str) -> float:
+    network = SimpleNamespace(
+        sample_hidden=lambda *_: [],
+        place_top=lambda *_: [example],
+        answer=lambda *_: [Answer(text, True)],
+        answer_log_probs=lambda *_: (torch.tensor([[0.5]]).log(), None),
+    )
+    method: Any = SimpleNamespace(reward=reward, network=network)
+    return Gepa.rollout(method, [example], [""]).scores[0]
+
+
+def by_callback(reward: Reward, example: Example, text: str) -> float:
+    logged: list[float] = []
+    method: Any = SimpleNamespace(
+        map_across_ranks=lambda items, work: work(items), log_mean=lambda name, value, count: logged.append(value)
+    )
+    rows = {"rows": [{"generated": text, "answer": example.reference}]}
+    TextMetrics([reward]).on_test_batch_end(cast("Any", None), method, rows, Batch([example], "test"), 0)
+    return logged[0]
+
+
+@pytest.mark.parametrize("judge", [by_refiner, by_gepa, by_callback])
+def test_rewards_rate_what_exact_match_compares(judge: Callable[[Reward, Example, str], float]) -> None:
+    example = Addition(steps=True, max_digits=2, ood_digits=[]).examples("test")[0]
+    right = (example.answer or "").strip()
+    assert right != example.reference, "the steps stand in front of the result"
+    assert is_correct(example, right)
+    assert judge(ExactMatch(), example, right) == 1
+    assert judge(ExactMatch(), example, f"{right}0") == 0
+
+
+@pytest.mark.parametrize("judge", [by_refiner, by_gepa])
+def test_a_users_reward_gets_likelihoods(judge: Callable[[Reward, Example, str], float]) -> None:
+    reward = Mixture([Doubt(), ExactMatch()], [1, 0])
+    assert judge(reward, Example("", "", " 5", reference="5"), "5") == pytest.approx(0.5)
+    with pytest.raises(UserError, match="TextMetrics rates texts only"):
+        TextMetrics([reward])
 
 
 @pytest.mark.parametrize("weights", [[1.0], [1.0, -1.0], [0.0, 0.0]])
