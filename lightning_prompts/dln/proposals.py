@@ -115,7 +115,7 @@ PARAGRAPH = r"\n\s*\n"
 MARKS = re.compile(r"^(?:[>*#\-\s\"'`]|(?:the |a )?(?:new |improved )?instruction(?: is)?\s*:)+", re.IGNORECASE)
 
 
-def _check_written(source: Proposals, count: int, max_new_tokens: int, temperature: float, shown: int = 0) -> None:
+def _check_written(source: object, count: int, max_new_tokens: int, temperature: float, shown: int = 0) -> None:
     """Check the settings of a source that asks an LM.
 
     Raises:
@@ -386,8 +386,10 @@ class Reflection(Proposals):
 
 
 @dataclass(frozen=True)
-class Crossover(Proposals):
+class Crossover:
     """An LM combines two instructions into one (CAPO, arXiv 2504.16005, section 3).
+
+    It is no source of `Proposals`, because it needs pairs of parents.
 
     Attributes:
         count: Number of pairs of parents, and of proposals.
@@ -409,7 +411,7 @@ class Crossover(Proposals):
         _check_written(self, self.count, self.max_new_tokens, self.temperature)
 
     def propose(self, request: Request) -> list[Proposal]:
-        """See `Proposals`; the parents are pairs, one after the other, and each gives one proposal."""
+        """Propose an instruction for each pair of parents, which stand one after the other."""
         pairs = list(zip(request.parents[::2], request.parents[1::2], strict=True))
         asked = [_question(request.proposer, self.ASK.format(*pair), PARAGRAPH) for pair in pairs]
         seeds = [request.seed() for _ in asked]

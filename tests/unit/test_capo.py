@@ -8,6 +8,7 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from jsonargparse import ArgumentError, ArgumentParser
 
 from lightning_prompts.dln.messages import BanditStats
 from lightning_prompts.dln.proposals import Crossover, InducedInstructions, Paraphrases, Proposal, Request
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm import LMConfig
-from lightning_prompts.methods import Capo
+from lightning_prompts.methods import Capo, DeepLanguageNetwork, DemonstrationSearch
 from lightning_prompts.search.demonstrations import Demonstration, Draw, FewShotPrompt
 from lightning_prompts.search.scoring import Racing, race_losses
 from lightning_prompts.types import Example
@@ -131,6 +133,16 @@ def test_the_question_that_combines_two_instructions() -> None:
     assert [(each.text, each.parent, each.kind) for each in made][1] == ("New.", "three", "Crossover")
     assert "First instruction: one\n\nSecond instruction: two\n" in written[0]
     assert "First instruction: three\n\nSecond instruction: four\n" in written[1]
+
+
+@pytest.mark.parametrize("setting", ["proposals", "instructions"])
+def test_crossover_is_no_source_for_one_parent(setting: str) -> None:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(DeepLanguageNetwork if setting == "proposals" else DemonstrationSearch)
+    for source in (Crossover, Paraphrases):
+        words = [f"--{setting}", json.dumps([{"class_path": f"{source.__module__}.{source.__name__}"}])]
+        with nullcontext() if source is Paraphrases else pytest.raises(ArgumentError, match="Crossover"):
+            parser.parse_args(words)
 
 
 # --- runs -------------------------------------------------------------------------------------------------------------
