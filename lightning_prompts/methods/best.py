@@ -40,7 +40,7 @@ class KeepsBest(PromptMethod):
 
     def on_validation_epoch_end(self) -> None:
         """Keep the current prompt if it is the best."""
-        super().on_validation_epoch_end()
         if self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking:
             total, count = self._totals
             self.keep(total / count)
+        super().on_validation_epoch_end()  # schedulers may monitor what `keep` logs

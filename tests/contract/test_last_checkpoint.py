@@ -40,6 +40,16 @@ def plateau() -> SoftPromptTuning:
     return soft(lambda optimizer: ReduceLROnPlateau(optimizer, "val/nll", factor=0.5, patience=0, threshold=9))
 
 
+def relaxed(metric: str) -> RelaxedPromptTuning:
+    return RelaxedPromptTuning(
+        3,
+        lm=LM,
+        max_new_tokens=1,
+        optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.02),
+        scheduler=lambda optimizer: ReduceLROnPlateau(optimizer, metric, factor=0.5, patience=0, threshold=9),
+    )
+
+
 def rounded() -> RelaxedPromptTuning:
     return RelaxedPromptTuning(3, rounding=Rounding(every=2, examples=4, top_k=3), lm=LM, max_new_tokens=1)
 
@@ -188,6 +198,12 @@ def test_a_plateau_steps_with_the_validations(tmp_path: Path) -> None:
         fit(tmp_path, {"limit_val_batches": 0}, plateau)
     with pytest.raises(UserError, match=r"no metric 'val/nl'; did you mean val/nll"):
         fit(tmp_path, {}, lambda: soft(lambda optimizer: ReduceLROnPlateau(optimizer, "val/nl")))
+
+
+@pytest.mark.parametrize("metric", ["val/nll", "val/selection_loss"])
+def test_a_plateau_is_of_any_metric_of_a_validation(metric: str, tmp_path: Path) -> None:
+    run, _ = fit(tmp_path, {"max_steps": 8}, lambda: relaxed(metric))
+    assert run.optimizers[0].param_groups[0]["lr"] == 0.02 / 4  # two validations, none of them good enough
 
 
 def test_a_run_saves_by_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
