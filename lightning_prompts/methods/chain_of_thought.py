@@ -56,8 +56,8 @@ class ChainOfThought(FixedPrompt):
                 example,
                 after=f"{example.after}{self.trigger} {reasoning}{self.extraction}",
                 fields={**example.fields, HIDDEN: reasoning},
-                # The answer now follows a word, so it needs a leading space.
-                answer=None if example.answer is None else f" {example.answer.lstrip()}",
+                # The answer now follows a word, so it needs a leading space, unless it starts a turn.
+                answer=None if example.answer is None else f"{'' if example.chat else ' '}{example.answer.lstrip()}",
             )
             for example, reasoning in zip(examples, [cut(text, self.reasoning_stop) for text in written], strict=True)
         ]

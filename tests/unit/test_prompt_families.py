@@ -6,7 +6,8 @@ import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import lightning as L
 import pytest
@@ -438,6 +439,15 @@ def test_chain_of_thought_thinks_first_and_answers_after_it(real: FrozenLM) -> N
     row = model.evaluate([example], model.current_prompt())[0]
     assert row["question"] == "What is 2+2?"
     assert row["nll"] == pytest.approx(real.score([prepared], model.current_prompt()).nll.item(), abs=1e-5)
+
+
+def test_an_answer_after_a_thought_starts_as_elsewhere() -> None:
+    model = ChainOfThought(text="", lm=LM)
+    model.lms = {LM: cast("Any", SimpleNamespace(generate=lambda *_: [" So it is."]))}
+    for chat in (False, True):
+        example = Template("{prompt}Q: {question}\nA: {answer}", chat=chat).render({"question": "?", "answer": "4"})
+        (prepared,) = model.prepare([example])
+        assert prepared.answer == example.answer == ("4" if chat else " 4")
 
 
 def test_lora_starts_as_the_model_itself_and_moves_away(tmp_path: Path) -> None:
