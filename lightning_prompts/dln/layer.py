@@ -66,7 +66,8 @@ class PlacedLayer:
         count: ``N``, the number of layers.
 
     Raises:
-        UserError: The template of the first layer has ``{hidden}``, or that of a later layer lacks it.
+        UserError: The template of the first layer has ``{hidden}``, or that of a later layer lacks it; or a single
+            layer strips options without a template of its own.
     """
 
     def __init__(self, settings: LanguageLayer, index: int, count: int) -> None:
@@ -80,6 +81,11 @@ class PlacedLayer:
             if not settings.residual and not self.first:
                 seen = "{hidden}\n\n"
             self.template = f"{{prompt}}\n\n{seen}Answer: {{answer}}" if self.top else f"{seen}{{prompt}}\n{THINK}"
+        if self.template is None and self.strips:
+            raise UserError(
+                "layers.strip_options is true, but a single layer without a template reads the task's own question; "
+                "give the layer a template, or drop strip_options"
+            )
         if self.template is not None:
             asks = HIDDEN in Template(self.template).fields
             if asks == self.first:

@@ -299,6 +299,7 @@ def test_what_layers_read() -> None:
             ),
             "layer 0: GivenAnswer puts the target after {question}, which the layer's template lacks",
         ),
+        (lambda: PlacedLayer(LanguageLayer(strip_options=True), 0, 1), "strip_options is true, but a single layer"),
         (lambda: LanguageLayer(template="{prompt}{question}{hidden}{answer}", residual=False), "residual is false"),
         (lambda: LanguageLayer(template="{question} {answer}"), "no {prompt}"),
         (lambda: LanguageLayer(max_new_tokens=0), "max_new_tokens"),
