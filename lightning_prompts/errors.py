@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import math
+import re
 from collections.abc import Iterable
 
 MOST_NAMES = 40
@@ -80,6 +81,22 @@ def check_at_least(name: str, value: int, least: int = 1) -> None:
     """
     if value < least:
         raise UserError(f"{name} must be at least {least}, got {value}")
+
+
+def check_stop(name: str, stop: str) -> None:
+    """Raise a `UserError` if a text cannot end where this regular expression matches.
+
+    >>> check_stop("stop", "[.]")
+    >>> check_stop("stop", "")
+    Traceback (most recent call last):
+    lightning_prompts.errors.UserError: stop is empty, and every text would be; leave it out
+    """
+    if not stop:
+        raise UserError(f"{name} is empty, and every text would be; leave it out")
+    try:
+        re.compile(stop)
+    except re.error as error:
+        raise UserError(f"{name} {stop!r} is not a regular expression: {error}") from error
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:

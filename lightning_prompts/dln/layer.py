@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass, replace
 
-from lightning_prompts.errors import UserError, check_at_least
+from lightning_prompts.errors import UserError, check_at_least, check_stop
 from lightning_prompts.lm import LMConfig
 from lightning_prompts.lm.labels import HIDDEN
 from lightning_prompts.template import Template
@@ -48,11 +48,13 @@ class LanguageLayer:
         """Check the settings.
 
         Raises:
-            UserError: See `Template`; or the template and ``residual`` disagree.
+            UserError: See `Template`; ``stop`` is empty or no regular expression; or the template and ``residual``
+                disagree.
         """
         check_at_least("layers.max_new_tokens", self.max_new_tokens)
+        check_stop("layers.stop", self.stop)
         if self.template is not None:
-            fields = Template(self.template, self.stop).fields
+            fields = Template(self.template).fields
             if not self.residual and "question" in fields:
                 raise UserError("layers.residual is false, but the layer's template has {question}; drop one of them")
 

@@ -12,7 +12,7 @@ import torch
 
 from lightning_prompts.dln.cached_lm import CachedLM
 from lightning_prompts.dln.messages import MESSAGES, BanditStats, CycledMessages, MessageChoice
-from lightning_prompts.errors import UserError, check_at_least, check_finite
+from lightning_prompts.errors import UserError, check_at_least, check_finite, check_stop
 from lightning_prompts.types import Example
 
 
@@ -129,17 +129,6 @@ def _check_written(source: object, count: int, max_new_tokens: int, temperature:
     check_finite(f"{kind}.temperature", temperature)
 
 
-def _check_stop(source: Proposals, stop: str) -> None:
-    """Raise a `UserError` if an instruction cannot end where this regular expression matches."""
-    kind = type(source).__name__
-    if not stop:
-        raise UserError(f"{kind}.stop is empty, and every instruction would be; leave it out")
-    try:
-        re.compile(stop)
-    except re.error as error:
-        raise UserError(f"{kind}.stop {stop!r} is not a regular expression: {error}") from error
-
-
 @dataclass(frozen=True)
 class LanguageModelProposals(Proposals):
     """An LM rewrites an instruction in the role of a teacher; it sees correct answers and errors.
@@ -166,7 +155,7 @@ class LanguageModelProposals(Proposals):
     def __post_init__(self) -> None:
         """Check the settings."""
         _check_written(self, self.count, self.max_new_tokens, self.temperature, self.shown)
-        _check_stop(self, self.stop)
+        check_stop(f"{type(self).__name__}.stop", self.stop)
 
     def propose(self, request: Request) -> list[Proposal]:
         """See `Proposals`; the proposals rewrite the parents in turn, each with the batch in a new order."""
@@ -354,7 +343,7 @@ class Reflection(Proposals):
     def __post_init__(self) -> None:
         """Check the settings."""
         _check_written(self, self.count, self.max_new_tokens, self.temperature, self.shown)
-        _check_stop(self, self.stop)
+        check_stop(f"{type(self).__name__}.stop", self.stop)
 
     def propose(self, request: Request) -> list[Proposal]:
         """See `Proposals`; the proposals rewrite the parents in turn, each with the batch in a new order."""

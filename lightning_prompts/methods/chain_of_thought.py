@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from lightning_prompts.errors import check_at_least
+from lightning_prompts.errors import check_at_least, check_stop
 from lightning_prompts.lm import LMConfig
 from lightning_prompts.lm.labels import HIDDEN
 from lightning_prompts.methods.fixed_prompt import FixedPrompt
@@ -42,6 +42,7 @@ class ChainOfThought(FixedPrompt):
         """Keep the settings."""
         super().__init__(text, lm, max_new_tokens)
         check_at_least("reasoning_tokens", reasoning_tokens)
+        check_stop("reasoning_stop", reasoning_stop)
         self.trigger = trigger
         self.extraction = extraction
         self.reasoning_tokens = reasoning_tokens

@@ -74,8 +74,13 @@ class BertScoreLoss(Objective):
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        """Check the temperature."""
+        """Check the temperature and the estimator."""
         check_finite("objective.temperature", self.temperature, above=True)
+        if not self.estimator.passes_gradient:
+            raise UserError(
+                f"objective.estimator {self.estimator} passes no gradient, so nothing would be learned; use "
+                "StraightThrough() or Softmax()"
+            )
 
     @property
     def name(self) -> str:

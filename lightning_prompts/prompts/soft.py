@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lightning_prompts.errors import check_at_least
 from lightning_prompts.randomness import from_run_seed
 
 
@@ -30,6 +31,10 @@ class ResidualMLP(Reparametrization):
     """
 
     hidden: int = 32
+
+    def __post_init__(self) -> None:
+        """Check the width."""
+        check_at_least("reparametrization.hidden", self.hidden)
 
     def build(self, width: int) -> nn.Module:
         """See `Reparametrization`."""

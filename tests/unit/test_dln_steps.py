@@ -303,6 +303,8 @@ def test_what_layers_read() -> None:
         (lambda: LanguageLayer(template="{prompt}{question}{hidden}{answer}", residual=False), "residual is false"),
         (lambda: LanguageLayer(template="{question} {answer}"), "no {prompt}"),
         (lambda: LanguageLayer(max_new_tokens=0), "max_new_tokens"),
+        (lambda: LanguageLayer(stop="("), "layers.stop '(' is not a regular expression"),
+        (lambda: LanguageLayer(stop=""), "layers.stop is empty"),
         (lambda: GivenAnswer("So it is."), "{target}"),
         (lambda: Posterior(samples=0), "samples"),
         (lambda: Posterior(templates=[]), "templates is empty"),

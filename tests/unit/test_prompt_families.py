@@ -18,7 +18,7 @@ from transformers import DynamicCache
 from lightning_prompts.callbacks import Budget, PromptReadout, ValidateAtEnd
 from lightning_prompts.datamodules import Addition, Antonyms
 from lightning_prompts.errors import UserError
-from lightning_prompts.estimators.relaxations import Softmax
+from lightning_prompts.estimators.relaxations import Argmax, Softmax
 from lightning_prompts.estimators.temperature import Temperature
 from lightning_prompts.lm import FrozenLM, KeyValues, LMConfig
 from lightning_prompts.methods import (
@@ -33,9 +33,10 @@ from lightning_prompts.methods import (
     ScratchTransformer,
     SoftPromptTuning,
 )
-from lightning_prompts.objectives import Likelihood
+from lightning_prompts.objectives import BertScoreLoss, Likelihood
 from lightning_prompts.prompts.initializers import FromText, Hybrid, RandomTokens, VocabNormal
 from lightning_prompts.prompts.prefix import PrefixMLP
+from lightning_prompts.prompts.soft import ResidualMLP
 from lightning_prompts.search.candidates import round_trips
 from lightning_prompts.search.rounding import Rounding
 from lightning_prompts.template import Template
@@ -342,6 +343,10 @@ def test_fluency_counts_the_prompt_s_own_likelihood(tmp_path: Path) -> None:
         (lambda: Rounding(top_k=0), "rounding.top_k must be at least 1"),
         (lambda: FewShot(0), "shots must be at least 1"),
         (lambda: ChainOfThought(reasoning_tokens=0), "reasoning_tokens must be at least 1"),
+        (lambda: ChainOfThought(reasoning_stop="("), r"reasoning_stop '\(' is not a regular expression"),
+        (lambda: ChainOfThought(reasoning_stop=""), "reasoning_stop is empty"),
+        (lambda: ResidualMLP(-1), "reparametrization.hidden must be at least 1, got -1"),
+        (lambda: BertScoreLoss(estimator=Argmax()), r"objective\.estimator Argmax\(\) passes no gradient"),
         (lambda: Budget(tokens=0), "budget.tokens must be above 0"),
     ],
 )
