@@ -124,8 +124,3 @@ class LanguageNetwork:
     def _space(example: Example) -> str:
         """Return the space before a text, which follows a word; in a chat, the text starts a turn without it."""
         return "" if example.chat else " "
-
-    @property
-    def calls(self) -> int:
-        """Number of texts that the LMs have scored or written."""
-        return sum(lm.calls for lm in {id(lm): lm for lm in self.lms}.values())
