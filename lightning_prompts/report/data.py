@@ -103,7 +103,8 @@ def values(rows: Mapping[str, Sequence[Prediction]], field: str) -> dict[Key, fl
             value = row.nll if field == "nll" else row.correct
             question = row.split, row.question, row.answer
             if value is not None and math.isfinite(value):
-                found[(seed, *question, seen[question])] = value
+                key = (seed, *question, seen[question])
+                found[key] = value
             seen[question] += 1
     return found
 
