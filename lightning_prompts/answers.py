@@ -17,11 +17,16 @@ _NUMBER = re.compile(
 )
 _POWER_OF_UNIT = re.compile(r"(?<=[a-z])\^\{?[23]\}?(?!\w)")
 _FORMULA = re.compile(r"[=^_(\[|{}<>*]|\\(?!text|mathrm|mbox|%|\$|!|,|\s)")
+# A variable of one letter beside a number or another variable: x+5, 5 - x, x/2, 3+2i, x^2+2; no unit (m/s, 3-inch).
+_ALGEBRA = re.compile(
+    r"(?<![A-Za-z\\])[A-Za-zπ](?:(\s*)[-+]\1(?:\d|[A-Za-zπ](?![A-Za-z])|\()|\s*/\s*[\d(]|\^\{?\d+\}?\s*[-+]\s*\S)"
+    r"|[\d)](\s*)[-+/]\2\d*[A-Za-zπ](?![A-Za-z])"
+)
 _FRACTION = re.compile(r"\\[dt]?frac\s*(?:\{\s*([^{}]+?)\s*\}\s*\{\s*([^{}]+?)\s*\}|(\d)\s*(\d))")
 _MIXED = re.compile(r"\b(\d+)\s*\\[dt]?frac\s*\{\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\}")  # 3 1/2
 _MARK = re.compile(r"####\s*(.+)")
 # Words before the answer, in solutions of models and people.
-_ANNOUNCED = re.compile(r"(?:final answer|answer)\s*(?:is|=|:)?\s*:?\s*(.+)", re.IGNORECASE)
+_ANNOUNCED = re.compile(r"\banswer\b\s*(?:is\b|=|:|(?=[-+$\\\d]))\s*:?\s*(.*\w.*)", re.IGNORECASE)
 
 
 def boxed(text: str) -> str | None:
@@ -69,7 +74,8 @@ def number(text: str) -> Fraction | None:
     >>> number("about $1,250.50"), number("one half, 1/2"), number("none")
     (Fraction(2501, 2), Fraction(1, 2), None)
     """
-    text = _simple(text).replace("{,}", ",")
+    text = _simple(text)
+    text = re.sub(r"(?<=[\w:)])\s+-\s+(?=[$€£]?[\d.])", " ", text)  # a dash after a word is no sign
     text = re.sub(r"([-+])\s*[$€£]?\s*(?=[\d.])", r"\1", text)  # - $5 is -5
     for candidate in reversed(_NUMBER.findall(text)):
         over, _, under = candidate.replace(",", "").replace(" ", "").partition("/")
@@ -81,7 +87,9 @@ def number(text: str) -> Fraction | None:
 
 
 def normalized(text: str) -> str:
-    r"""Remove what does not change the meaning of an answer: spaces, ``\text{}``, dollar signs, a final period.
+    r"""Remove what does not change the meaning of an answer: ``\text{}``, dollar signs, a final period, and spaces.
+
+    Spaces between numbers stay, except before three digits (``10 000``).
 
     >>> normalized("\\text{Yes}, it is.")
     'yes,itis'
@@ -89,19 +97,20 @@ def normalized(text: str) -> str:
     text = re.sub(r"\\(?:text|mathrm|mbox)\s*\{([^{}]*)\}", r"\1", text)
     text = re.sub(r"\\(?:left|right|!|,|;|:|quad|qquad)(?![a-z])|[$°]|\\circ|\^\{?\\circ\}?", "", text)
     text = text.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac").replace("\\%", "%")
-    return re.sub(r"\s+", "", text).rstrip(".").casefold()
+    text = re.sub(r"(?<!\d)\s+|\s+(?!\d)|\s+(?=\d{3}(?!\d))", "", text)
+    return text.rstrip(".").casefold()
 
 
 def is_number(text: str) -> bool:
     """Return whether an answer is one number, perhaps with a unit, and not a formula."""
-    plain = _POWER_OF_UNIT.sub("", _simple(text).replace("{,}", ","))
+    plain = _POWER_OF_UNIT.sub("", _simple(text))
     plain = re.sub(r"\\(?:text|mathrm|mbox)\s*\{[^{}]*\}", " ", plain)
-    return len(_NUMBER.findall(plain)) == 1 and not _FORMULA.search(plain)
+    return len(_NUMBER.findall(plain)) == 1 and not _FORMULA.search(plain) and not _ALGEBRA.search(plain)
 
 
 def _simple(text: str) -> str:
-    """Remove the spacing of LaTeX, and write fractions as ``a/b``."""
-    text = text.replace("\\!", "").replace("\\,", "").replace("\u2212", "-").replace("\u2013", "-")
+    """Remove the spacing of LaTeX, and write fractions as ``a/b``, and thousands with a comma."""
+    text = text.replace("{,}", ",").replace("\\!", "").replace("\\,", "").replace("\u2212", "-").replace("\u2013", "-")
     text = re.sub(r"(?<=\d)\\ (?=\d)", "", text)
     text = _MIXED.sub(lambda match: f" {int(match[1]) * int(match[3]) + int(match[2])}/{match[3]} ", text)
     return _FRACTION.sub(lambda match: f" {match[1] or match[3]}/{match[2] or match[4]} ", text)
@@ -125,6 +134,10 @@ def same_answer(text: str, reference: str) -> bool:
     mine = mine.rpartition("=")[2]
     # A formula is not a number, although there are numbers in it: the 3 of a square root.
     if re.search(r"\\(?!text|mathrm|mbox|[dt]?frac|left|right|%|\$|!|,|\s|\(|\))", _simple(mine)):
+        return False
+    # Nor is the 2 of 3x+2, wherever the formula stands in the text.
+    *_, last = (0, *(found.end() for found in _NUMBER.finditer(_simple(mine))))
+    if any(found.end() >= last for found in _ALGEBRA.finditer(_simple(mine))):
         return False
     return (found := number(mine)) is not None and found == number(wanted)
 
