@@ -66,6 +66,15 @@ class GradientScaling(L.Callback):
         if self._saved:
             scaler.load_state_dict(self._saved)
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Raise an error for optimisers that unscale gradients themselves, after they were clipped."""
+        for optimizer in trainer.optimizers if self._plugin is not None else []:
+            if getattr(optimizer, "_step_supports_amp_scaling", False):
+                raise UserError(
+                    f"{type(optimizer).__name__} with fused: true cannot be used with model.lm.dtype float16, as it "
+                    "unscales gradients after they are clipped; leave out fused, or take bfloat16"
+                )
+
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         """Log the scale, and raise an error if it falls below ``floor``."""
         if self._plugin is None:

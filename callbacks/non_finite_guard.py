@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import lightning as L
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -43,7 +44,7 @@ class NonFiniteGuard(L.Callback):
     Args:
         patience: Consecutive skipped steps before the last good state is restored.
         max_restores: Maximum number of restores.
-        snapshot_every: Good steps between snapshots of the state.
+        snapshot_every: Good steps between snapshots of the state, besides those at each validation.
     """
 
     def __init__(self, patience: int = 5, max_restores: int = 3, snapshot_every: int = 20) -> None:
@@ -132,6 +133,11 @@ class NonFiniteGuard(L.Callback):
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Check the state, so that no non-finite state is validated or saved."""
         self._look(trainer, pl_module)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Keep a snapshot, as the validation may have found the best prompt so far."""
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            self._keep(trainer, pl_module)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Check the state, and save the restored state if it was not finite."""

@@ -115,6 +115,8 @@ class ReinforceRefiner(RefinerMethod):
                 "shaping ZScore compares the prompts of one question with each other, and SelfCritical's is alone; "
                 "use another baseline, or whitened: true instead of the shaping"
             )
+        if samples < 2 and isinstance(shaping, ZScore):
+            raise UserError("shaping ZScore of one prompt is 0 whatever its reward; set samples (K) to at least 2")
         check_finite("pass_rows", pass_rows, 1)
         check_finite("entropy_weight", entropy_weight)
         self.length = length

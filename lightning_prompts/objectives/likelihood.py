@@ -20,7 +20,8 @@ class Likelihood(Objective):
 
     Attributes:
         mean_over: ``examples`` gives all examples equal weight, as in the reported NLL; ``tokens`` gives all answer
-            tokens equal weight, so that long answers count more.
+            tokens of a batch equal weight, so that long answers count more. If gradients are accumulated, each batch
+            has the same weight, whatever its number of tokens.
         end_weight: Weight of the text after ``{answer}`` in the template, which the reported NLL does not include. With
             0, a prompt learns what to answer but not where to stop.
     """

@@ -141,6 +141,23 @@ def test_after_some_in_a_row_the_last_good_state_is_back_at_half_the_rate(tmp_pa
     assert rates[5] < rates[4]
 
 
+def test_the_state_of_a_validation_is_a_good_state(tmp_path: Path) -> None:
+    """What a method keeps of its best validation is part of its state."""
+    L.seed_everything(0)
+    model, prompts = METHODS["soft"](), []
+
+    class Watch(L.Callback):
+        def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *args: Any) -> None:
+            prompts.append(pl_module.current_prompt().detach().clone())
+
+    guard = NonFiniteGuard(patience=2, snapshot_every=100)
+    callbacks = [Fault(float("nan"), {4: "loss", 5: "loss"}), guard, Watch()]
+    settings = {"max_steps": 7, "max_epochs": -1, "val_check_interval": 3, "check_val_every_n_epoch": None}
+    trainer(tmp_path, **settings, callbacks=callbacks).fit(model, datamodule=data())
+    assert guard.restores == 1
+    assert torch.equal(prompts[5], prompts[2])
+
+
 def test_it_gives_up_and_names_the_module(tmp_path: Path) -> None:
     L.seed_everything(0)
     model = METHODS["soft"]()

@@ -162,6 +162,12 @@ def test_where_scaling_does_not_help_it_says_so(tmp_path: Path) -> None:
         fit.fit(MAKE["soft"](HALF), datamodule=data())
 
 
+def test_fused_optimisers_are_refused(tmp_path: Path) -> None:
+    model = SoftPromptTuning(3, lm=HALF, max_new_tokens=1, optimizer=lambda p: torch.optim.AdamW(p, fused=True))
+    with pytest.raises(UserError, match="AdamW with fused: true cannot be used"):
+        trainer(tmp_path, max_steps=1, limit_val_batches=0, callbacks=[GradientScaling()]).fit(model, datamodule=data())
+
+
 def test_a_resumed_run_has_the_same_scale(tmp_path: Path) -> None:
     found = []
     for folder, resume in (("whole", None), ("rest", tmp_path / "whole" / "step=3.ckpt")):

@@ -254,6 +254,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None:
         ({"entropy_weight": float("nan")}, "entropy_weight must be a finite number"),
         ({"pass_rows": 0}, "pass_rows must be a finite number of at least 1"),
         ({"baseline": SelfCritical(), "shaping": ZScore()}, "SelfCritical's is alone"),
+        ({"samples": 1, "baseline": NoBaseline(), "shaping": ZScore()}, "ZScore of one prompt is 0"),
     ],
 )
 def test_bad_settings(settings: dict[str, object], message: str) -> None:
