@@ -155,7 +155,7 @@ def read_plan(path: Path, keys: Mapping[str, Any] | None = None, options: Mappin
         options: Options of every run in addition to those of the file.
 
     Raises:
-        UserError: The file is not valid, or a run folder holds a run with other settings.
+        UserError: The file is not valid, its settings set an option, or a run folder holds a run with other settings.
     """
     content = load_yaml(find_config(path))
     if not isinstance(content, dict):
@@ -164,16 +164,21 @@ def read_plan(path: Path, keys: Mapping[str, Any] | None = None, options: Mappin
         content = {**content, **(keys or {})}
         if options:
             content["options"] = {**(content.get("options") or {}), **options}
-        return make_plan(SweepConfig.from_mapping(content))
+        return make_plan(SweepConfig.from_mapping(content), options)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
 
 
-def make_plan(config: SweepConfig) -> SweepPlan:
+def make_plan(config: SweepConfig, given: Mapping[str, Any] | None = None) -> SweepPlan:
     """Make the runs of a sweep.
 
+    Args:
+        config: The configuration.
+        given: Those of its options that must not be without effect.
+
     Raises:
-        UserError: Files are missing, names are not distinct, or a run folder holds a run with other settings.
+        UserError: Files are missing, names are not distinct, settings set an option of ``given``, or a run folder holds
+            a run with other settings.
     """
     target = Path(config.folder).absolute()
     if target.exists() and not target.is_dir():
@@ -185,6 +190,7 @@ def make_plan(config: SweepConfig) -> SweepPlan:
     for task in tasks or without:
         for file, name, settings in methods:
             for variant in settings:
+                _check_effect(given or {}, variant.options)
                 full = f"{name}-{variant.label}" if variant.label else name
                 spec = RunSpec(
                     folder=str(target),
@@ -197,6 +203,26 @@ def make_plan(config: SweepConfig) -> SweepPlan:
                     _add(runs, (task.stem if task else "", f"{full}-untrained"), replace(spec, train=False), config)
                 _add(runs, (task.stem if task else "", full), spec, config)
     return SweepPlan(config, target, runs, tuple(tasks))
+
+
+def _check_effect(given: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Raise a `UserError` if settings, which name the run's folder, would replace a given option or a part of it."""
+    for option, value in given.items():
+        name = _short(option)
+        whole = isinstance(value, str) and not value.lstrip().startswith("{")  # a class, whose settings may follow
+        for key in settings:
+            within = f"{name}.".startswith(f"{_short(key)}.")
+            if within or (f"{_short(key)}.".startswith(f"{name}.") and not whole):
+                raise UserError(f"settings has {key}, which overrides --{option}; change it there, or leave one out")
+
+
+def _short(name: str) -> str:
+    """A dotted name without the words that may be left out.
+
+    >>> _short("model.optimizer.init_args.lr"), _short("model.class_path")
+    ('model.optimizer.lr', 'model')
+    """
+    return ".".join(part for part in name.split(".") if part not in ("init_args", "class_path"))
 
 
 def _add(runs: dict[Key, list[RunSpec]], key: Key, spec: RunSpec, config: SweepConfig) -> None:

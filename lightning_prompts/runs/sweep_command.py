@@ -49,7 +49,7 @@ def parser() -> CommandParser:
         "--config",
         type=Path,
         metavar="SWEEP.yaml",
-        help="methods, tasks, seeds and settings, see experiments/sweep; options here override it",
+        help="methods, tasks, seeds and settings, see experiments/sweep; options here override all but settings",
     )
     made.add_argument("--folder", help="store runs in FOLDER/[TASK/]METHOD[-SETTING]/seed-K (default: runs/sweep)")
     made.add_argument("--tasks", nargs="+", metavar="TASK.yaml", help="configs of data; run each method on each task")

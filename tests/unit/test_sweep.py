@@ -389,6 +389,31 @@ def test_the_command_line_overrides_the_file(methods: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("settings", "option", "value", "key"),
+    [
+        ("model.length: [2, 8]", "model.length", "4", "model.length"),
+        ("model.length: 2", "model.init_args.length", "4", "model.length"),
+        ("model.optimizer: torch.optim.AdamW", "model.optimizer.lr", "0.1", "model.optimizer"),
+        ("model.class_path: SoftPromptTuning", "model", "PrefixTuning", "model.class_path"),
+        ("model.optimizer.init_args.lr: [0.1, 1]", "model.optimizer", '{"class_path": "X"}', "model.optimizer."),
+        ("model.optimizer.lr: [0.1, 1]", "model.optimizer", "torch.optim.SGD", ""),
+        ("model.length: [2, 8]", "model.length_penalty", "1", ""),
+    ],
+)
+def test_options_that_settings_would_replace_are_refused(
+    settings: str, option: str, value: str, key: str, methods: Path
+) -> None:
+    path = methods / "sweep.yaml"
+    path.write_text(f"methods: [{methods}/few.yaml, {{config: {methods}/soft.yaml, settings: {{{settings}}}}}]")
+    where = {"folder": str(methods / "runs")}
+    if key:
+        with pytest.raises(UserError, match=f"sweep.yaml: settings has {key}.*, which overrides --{option}"):
+            read_plan(path, where, {option: value})
+    else:
+        assert options(read_plan(path, where, {option: value}).all_runs[-1])[option] == value
+
+
+@pytest.mark.parametrize(
     ("words", "code", "told"),
     [
         ([], 1, "nothing to run; give configs of methods, or a sweep file with -c"),
