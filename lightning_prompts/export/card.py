@@ -41,14 +41,14 @@ def card(export: Export, made: Format, name: str, differences: list[float]) -> s
         name: Name of the folder.
         differences: Differences between the NLL of the exported files and of the run, for each example of the check.
     """
-    run, metrics = export.run, Run(export.run.folder).metrics
+    run, metrics = export.run, _metrics(export)
     parts = [
         f"---\n{front_matter(export, made, name, metrics)}\n---\n",
         f"# {run.method_name} for {_task(export)}, as {made.title}\n",
         f"{_sentence(export)} Made with lightning-prompts.\n",
         f"## Use\n\nRun this in the folder that contains `{name}`.\n\n{_base(export)}{made.usage(export, name)}",
         f"## Text\n\n{_text(export)}",
-        f"## Measured\n\n{_table(metrics)}{_checked(differences)}",
+        f"## Measured\n\n{_table(metrics) or _unmeasured(export)}{_checked(differences)}",
         f"## Made from\n\n{_config(export)}",
     ]
     return "\n".join(part.rstrip("\n") + "\n" for part in parts)
@@ -79,6 +79,27 @@ def front_matter(export: Export, made: Format, name: str, metrics: Mapping[str, 
         eval_results=results or None,
     )
     return str(data.to_yaml())
+
+
+def _metrics(export: Export) -> Mapping[str, float]:
+    """Return the test metrics of the exported prompt; none if the run's last test measured another one."""
+    run = Run(export.run.folder)
+    if run.tested is None:  # not tested, or by an older version
+        return run.metrics
+    if export.run.checkpoint is None:
+        same = run.tested.get("checkpoint") is None
+    else:  # at the same step, the best checkpoint is the last one
+        same = run.tested_checkpoint is not None and run.tested.get("step") == export.run.step()
+    return run.metrics if same else {}
+
+
+def _unmeasured(export: Export) -> str:
+    """Say why there are no metrics."""
+    if not (run := Run(export.run.folder)).metrics:
+        return f"The run has no `{METRICS_FILE}`: it was not tested.\n\n"
+    tested = (run.tested or {}).get("checkpoint")
+    other = "the prompt without a checkpoint" if tested is None else f"`{tested}`"
+    return f"This prompt was not tested: the run's last `test` measured {other}.\n\n"
 
 
 def _rows(metrics: Mapping[str, float]) -> list[tuple[str, str, float]]:
@@ -163,7 +184,7 @@ def _code(text: str) -> str:
 
 def _table(metrics: Mapping[str, float]) -> str:
     if not metrics:
-        return f"The run has no `{METRICS_FILE}`: it was not tested.\n\n"
+        return ""
     names = list(dict.fromkeys(kind for _, kind, _ in _rows(metrics)))
     lines = [f"| test set | {' | '.join(METRICS[kind] for kind in names)} |", f"|---|{'---|' * len(names)}"]
     for split in dict.fromkeys(split for split, _, _ in _rows(metrics)):

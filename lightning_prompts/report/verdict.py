@@ -13,7 +13,7 @@ from lightning_prompts.report.comparability import unequal_settings
 from lightning_prompts.report.data import MAIN, NLL, Comparison, Method, Task
 from lightning_prompts.report.page import Block, Verdict, amount, difference, interval, p_value, spread
 from lightning_prompts.report.statistics import LEVEL, questions_needed
-from lightning_prompts.runs.names import BEST, CHECKPOINTS, CONFIG, PROMPT_TEXT
+from lightning_prompts.runs.names import BEST, CHECKPOINTS, CONFIG, LAST, PROMPT_TEXT
 from lightning_prompts.runs.reader import Run
 
 FEW = 100  # validation questions: the standard error of exact match is 5 points there
@@ -173,19 +173,31 @@ def _more_questions(task: Task, found: Comparison | None) -> str:
 
 def _use(method: Method) -> tuple[str, str]:
     """The sentence and the command that make use of a method's best run on validation."""
-    run = min(method.runs, key=lambda run: min(_judged(run), default=math.inf))
+    run = min(method.runs, key=_validation)
     config = run.folder / CONFIG
     if not method.trained:
         return "Use it as it is:", _command("predict", "-c", config)
     own = any(row.prompt is not None for row in run.predictions or [])
     if own or run.class_name in NOT_EXPORTED:
-        best = run.folder / CHECKPOINTS / BEST
-        return "Answer questions with it:", _command("predict", "-c", config, "--ckpt_path", best)
+        tested = run.tested_checkpoint or run.folder / CHECKPOINTS / BEST
+        return "Answer questions with it:", _command("predict", "-c", config, "--ckpt_path", tested)
     if any(name.startswith("model.lm.server.") for name in run.settings or {}):
         return f"Its text is in {run.folder / PROMPT_TEXT}.", ""
     kind = "peft" if run.text is None else "text"
     seed = f" (seed {run.seed}, the best on validation)" if len(method.runs) > 1 else ""
-    return f"Export it{seed}:", _command("export", run.folder, "--format", kind)
+    last = ("--checkpoint", "last") if _last(run) else ()
+    return f"Export it{seed}:", _command("export", run.folder, "--format", kind, *last)
+
+
+def _last(run: Run) -> bool:
+    """Whether the last checkpoint was tested, and not the best one."""
+    return run.tested_checkpoint == run.folder / CHECKPOINTS / LAST
+
+
+def _validation(run: Run) -> float:
+    """What the tested checkpoint has on validation, smaller is better."""
+    judged = _judged(run)
+    return math.inf if not judged else judged[-1] if _last(run) else min(judged)
 
 
 def _command(*words: object) -> str:

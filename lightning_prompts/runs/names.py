@@ -7,9 +7,10 @@ ENVIRONMENT = "environment.json"  # versions, machine and precision
 
 METRICS = "metrics.json"  # of `test`
 PREDICTIONS = "predictions.jsonl"  # of `test`: one row for each question
+TESTED = "tested.json"  # of `test`: the checkpoint and its step
 VALIDATION = "validation.json"  # of `validate`
 GENERATIONS = "generations.jsonl"  # of `predict`
-RESULTS = (METRICS, PREDICTIONS, VALIDATION, GENERATIONS)
+RESULTS = (METRICS, PREDICTIONS, TESTED, VALIDATION, GENERATIONS)
 
 BUDGET = "budget.json"  # what training cost
 SAMPLES = "samples.jsonl"  # answers to a few validation questions during training

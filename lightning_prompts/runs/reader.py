@@ -104,6 +104,17 @@ class Run:
         return None if rows is None else [_prediction(row, path) for row in rows]
 
     @cached_property
+    def tested(self) -> dict[str, Any] | None:
+        """``checkpoint`` and ``step`` that ``test`` measured, both ``None`` for a prompt without a checkpoint."""
+        return read_json(self.folder / names.TESTED)
+
+    @property
+    def tested_checkpoint(self) -> Path | None:
+        """The file in ``checkpoints/`` that ``test`` measured; ``None`` for none, or one of another place."""
+        place = Path(str((self.tested or {}).get("checkpoint")))
+        return self.folder / place if place.parent == Path(names.CHECKPOINTS) else None
+
+    @cached_property
     def curves(self) -> dict[str, dict[int, float]]:
         """Metrics logged during training: by name, the value after each number of steps."""
         found: dict[str, dict[int, float]] = {}

@@ -97,8 +97,7 @@ class RunFolder(SaveConfigCallback):
         """Write the record of a test without training, which is a run as well."""
         folder = Path(trainer.default_root_dir)
         if self.config.ckpt_path is not None and trainer.loggers:  # log at the step of the checkpoint
-            step = torch.load(self.config.ckpt_path, map_location="cpu", weights_only=True)["global_step"]
-            trainer.fit_loop.epoch_loop._batches_that_stepped = max(step - 1, 0)
+            trainer.fit_loop.epoch_loop._batches_that_stepped = max(_step(self.config.ckpt_path) - 1, 0)
         # Keep the config of a training, and a config.yaml that the user wrote.
         foreign = (folder / self.config_filename).exists() and not (folder / names.ENVIRONMENT).exists()
         trained = self.config.ckpt_path is not None or (folder / names.LOGS).exists()
@@ -107,6 +106,17 @@ class RunFolder(SaveConfigCallback):
             self._write(trainer, pl_module, record)
             for logger in trainer.loggers:
                 loggers.log_settings(logger, yaml.load(record, FAST_LOADER))
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write which checkpoint was tested: its place in the run folder, or its name elsewhere; and its step."""
+        folder, given = Path(trainer.default_root_dir).absolute(), self.config.ckpt_path
+        found: dict[str, object] = {"checkpoint": None, "step": None}
+        if given is not None and trainer.is_global_zero:
+            path = Path(given).absolute()
+            place = path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.name
+            found = {"checkpoint": place, "step": _step(path)}
+        if trainer.is_global_zero:
+            write_atomic(folder / names.TESTED, json.dumps(found) + "\n")
 
     def _write(self, trainer: L.Trainer, pl_module: L.LightningModule, record: str) -> None:
         """Write ``config.yaml`` and ``environment.json``."""
@@ -175,6 +185,11 @@ def check_writable(folder: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise UserError(f"the run folder {folder} is not writable: {error.strerror}") from error
+
+
+def _step(checkpoint: str | Path) -> int:
+    """The number of training steps of a checkpoint."""
+    return int(torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"])
 
 
 def _next_version(logs: Path) -> int:

@@ -33,7 +33,7 @@ from lightning_prompts.datamodules import GSM8K, Antonyms, Classification, TextD
 from lightning_prompts.errors import UserError
 from lightning_prompts.export import command, hub, peft_adapter, vllm_example
 from lightning_prompts.export.base import BaseModel, base_of
-from lightning_prompts.export.card import _datasets
+from lightning_prompts.export.card import _datasets, _metrics, _unmeasured
 from lightning_prompts.export.command import compare
 from lightning_prompts.export.run import RestoredRun, open_run
 from lightning_prompts.export.vllm import Vllm
@@ -668,6 +668,32 @@ def test_the_card_s_code_chooses_classes(
 def test_the_card_names_the_dataset_on_the_hub(data: TextDataModule, named: list[str] | None) -> None:
     export: Any = SimpleNamespace(run=SimpleNamespace(data=data))
     assert _datasets(export) == named
+
+
+@pytest.mark.parametrize(
+    ("tested", "checkpoint", "other"),
+    [
+        (None, "best.ckpt", None),  # by a version that did not tell
+        (("checkpoints/best.ckpt", 3), "best.ckpt", None),
+        (("checkpoints/last.ckpt", 3), "best.ckpt", None),
+        (("checkpoints/last.ckpt", 9), "best.ckpt", "`checkpoints/last.ckpt`"),
+        (("best.ckpt", 3), "best.ckpt", "`best.ckpt`"),
+        ((None, None), "best.ckpt", "the prompt without a checkpoint"),
+        ((None, None), None, None),
+    ],
+)
+def test_the_card_has_no_numbers_of_another_checkpoint(
+    tested: tuple[str | None, int | None] | None, checkpoint: str | None, other: str | None, tmp_path: Path
+) -> None:
+    run = SimpleNamespace(folder=tmp_path, checkpoint=checkpoint and tmp_path / checkpoint, step=lambda: 3)
+    export: Any = SimpleNamespace(run=run)
+    assert "it was not tested" in _unmeasured(export)
+    (tmp_path / "metrics.json").write_text('{"test/nll": 1.5}')
+    if tested:
+        (tmp_path / "tested.json").write_text(json.dumps(dict(zip(("checkpoint", "step"), tested, strict=True))))
+    assert _metrics(export) == ({} if other else {"test/nll": 1.5})
+    if other:
+        assert f"the run's last `test` measured {other}." in _unmeasured(export)
 
 
 def test_the_card_warns_of_batches_in_the_harness(adapters: dict[str, Path]) -> None:

@@ -417,10 +417,16 @@ def test_verdict_of_a_single_run_asks_for_a_baseline(study: Path) -> None:
     ("change", "told"),
     [
         ("text", "Export it: lightning-prompts export {run} --format text"),
+        ("text, last", "Export it: lightning-prompts export {run} --format text --checkpoint last"),
         (
             "own",
             "Answer questions with it: lightning-prompts predict -c {run}/config.yaml --ckpt_path "
             "{run}/checkpoints/best.ckpt",
+        ),
+        (
+            "own, last",
+            "Answer questions with it: lightning-prompts predict -c {run}/config.yaml --ckpt_path "
+            "{run}/checkpoints/last.ckpt",
         ),
         ("server", "Its text is in {run}/prompt.txt."),
         ("untrained", "Use it as it is: lightning-prompts predict -c {run}/config.yaml"),
@@ -428,6 +434,9 @@ def test_verdict_of_a_single_run_asks_for_a_baseline(study: Path) -> None:
 )
 def test_verdict_names_the_command_that_uses_the_winner(change: str, told: str, tmp_path: Path) -> None:
     run_of = alike(tmp_path, {"static": 2, "soft": 28}) / "soft"
+    change, _, tested = change.partition(", ")
+    if tested:
+        (run_of / "tested.json").write_text(json.dumps({"checkpoint": f"checkpoints/{tested}.ckpt", "step": 20}))
     if change in ("text", "server"):
         (run_of / "prompt.txt").write_text("Answer.")
     if change == "server":
@@ -442,6 +451,20 @@ def test_verdict_names_the_command_that_uses_the_winner(change: str, told: str, 
         shutil.rmtree(run_of / "logs")
     assert report(tmp_path, "--baseline", tmp_path / "static") == 0
     assert Page(tmp_path / "report.html").says("Next") == told.format(run=run_of)
+
+
+def test_the_exported_seed_is_the_best_one_at_the_tested_checkpoint(study: Path) -> None:
+    """Seed 1 has the best validation of all, and ends with the worst."""
+    path = study / "soft" / "seed-1" / "logs" / "version_0" / "metrics.csv"
+    path.write_text("step,val/nll\n9,0.5\n19,9.5\n")
+    for tested, seed, more in (("best", 1, ""), ("last", 0, " --checkpoint last")):
+        for folder in (study / "soft").iterdir():
+            (folder / "tested.json").write_text(json.dumps({"checkpoint": f"checkpoints/{tested}.ckpt", "step": 20}))
+        assert report(study, "--baseline", study / "static") == 0
+        assert Page(study / "report.html").says("Next") == (
+            f"Export it (seed {seed}, the best on validation): lightning-prompts export {study}/soft/seed-{seed} "
+            f"--format peft{more}"
+        )
 
 
 def test_little_validation_is_told_ahead_of_the_numbers(study: Path, whole: Page) -> None:
@@ -1015,6 +1038,7 @@ def test_a_tested_prompt_has_a_record_and_a_trained_one_keeps_its_own(tmp_path: 
     again = ["--trainer.default_root_dir", str(tmp_path / "trained")]
     assert run(["fit", "-c", str(record), *again]) == 0, "it can be trained as it stands"
     before = (tmp_path / "trained" / "config.yaml").read_bytes()
+    assert json.loads((tmp_path / "untrained" / "tested.json").read_text()) == {"checkpoint": None, "step": None}
     first, second = (yaml.safe_load(path.read_text()) for path in (record, tmp_path / "trained" / "config.yaml"))
     assert first["model"] == second["model"]
     assert first["data"] == second["data"]
@@ -1022,6 +1046,8 @@ def test_a_tested_prompt_has_a_record_and_a_trained_one_keeps_its_own(tmp_path: 
         run(["test", "-c", str(tmp_path / "trained" / "config.yaml"), "--ckpt_path", "last", "--verbose", "false"]) == 0
     )
     assert (tmp_path / "trained" / "config.yaml").read_bytes() == before
+    tested = json.loads((tmp_path / "trained" / "tested.json").read_text())
+    assert tested == {"checkpoint": "checkpoints/last.ckpt", "step": 1}
     own = tmp_path / "own" / "config.yaml"
     own.parent.mkdir()
     own.write_bytes(record.read_bytes())
