@@ -13,7 +13,7 @@ import torch
 from lightning_prompts.errors import UserError
 from lightning_prompts.export.formats import Export, Format, answer_nll
 from lightning_prompts.export.texts import Step, sample_hidden
-from lightning_prompts.export.usage import code, empty_examples, ids_code, imports, literal, load_model
+from lightning_prompts.export.usage import call_of, code, empty_examples, ids_code, imports, literal, load_model
 from lightning_prompts.lm import FrozenLM, KeyValues
 from lightning_prompts.methods.text_prompts import TextPromptMethod
 from lightning_prompts.prompts.from_peft import ABOUT
@@ -79,9 +79,15 @@ class PlainText(Format):
                 f"`{ABOUT}` lists the {len(steps)} LM calls in order: the template, the prompt for `{{prompt}}`, and "
                 "the maximum number of new tokens of each. The output of a call is `{hidden}` in the next one.\n"
             )
-        (example,) = sample_hidden(steps, lms, export.examples[:1])
+        examples, prompt = sample_hidden(steps, lms, export.examples), steps[0].prompt
+        wanted = []
+        for one in examples:
+            before, after, _ = lms[0].encoder.texts(one)
+            wanted.append((f"{before}{prompt}{after}", _tokens(lms[0], one, prompt)[0]))
+        call, example = call_of(lms[0], wanted), examples[0]
         before, after, _ = lms[0].encoder.texts(example)
-        prompt = steps[0].prompt
+        # A chat template writes the start of a sequence (BOS) itself.
+        words = call if call is not None else ", add_special_tokens=False" if example.chat else ""
         read = f'prompt = open({literal(f"{name}/{FILE}")}, encoding="utf-8", newline="").read()\n' if prompt else ""
         text = f"{literal(before)} + prompt + {literal(after)}" if prompt else literal(before + after)
         bare = empty_examples(export, replace(example, fields=export.examples[0].fields))
@@ -89,10 +95,10 @@ class PlainText(Format):
         usage = "Insert the prompt into `{prompt}` of the template without changing its white space.\n\n" + code(
             f"{imports('' if export.examples[0].labels else 're')}"
             "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-            f'{load_model(export)}{read}inputs = tokenizer({text}, return_tensors="pt").input_ids\n'
+            f'{load_model(export)}{read}inputs = tokenizer({text}{words}, return_tensors="pt").input_ids\n'
             f"{ids_code(export, contexts)}"
         )
-        if list(lms[0].tokenizer.encode(before + prompt + after)) != _tokens(lms[0], example, prompt)[0]:
+        if call is None:
             usage += (
                 "\nTokenised in one piece, this text has other tokens than in training, where the parts around the "
                 "prompt were tokenised separately, so scores may differ. `FixedPrompt` with the same text and template "

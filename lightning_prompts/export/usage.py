@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from lightning_prompts.export.contents import Updates
 from lightning_prompts.export.formats import Export
-from lightning_prompts.lm import slot_length
+from lightning_prompts.lm import FrozenLM, slot_length
 from lightning_prompts.lm.labels import without_content
 from lightning_prompts.types import Example
 
@@ -47,10 +47,14 @@ def text_of(export: Export, example: Example) -> str:
 
 def tokenizer_call(export: Export) -> str | None:
     """Find arguments with which one call of the tokenizer gives the tokens of the run; ``None`` if there are none."""
-    tokenizer = export.run.method.lm.tokenizer
     wanted = [(text_of(export, example), export.pieces(example).after) for example in export.examples]
+    return call_of(export.run.method.lm, wanted)
+
+
+def call_of(lm: FrozenLM, wanted: Sequence[tuple[str, list[int]]]) -> str | None:
+    """Find arguments with which a call of the tokenizer gives the tokens of each text; ``None`` if there are none."""
     for words, special in CALLS.items():
-        if all(tokenizer.encode(text, add_special_tokens=special) == ids for text, ids in wanted):
+        if all(lm.tokenizer.encode(text, add_special_tokens=special) == ids for text, ids in wanted):
             return words
     return None
 
@@ -188,10 +192,8 @@ def _embedded(export: Export, text: str, ids: list[int]) -> str:
     """Write an expression for the embeddings of a text; use token ids if the tokenizer would give other tokens."""
     if not ids:
         return ""
-    for words, special in CALLS.items():
-        if export.run.method.lm.tokenizer.encode(text, add_special_tokens=special) == ids:
-            return f"embed(tokenizer.encode({literal(text)}{words}))"
-    return f"embed({ids})"
+    call = call_of(export.run.method.lm, [(text, ids)])
+    return f"embed({ids})" if call is None else f"embed(tokenizer.encode({literal(text)}{call}))"
 
 
 def cache_snippet(export: Export, load: str, pair: str) -> str:

@@ -26,6 +26,7 @@ import yaml
 from peft import AutoPeftModelForCausalLM, PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from tokenizers import processors
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lightning_prompts.cli import commands, run
@@ -47,7 +48,7 @@ from lightning_prompts.prompts.initializers import FromText
 from lightning_prompts.template import cut
 from lightning_prompts.types import Example
 from support.models import SHAPES, SMALLEST, TINY
-from support.odd_tokenizers import save_model, sentencepiece_like
+from support.odd_tokenizers import byte_level, save_model, sentencepiece_like
 from support.training import trainer
 
 SOFT = ["--model", "SoftPromptTuning", "--model.length", "3", "--model.optimizer.lr", "0.5"]
@@ -90,8 +91,8 @@ def fitted(folder: Path, *words: str, model: str = LLAMA, steps: int = 3, task: 
     return folder
 
 
-def measured(folder: Path, *words: str) -> Path:
-    args = ["test", *ANTONYMS, *words, "--model.lm.name", LLAMA, "--model.max_new_tokens", "3", *QUIET]
+def measured(folder: Path, *words: str, model: str = LLAMA) -> Path:
+    args = ["test", *ANTONYMS, *words, "--model.lm.name", model, "--model.max_new_tokens", "3", *QUIET]
     assert run([*args, "--verbose", "false", "--trainer.default_root_dir", str(folder)]) == 0
     return folder
 
@@ -714,6 +715,28 @@ def test_a_tokenizer_that_cuts_otherwise_is_told(starter: str, tmp_path: Path) -
     """It starts every text with a space, and so a text after the prompt as well."""
     folder = fitted(tmp_path / "run", *SOFT, "--data.template", "{prompt}{question} and {answer}", model=starter)
     assert "gives other tokens" in (export(folder, "peft") / "README.md").read_text()
+
+
+@pytest.mark.parametrize("chat", ["true", "false"])
+def test_the_card_s_text_starts_once(chat: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a model whose tokenizer adds BOS, and whose chat template writes it as well."""
+    tokenizer = byte_level()
+    start = tokenizer.bos_token_id
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", start)]
+    )
+    tokenizer.chat_template = "{{ bos_token }}" + CHAT
+    model = str(tmp_path / "model")
+    tokenizer.save_pretrained(model)
+    FrozenLM.load(LMConfig(f"{LLAMA},vocab_size={len(tokenizer)}")).model.save_pretrained(model)
+    words = ["--model", "FixedPrompt", "--model.text", " antonyms:", "--data.chat", chat]
+    folder = measured(tmp_path / "run", *words, model=model)
+    readme = (export(folder, "text", "--out", str(tmp_path / "x")) / "README.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(compile(CODE.findall(readme)[0], "README.md", "exec"), names)
+    assert names["inputs"][0].tolist().count(start) == 1
+    assert "this text has other tokens" not in readme
 
 
 # --- refusals --------------------------------------------------------------------------------------------------------
