@@ -91,7 +91,9 @@ def encoded(vectors: torch.Tensor) -> str:
 
 def ask_server(url: str, model: str, vectors: torch.Tensor, max_tokens: int) -> str:
     """Request a completion from vLLM's OpenAI-compatible server."""
-    body = {"model": model, "prompt": "", "prompt_embeds": encoded(vectors), "max_tokens": max_tokens, "temperature": 0}
+    # The server takes what is left out from the model's generation_config.
+    greedy = {"temperature": 0, "repetition_penalty": 1.0}
+    body = {"model": model, "prompt": "", "prompt_embeds": encoded(vectors), "max_tokens": max_tokens, **greedy}
     request = urllib.request.Request(
         f"{url.rstrip('/')}/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
     )

@@ -12,6 +12,7 @@ import runpy
 import shutil
 import sys
 import threading
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -471,6 +472,20 @@ def test_the_example_for_vllm_asks_a_server(
         capsys.readouterr()
         runpy.run_path(str(made / "example.py"), run_name="__main__")
     assert capsys.readouterr().out.strip() == wanted
+
+
+def test_the_example_for_vllm_decodes_greedily(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server takes what is not said from the model's generation_config, such as a repetition penalty."""
+    asked: list[dict[str, Any]] = []
+
+    def answer(request: urllib.request.Request) -> io.BytesIO:
+        assert isinstance(request.data, bytes)
+        asked.append(json.loads(request.data))
+        return io.BytesIO(b'{"choices": [{"text": "so"}]}')
+
+    monkeypatch.setattr(urllib.request, "urlopen", answer)
+    assert vllm_example.ask_server("http://localhost/v1", "a/b", torch.zeros(2, 4), 3) == "so"
+    assert (asked[0]["temperature"], asked[0]["repetition_penalty"]) == (0, 1.0)
 
 
 def test_vllm_runs_the_revision_that_was_trained_on(monkeypatch: pytest.MonkeyPatch) -> None:
