@@ -99,7 +99,7 @@ def _sure(task: Task, best: Method, rival: Method, found: Comparison | None) -> 
             if best.trained
             else text
         )
-    word = "established" if ends[0] > 0 or ends[1] < 0 else "not established"
+    word = "established" if all(task.metric.sign * end > 0 for end in ends) else "not established"
     shown = interval(ends, task.metric.percent, signed=True)
     return f"{text} For other seeds: {word} (95% interval {shown} over {len(seeds)} seeds)."
 

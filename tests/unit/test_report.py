@@ -30,6 +30,7 @@ from lightning_prompts.report.charts import frontier
 from lightning_prompts.report.comparability import unequal_settings
 from lightning_prompts.report.data import Method, Task, compare, group, values
 from lightning_prompts.report.statistics import bootstrap, holm, over_seeds, permutation, questions_needed
+from lightning_prompts.report.verdict import _sure
 from lightning_prompts.runs.configs import flat
 from lightning_prompts.runs.reader import Prediction, Run, find
 from support.commands import TINY_RUN
@@ -395,6 +396,27 @@ def test_verdict_without_evidence_says_how_much_is_needed(tmp_path: Path) -> Non
     told = f"About {rounded} test questions would establish a difference of this size (now: 30)."
     assert page.says("Next") == told
     assert "export" not in page.html.split("<h2>")[0]
+
+
+@pytest.mark.parametrize(
+    ("metric", "best", "rival", "word"),
+    [
+        ("exact_match", [0.5, 0.5], [0.3, 0.3], "established"),
+        ("exact_match", [0.1, 0.1, 1.0], [0.3, 0.3], "not established"),  # the best by a seed that only it has
+        ("nll", [1.0, 1.0], [2.0, 2.0], "established"),
+        ("nll", [3.0, 3.0, 0.1], [4.0, 2.0, 3.5], "not established"),
+        ("nll", [3.0, 3.0, 0.1], [2.5, 2.5], "not established"),
+    ],
+)
+def test_verdict_over_seeds_has_a_direction(metric: str, best: list[float], rival: list[float], word: str) -> None:
+    def method(name: str, figures: list[float]) -> Method:
+        runs: Any = [SimpleNamespace(seed=n, metrics={f"test/{metric}": value}) for n, value in enumerate(figures)]
+        return Method(name, tuple(runs))
+
+    mine, other = method("soft", best), method("static", rival)
+    found: Any = SimpleNamespace(adjusted=0.5, p_value=0.5, difference=0.1, questions=9)
+    told = _sure(Task("", (mine, other), other), mine, other, found)
+    assert f"For other seeds: {word} (95% interval [" in told
 
 
 def test_verdict_where_the_baseline_is_best(study: Path) -> None:
