@@ -3,10 +3,10 @@ r"""Compare methods by question: means with 95% intervals, and a paired permutat
     python experiments/paired.py runs/refiner/mixture/{soft_prompt,mlp,transformer}
 
 Each folder contains runs of several seeds (`seed-K`), as `lightning-prompts sweep` writes them. The questions of all
-seeds are pooled; a question that occurs with several seeds is resampled and permuted as one unit. The other folders are
-compared with the first one. Intervals come from 10,000 bootstrap samples of the questions. p is two-sided, from 10,000
-random permutations of the two methods within questions. `lightning-prompts report` shows the same comparison for all
-pairs.
+seeds in the main test set are pooled; a question that occurs with several seeds is resampled and permuted as one unit.
+The other folders are compared with the first one. Intervals come from 10,000 bootstrap samples of the questions. p is
+two-sided, from 10,000 random permutations of the two methods within questions. `lightning-prompts report` shows the
+same comparison for all pairs.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lightning_prompts.report.data import Key, compare, questions, values
+from lightning_prompts.report.data import Key, compare, main_rows, questions, values
 from lightning_prompts.report.page import interval, p_value
 from lightning_prompts.report.statistics import bootstrap
 from lightning_prompts.runs.reader import Run
@@ -26,7 +26,7 @@ from lightning_prompts.runs.reader import Run
 def rows(folder: Path, what: str) -> dict[Key, float]:
     """Return the value of a metric for each question of each seed."""
     runs = [Run(path.parent) for path in sorted(folder.glob("seed-*/predictions.jsonl"))]
-    found = values({run.folder.name: run.predictions or [] for run in runs}, what)
+    found = values({run.folder.name: main_rows(run) for run in runs}, what)
     if not found:
         raise SystemExit(f"error: {folder} has no seed-*/predictions.jsonl; run lightning-prompts sweep first")
     return found
@@ -49,7 +49,7 @@ def table(folders: Sequence[Path], what: str) -> list[str]:
         else:
             line += " | |"
         lines.append(line)
-    return [*lines, f"{len(first):,} questions"]
+    return [*lines, f"{len(set(questions(list(first)))):,} questions"]
 
 
 def main() -> None:

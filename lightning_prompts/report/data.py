@@ -86,6 +86,12 @@ class Comparison:
         return replace(self, difference=-self.difference, interval=ends)
 
 
+def main_rows(run: Run) -> list[Prediction]:
+    """The predictions on the main test set, or all of a run whose test sets all have names."""
+    rows = run.predictions or []
+    return [row for row in rows if row.split == MAIN] or rows
+
+
 def values(rows: Mapping[str, Sequence[Prediction]], field: str) -> dict[Key, float]:
     """Collect a figure of every row that has it.
 
@@ -192,9 +198,7 @@ class Method:
         """Predictions on the main test set by seed."""
         found = {}
         for run in self.runs:
-            rows = run.predictions or []
-            mine = [row for row in rows if row.split == MAIN] or rows
-            if mine:
+            if mine := main_rows(run):
                 found[run.seed if run.seed is not None else str(run.folder)] = mine
         return found
 

@@ -211,6 +211,23 @@ def test_paired_comparison(tmp_path: Path) -> None:
         paired.table([tmp_path], "nll")
 
 
+def test_paired_comparison_is_of_the_main_test_set(tmp_path: Path) -> None:
+    """As in a report: a set out of distribution is left out, and a question of two seeds is one question."""
+    paired = script("paired.py")
+    for name, far in (("first", 9.0), ("other", 1.0)):
+        for seed in range(2):
+            folder = tmp_path / name / f"seed-{seed}"
+            folder.mkdir(parents=True)
+            rows = [("test", "a", 1.0), ("test", "b", 2.0), ("test/far", "c", far)]
+            lines = [json.dumps({"split": split, "question": q, "answer": "x", "nll": nll}) for split, q, nll in rows]
+            (folder / "predictions.jsonl").write_text("\n".join(lines))
+    lines = paired.table([tmp_path / "first", tmp_path / "other"], "nll")
+    assert lines[2].startswith("| first | 1.500 ")
+    assert lines[3].startswith("| other | 1.500 ")
+    assert "| +0.000 " in lines[3]
+    assert lines[-1] == "2 questions"
+
+
 def test_prompts_move_between_quantised_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
