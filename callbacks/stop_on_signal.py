@@ -63,8 +63,7 @@ class StopOnSignal(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         """Request the end of the loop after an optimiser step, because checkpoints contain no accumulated gradients.
 
-        At the end of an epoch, wait for the first step of the next one, because Lightning would count the epoch as
-        finished.
+        After the last step of an epoch, wait for the end of the epoch, because its hooks would not run again.
         """
         if trainer.global_step > self._step and self._asked(trainer) and not trainer.is_last_batch:
             _end_loop(trainer, True)
@@ -77,6 +76,18 @@ class StopOnSignal(L.Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Request the end of the loop again."""
         if self.signal is not None and not trainer.sanity_checking and not trainer.is_last_batch and self._before:
+            _end_loop(trainer, True)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Request the end of the loop after the last step of an epoch, unless training is over with it."""
+        loop = trainer.fit_loop
+        epochs: int = loop.epoch_progress.current.processed  # type: ignore[attr-defined]
+        over = (
+            0 < trainer.max_steps <= trainer.global_step
+            or 0 < (loop.max_epochs or 0) <= epochs
+            or (trainer.should_stop and loop._can_stop_early)
+        )
+        if self._asked(trainer) and not over:
             _end_loop(trainer, True)
 
     def _asked(self, trainer: L.Trainer) -> bool:

@@ -110,6 +110,7 @@ HOOKS = ("start", "end", "validation", "epoch")
         ({"val_check_interval": 2}, HOOKS),
         ({}, ("end", "validation", "epoch")),  # the validation belongs to the end of an epoch
         ({"accumulate_grad_batches": 2}, ("start", "end")),
+        ({"limit_train_batches": 1}, HOOKS),  # each step is the last one of its epoch
     ],
     ids=str,
 )
