@@ -82,8 +82,8 @@ class RunFolder(SaveConfigCallback):
         if trainer.is_global_zero and (found := loggers.ids(trainer.loggers)):
             write_atomic(Path(trainer.default_root_dir) / names.LOGS / names.LOGGERS, json.dumps(found))
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Log the best score."""
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Log the best score; the last validation may have come at the end of training."""
         assert isinstance(pl_module, PromptMethod)
         for callback in trainer.checkpoint_callbacks:
             score = getattr(callback, "best_model_score", None)

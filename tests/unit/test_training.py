@@ -10,14 +10,15 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ReduceLROnPlateau
 
-from lightning_prompts.callbacks import ValidateAtEnd, throughput
+from lightning_prompts.callbacks import LastCheckpoint, ValidateAtEnd, throughput
 from lightning_prompts.cli import PromptCLI
 from lightning_prompts.datamodules import Antonyms, QuestionAnswer
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm import LMConfig
-from lightning_prompts.methods import FixedPrompt, SoftPromptTuning
+from lightning_prompts.methods import FixedPrompt, RelaxedPromptTuning, SoftPromptTuning
 from lightning_prompts.prompts.initializers import FromText
 from lightning_prompts.prompts.soft import ResidualMLP
 from support.models import TINY
@@ -177,6 +178,31 @@ def test_the_last_step_is_validated(tmp_path: Path) -> None:
     fit.fit(method(), datamodule=data())
     assert fit.global_step == 3
     assert "val/nll" in fit.callback_metrics
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"check_val_every_n_epoch": 4, "max_epochs": 2, "max_steps": -1},
+        {"check_val_every_n_epoch": 4, "max_steps": 3},
+        {"check_val_every_n_epoch": None, "val_check_interval": 50, "max_epochs": 1, "max_steps": -1},
+    ],
+    ids=str,
+)
+def test_a_run_that_ends_before_its_first_validation_has_one(settings: dict[str, Any], tmp_path: Path) -> None:
+    """The best tokens are those that were trained, not the initial ones."""
+    L.seed_everything(0)
+    method = RelaxedPromptTuning(3, lm=LM, max_new_tokens=1)
+    nll = {0: 9.0}  # of the initial tokens
+    method.keep_better = lambda value: type(method).keep_better(method, nll.get(method.trainer.global_step, 1.0))  # type: ignore[method-assign]
+    best = ModelCheckpoint(tmp_path, "best", monitor="val/selection_loss")
+    method.token_ids = lambda: torch.full([3], 65 + method.trainer.global_step)  # type: ignore[method-assign]
+    callbacks = [ValidateAtEnd(), best, LastCheckpoint()]
+    fit = trainer(tmp_path, enable_checkpointing=True, callbacks=callbacks, **settings)
+    fit.fit(method, datamodule=data())
+    assert method.best_ids.tolist() == [65 + fit.global_step] * 3
+    for path in (best.best_model_path, LastCheckpoint.path(fit)):
+        assert torch.load(path, weights_only=True)["state_dict"]["best_ids"].tolist() == method.best_ids.tolist()
 
 
 def test_callbacks_tell_what_happened(tmp_path: Path) -> None:
