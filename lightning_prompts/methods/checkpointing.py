@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import torch
 from lightning import Trainer
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 from typing_extensions import Self
 
@@ -79,8 +80,21 @@ class Checkpointing(Distributed):
         checkpoint["rng"] = random_state()
         if self.accumulating:
             checkpoint[GRADIENTS] = {
-                name: value.grad for name, value in self.named_parameters() if value.grad is not None
+                name: self._mean_across_ranks(value.grad)
+                for name, value in self.named_parameters()
+                if value.grad is not None
             }
+
+    def _mean_across_ranks(self, gradient: Tensor) -> Tensor:
+        """Average an accumulated gradient over the processes of DDP, which averages only in the last batch of a step.
+
+        Every process can resume with the mean, because the mean of all processes stays the same.
+        """
+        if not isinstance(self.trainer.strategy, DDPStrategy):
+            return gradient
+        mean = self.trainer.strategy.reduce(gradient.clone(), reduce_op="mean")
+        assert isinstance(mean, Tensor)
+        return mean
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that the checkpoint fits this method and model, and restore its state.

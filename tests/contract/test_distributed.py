@@ -408,6 +408,25 @@ def test_sizes_that_do_not_go_with_the_processes(sizes: tuple[Any, Any]) -> None
         mesh_sizes(*sizes, nodes=2, devices=2)
 
 
+def accumulating(count: int, folder: Path) -> dict[str, Any]:
+    """Train for one step of two batches, and again from a checkpoint between them."""
+    found = {}
+    for name, resume in (("whole", None), ("resumed", folder / "between.ckpt")):
+        L.seed_everything(3, verbose=False)
+
+        class Saver(L.Callback):
+            def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+                if not trainer.global_step:
+                    trainer.save_checkpoint(folder / "between.ckpt")
+
+        gradients = Gradients()
+        settings = {"max_steps": 1, "accumulate_grad_batches": 2, "limit_val_batches": 0}
+        run = trainer(count, folder, callbacks=[gradients, Saver()], **settings)
+        run.fit(SoftPromptTuning(3, lm=LM), datamodule=antonyms(), ckpt_path=resume, weights_only=True)
+        found[name] = gradients.kept
+    return found
+
+
 # --- all of them ------------------------------------------------------------------------------------------------------
 
 JOBS: dict[str, Callable[[int, Path], dict[str, Any]]] = {
@@ -416,6 +435,7 @@ JOBS: dict[str, Callable[[int, Path], dict[str, Any]]] = {
     "judging": judging,
     "classifying": classifying,
     "differently-seeded": differently_seeded,
+    "accumulating": accumulating,
     **{
         f"{pieces}-{shape}-{prompt}": functools.partial(in_pieces, shape, prompt, pieces)
         for pieces, shape, prompt in SHARDED
@@ -526,6 +546,14 @@ def test_metrics_and_files_are_those_of_one_process(
 def test_different_seeds_are_refused(two: Path) -> None:
     for rank in (0, 1):
         assert "different seeds" in result(two, "differently-seeded", rank)["error"]
+
+
+def test_a_run_resumes_with_the_gradients_of_all_processes(two: Path) -> None:
+    for rank in (0, 1):
+        found = result(two, "accumulating", rank)
+        assert found["whole"]
+        for name, value in found["whole"].items():
+            assert torch.allclose(found["resumed"][name], value, rtol=1e-5, atol=1e-8), name
 
 
 def test_hidden_states_are_computed_once(two: Path) -> None:
