@@ -164,7 +164,7 @@ class TextDataModule(L.LightningDataModule):
         """Return the training batches, shuffled every epoch, in the same order for the same seed."""
         examples = self.examples("train")
         return ResumableLoader(
-            examples,  # type: ignore[arg-type]
+            examples,
             batch_size=self.batch_size,
             sampler=self.sampler(examples, torch.initial_seed() % 2**63),
             collate_fn=Batch,

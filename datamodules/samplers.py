@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any, cast
 
 import torch
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, SequentialSampler
 
 from lightning_prompts.errors import UserError
 from lightning_prompts.types import Batch, Example
@@ -96,10 +97,21 @@ class BalancedSampler(EpochSampler):
 
 
 class ResumableLoader(DataLoader[Example]):
-    """A DataLoader that saves its position within the epoch (Lightning calls the two state methods)."""
+    """A DataLoader that saves its position within the epoch (Lightning calls the two state methods).
+
+    Args:
+        dataset: The examples.
+        settings: The other arguments of a DataLoader.
+    """
 
     _yielded = 0
     _resume = (0, 0)  # an epoch, and how many of its batches to skip
+
+    def __init__(self, dataset: Sequence[Example], **settings: Any) -> None:
+        """Replace the sampler that Lightning gives for ``overfit_batches``, which does not know its epoch."""
+        if isinstance(settings.get("sampler"), SequentialSampler):
+            settings["sampler"] = InOrder(len(dataset))
+        super().__init__(cast("Dataset[Example]", dataset), **settings)
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         """Yield the batches of the epoch from the restored position on."""

@@ -119,6 +119,8 @@ def last(folder: Path) -> Path:
         ({"limit_val_batches": 0}, 8),
         ({"check_val_every_n_epoch": 2}, 4),
         ({"accumulate_grad_batches": 2, "limit_val_batches": 0}, 4),
+        ({"overfit_batches": 2, "limit_val_batches": 0}, 3),
+        ({"overfit_batches": 2, "limit_val_batches": 0}, 4),
     ],
     ids=lambda value: getattr(value, "__name__", str(value)),
 )
