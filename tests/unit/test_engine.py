@@ -240,6 +240,18 @@ def test_replayed_passes_equal_others(kind: str, tiny: FrozenLM, replayed: Froze
     assert 1 <= replayed.captured <= 3  # of 10 batches
 
 
+def test_a_graph_of_a_full_batch_replays_one_with_padding_tokens(tiny: FrozenLM, replayed: FrozenLM) -> None:
+    def logits(lm: FrozenLM, lengths: list[int]) -> Tensor:
+        levels = [[list(range(20, 27))], [list(range(30, 30 + length)) for length in lengths]]
+        return lm.logits(*lm.pack(levels, lm.no_prompt()), list(range(13)))
+
+    with torch.no_grad():
+        for lengths in ([3, 5], [3, 5], [3, 5], [3, 4], [4, 4]):
+            found, expected = logits(replayed, lengths), logits(again(tiny, attention="explicit"), lengths)
+            torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+    assert replayed.captured == 1
+
+
 def test_replayed_generation_equals_other_generation(tiny: FrozenLM, replayed: FrozenLM) -> None:
     prompt = prompts(tiny)["shared"]
     for examples in batches():
