@@ -10,6 +10,7 @@ decoded after a mark: a short text whose tokens are then removed.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 import re
@@ -118,7 +119,7 @@ class Encoder:
         if not self._lossless and "\n" not in self.text(self._inside("a\na")):
             log.warning("the tokenizer of %s drops line breaks, so a stop such as \\n never matches an answer", name)
         self._rows: dict[tuple[object, ...], Row] = {}  # all epochs have the same examples
-        self._label_tokens: dict[tuple[Labels, str | None], LabelTokens] = {}
+        self._label_tokens: dict[tuple[Labels, str | None, bool], LabelTokens] = {}
 
     def _encode(self, text: str) -> list[int]:
         return list(self.tokenizer.encode(text, add_special_tokens=False))
@@ -327,12 +328,12 @@ class Encoder:
         answer, or the end token if the template has no text there.
 
         Args:
-            example: An example; only its labels and its end matter.
+            example: An example; only its labels, its end and whether it is a chat matter.
 
         Raises:
             UserError: Two classes have the same tokens, or nothing marks the end of their labels.
         """
-        labels, key = example.labels, (example.labels, example.end)
+        labels, key = example.labels, (example.labels, example.end, example.chat)
         if key not in self._label_tokens:
             owners: dict[tuple[int, ...], int] = {}
             for text, index in written(labels):
@@ -362,8 +363,36 @@ class Encoder:
     def _end(self, example: Example) -> list[int]:
         if example.end is not None:
             return self._piece(example.end, last=True)
+        end = self.end_token(example.chat)
+        return [] if end is None else self._with_embeddings([end])
+
+    def end_token(self, chat: bool) -> int | None:
+        """Return the token that ends a text, or in a chat the model's turn; ``None`` if there is none."""
         eos = self.tokenizer.eos_token_id
-        return [] if eos is None else self._with_embeddings([int(eos)])
+        end = self.turn_end if chat and self.turn_end is not None else eos
+        return None if end is None else int(end)
+
+    @functools.cached_property
+    def turn_end(self) -> int | None:
+        """The control token that the chat template writes after the model's turn; ``None`` if it writes none there.
+
+        It may differ from the end token: Gemma's turns end with ``<end_of_turn>``, Phi-3's with ``<|end|>``.
+        """
+        if not self.tokenizer.chat_template:
+            return None
+        answer = unused_character(str(self.tokenizer.chat_template))
+        turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": answer}]
+        try:
+            rendered = self.tokenizer.apply_chat_template(turns, tokenize=False)
+        except (TemplateError, TypeError, ValueError):
+            return None
+        _, found, behind = str(rendered).rpartition(answer)
+        control = self._control.match(behind)
+        if not found or control is None:
+            return None
+        end = self.tokenizer.convert_tokens_to_ids(control[0])
+        assert isinstance(end, int)
+        return end
 
     def texts(self, example: Example) -> tuple[str, str, str | None]:
         """Return an example's text before the prompt slot, the text after it, and the answer; render a chat.

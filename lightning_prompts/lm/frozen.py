@@ -363,8 +363,8 @@ class FrozenLM(PackedLM, LanguageModel):
         return Ending(limits, patterns, self.end_tokens(), self.text)
 
     def end_tokens(self) -> set[int]:
-        """Return the tokens that end a text."""
-        ends = {self.tokenizer.eos_token_id}
+        """Return the tokens that end a text or the model's turn in a chat."""
+        ends = {self.tokenizer.eos_token_id, self.encoder.turn_end}
         configured = getattr(self.model.generation_config, "eos_token_id", None)
         ends.update(configured if isinstance(configured, list) else [configured])
         return {int(end) for end in ends if end is not None}

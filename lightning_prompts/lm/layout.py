@@ -93,7 +93,7 @@ class SegmentLevel:
         """Pad the tokens of this level, ``[N, ...]`` -> ``[n, T, ...]``, with zeros after shorter segments."""
         if not self.even:
             places = self.size * self.width
-            # A CUDA graph of a batch without padding tokens also runs batches with some, so they always have their place.
+            # The CUDA graph of a batch without padding tokens also runs batches with some, which need their place.
             padded = packed.new_zeros(places + (self.most_spare > 0), *packed.shape[1:])
             packed = padded.index_copy(0, self.pad_index, packed)[:places]
         return packed.reshape(self.size, self.width, *packed.shape[1:])

@@ -208,8 +208,11 @@ class LatentSeek(SoftPromptTuning):
         sampling = Sampling(1.0, seeds, self.samples)
         with torch.no_grad():
             drawn = generate_tokens(self.lm, asked, copies, ending, sampling)
-        end = self.lm.tokenizer.eos_token_id
-        tokens = [ids if ending.reached(k, ids) else [*ids, end] for k, ids in enumerate(drawn)]
+        ends = [self.lm.encoder.end_token(examples[n].chat) for n, _ in every]
+        tokens = [
+            ids if end is None or ending.reached(k, ids) else [*ids, end]
+            for k, (ids, end) in enumerate(zip(drawn, ends, strict=True))
+        ]
         texts = [
             cut(self.lm.text(ids, special=False), examples[n].stop) for ids, (n, _) in zip(drawn, every, strict=True)
         ]

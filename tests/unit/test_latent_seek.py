@@ -171,6 +171,17 @@ def test_draws_are_the_model_s_own() -> None:
     assert equal[0].tokens != equal[1].tokens, "another text has other seeds"
 
 
+@pytest.mark.parametrize("chat", [False, True])
+def test_a_drawn_answer_in_a_chat_ends_as_the_turn_does(chat: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = method(max_new_tokens=9)
+    drawing(made, monkeypatch, ["up"] * 3)
+    monkeypatch.setattr(made.lm.encoder, "turn_end", 7)
+    (example,) = questions(1, labels=False)
+    rows = made.lm.encode([replace(example, answer=None)], 3)
+    (drawn,) = made.answers([replace(example, chat=chat)], rows, noise(made, 1).detach(), 0)
+    assert {ids[-1] for ids in drawn.tokens} == {7 if chat else made.lm.tokenizer.eos_token_id}
+
+
 @pytest.mark.parametrize("labels", [True, False])
 def test_equal_rewards_move_nothing(labels: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Adam would make steps of rounding errors."""

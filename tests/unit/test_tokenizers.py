@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,43 @@ def swallowing(kind: str) -> PreTrainedTokenizerFast:
     tokenizer.add_special_tokens({"additional_special_tokens": tokens})
     tokenizer.chat_template = PHI
     return tokenizer
+
+
+BOTH = "{% for m in messages %}<|user|>{{ m.content }}"
+
+
+@pytest.mark.parametrize(
+    ("chat_template", "end"),
+    [
+        (PHI, "<|end|>"),
+        (BOTH + "{{ eos_token }}{% endfor %}", "</s>"),
+        (BOTH + "\n{% endfor %}", "</s>"),
+        (BOTH + "{% endfor %}", "</s>"),
+        ("<|user|>{{ messages[0].content }}", "</s>"),
+        ("{% if messages[1] %}{{ raise_exception('one turn') }}{% endif %}" + BOTH + "{% endfor %}", "</s>"),
+    ],
+)
+def test_a_chat_without_text_after_the_answer_ends_as_the_turn_does(chat_template: str, end: str) -> None:
+    tokenizer = swallowing("byte level")
+    tokenizer.chat_template = chat_template
+    encoder = Encoder(tokenizer, "m")
+    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in ("</s>", end)}
+    fields = {"question": "hot", "answer": "no"}
+    labels = (("no",), ("no way",))
+    chat, plain = (
+        Template("Say{prompt} {question}? {answer}", chat=chat).render(fields, labels=labels) for chat in (True, False)
+    )
+    assert encoder.row(chat, 3, with_end=True).end == [ids[end]]
+    for example, wanted in ((chat, ids[end]), (plain, ids["</s>"]), (replace(plain, end=None), ids["</s>"])):
+        assert {tokens[-1] for tokens in encoder.label_tokens(example).tokens} == {wanted}
+        assert encoder.end_token(example.chat) == wanted
+    assert encoder.row(replace(chat, end=" x"), 3, with_end=True).end == encoder.tokens(" x")
+
+
+def test_generation_ends_with_the_turn() -> None:
+    tokenizer = swallowing("byte level")
+    lm = FrozenLM.load(LMConfig(f"{TINY},vocab_size={len(tokenizer)}"), tokenizer)
+    assert {*tokenizer.convert_tokens_to_ids(["<|end|>", "</s>"])} <= lm.end_tokens()
 
 
 @pytest.mark.parametrize("kind", SPACED)
