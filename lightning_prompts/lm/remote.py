@@ -176,7 +176,9 @@ class RemoteLM(LanguageModel):
 
     def _written(self, request: tuple[str, dict[str, Any], str, int | None]) -> str:
         path, body, stop, draw = request
-        text, finish = self._text(path, body if (ends := literal(stop)) is None else {**body, "stop": [ends]}, draw)
+        # A stop in `server.parameters` stays as it is; some models take none, and `cut` applies the pattern anyway.
+        ends = None if "stop" in (self.server.parameters or {}) else literal(stop)
+        text, finish = self._text(path, body if ends is None else {**body, "stop": [ends]}, draw)
         if ends is not None and finish == "stop" and not text.strip():
             # The server stopped at white space that the text begins with, which `cut` ignores.
             text, _ = self._text(path, body, draw)

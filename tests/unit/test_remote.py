@@ -145,6 +145,18 @@ def test_parameters_go_along_and_null_takes_one_out(server: ServerProcess, tmp_p
     assert len(server.requests) == 2, "the cache knows the difference"
 
 
+@pytest.mark.parametrize("stop", [None, ["nowhere in it"]])
+def test_a_stop_in_the_parameters_replaces_that_of_the_template(
+    stop: list[str] | None, server: ServerProcess, tmp_path: Path
+) -> None:
+    """Reasoning models of OpenAI refuse any; the text ends at the template's all the same."""
+    asked = [replace(QUESTIONS[0], stop="a")]
+    expected = remote(server, tmp_path).generate(asked, "", 6)
+    assert remote(server, tmp_path, parameters={"stop": stop}).generate(asked, "", 6) == expected
+    assert [request["body"].get("stop") for request in server.requests][-1:] == [stop]
+    assert server.requests[0]["body"]["stop"] == ["a"]
+
+
 def test_draws_of_a_server_that_is_told_no_seed_stay_several(server: ServerProcess, tmp_path: Path) -> None:
     """Some servers know no seeds: what is asked in the same words is still asked for each draw, and kept for it."""
     same, sampling = [QUESTIONS[1]] * 3, Sampling(1.3, [3, 4, 5])
