@@ -1,7 +1,7 @@
 """A disk cache of next-token distributions along answers: one small file for each row, written whole or not at all.
 
-The name of a file is a digest of everything that its distributions depend on: the model's configuration, weights, dtype
-and kind of device, the number of kept tokens, and the token ids of the row, its context included. A changed context,
+The name of a file is a digest of everything that its distributions depend on: the model's configuration, weights, dtype,
+mixed precision and kind of device, the number of kept tokens, and the token ids of the row, its context included. A changed context,
 template, example or model therefore has another file.
 """
 
@@ -85,7 +85,9 @@ class DistributionStore:
         return [FORMAT, lm.model.config.to_json_string(), fingerprint(lm), str(lm.model.dtype), lm.device.type]
 
     def _key(self, row: Row) -> str:
-        parts = [*self._model, self.top_k, row.context, row.answer, row.end]
+        kind = self.lm.device.type  # mixed precision holds inside of a training step only, so it is asked each time
+        mixed = str(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else None
+        parts = [*self._model, mixed, self.top_k, row.context, row.answer, row.end]
         return hashlib.blake2b(json.dumps(parts).encode(), digest_size=20).hexdigest()
 
     def path(self, row: Row) -> Path:

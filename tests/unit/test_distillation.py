@@ -193,6 +193,20 @@ def test_a_cache_changes_no_digit_and_saves_the_teacher(
     assert top_k is None or len(list((tmp_path / "cache").rglob("*.safetensors"))) == 5 * 12
 
 
+def test_mixed_precision_has_files_of_its_own(tmp_path: Path) -> None:
+    method = made()
+    rows = method.teacher_rows(examples())
+    store = distribution_store.DistributionStore(method.lm, None, True, tmp_path)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = store(rows).log_probs
+    assert torch.equal(store(rows).log_probs, store.compute(rows).log_probs)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(store(rows).log_probs, mixed)
+        assert store.path(rows[0]).exists()
+    with torch.autocast("cpu", torch.float16):
+        assert not store.path(rows[0]).exists()
+
+
 @pytest.mark.parametrize("damage", ["cut", "other", "renamed"])
 def test_a_wrong_file_is_replaced(damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     method = made()
