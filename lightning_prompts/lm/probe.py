@@ -47,6 +47,20 @@ log = logging.getLogger(__name__)
 SHARED = [5, 9, 30, 7, 21]  # common prefix of both rows
 ROWS = [[*SHARED, 11, 40, 8, 33, 17, 25, 12], [*SHARED, 42, 6, 19, 28]]
 GENERATED = 3
+# The modules of this package that the result of a probe depends on.
+SOURCES = (
+    "probe",
+    "architectures",
+    "attention",
+    "cascade",
+    "layout",
+    "packed",
+    "generation",
+    "plan",
+    "key_values",
+    "encoding",
+    "transfer",
+)
 TOLERANCE = 1e-3  # of log-probabilities in nats; with random weights they differ by whole nats between tokens
 
 
@@ -304,8 +318,7 @@ def _digest_of(text: str) -> str:
 @functools.cache
 def _code() -> str:
     """Digest the source files that the result of a probe depends on."""
-    names = ("probe", "architectures", "attention", "packed", "generation", "plan", "key_values")
-    return _digest_of("".join(Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8") for name in names))
+    return _digest_of("".join(Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8") for name in SOURCES))
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """A disk cache of the hidden states of questions, which the frozen LM computes once per set of questions.
 
 The files are safetensors: memory-mapped, without code, and checked for truncation when they are opened. The name of a
-file is a digest of everything that the states depend on: the model's weights, their dtype, the layer and the token ids.
+file is a digest of everything that the states depend on: the model's configuration and weights, their dtype, the layer and the token ids.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from lightning_prompts.lm.frozen import FrozenLM
 from lightning_prompts.lm.transfer import padded, to_device
 from lightning_prompts.types import Example
 
-FORMAT = 1
+FORMAT = 2
 _DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 _TOKENS_PER_PASS = 4096
 
@@ -172,8 +172,9 @@ class StateStore:
 
     def _key(self, rows: list[list[int]]) -> str:
         digest = hashlib.blake2b(digest_size=16)
-        parts = [FORMAT, self.pooled, self.query.layer, str(self.lm.model.dtype), fingerprint(self.lm), rows]
-        parts.append(self.query.tokens(self.lm, "a")[1])
+        model = self.lm.model
+        parts = [FORMAT, model.config.to_json_string(), fingerprint(self.lm), str(model.dtype)]
+        parts += [self.pooled, self.query.layer, rows, self.query.tokens(self.lm, "a")[1]]
         digest.update(json.dumps(parts).encode())
         return digest.hexdigest()
 

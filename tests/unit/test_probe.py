@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from lightning_prompts.errors import UserError
-from lightning_prompts.lm import FrozenLM, LMConfig, architectures, attention, probe
+from lightning_prompts.lm import FrozenLM, LMConfig, architectures, attention, layout, packed, probe
 from lightning_prompts.lm.encoding import Row
 from lightning_prompts.lm.loading import _checkpoint_gradients, weightless_model
 
@@ -270,6 +271,17 @@ def test_what_is_right_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(probe.transformers, "__version__", "0")
     probe.probe(AutoConfig.for_model("llama"), "a")
     assert probed[5:] == ["llama"], "for each version"
+
+
+def test_what_a_pass_runs_is_part_of_the_key() -> None:
+    """A stored success is of the code of this version: what the packed pass imports from its own package."""
+    needless = {"failures", "fusion", "graphs", "sharding", "config", "language_model", "sampling"}
+    imported = {
+        name.rpartition(".")[2]
+        for module in (packed, layout, attention)
+        for name in re.findall(r"from (lightning_prompts\.lm\.\w+) import", Path(module.__file__).read_text())
+    }
+    assert imported - needless <= set(probe.SOURCES)
 
 
 def test_a_cache_that_cannot_be_written_only_costs_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

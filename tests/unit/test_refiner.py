@@ -362,6 +362,7 @@ def test_the_file_depends_on_all_that_the_states_depend_on(tiny: FrozenLM, shape
         name(tiny, Query(), False, QUESTIONS[:2]),
         name(shapes("qwen2"), Query(), False, QUESTIONS),
         name(FrozenLM.load(LMConfig(TINY, dtype="bfloat16")), Query(), False, QUESTIONS),
+        name(FrozenLM.load(LMConfig(f"{TINY},rope_theta=500.0")), Query(), False, QUESTIONS),
     ]
     changed = FrozenLM.load(LMConfig(TINY))
     with torch.no_grad():
