@@ -1,8 +1,8 @@
 """A disk cache of next-token distributions along answers: one small file for each row, written whole or not at all.
 
-The name of a file is a digest of everything that its distributions depend on: the model's configuration, weights, dtype,
-mixed precision and kind of device, the number of kept tokens, and the token ids of the row, its context included. A changed context,
-template, example or model therefore has another file.
+The name of a file is a digest of everything that its distributions depend on: the model's configuration, weights, dtype
+and kind of device, mixed precision, the number of kept tokens, and the token ids of the row, its context included. A
+changed context, template, example or model therefore has another file.
 """
 
 from __future__ import annotations

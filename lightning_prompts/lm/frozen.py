@@ -5,7 +5,7 @@ Training losses, evaluation, candidate scores and rewards use the same scores.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -119,6 +119,13 @@ class FrozenLM(PackedLM, LanguageModel):
         The precision is the one that was loaded: what ``auto`` stands for depends on the machine.
         """
         return repr((config.name, config.revision, str(self.model.dtype), config.quantization or "none"))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenLM:
+        """Move or cast the weights, and free the copy of the embeddings, which would stay on the device."""
+        if not self.stays:
+            self._matrix = None
+        super()._apply(fn, recurse)
+        return self
 
     # --- embeddings -------------------------------------------------------------------------------------------------
 

@@ -1,7 +1,8 @@
 """A disk cache of the hidden states of questions, which the frozen LM computes once per set of questions.
 
 The files are safetensors: memory-mapped, without code, and checked for truncation when they are opened. The name of a
-file is a digest of everything that the states depend on: the model's configuration and weights, their dtype, the layer and the token ids.
+file is a digest of everything that the states depend on: the model's configuration and weights, their dtype, the layer
+and the token ids.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,19 @@ def test_a_reused_lm_stays_on_the_device(tmp_path: Path, monkeypatch: pytest.Mon
     for found in (first, again):
         assert all(torch.equal(found[key], value) for key, value in fresh.items())
     assert len(loaded) == 2
+
+
+def test_the_copy_of_the_embeddings_leaves_the_device_with_the_lm() -> None:
+    lm = FrozenLM.load(FIRST, device=DEVICE)
+    held = weakref.ref(lm.embedding_matrix())
+    lm.stays = True
+    lm.cpu()
+    assert held() is lm.embedding_matrix()
+    lm.stays = False
+    lm.cpu()
+    assert held() is None
+    assert lm.embedding_matrix().device.type == "cpu"
+    assert lm.to(torch.float64).embedding_matrix().dtype == torch.float64
 
 
 def test_an_lm_that_a_run_does_not_need_leaves_the_device() -> None:
