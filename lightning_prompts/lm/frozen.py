@@ -21,7 +21,7 @@ from lightning_prompts.lm.key_values import KeyValues, Prompt, ahead_of, prompt_
 from lightning_prompts.lm.labels import rows_of_a_pass
 from lightning_prompts.lm.language_model import Continuation, LabelSums, LanguageModel, Scored
 from lightning_prompts.lm.layout import KVCache
-from lightning_prompts.lm.loading import load_model
+from lightning_prompts.lm.loading import context_window, load_model
 from lightning_prompts.lm.packed import PackedLM
 from lightning_prompts.lm.passes import ContinuationScorer
 from lightning_prompts.lm.plan import Plan, build_prefix_tree
@@ -62,7 +62,7 @@ class FrozenLM(PackedLM, LanguageModel):
         text_config = model.config.get_text_config()
         self.width = int(text_config.hidden_size)
         self.layers = int(text_config.num_hidden_layers)
-        self.context = int(getattr(text_config, "max_position_embeddings", None) or 1 << 30)
+        self.context = context_window(model.config, name)
         self.vocabulary = len(self._embedding_weight())
         self.encoder = Encoder(tokenizer, name, self.vocabulary)
         self._matrix: Tensor | None = None

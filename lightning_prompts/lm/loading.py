@@ -33,7 +33,7 @@ from lightning_prompts.lm.attention import checkpoint_contexts
 from lightning_prompts.lm.config import LMConfig
 from lightning_prompts.lm.embedded import EMBEDDED, embedded_folder
 from lightning_prompts.lm.precision import dtype_of
-from lightning_prompts.lm.probe import probe
+from lightning_prompts.lm.probe import probe, ropes
 from lightning_prompts.randomness import seeded
 
 log = logging.getLogger(__name__)
@@ -95,6 +95,31 @@ def check_supported(config: PretrainedConfig, name: str) -> None:
             "support; use a model with full or sliding-window attention"
         )
     probe(config, name)
+
+
+def context_window(config: PretrainedConfig, name: str) -> int:
+    """Return the number of tokens of the longest row that a model can read in a pass with other rows.
+
+    LongRoPE (Phi-3-mini-128k) takes other rotary factors for all rows of a pass once one of them exceeds the original
+    window, so that the scores of a row would depend on its neighbours. Its window is therefore the original one.
+
+    Args:
+        config: Configuration of the model.
+        name: Name of the model in messages.
+    """
+    text = config.get_text_config()
+    window = int(getattr(text, "max_position_embeddings", None) or 1 << 30)
+    known = [rope for rope in ropes(text) if rope.get("rope_type") == "longrope"]
+    context = min([window, *(int(rope["original_max_position_embeddings"]) for rope in known)])
+    if context < window:
+        log.warning(
+            "%s reads at most %d tokens here and not %d: with longer texts, LongRoPE would make the scores of a row "
+            "depend on the other rows of its batch",
+            name,
+            context,
+            window,
+        )
+    return context
 
 
 def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:

@@ -239,7 +239,7 @@ def _shrink(config: PretrainedConfig) -> None:
         config.num_attention_heads = HEADS
     if hasattr(config, "qk_head_dim") and hasattr(config, "qk_nope_head_dim"):
         config.qk_head_dim = config.qk_nope_head_dim + config.qk_rope_head_dim
-    for rope in _ropes(config):
+    for rope in ropes(config):
         for key, value in rope.items():
             if isinstance(value, list | tuple) and key.endswith("_factor"):
                 rope[key] = list(value[: int(width * rope.get("partial_rotary_factor", 1.0)) // 2])
@@ -290,7 +290,7 @@ def _number(config: PretrainedConfig, name: str) -> int | None:
     return value if isinstance(value, int) else None
 
 
-def _ropes(config: PretrainedConfig) -> list[dict[str, Any]]:
+def ropes(config: PretrainedConfig) -> list[dict[str, Any]]:
     """Return the dictionaries of rotary settings; some configs have one for each kind of layer."""
     rope = getattr(config, "rope_parameters", None)
     if not isinstance(rope, dict):
@@ -300,7 +300,7 @@ def _ropes(config: PretrainedConfig) -> list[dict[str, Any]]:
 
 
 def _rotary_parts(config: PretrainedConfig) -> list[float]:
-    parts = [rope.get("partial_rotary_factor") for rope in _ropes(config)]
+    parts = [rope.get("partial_rotary_factor") for rope in ropes(config)]
     return [float(part) for part in [*parts, getattr(config, "partial_rotary_factor", None)] if part is not None]
 
 

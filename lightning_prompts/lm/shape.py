@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lightning_prompts.lm.config import LMConfig
 from lightning_prompts.lm.encoding import Encoder
-from lightning_prompts.lm.loading import load_tokenizer, weightless_model
+from lightning_prompts.lm.loading import context_window, load_tokenizer, weightless_model
 
 # Bytes per weight of a linear layer in bitsandbytes: int8 has one scale per row, nf4 one per 64 weights.
 _QUANTIZED = {"int8": 1.0, "nf4": 0.5 + 4 / 64}
@@ -119,7 +119,7 @@ class LMShape:
             kv_heads=int(getattr(text, "num_key_value_heads", None) or heads),
             head_width=int(getattr(text, "head_dim", None) or text.hidden_size // heads),
             vocabulary=int(text.vocab_size),
-            context=int(getattr(text, "max_position_embeddings", None) or 1 << 30),
+            context=context_window(model.config, config.name),
             linears=linears,
             in_layers=in_layers,
             outside=sum(parameter.numel() for parameter in model.parameters()) - in_layers,

@@ -1,20 +1,24 @@
 from __future__ import annotations
 
 import multiprocessing
+import string
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from lightning_prompts.cli import run
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm import FrozenLM, LMConfig, embedded, precision
 from lightning_prompts.lm.loading import byte_tokenizer
 from lightning_prompts.lm.precision import dtype_of, fast_dtype, for_device
+from lightning_prompts.lm.shape import LMShape
 from lightning_prompts.prompts.vocabulary import allowed_tokens
 from lightning_prompts.template import Template
+from lightning_prompts.types import Example
 
 SMALLEST = "random:llama,hidden_size=16,num_attention_heads=2,num_key_value_heads=1,num_hidden_layers=1"
 
@@ -183,6 +187,29 @@ def test_special_tokens_without_embeddings_are_refused_where_they_are_used(
 
 DOGE = "random:doge,hidden_size=32,intermediate_size=48,num_hidden_layers=2,num_attention_heads=4"
 MOE = "random:mixtral,hidden_size=32,intermediate_size=64,num_hidden_layers=1,num_attention_heads=2,num_local_experts=4"
+
+
+def test_longrope_reads_no_more_than_its_original_window(
+    tmp_path: Path, tiny: FrozenLM, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its rotary factors depend on the longest row of a pass."""
+    rope = {"type": "longrope", "short_factor": [1.0] * 8, "long_factor": [9.0] * 8}
+    sizes = {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 4, "intermediate_size": 32}
+    windows = {"max_position_embeddings": 128, "original_max_position_embeddings": 32}
+    special = {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0, "vocab_size": tiny.vocabulary}
+    settings = {**sizes, **windows, **special, "num_hidden_layers": 1, "rope_scaling": rope}
+    AutoModelForCausalLM.from_config(AutoConfig.for_model("phi3", **settings)).save_pretrained(tmp_path)
+    tiny.tokenizer.save_pretrained(tmp_path)
+    lm = FrozenLM.load(LMConfig(str(tmp_path)))
+    assert "reads at most 32 tokens here and not 128" in caplog.text
+    assert LMShape.of(LMConfig(str(tmp_path))).context == lm.context == 32
+    short, longest, longer = (Example(string.printable[:length], "", "b") for length in (9, 31, 40))
+    alone = lm.score([short], lm.no_prompt()).nll[0]
+    torch.testing.assert_close(lm.score([short, longest], lm.no_prompt()).nll[0], alone, atol=1e-5, rtol=1e-5)
+    with pytest.raises(UserError, match=r"are 41 tokens, more than the context window .*\(32\)"):
+        lm.score([short, longer], lm.no_prompt())
+    lm.context = 128
+    assert abs(lm.score([short, longer], lm.no_prompt()).nll[0] - alone) > 1e-6, "what the window is for"
 
 
 def test_experts_that_are_not_quantised_are_said(caplog: pytest.LogCaptureFixture) -> None:
