@@ -106,9 +106,10 @@ def test_every_yaml_trains_and_saves(config: Path, tmp_path: Path, request: pyte
         (tmp_path / "context.txt").write_text("a word for each vector, " * 20)
         words += ["--model.context_file", str(tmp_path / "context.txt")]
     if parts.get("data", {}).get("class_path") == "GSM8K":  # from the hub
-        rows = [{"question": f"How much is {n} and {n}?", "answer": f"Twice {n}.\n#### {2 * n}"} for n in range(300)]
-        (tmp_path / "own.json").write_text(json.dumps(rows))
-        words += ["--data.train", str(tmp_path / "own.json"), "--data.test", str(tmp_path / "own.json")]
+        rows = [{"question": f"How much is {n} and {n}?", "answer": f"Twice {n}.\n#### {2 * n}"} for n in range(500)]
+        for split, part in (("train", rows[:300]), ("test", rows[300:])):
+            (tmp_path / f"{split}.json").write_text(json.dumps(part))
+            words += [f"--data.{split}", str(tmp_path / f"{split}.json")]
     if parts.get("data", {}).get("class_path") == "Classification":
         rows = [{"sentence": f"Sentence {n}.", "label": n % len(TASKS[settings["task"]].classes)} for n in range(600)]
         (tmp_path / "own.json").write_text(json.dumps(rows))

@@ -170,7 +170,7 @@ def test_rewards_are_functions_of_texts() -> None:
     assert not Mixture([ExactMatch()], [2]).needs_likelihood
 
 
-class Doubt(Reward):
+class Unlikelihood(Reward):
     """A user's reward of likelihoods."""
 
     needs_text = False
@@ -221,7 +221,7 @@ def test_rewards_rate_what_exact_match_compares(judge: Callable[[Reward, Example
 
 @pytest.mark.parametrize("judge", [by_refiner, by_gepa])
 def test_a_users_reward_gets_likelihoods(judge: Callable[[Reward, Example, str], float]) -> None:
-    reward = Mixture([Doubt(), ExactMatch()], [1, 0])
+    reward = Mixture([Unlikelihood(), ExactMatch()], [1, 0])
     assert judge(reward, Example("", "", " 5", reference="5"), "5") == pytest.approx(0.5)
     with pytest.raises(UserError, match="TextMetrics rates texts only"):
         TextMetrics([reward])
