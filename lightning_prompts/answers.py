@@ -132,12 +132,13 @@ def same_answer(text: str, reference: str) -> bool:
     if not is_number(wanted):
         return False
     mine = mine.rpartition("=")[2]
+    plain = _simple(mine)
     # A formula is not a number, although there are numbers in it: the 3 of a square root.
-    if re.search(r"\\(?!text|mathrm|mbox|[dt]?frac|left|right|%|\$|!|,|\s|\(|\))", _simple(mine)):
+    if re.search(r"\\(?!text|mathrm|mbox|[dt]?frac|left|right|%|\$|!|,|\s|\(|\))", plain):
         return False
     # Nor is the 2 of 3x+2, wherever the formula stands in the text.
-    *_, last = (0, *(found.end() for found in _NUMBER.finditer(_simple(mine))))
-    if any(found.end() >= last for found in _ALGEBRA.finditer(_simple(mine))):
+    *_, last = (0, *(found.end() for found in _NUMBER.finditer(plain)))
+    if any(found.end() >= last for found in _ALGEBRA.finditer(plain)):
         return False
     return (found := number(mine)) is not None and found == number(wanted)
 

@@ -6,7 +6,6 @@ import base64
 import hashlib
 import math
 import re
-import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -17,6 +16,7 @@ from markupsafe import Markup, escape
 
 from lightning_prompts.report.charts import VARIABLES
 from lightning_prompts.report.statistics import FLOOR
+from lightning_prompts.runs.tables import cell
 
 NONE = "–"
 COLUMNS = 5  # methods side by side in a table
@@ -220,10 +220,7 @@ def spread(values: Sequence[float], percent: bool = False) -> str:
     if not values:
         return NONE
     scale, digits = (100, 1) if percent else (1, 3)
-    mean = f"{scale * sum(values) / len(values):.{digits}f}"
-    several = len(values) > 1 and all(map(math.isfinite, values))
-    deviation = f" ± {scale * statistics.stdev(values):.{digits}f}" if several else ""
-    return f"{mean}{deviation}{'%' if percent else ''}"
+    return f"{cell([scale * value for value in values], digits)}{'%' if percent else ''}"
 
 
 def interval(ends: tuple[float, float] | None, percent: bool = False, signed: bool = False) -> str:
