@@ -25,7 +25,14 @@ from lightning_prompts.datamodules import Antonyms
 from lightning_prompts.datamodules.base import SourceRow, TextDataModule
 from lightning_prompts.dln.layer import LanguageLayer
 from lightning_prompts.dln.posterior import Posterior
-from lightning_prompts.dln.proposals import InducedInstructions, LanguageModelProposals, Paraphrases, RuleRewrites
+from lightning_prompts.dln.proposals import (
+    Crossover,
+    InducedInstructions,
+    LanguageModelProposals,
+    Paraphrases,
+    Reflection,
+    RuleRewrites,
+)
 from lightning_prompts.estimators.baselines import LeaveOneOut, ValueHead
 from lightning_prompts.estimators.reinforce import TopK
 from lightning_prompts.estimators.relaxations import GumbelSoftmax, Projected, Softmax, StraightThrough
@@ -35,7 +42,9 @@ from lightning_prompts.prompts.initializers import FromText
 from lightning_prompts.prompts.prefix import PrefixMLP
 from lightning_prompts.prompts.soft import ResidualMLP
 from lightning_prompts.refiners.networks import MLPRefiner, TransformerRefiner
+from lightning_prompts.search.demonstrations import RandomDemonstrations
 from lightning_prompts.search.rounding import Rounding
+from lightning_prompts.search.scoring import Racing
 
 SECONDS = 60  # for one job
 NEW = 4  # generated tokens
@@ -105,6 +114,27 @@ TEXTS: dict[str, Make] = {
         InducedInstructions(2, max_new_tokens=6),
         Paraphrases(2, 0.7, 6),
         max_prompt_tokens=60,
+        lm=lm,
+        max_new_tokens=NEW,
+    ),
+    "demonstrations": lambda lm: m.DemonstrationSearch(
+        "Say.", [RandomDemonstrations(3, 2)], racing=Racing(4), lm=lm, max_new_tokens=NEW
+    ),
+    "GEPA": lambda lm: m.Gepa(
+        [LanguageLayer(prompt="Say.")],
+        reflection=Reflection(max_new_tokens=6),
+        max_prompt_tokens=60,
+        lm=lm,
+        max_new_tokens=NEW,
+    ),
+    "CAPO": lambda lm: m.Capo(
+        "Say.",
+        InducedInstructions(2, max_new_tokens=6),
+        Crossover(2, max_new_tokens=6),
+        Paraphrases(2, 0.7, 6),
+        population=3,
+        shots=2,
+        racing=Racing(4),
         lm=lm,
         max_new_tokens=NEW,
     ),

@@ -22,6 +22,7 @@ from gpu_check_parts.rows import Job, Row, Settings
 from lightning_prompts.cli import ALWAYS, CALLBACK_DEFAULTS
 from lightning_prompts.lm import FrozenLM, LMConfig
 from lightning_prompts.methods import SoftPromptTuning
+from lightning_prompts.methods import __all__ as public_methods
 from lightning_prompts.search.scoring import CandidateScorer
 from support import gpu_check_worker
 from support.models import SHAPES
@@ -61,6 +62,11 @@ def test_parts_are_fine_on_the_cpu(part: str, only: str, rows: int, tmp_path: Pa
         assert row["measured"]
         assert row["expected"]
     assert "0 wrong" in (tmp_path / "gpu_check.txt").read_text()
+
+
+def test_every_method_is_checked() -> None:
+    checked = {type(make(LMConfig())).__name__ for make in methods.METHODS.values()}
+    assert checked == set(public_methods) - {"PromptMethod"}
 
 
 def test_a_wrong_loss_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
