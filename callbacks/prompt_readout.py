@@ -79,10 +79,11 @@ class PromptReadout(RowLog):
         row: dict[str, Any] = {"tokens": [pl_module.lm.text([token]) for token in ids.tolist()]}
         if pl_module.prompt_text() is not None:
             return row
-        examples = trainer.datamodule.examples("val")[: self.examples]  # type: ignore[attr-defined]
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        examples, size = data.examples("val")[: self.examples], data.eval_batch_size
         words = pl_module.lm.embed(ids)
         nll = torch.cat(
-            [pl_module.lm.score(examples[start : start + 64], words).nll for start in range(0, len(examples), 64)]
+            [pl_module.lm.score(examples[start : start + size], words).nll for start in range(0, len(examples), size)]
         ).mean()
         pl_module.log("prompt/nll_as_words", nll)
         row["cosine"] = [round(value, 4) for value in similarity.tolist()]

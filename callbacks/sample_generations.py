@@ -24,6 +24,7 @@ class SampleGenerations(RowLog):
         """Start without rows."""
         super().__init__(SAMPLES)
         self.count = count
+        self.samples: list[dict[str, Any]] = []  # of the present validation
 
     def on_validation_batch_end(
         self,
@@ -34,9 +35,17 @@ class SampleGenerations(RowLog):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Add the first rows of the first batch."""
-        if batch_idx or dataloader_idx or trainer.sanity_checking or trainer.state.fn != "fit" or not outputs:
+        """Collect the first rows."""
+        if dataloader_idx or trainer.sanity_checking or trainer.state.fn != "fit" or not outputs:
             return
-        samples = [{"step": trainer.global_step, **row} for row in outputs["rows"][: self.count]]
-        self.add(trainer, samples)
-        log_table(trainer, "samples", samples, ("question", "answer", "generated"))
+        if not batch_idx:
+            self.samples = []
+        rows = outputs["rows"][: self.count - len(self.samples)]
+        self.samples += [{"step": trainer.global_step, **row} for row in rows]
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the collected rows."""
+        samples, self.samples = self.samples, []
+        if samples:
+            self.add(trainer, samples)
+            log_table(trainer, "samples", samples, ("question", "answer", "generated"))

@@ -10,6 +10,7 @@ import lightning as L
 
 from lightning_prompts.errors import UserError
 from lightning_prompts.objectives.rewards import Reward
+from lightning_prompts.runs.names import MEASURED
 from lightning_prompts.template import final_result
 
 if TYPE_CHECKING:
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 class TextMetrics(L.Callback):
     """Rates the generations of validation and tests with rewards, the functions that also train `ReinforceRefiner`.
 
-    Logs means over examples as ``val/NAME`` and ``test/NAME`` (``bertscore``, ``token_f1``, ``numeric_match``).
+    Logs means over examples as ``val/NAME`` and ``test/NAME`` (``bertscore``, ``token_f1``, ``numeric_match``). Names
+    that methods log themselves get a prefix: ``text_exact_match``.
 
     Args:
         rewards: The rewards.
@@ -70,7 +72,8 @@ class TextMetrics(L.Callback):
         ]
         for reward in self.rewards:
             values = pl_module.map_across_ranks(pairs, functools.partial(_values, reward))
-            pl_module.log_mean(f"{split}/{reward.name}", sum(values) / len(values), len(values))
+            name = f"text_{reward.name}" if reward.name in MEASURED else reward.name
+            pl_module.log_mean(f"{split}/{name}", sum(values) / len(values), len(values))
 
 
 def _values(reward: Reward, pairs: Sequence[tuple[str, str]]) -> list[float]:

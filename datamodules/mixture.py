@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Hashable
 from dataclasses import replace
 from typing import Any
 
 from lightning_prompts.datamodules.base import SourceRow, Split, TextDataModule
 from lightning_prompts.errors import UserError
+from lightning_prompts.runs.names import MEASURED
 from lightning_prompts.types import Example
+
+log = logging.getLogger(__name__)
 
 
 class Mixture(TextDataModule):
@@ -33,7 +38,7 @@ class Mixture(TextDataModule):
         if not members:
             raise UserError("data.members is empty; give a mixture at least one datamodule")
         for name, dataset in members.items():
-            if not name or "/" in name or name in ("nll", "exact_match", "examples", "relaxed_nll"):
+            if not name or "/" in name or name in MEASURED:
                 raise UserError(
                     f"data.members: {name!r} cannot be the name of a dataset, as metrics are named test/NAME/nll"
                 )
@@ -59,8 +64,19 @@ class Mixture(TextDataModule):
                 self._add(merged, name, dataset)
             except UserError as error:
                 raise UserError(f"data.members.{name}: {error}") from error
-        merged["train"] = self.limited(merged["train"])
+        merged["train"] = self.limited(self._without_shared(merged))
         return merged
+
+    def _without_shared(self, merged: dict[Split, list[Example]]) -> list[Example]:
+        """Drop training examples that are held-out examples of another dataset."""
+        members: dict[Hashable, set[str]] = {}
+        for split, examples in merged.items():
+            for example in examples if split != "train" else []:
+                members.setdefault(_key(example), set()).add(example.member)
+        kept = [example for example in merged["train"] if not members.get(_key(example), set()) - {example.member}]
+        if dropped := len(merged["train"]) - len(kept):
+            log.warning("%d training examples dropped: another dataset of the mixture evaluates on them", dropped)
+        return kept
 
     def _add(self, merged: dict[Split, list[Example]], name: str, dataset: TextDataModule) -> None:
         """Add the examples of a dataset."""
@@ -75,3 +91,8 @@ class Mixture(TextDataModule):
     def dataset_names(self, split: Split) -> tuple[str, ...]:
         """Return all datasets; none for an out-of-distribution test set, which belongs to a single dataset."""
         return tuple(self.members) if split in ("val", "test") else ()
+
+
+def _key(example: Example) -> Hashable:
+    """Return the same value for examples with the same question and answer; tasks may share words but not answers."""
+    return " ".join(example.question.casefold().split()), example.target.casefold()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,8 +18,10 @@ from lightning_prompts.datamodules.sources import (
     read_rows,
     rows_in_python,
 )
-from lightning_prompts.datamodules.splits import hold_out_share, without_shared
+from lightning_prompts.datamodules.splits import asked, hold_out_share, without_shared
 from lightning_prompts.errors import UserError, nearest
+
+log = logging.getLogger(__name__)
 
 
 class QuestionAnswer(TextDataModule):
@@ -146,11 +149,19 @@ class QuestionAnswer(TextDataModule):
         if self.labels is not None:
             splits = self._labelled(splits)
         if "train" in splits:
-            for split, size in self.sizes.items():
+            # The given splits first, so that no held-out row is one of theirs.
+            for split in sorted(self.sizes, key=lambda split: split not in splits):
                 train = splits["train"]
                 if split not in splits:
+                    size = self.sizes[split]
                     splits[split], train = hold_out_share(train, size, self.seed, split, str(self.files["train"]))
                 splits["train"] = without_shared(train, splits[split], split, words=self.disjoint == "words")
+        if both := {asked(row) for row in splits.get("val", [])} & {asked(row) for row in splits.get("test", [])}:
+            log.warning(
+                "%d questions of the val split are also in the test split, so the best checkpoint is chosen by test "
+                "questions; give other files",
+                len(both),
+            )
         return splits
 
     def _labelled(self, splits: dict[Split, list[SourceRow]]) -> dict[Split, list[SourceRow]]:

@@ -1,6 +1,7 @@
-"""Where rows come from: files (JSON, JSON Lines, CSV, TSV, Parquet), Python, the hub, and the tables shipped with us.
+r"""Where rows come from: files (JSON, JSON Lines, CSV, TSV, Parquet), Python, the hub, and the tables shipped with us.
 
-A value is kept exactly as the source has it; otherwise the source is rejected with a `UserError`.
+A value is kept as the source has it, or the source is rejected with a `UserError`. In CSV and TSV, line breaks become
+``\n``, and spaces after the separator are left out if the header has some, too.
 """
 
 from __future__ import annotations

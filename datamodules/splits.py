@@ -222,7 +222,7 @@ def without_shared(
 
 
 def _question(row: SourceRow) -> set[str]:
-    return {str(row.fields["question"])}
+    return {asked(row)}
 
 
 def _words(row: SourceRow) -> set[str]:

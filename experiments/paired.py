@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lightning_prompts.errors import UserError
 from lightning_prompts.report.data import Key, compare, main_rows, questions, values
 from lightning_prompts.report.page import interval, p_value
 from lightning_prompts.report.statistics import bootstrap
@@ -24,20 +25,21 @@ from lightning_prompts.runs.reader import Run
 
 
 def rows(folder: Path, what: str) -> dict[Key, float]:
-    """Return the value of a metric for each question of each seed."""
+    """Return the value of a metric for each question of each seed; an LM behind a server may give no NLL."""
     runs = [Run(path.parent) for path in sorted(folder.glob("seed-*/predictions.jsonl"))]
-    found = values({run.folder.name: main_rows(run) for run in runs}, what)
-    if not found:
+    if not runs:
         raise SystemExit(f"error: {folder} has no seed-*/predictions.jsonl; run lightning-prompts sweep first")
-    return found
+    return values({run.folder.name: main_rows(run) for run in runs}, what)
 
 
 def table(folders: Sequence[Path], what: str) -> list[str]:
     """Make the lines of a table with one row per folder."""
-    first = rows(folders[0], what)
+    all_rows = [rows(folder, what) for folder in folders]
+    if without := [folder for folder, mine in zip(folders, all_rows, strict=True) if not mine]:
+        return [f"{without[0]} has no {what}"]
+    first = all_rows[0]
     lines = [f"| {what} | mean [95%] | difference to {folders[0].name} [95%] | p |", "|---|---|---|---|"]
-    for folder in folders:
-        mine = rows(folder, what)
+    for folder, mine in zip(folders, all_rows, strict=True):
         figures = np.array(list(mine.values()))
         ends = bootstrap(figures, np.random.default_rng(0), questions(list(mine)))
         line = f"| {folder.name} | {figures.mean():.3f} {interval(ends)} |"
@@ -57,8 +59,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path)
     arguments = parser.parse_args()
-    for what in ("nll", "correct"):
-        print("\n".join(table(arguments.folders, what)), end="\n\n")
+    try:
+        for what in ("nll", "correct"):
+            print("\n".join(table(arguments.folders, what)), end="\n\n")
+    except UserError as error:
+        raise SystemExit(f"error: {error}") from error
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from lightning_prompts.errors import UserError
+from lightning_prompts.errors import UserError, in_one_line
 
 FAST_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, if libyaml is available
 CONFIGS = Path(__file__).parent / "configs"  # the configs that are installed; in a checkout a link to experiments/
@@ -119,6 +119,10 @@ def parse_yaml(text: str, path: Path, loader: Any = yaml.SafeLoader) -> Any:  # 
         return yaml.load(text, Loader=loader)
     except RecursionError as error:
         raise UserError(f"{path} is nested too deeply to be a config") from error
+    except ValueError as error:  # of a value that looks like a date or a number
+        raise UserError(
+            f"{path} is not valid YAML: {in_one_line(error)}; put texts like 2024-02-30 in quotes"
+        ) from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark else ""

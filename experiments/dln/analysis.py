@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from lightning_prompts.cli import PromptCLI
+from lightning_prompts.errors import UserError
 from lightning_prompts.methods import DeepLanguageNetwork
 from lightning_prompts.runs.reader import read_rows
 from lightning_prompts.types import Example
@@ -170,7 +171,13 @@ def main() -> None:
         if not (run / "prompts.jsonl").is_file():
             needed = "the run of a DeepLanguageNetwork with the callback PromptTable"
             parser.error(f"{run}/prompts.jsonl does not exist; give {needed}")
-    tables = [read_rows(run / "prompts.jsonl") or [] for run in arguments.runs]
+    try:
+        tables = [read_rows(run / "prompts.jsonl") or [] for run in arguments.runs]
+    except UserError as error:
+        parser.error(str(error))
+    for run, rows in zip(arguments.runs, tables, strict=True):
+        if not any(row["kind"] == "validation" for row in rows):
+            parser.error(f"{run}/prompts.jsonl has no validation; the run ended before its first one")
     if len(tables) > 1:
         overview = [best(run, rows) for run, rows in zip(arguments.runs, tables, strict=True)]
         pooled = kinds([row for rows in tables for row in rows])

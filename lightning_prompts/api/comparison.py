@@ -69,6 +69,8 @@ def compare(
     jobs = _jobs(methods, module_of(data), lm, _trainer_settings(trainer), settings)
     place = Path(folder) if folder is not None else Path("runs") / f"compare-{datetime.now():%Y%m%d-%H%M%S-%f}"
     chosen = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
+    if not chosen:
+        raise UserError(f"seeds must be at least 1, or name seeds as in [0, 1], got {seeds!r}")
     configs = {name: job.write(place / "settings" / f"{folder_of(name)}.yaml", place) for name, job in jobs.items()}
     errors: dict[str, str] = {}
     line = Line() if in_notebook() and verbose else None

@@ -169,7 +169,8 @@ class PromptRun:
         if unknown := options.keys() - EXPORT_OPTIONS:
             raise UserError(f"unknown option {min(unknown)!r}; {nearest(min(unknown), EXPORT_OPTIONS)}")
         place = Path(out) if out is not None else self.folder / "export" / format
-        given = [f"--{name}" if value is True else f"--{name}={value}" for name, value in options.items() if value]
+        chosen = {name: value for name, value in options.items() if value is not None and value is not False}
+        given = [f"--{name}" if value is True else f"--{name}={value}" for name, value in chosen.items()]
         with loaded():
             export_command(
                 [str(self.folder), "--format", format, "--out", str(place), "--checkpoint", self.checkpoint, *given]

@@ -78,7 +78,11 @@ def check(args: Sequence[str]) -> list[str]:
 
 def _check_config(given: str) -> str:
     """Check a value of ``--config``, which is a file, or the settings themselves; return the path of the file."""
-    if not Path(given).is_file() and (not given or ":" in given):
+    try:
+        found = Path(given).is_file()
+    except OSError:  # too long for the name of a file
+        found = False
+    if not found and (not given or ":" in given):
         return given
     path = find_config(given)
     content = load_yaml(path)

@@ -35,9 +35,10 @@ class Server:
         concurrency: Number of concurrent requests per process.
         cache: Cache answers under ``remote/`` in the cache folder, by address, model, parameters and text, so that no
             request is paid for twice. Samples are cached by seed: a run with the same seed gets the same samples.
-        parameters: Further parameters of each request, for example ``{top_p: 0.9}``. null removes a parameter, for
-            example ``{max_tokens: null, max_completion_tokens: 200, stop: null}`` for reasoning models, or ``{seed:
-            null}`` for servers without seeds.
+        parameters: Further parameters of each request for a text, for example ``{top_p: 0.9}``; requests for
+            log-probabilities have none. null removes a parameter, for example ``{max_tokens: null,
+            max_completion_tokens: 200, stop: null}`` for reasoning models, or ``{seed: null}`` for servers without
+            seeds.
     """
 
     base_url: str

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from huggingface_hub import HfApi, try_to_load_from_cache
 from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoConfig,
@@ -200,7 +201,7 @@ def _files(config: LMConfig) -> Iterator[str]:
         _check_hub(folder, config)
     try:
         yield folder
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"model {config.name!r} does not load: {reason[:400]}") from error
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from lightning_prompts.report.data import Method, Task
 from lightning_prompts.report.page import NONE, Block, Heading, Table, Text, lacking, side_by_side
-from lightning_prompts.runs.configs import Settings, without_seeds
+from lightning_prompts.runs.configs import Settings, without_place, without_seeds
 from lightning_prompts.runs.names import CONFIG, ENVIRONMENT
 
 # The LM that answers, and those of a network's layers. An LM that proposes or judges is part of the method.
@@ -68,7 +68,7 @@ def _value(key: str, value: object) -> str:
     if value is None or value is False or value in ("", [], {}) or (name == "quantization" and value == "none"):
         return UNSET
     if isinstance(value, str) and name in FILES:
-        return os.path.abspath(value)
+        return str(without_place(os.path.abspath(value)))
     if isinstance(value, str) and name == "stop":
         value = value.replace("\n", r"\n")  # the same as a regular expression
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

@@ -55,7 +55,7 @@ def summary(task: Task, looks: dict[str, Look], prefix: str) -> list[Block]:
             if finite:
                 shown[metric].append(Result(method.name, looks[method.name], found, seeds or asked, seeds is not None))
         scored = sum(bool(run.metrics) for run in method.runs)
-        counts = sorted({f"{int(count):,}" for count in method.values(f"{MAIN}/examples")})
+        counts = [f"{int(count):,}" for count in sorted(method.values(f"{MAIN}/examples"))]
         of_all = f"{scored}" if scored == len(method.runs) else f"{scored} of {len(method.runs)}"
         rows.append([*row, of_all, "–".join(dict.fromkeys((counts[0], counts[-1]))) if counts else NONE])
     pictures = []

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from pathlib import PurePath
 from typing import Any
 
 from lightning_prompts.errors import UserError
 
 SEEDS = ("seed_everything", "data.seed")  # datasets of a mixture keep their own seeds
 PLACES = ("trainer.default_root_dir", "ckpt_path", "overwrite", "config")  # where a run is stored, not what it does
+ROWS = re.compile(r"[/\\]data[/\\]\w+-[0-9a-f]{12}\.jsonl$")  # rows in Python, as `lightning_prompts.api` writes them
 MAX_SETTINGS = 20_000
 MAX_DEPTH = 50
 
@@ -39,7 +42,16 @@ def flat(config: Mapping[str, Any], where: str) -> Settings:
 
 def without_seeds(settings: Settings) -> Settings:
     """Everything but seeds and places: two runs with equal values use the same method."""
-    return {name: value for name, value in settings.items() if name not in (*SEEDS, *PLACES)}
+    return {name: without_place(value) for name, value in settings.items() if name not in (*SEEDS, *PLACES)}
+
+
+def without_place(value: Any) -> Any:  # noqa: ANN401 - any setting
+    """A setting; of a file of rows in Python its name, as each run has its own copy and the name hashes the rows.
+
+    >>> without_place("/runs/soft/data/train-0a1b2c3d4e5f.jsonl"), without_place("/data/train.jsonl")
+    ('train-0a1b2c3d4e5f.jsonl', '/data/train.jsonl')
+    """
+    return PurePath(value).name if isinstance(value, str) and ROWS.search(value) else value
 
 
 def seeds(settings: Settings) -> list[str]:

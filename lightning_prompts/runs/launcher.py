@@ -25,7 +25,7 @@ from typing import Any
 from lightning_prompts.errors import UserError
 from lightning_prompts.files import load_yaml, read_json, write_atomic
 from lightning_prompts.runs import names
-from lightning_prompts.runs.reader import Run
+from lightning_prompts.runs.reader import Run, saved_checkpoint
 
 Execute = Callable[[list[str]], object]
 
@@ -87,10 +87,14 @@ class RunSpec:
         return _trains(name)
 
     @property
+    def tested(self) -> bool:
+        """Whether the metrics of the test are there."""
+        return (Path(self.folder) / names.METRICS).is_file()
+
+    @property
     def done(self) -> bool:
         """Whether everything that the run measures is there."""
-        files = (names.METRICS, names.VALIDATION) if self.validate else (names.METRICS,)
-        return all((Path(self.folder) / name).is_file() for name in files)
+        return self.tested and (not self.validate or (Path(self.folder) / names.VALIDATION).is_file())
 
     @property
     def record(self) -> dict[str, Any]:
@@ -131,7 +135,7 @@ def words(settings: Mapping[str, Any]) -> list[str]:
 
 
 def launch(spec: RunSpec, execute: Execute | None = None) -> Run:
-    """Train, if there is something to train, and test, unless the run is done.
+    """Train, if there is something to train, and test. Steps that are done are not repeated.
 
     Inside of `lightning_prompts.lm.reuse.keep_lms` the LM of an earlier run is used again.
 
@@ -160,20 +164,22 @@ def _execute(spec: RunSpec, execute: Execute) -> None:
 
     folder = Path(spec.folder)
     given = [*spec.words, "--trainer.default_root_dir", spec.folder]
-    seconds, trains = 0.0, spec.trains
-    if (folder / names.RECORD).exists():
-        clear(folder)  # what an earlier launch left; `fit` itself refuses to replace any other run
-    write_atomic(folder / names.RECORD, json.dumps(spec.record))
-    if trains:
+    trains = spec.trains
+    trained = (folder / names.SECONDS).is_file() and read_json(folder / names.RECORD) == spec.record
+    if not trained or (trains and saved_checkpoint(folder) is None):
+        if (folder / names.RECORD).exists():
+            clear(folder)  # what an earlier launch left; `fit` itself refuses to replace any other run
+        write_atomic(folder / names.RECORD, json.dumps(spec.record))
         start = time.monotonic()
-        execute(["fit", *given])
-        seconds = time.monotonic() - start
+        if trains:
+            execute(["fit", *given])
+        write_atomic(folder / names.SECONDS, json.dumps({"seconds": time.monotonic() - start if trains else 0.0}))
+    if trains:
         given = ["-c", str(folder / names.CONFIG), "--ckpt_path", spec.checkpoint]
-    # Written before the metrics, which mark the run as done.
-    write_atomic(folder / names.SECONDS, json.dumps({"seconds": seconds}))
-    if spec.validate:
+    if spec.validate and not (folder / names.VALIDATION).is_file():
         execute(["validate", *given, "--verbose", "false"])
-    execute(["test", *given, "--verbose", "false"])
+    if not spec.tested:
+        execute(["test", *given, "--verbose", "false"])
 
 
 def execute_here(args: list[str], **more: Any) -> None:
@@ -272,12 +278,13 @@ def attempt(spec: RunSpec) -> str:
     output = Path(spec.folder) / names.OUTPUT
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
+        opened = output.open("w", encoding="utf-8")
     except OSError as error:
         return f"{error.filename}: {error.strerror}"
     # Loggers keep the stream that is there when they are imported; and the clock that measures training starts later.
     from lightning_prompts import cli  # noqa: F401
 
-    with output.open("w", encoding="utf-8") as file, redirect_stdout(file), redirect_stderr(file):
+    with opened as file, redirect_stdout(file), redirect_stderr(file):
         try:
             launch(spec)
         except UserError as error:

@@ -17,9 +17,10 @@ from lightning_prompts.files import FAST_LOADER, as_mapping, parse_json, parse_y
 from lightning_prompts.runs import names
 from lightning_prompts.runs.configs import Settings, flat, seeds
 
-SIGNS = (names.CONFIG, names.METRICS, names.PREDICTIONS, names.BUDGET)  # a folder with one of them is a run folder
+# A folder with one of them is a run folder. Others write a config.yaml, too.
+SIGNS = (names.ENVIRONMENT, names.METRICS, names.PREDICTIONS, names.BUDGET)
 SEED_FOLDER = re.compile(r"seed-(\d+)")
-SKIPPED = {names.CHECKPOINTS, names.LOGS, "states"}
+INSIDE = {names.CHECKPOINTS, names.LOGS, "wandb"}  # folders in a run folder that hold no run
 
 
 def method_folder(folder: Path) -> Path:
@@ -239,9 +240,10 @@ def find(given: Path) -> list[Run]:
         raise UserError(f"{given} is no folder; give run folders, or folders that hold run folders")
     found = []
     for place, folders, files in os.walk(given):
-        folders[:] = sorted(name for name in folders if name not in SKIPPED and not name.startswith("."))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         if any(name in files for name in SIGNS):
             found.append(Run(Path(place)))
+            folders[:] = [name for name in folders if name not in INSIDE]
     if not found:
         raise UserError(f"{given} holds no run: no folder in it has a {' or a '.join(SIGNS)}")
     return found

@@ -6,6 +6,7 @@ import argparse
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -145,13 +146,19 @@ def _plan(given: argparse.Namespace, options: Mapping[str, str]) -> SweepPlan:
     values = {key: getattr(given, key) for key in keys if getattr(given, key) is not None}
     if given.methods:
         values["methods"] = given.methods
-    if given.address is not None:
-        values.setdefault("workers", 0)
     if given.config is not None:
-        return read_plan(given.config, values, options)
-    if not given.methods:
+        plan = read_plan(given.config, values, options)
+    elif given.methods:
+        plan = make_plan(SweepConfig.from_mapping({"metric": None, **values, "options": dict(options)}))
+    else:
         raise UserError("nothing to run; give configs of methods, or a sweep file with -c")
-    return make_plan(SweepConfig.from_mapping({"metric": None, **values, "options": dict(options)}))
+    if given.mode is not None and plan.config.metric is None:
+        raise UserError("--mode says which values of --metric are better; give --metric, too")
+    if given.address is None or plan.config.workers != 1:
+        return plan
+    if given.workers == 1:
+        raise UserError("--workers 1 runs in this process, without the cluster of --address; leave out one of them")
+    return replace(plan, config=replace(plan.config, workers=0))
 
 
 def _launch(
@@ -194,8 +201,8 @@ def _name(spec: RunSpec, plan: SweepPlan) -> str:
 
 
 def results(plan: SweepPlan) -> dict[Key, Results]:
-    """The results of the runs that are done."""
-    done = {key: [Run(Path(run.folder)).results for run in group if run.done] for key, group in plan.runs.items()}
+    """The results of the runs that were tested."""
+    done = {key: [Run(Path(run.folder)).results for run in group if run.tested] for key, group in plan.runs.items()}
     return {key: by_metric(measured) for key, measured in done.items() if measured}
 
 
@@ -209,7 +216,7 @@ def tables(plan: SweepPlan, found: dict[Key, Results], errors: Mapping[str, str]
     """
     failures: dict[Key, list[str]] = {}
     for key, group in plan.runs.items():
-        done = [run for run in group if run.done]
+        done = [run for run in group if run.tested]
         said = [f"seed {run.seed}: {errors[run.folder]}" for run in group if run.folder in errors]
         if done and len(done) < len(group):
             said.insert(0, f"{len(done)} of {len(group)} seeds")

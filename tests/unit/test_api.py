@@ -307,6 +307,8 @@ def test_a_comparison_refuses_other_settings_and_rows(data: lp.QuestionAnswer, t
     others = lp.QuestionAnswer.from_rows(ROWS[:50], batch_size=8)
     with pytest.raises(lp.UserError, match="holds a run that was made with other options"):
         lp.compare(["static"], others, seeds=1, folder=tmp_path, text="a", **QUICK)
+    with pytest.raises(lp.UserError, match="seeds must be at least 1"):
+        lp.compare(["static"], data, seeds=0)
     with pytest.raises(lp.UserError, match="two methods have the same name"):
         lp.compare([SoftPromptTuning(length=4), SoftPromptTuning(length=8)], data)
 

@@ -105,6 +105,8 @@ def test_what_is_no_file_in_place_of_settings(tmp_path: Path) -> None:
             str(tmp_path / "top.yaml"),
             "-c",
             "model: {class_path: X}",
+            "-c",
+            f"model: {{class_path: X, init_args: {{text: {'long ' * 100}}}}}",
             f"--model={tmp_path / 'model.yaml'}",
             "--data",
             "Antonyms",
@@ -125,6 +127,7 @@ def test_what_is_no_file_in_place_of_settings(tmp_path: Path) -> None:
         (["fit", "--trainer.max_epoch", "3"], "'trainer.max_epoch'; did you mean trainer.max_epochs?"),
         (["fit", "-c", "trainer.yaml"], "trainer.yaml: unknown setting 'trainer.precison'; did you mean trainer.pre"),
         (["fit", "-c", "gone"], "gone does not exist"),
+        (["fit", "-c", "day.yaml"], "day.yaml is not valid YAML: ValueError: day is out of range for month; put"),
     ],
 )
 def test_mistakes_at_the_top_of_the_command_line(
@@ -133,6 +136,7 @@ def test_mistakes_at_the_top_of_the_command_line(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "top.yaml").write_text("model: {class_path: X}\ndta: Antonyms\n")
     (tmp_path / "trainer.yaml").write_text("trainer: {max_epochs: 3, precison: 32-true}\n")
+    (tmp_path / "day.yaml").write_text("model: {class_path: X, init_args: {text: 2024-02-30}}\n")
     with pytest.raises(UserError, match=re.escape(told)):
         check(words)
 

@@ -145,6 +145,27 @@ def test_training_rows_in_the_test_file_are_dropped(disjoint: str, tmp_path: Pat
     assert ("w5" in questions) == (disjoint == "rows")
 
 
+def test_held_out_questions_are_none_of_a_given_split(tmp_path: Path) -> None:
+    """Whatever the case and the spaces of a question."""
+    train, val = tmp_path / "train.jsonl", tmp_path / "val.jsonl"
+    rows = [{"question": f"What is {n}?", "answer": n} for n in range(40)]
+    train.write_text("\n".join(map(json.dumps, rows)))
+    val.write_text("\n".join(json.dumps({**row, "question": f"what  is {row['answer']}?"}) for row in rows[:30]))
+    data = QuestionAnswer(str(train), val=str(val), test_size=5)
+    answers = {split: {example.reference for example in data.examples(split)} for split in ("train", "val", "test")}
+    assert [len(found) for found in answers.values()] == [5, 30, 5]
+    assert len(set().union(*answers.values())) == 40
+
+
+def test_the_same_questions_for_validation_and_testing_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"question": f"q{n}", "answer": "a"}) + "\n" for n in range(3)))
+    QuestionAnswer(val=str(path), test=str(path)).examples("test")
+    assert "3 questions of the val split are also in the test split" in caplog.text
+
+
 def test_json_values_are_kept_as_written(tmp_path: Path) -> None:
     path = tmp_path / "dates.jsonl"
     path.write_text('{"question": "2020-01-31 10:00:00", "answer": "2020-01-31"}\n' * 2)

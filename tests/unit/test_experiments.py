@@ -160,6 +160,20 @@ def test_what_is_no_run_to_analyse(
     assert re.search(f"error: .*{told}", last)
 
 
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [('{"kind": "LanguageModelProposals"}\n', "has no validation"), ('{"kind": "valid', r"prompts\.jsonl line 1")],
+)
+def test_a_run_that_ended_early_is_no_run_to_analyse(
+    content: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "prompts.jsonl").write_text(content)
+    monkeypatch.setattr(sys, "argv", ["analysis.py", *[str(tmp_path)] * 2])
+    with pytest.raises(SystemExit):
+        script("dln/analysis.py").main()
+    assert re.search(f"error: .*{told}", capsys.readouterr().err.splitlines()[-1])
+
+
 def test_prompts_with_odd_line_ends_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -256,3 +270,21 @@ def test_prompts_move_between_quantised_weights(
     assert len(made) == 9
     transfer.main()
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("metrics.json")} == made
+
+
+def test_paired_comparison_without_nll_is_of_exact_match(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A server may give no log-probabilities."""
+    paired = script("paired.py")
+    file = tmp_path / "seed-0" / "predictions.jsonl"
+    file.parent.mkdir()
+    file.write_text('{"question": "q", "answer": "a", "nll": null, "correct": true}\n')
+    monkeypatch.setattr(sys, "argv", ["paired.py", str(tmp_path)])
+    paired.main()
+    printed = capsys.readouterr().out
+    assert f"{tmp_path} has no nll\n" in printed
+    assert f"| {tmp_path.name} | 1.000 " in printed
+    file.write_text('{"question": "q",\n')
+    with pytest.raises(SystemExit, match=r"error: .*predictions\.jsonl line 1"):
+        paired.main()

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -347,6 +348,43 @@ def test_a_launch_that_failed_can_be_repeated_with_other_settings(tmp_path: Path
         launch(spec, execute)
     launch(other, execute)
     assert calls == ["fit", "fit", "fit", "test", "fit", "test"]
+
+
+def test_only_what_is_missing_is_run_again(tmp_path: Path) -> None:
+    """Of a trained run: its test after an error, and a validation that is asked for later."""
+    calls: list[str] = []
+    failures = ["test"]
+
+    def execute(args: list[str]) -> None:
+        calls.append(args[0])
+        if failures[:1] == args[:1]:
+            raise UserError(f"out of memory in {failures.pop()}")
+        if args[0] == "fit":
+            (tmp_path / "checkpoints").mkdir()
+            for name in ("config.yaml", "checkpoints/last.ckpt"):
+                (tmp_path / name).touch()
+        for command, file in (("validate", "validation.json"), ("test", "metrics.json")):
+            if args[0] == command:
+                assert args[1:5] == ["-c", str(tmp_path / "config.yaml"), "--ckpt_path", "best"]
+                (tmp_path / file).write_text("{}")
+
+    spec = RunSpec(str(tmp_path), settings={"model": "SoftPromptTuning"})
+    with pytest.raises(UserError, match="out of memory"):
+        launch(spec, execute)
+    seconds = (tmp_path / "seconds.json").read_text()
+    launch(spec, execute)
+    launch(replace(spec, validate=True), execute)
+    launch(spec, execute)
+    assert calls == ["fit", "test", "test", "validate"]
+    assert (tmp_path / "seconds.json").read_text() == seconds
+
+
+def test_an_output_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "a" / "output.txt").mkdir(parents=True)
+    specs = [RunSpec(str(tmp_path / name), settings={"model": "FewShot"}) for name in "ab"]
+    with patch("lightning_prompts.runs.launcher.launch"):
+        errors = launch_all(specs)
+    assert errors == {specs[0].folder: f"{tmp_path}/a/output.txt: Is a directory"}
 
 
 def test_a_prompt_before_training_is_tested_and_not_trained(tmp_path: Path) -> None:

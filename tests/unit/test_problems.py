@@ -17,6 +17,7 @@ from lightning_prompts.datamodules import (
     Math,
     Mixture,
     OpenMathInstruct2,
+    QuestionAnswer,
     TextDataModule,
     WordPairs,
     sources,
@@ -225,6 +226,19 @@ def test_mixture_renders_all_datasets_with_one_template() -> None:
     own = Mixture(members(), template=None)
     assert len({row.before + row.after[:3] for row in own.examples("train") if row.member != "sum"}) > 1
     assert len(Mixture(members(), max_train_examples=7).examples("train")) == 7
+
+
+def test_a_mixture_trains_on_no_row_that_another_member_evaluates_on() -> None:
+    """The same question with another answer is another task's."""
+
+    def member(train: list[tuple[str, str]], held: list[tuple[str, str]]) -> QuestionAnswer:
+        tables = [[dict(zip(("question", "answer"), row, strict=True)) for row in rows] for rows in (train, held, held)]
+        return QuestionAnswer.from_rows(tables[0], val_rows=tables[1], test_rows=tables[2])
+
+    one = member([("Up ", "down"), ("in", "out")], [("on", "off")])
+    other = member([("On", "off"), ("in", "ins"), ("on", "ons")], [("up", "Down"), ("in", "inside")])
+    found = [(row.member, row.question, row.target) for row in Mixture({"a": one, "b": other}).examples("train")]
+    assert found == [("a", "in", "out"), ("b", "on", "ons")]
 
 
 def test_mixture_seed_replaces_the_seeds_of_its_datasets() -> None:

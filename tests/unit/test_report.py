@@ -909,6 +909,38 @@ def test_runs_that_differ_in_the_seed_alone_are_one_method(tmp_path: Path) -> No
     assert task.baseline.name == "c"
 
 
+def test_rows_in_python_are_the_same_data_in_every_run(tmp_path: Path) -> None:
+    """Each run has a copy of its own, whose name is a hash of the rows."""
+
+    def settings(folder: Path, rows: str) -> None:
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        config["data"] = {"class_path": "QuestionAnswer", "init_args": {"train": f"{folder}/data/train-{rows}.jsonl"}}
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+
+    for name, method, seed in (("a", "soft", 0), ("b", "soft", 1), ("c", "search", 0)):
+        settings(write_run(tmp_path / name, method, seed), "0123456789ab")
+    (task,) = group([Run(tmp_path / name) for name in "abc"], None)
+    assert [method.name for method in task.methods] == ["a, b", "c"]
+    assert unequal_settings(task) == []
+    settings(tmp_path / "c", "00000000000f")
+    (task,) = group([Run(tmp_path / name) for name in "abc"], None)
+    assert "data.train is" in " ".join(unequal_settings(task))
+
+
+def test_runs_are_found_by_what_a_run_writes(tmp_path: Path) -> None:
+    """Whatever they are called; other programs' files of the same names are no runs."""
+    names = ["checkpoints/soft", "logs", "settings", "states/soft", "wandb"]
+    for name in names:
+        write_run(tmp_path / name, "soft", 0)
+        other = tmp_path / name / "wandb" / "run-1" / "files" / "config.yaml"
+        other.parent.mkdir(parents=True)
+        other.write_text("wandb_version: 1\n")
+    write_run(tmp_path / "settings" / "untrained", "soft", 0)
+    (tmp_path / "config.yaml").write_text("model: {class_path: FewShot}\n")
+    found = [run.folder.relative_to(tmp_path).as_posix() for run in find(tmp_path)]
+    assert found == sorted([*names, "settings/untrained"])
+
+
 def test_a_run_that_is_named_twice_is_one_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -43,6 +43,10 @@ SAME = [
     ("The answer is $1,234.50.", "1234.5"),
     (r"so \boxed{\frac{1}{2}}", "0.5"),
     (r"\boxed{\dfrac{3}{4}}", "3/4"),
+    (r"so $\boxed 5$.", "5"),
+    (r"we get $\boxed 2$ since $x^{10}$", "2"),
+    (r"$\boxed{3}$, no, $\boxed\frac12$", "1/2"),
+    (r"$\fbox{7}$ of 9", "7"),
     ("1/2", r"\frac12"),
     ("#### 72", "72"),
     ("48/2 = 24\n48 + 24 = 72\n#### 72", "72"),
@@ -109,6 +113,7 @@ DIFFERENT = [
     ("5", "5-x"),
     (r"\boxed{x+7}", "7"),
     ("4 2", "42"),
+    ("1e999999999", "1"),
 ]
 
 
@@ -217,6 +222,18 @@ def test_rewards_rate_what_exact_match_compares(judge: Callable[[Reward, Example
     assert is_correct(example, right)
     assert judge(ExactMatch(), example, right) == 1
     assert judge(ExactMatch(), example, f"{right}0") == 0
+
+
+@pytest.mark.parametrize(("reward", "name"), [(ExactMatch(), "test/text_exact_match"), (TokenF1(), "test/token_f1")])
+def test_a_metric_of_texts_replaces_none_of_the_method(reward: Reward, name: str) -> None:
+    logged: list[str] = []
+    method: Any = SimpleNamespace(
+        map_across_ranks=lambda items, work: work(items), log_mean=lambda name, value, count: logged.append(name)
+    )
+    rows = {"rows": [{"generated": "a", "answer": "a"}]}
+    batch = Batch([Example("", "", " a")], "test")
+    TextMetrics([reward]).on_test_batch_end(cast("Any", None), method, rows, batch, 0)
+    assert logged == [name]
 
 
 @pytest.mark.parametrize("judge", [by_refiner, by_gepa])

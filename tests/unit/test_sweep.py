@@ -385,6 +385,7 @@ def test_the_command_line_overrides_the_file(methods: Path) -> None:
     made = planned("--model.text=a b", "--tasks", "DIR/words.yaml", "--", "DIR/few.yaml")
     assert made.config.options == {"model.text": "a b"}
     assert planned("DIR/few.yaml", "--address", "auto").config.workers == 0
+    assert planned(*file, "--address", "auto").config.workers == 2
     assert planned("DIR/few.yaml", "--metric", "val/nll").all_runs[0].validate
 
 
@@ -426,6 +427,8 @@ def test_options_that_settings_would_replace_are_refused(
         (["no.yaml"], 1, "methods: no.yaml does not exist"),
         (["few.yaml", "--trainer.default_root_dir", "x"], 1, "the sweep sets trainer.default_root_dir itself"),
         (["few.yaml", "--workers", "-1"], 1, "workers must be a whole number of at least 0, got -1"),
+        (["few.yaml", "--workers", "1", "--address", "auto"], 1, "--workers 1 runs in this process, without the clu"),
+        (["few.yaml", "--mode", "max"], 1, "--mode says which values of --metric are better; give --metric, too"),
     ],
 )
 def test_wrong_arguments_raise_one_line(
@@ -467,6 +470,8 @@ def test_every_seed_runs_once_and_the_table_has_the_spread(
     assert again.out == told.out
     assert "4 of 4 runs are done and kept" in again.err
     assert len(executed) == 6
+    commands.run([*words, "--metric", "test/nll", "--table"])  # before the validations that a metric needs
+    assert {line for line in capsys.readouterr().out.splitlines() if line.startswith("| soft")} == set(table)
 
 
 def test_methods_are_put_side_by_side_over_tasks(methods: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ReduceLROnPlateau
 
-from lightning_prompts.callbacks import LastCheckpoint, ValidateAtEnd, throughput
+from lightning_prompts.callbacks import LastCheckpoint, PromptReadout, SampleGenerations, ValidateAtEnd, throughput
 from lightning_prompts.cli import PromptCLI
 from lightning_prompts.datamodules import Antonyms, QuestionAnswer
 from lightning_prompts.errors import UserError
@@ -222,6 +222,24 @@ def test_callbacks_tell_what_happened(tmp_path: Path) -> None:
     samples = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
     assert [row["step"] for row in samples] == [5, 5, 10, 10]
     assert fit.callback_metrics["throughput/examples_per_second"] > 0
+
+
+def test_sample_generations_span_several_batches(tmp_path: Path) -> None:
+    samples = SampleGenerations(5)
+    fit = trainer(tmp_path, callbacks=[samples, PromptReadout(5)], max_steps=1, val_check_interval=1)
+    batches: list[int] = []
+
+    def score(examples: list[Any], *args: Any) -> Any:
+        batches.append(len(examples))
+        return real(examples, *args)
+
+    model = method(length=2)
+    model.configure_model()
+    real = model.lm.score
+    model.lm.score = score  # type: ignore[method-assign,assignment]
+    fit.fit(model, datamodule=Antonyms(batch_size=4, eval_batch_size=2, val_fraction=0.01, test_fraction=0.01))
+    assert len(samples.rows) == 5
+    assert batches[-3:] == [2, 2, 1], "the readout runs no larger batches than validation"
 
 
 def test_the_metrics_are_means_over_examples(tmp_path: Path) -> None:
