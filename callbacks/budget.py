@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 GIGABYTE = 1e9
+IDLE = 100  # steps that use no LM, after which a run that only a budget ends is over
 
 
 class Budget(L.Callback):
@@ -41,8 +42,9 @@ class Budget(L.Callback):
     Schedules of learning rates and temperatures are rescaled to the budget of tokens, calls and seconds. The memory
     limit does not change schedules, because memory does not measure progress. Counts are logged as ``budget/...``,
     continue in a resumed run, and are written to ``budget.json``. Cached answers of a server cost nothing. Training
-    stops only after an optimiser step, so that no accumulated gradients are lost. A run that is resumed with an
-    exhausted budget does not train.
+    stops only after an optimiser step, so that no accumulated gradients are lost. A run that is resumed with exhausted
+    tokens, calls or seconds does not train. A run with a limit of tokens or calls and no other end also stops after 100
+    steps that use no LM, such as those of a search that has tried everything.
 
     Args:
         tokens: Maximum number of tokens of all kinds; ``None`` for no limit.
@@ -69,6 +71,8 @@ class Budget(L.Callback):
         names = ("tokens", *asdict(Usage()))
         self.used: dict[str, float] = {**dict.fromkeys(names, 0), "seconds": 0.0, "steps": 0, "memory_gb": 0.0}
         self._time, self._usage = 0.0, Usage()
+        self._memory = 0.0  # peak of this process, in gigabytes
+        self._idle = 0  # steps in a row that used no LM
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Reset the peak memory, because earlier runs in this process do not count. The LM is loaded after this."""
@@ -90,7 +94,9 @@ class Budget(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         """Count, and stop training at a limit."""
+        calls = self.used["calls"]
         self._count(trainer, pl_module)
+        self._idle = 0 if self.used["calls"] > calls else self._idle + 1
         self.used["steps"] = trainer.global_step
         if logs_now(trainer):
             pl_module.log_dict({f"budget/{name}": float(value) for name, value in self.used.items() if name != "steps"})
@@ -101,11 +107,18 @@ class Budget(L.Callback):
             if trainer.is_global_zero:
                 log.warning("step %d: %s; stopping", trainer.global_step, self._used_up())
             trainer.should_stop = True
-        if self.memory_gb is not None and self.used["memory_gb"] >= self.memory_gb and not trainer.should_stop:
+        if self._endless(trainer) and self._idle >= IDLE and not trainer.should_stop:
+            log.warning(
+                "step %d: the last %d steps used no language model, so they never use up the budget; stopping",
+                trainer.global_step,
+                IDLE,
+            )
+            trainer.should_stop = True
+        if self.memory_gb is not None and self._memory >= self.memory_gb and not trainer.should_stop:
             log.warning(
                 "step %d: peak memory is %.2f gigabytes, but budget.memory_gb is %g; stopping",
                 trainer.global_step,
-                self.used["memory_gb"],
+                self._memory,
                 self.memory_gb,
             )
             trainer.should_stop = True
@@ -118,6 +131,11 @@ class Budget(L.Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Exclude the validation from the counts."""
         self._mark(pl_module)
+
+    def _endless(self, trainer: L.Trainer) -> bool:
+        """Whether only tokens or calls end the run."""
+        counted = self.limits["tokens"] or self.limits["calls"]
+        return bool(counted and not self.limits["seconds"] and trainer.max_steps == -1 and trainer.max_epochs == -1)
 
     def _fraction_used(self) -> float:
         """Return the used fraction of the tightest limit."""
@@ -143,7 +161,8 @@ class Budget(L.Callback):
             self.used[name] += int(count)
         seconds, memory = self._time - time_before, peak_memory(pl_module.device) / GIGABYTE
         self.used["seconds"] += _of_all(trainer, seconds, "mean")
-        self.used["memory_gb"] = max(self.used["memory_gb"], _of_all(trainer, memory, "max"))
+        self._memory = _of_all(trainer, memory, "max")
+        self.used["memory_gb"] = max(self.used["memory_gb"], self._memory)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the counts."""

@@ -50,8 +50,9 @@ class Ending:
         if stop is None:
             return False
         text = self.text(ids, False).lstrip()
-        # Do not match a text that ends within a multi-byte character.
-        return not text.endswith("\ufffd") and re.search(stop, text) is not None
+        match = re.search(stop, text)
+        # An empty match at the end, as of \Z and $, is one of any text. A text may end within a multi-byte character.
+        return match is not None and bool(match[0] or text[match.end() :].strip()) and not text.endswith("\ufffd")
 
 
 def generate_tokens(

@@ -95,6 +95,11 @@ class Capo(DemonstrationSearch):
         self.leaks, self.drop_leaks = LeakCheck(leak_words), drop_leaks
         self.reference_tokens = 1
 
+    @property
+    def demonstrates(self) -> bool:
+        """See `DemonstrationSearch`."""
+        return self.shots > 0
+
     def on_fit_start(self) -> None:
         """Measure the length that the penalty is relative to, and score the initial prompt."""
         full = FewShotPrompt(self.initial_prompts[0], tuple(self.pool[: self.shots]))

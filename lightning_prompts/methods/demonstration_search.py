@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from lightning_prompts.answers import is_correct
@@ -122,6 +121,8 @@ class DemonstrationSearch(TextPromptMethod):
         examples = [example for batch in self.validation_batches() for example in batch]
         self.validation = random.Random(0).sample(examples, len(examples))
         self.before = examples[0].before
+        if not self.demonstrates:
+            return
         train, others = self._train(), self._evaluated()
         for example in (*train, *others):
             check_before(example.before, self.before)
@@ -130,6 +131,11 @@ class DemonstrationSearch(TextPromptMethod):
             log.warning("%d training questions are also in another split, so they are no demonstrations", shared)
         if not self.pool:
             raise UserError("no training example can be a demonstration: each asks a question of another split")
+
+    @property
+    def demonstrates(self) -> bool:
+        """Whether candidates have demonstrations."""
+        return bool(self.sources)
 
     def _train(self) -> list[Example]:
         examples: list[Example] = self.trainer.datamodule.examples("train")  # type: ignore[attr-defined]
@@ -140,11 +146,16 @@ class DemonstrationSearch(TextPromptMethod):
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         return [example for split in data.held_out() for example in data.examples(split)]
 
-    def build_prompt(self) -> None:
-        """See `TextPromptMethod`; limit prompts to what the context window leaves beside the longest question."""
-        super().build_prompt()
-        if self._trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
-            return
+    def on_fit_start(self) -> None:
+        """Limit prompts to what the window leaves, and score the initial prompt, the first candidate for the best."""
+        self.max_prompt_tokens = min(self.max_prompt_tokens, self._room())
+        if self.prompt_memory.best is None:
+            initial = FewShotPrompt(self.prompts[0])
+            self._race([initial])
+            self.prompt_memory.update(self.prompts, self.value(initial))
+
+    def _room(self) -> int:
+        """Return the number of tokens that the context window leaves beside the longest question."""
         lm = self.language_model
         count = functools.cache(lm.count)
         longest = 0
@@ -152,18 +163,11 @@ class DemonstrationSearch(TextPromptMethod):
             texts = [f" {text}" for label in example.labels for text in label] or [example.answer or ""]
             answer = max(*map(count, texts), 0 if example.labels else self.max_new_tokens)
             longest = max(longest, lm.length(example) + answer + count(example.end or ""))
-        self.max_prompt_tokens = min(self.max_prompt_tokens, max(1, lm.context - longest))
+        return max(1, lm.context - longest)
 
     def added_tokens(self) -> int:
         """See `Evaluation`; candidates that are too long are refused one by one."""
         return 0
-
-    def on_fit_start(self) -> None:
-        """Score the initial prompt, the first candidate for the best."""
-        if self.prompt_memory.best is None:
-            initial = FewShotPrompt(self.prompts[0])
-            self._race([initial])
-            self.prompt_memory.update(self.prompts, self.value(initial))
 
     # --- steps ------------------------------------------------------------------------------------------------------
 

@@ -147,12 +147,19 @@ class Gepa(TextPromptMethod):
         answers = self.network.answer(examples, hidden, prompts)
         if self.reward is None:
             return Rollout(hidden, answers, [float(answer.right) for answer in answers])
-        likelihoods: list[float] = []
+        likelihoods = [0.0] * len(examples)
         if self.reward.needs_likelihood:
             placed = self.network.place_top(examples, hidden)
             likelihoods = self.network.answer_log_probs(placed, prompts[-1:])[0][0].exp().tolist()
         texts = [final_result(answer.text, example.extract) for answer, example in zip(answers, examples, strict=True)]
-        return Rollout(hidden, answers, self.reward(texts, [example.target for example in examples], likelihoods))
+        rows = list(zip(texts, [example.target for example in examples], likelihoods, strict=True))
+        return Rollout(hidden, answers, self.map_across_ranks(rows, self._rate))
+
+    def _rate(self, rows: Sequence[tuple[str, str, float]]) -> list[float]:
+        """Rate texts with their references and likelihoods; all processes get the same ratings."""
+        assert self.reward is not None
+        texts, references, likelihoods = zip(*rows, strict=True)
+        return self.reward(texts, references, likelihoods if self.reward.needs_likelihood else [])
 
     def validation_scores(self, prompts: Sequence[str]) -> list[float]:
         """Return the scores of prompts on the validation split, the paper's Pareto set."""

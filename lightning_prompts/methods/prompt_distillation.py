@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from lightning_prompts.errors import UserError, check_at_least
@@ -35,7 +36,7 @@ from lightning_prompts.types import Batch, Example
 
 log = logging.getLogger(__name__)
 
-CONTEXT, WRITTEN = "context", "written"  # in checkpoints
+CONTEXT, WRITTEN, SHOTS = "context", "written", "shots"  # in checkpoints
 
 
 class PromptDistillation(PromptMethod):
@@ -119,6 +120,7 @@ class PromptDistillation(PromptMethod):
         self.self_study = self_study
         self.cache = cache
         self.context_text: str | None = None
+        self.unknown_context = "give a datamodule: the context is examples of its training split"
         self.fixed_text = ""  # what of the context does not depend on the seed
         self.written: list[Written] = []
         self._examples: list[Example] = []  # of self-study
@@ -163,7 +165,20 @@ class PromptDistillation(PromptMethod):
             self.prompt = SoftPrompt(self._initial_vectors(), frozen=self.frozen)
 
     def _make_context(self) -> str | None:
-        """Return the context; ``None`` without a datamodule to draw its examples from."""
+        """Return the context; ``None`` if it has to come from a checkpoint.
+
+        That is the case without a datamodule to draw its examples from, and outside of training if its file or its
+        examples are missing.
+        """
+        try:
+            return self._read_context()
+        except UserError as error:
+            if self._trainer is None or self.trainer.state.fn in (None, TrainerFn.FITTING):
+                raise
+            self.unknown_context = str(error)
+            return None
+
+    def _read_context(self) -> str | None:
         data = None if self._trainer is None else getattr(self.trainer, "datamodule", None)
         text = self.written_context or ""
         if self.context_file is not None:
@@ -226,10 +241,16 @@ class PromptDistillation(PromptMethod):
         """See `PromptMethod`."""
         return {**super().checkpoint_meta(), "student": self.student}
 
+    @property
+    def shot_settings(self) -> list[object]:
+        """What the examples in the context depend on beside the data and the seed."""
+        return [self.shots, self.text, self.separator]
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the context, and the questions and answers of self-study."""
         super().on_save_checkpoint(checkpoint)
         checkpoint[CONTEXT], checkpoint[WRITTEN] = self.context_text, self.written
+        checkpoint[SHOTS] = self.shot_settings
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the context, and the questions and answers of self-study.
@@ -239,8 +260,7 @@ class PromptDistillation(PromptMethod):
         """
         super().on_load_checkpoint(checkpoint)
         saved = checkpoint[CONTEXT] or ""
-        drawn = saved.removeprefix(self.fixed_text)
-        if not saved.startswith(self.fixed_text) or bool(drawn) != bool(self.shots):
+        if not saved.startswith(self.fixed_text) or checkpoint.get(SHOTS, self.shot_settings) != self.shot_settings:
             if self._trainer is not None and self.trainer.training:
                 raise UserError("the context has changed since the checkpoint was written; set it back to continue")
             log.warning("the context has changed since the prompt was trained; the teacher reads the former one")
@@ -253,12 +273,10 @@ class PromptDistillation(PromptMethod):
         """Put the context in front of each example.
 
         Raises:
-            UserError: The context is unknown, because there is no datamodule to draw its examples from.
+            UserError: The context is unknown; see `_make_context`.
         """
         if self.context_text is None:
-            raise UserError(
-                "PromptDistillation takes its examples from the datamodule's training split; give a datamodule"
-            )
+            raise UserError(f"PromptDistillation: {self.unknown_context}")
         return [replace(example, before=self.context_text + example.before) for example in examples]
 
     def teacher_rows(self, examples: Sequence[Example]) -> list[Row]:
@@ -290,6 +308,8 @@ class PromptDistillation(PromptMethod):
         data = getattr(self.trainer, "datamodule", None)
         if data is None or self.trainer.state.fn is None or self.trainer.state.fn.value == "predict":
             return
+        if self.context_text is None and self.trainer.state.fn != TrainerFn.FITTING:
+            return  # a checkpoint will bring it
         ahead = self.lm.count(self.text)
         for split in self.splits_ahead():
             if split == "predict":  # without the teacher
@@ -298,6 +318,11 @@ class PromptDistillation(PromptMethod):
                 self.lm.check_examples(self.with_context(data.examples(split)), 0, ahead)
             except UserError as error:
                 raise UserError(f"with the context in front: {error}; or shorten the context") from error
+
+    def on_predict_start(self) -> None:
+        """Check that a prompt without training has the first tokens of the context."""
+        if self.context_text is None and self.init is None:
+            self.with_context([])
 
     # --- training ---------------------------------------------------------------------------------------------------
 

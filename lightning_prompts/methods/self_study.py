@@ -77,7 +77,13 @@ class SelfStudy:
         """Return the example of a question and an answer of `study`."""
         if isinstance(question, str):
             return data.render(SourceRow({"question": question, "answer": answer}, "a written question"))
-        example = data.examples("train")[question]
+        train = data.examples("train")
+        if question >= len(train):
+            raise UserError(
+                f"self_study has an answer to training example {question + 1}, and the data has {len(train)} now; "
+                "resume with the same training data"
+            )
+        example = train[question]
         if answer is None:
             return replace(example, answer=None)
         known = example.answer or ""

@@ -25,6 +25,7 @@ from lightning_prompts.lm import LMConfig
 from lightning_prompts.methods import Capo, DeepLanguageNetwork, DemonstrationSearch
 from lightning_prompts.search.demonstrations import Demonstration, Draw, FewShotPrompt
 from lightning_prompts.search.scoring import Racing, race_losses
+from lightning_prompts.template import Template
 from lightning_prompts.types import Example
 from support.dln_toys import Toy, generator, trainer
 from support.models import TINY
@@ -243,6 +244,16 @@ def test_the_best_by_accuracy_less_length_survive(penalty: float, tmp_path: Path
         assert method.good(method.prompts[0]) == max(method.good(row["prompt"]) for row in rows)
     else:
         assert count(method.prompts[0]) < 10, "a short one is enough"
+
+
+def test_instructions_alone_need_no_demonstrations(tmp_path: Path) -> None:
+    """Not even a template that has room for some."""
+    method, data = scripted(shots=0, length_penalty=0.0), Toy()
+    data.template = Template("{question} {prompt}\n{answer}")
+    L.seed_everything(1, verbose=False)
+    trainer(tmp_path, 2, 2).fit(method, data)
+    assert {row["shots"] for row in rows_of(tmp_path)} == {0}
+    assert method.good(method.prompts[0]) == 3
 
 
 def test_leaks_in_instructions_are_flagged_or_dropped(tmp_path: Path) -> None:

@@ -214,6 +214,24 @@ def test_a_budget_stops_with_the_best_so_far(script: Any, tmp_path: Path) -> Non
     assert method.prompt_memory.best_accuracy == best == share(chance, shots_of(method.prompt_text()))
 
 
+@pytest.mark.parametrize("limit", [{"calls": 10_000}, {"tokens": 10_000}])
+def test_a_search_that_has_tried_everything_ends(
+    limit: dict[str, int],
+    script: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Though it never uses up its budget."""
+    monkeypatch.setattr("lightning_prompts.callbacks.budget.IDLE", 3)
+    script(chance)
+    fitting = trainer(tmp_path, -1, 100)
+    fitting.callbacks.append(Budget(**limit))  # type: ignore[attr-defined]
+    fitting.fit(search([AddedDemonstrations(8, 2)]), Numbers())
+    assert fitting.global_step == 2 + 3
+    assert "the last 3 steps used no language model" in caplog.text
+
+
 class Uneven(Numbers):
     """Some training answers are long, and one training question is in another split."""
 
@@ -260,6 +278,23 @@ def test_instructions_are_searched_with_the_examples(script: Any, tmp_path: Path
     assert found == {(1, "Go. "), (2, "Go. Q11:a11\nGo. ")}
     assert method.prompt_text() == "Say it. Q11:a11\nSay it. "
     assert {row["kind"] for row in rows} == {"current", "memory", "AddedDemonstrations", "Given"}
+
+
+def test_instructions_alone_can_follow_the_question(script: Any, tmp_path: Path) -> None:
+    script(lambda shots, question: question % 2 == 0)
+    method = search([], text="Say it.", instructions=[Given(("Go.",))])
+    fit(method, tmp_path, Numbers(template="Q{question} {prompt}\n{answer}"), steps=1)
+    assert method.prompt_text() == "Say it."
+    assert method.prompt_memory.best_accuracy == 0.5
+
+
+def test_the_window_limits_prompts_in_a_second_fit(script: Any, tmp_path: Path) -> None:
+    """Also of a method that was tested before."""
+    script(chance)
+    method = search([AddedDemonstrations(8, 1)], lm=LMConfig(f"{TINY},max_position_embeddings=80"))
+    trainer(tmp_path / "test", 1).test(method, Uneven(), verbose=False)
+    rows = fit(method, tmp_path, Uneven(), steps=1)
+    assert [shots_of(row["prompt"]) for row in rows if row["reward"] is None] == [(10,)]
 
 
 @pytest.mark.parametrize(

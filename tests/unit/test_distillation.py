@@ -373,6 +373,52 @@ def test_wrong_settings_are_named(tmp_path: Path) -> None:
         trainer(tmp_path).fit(made(context="x" * 180), OneMore("test/ood", "y" * 90))
 
 
+def test_a_checkpoint_brings_its_context(tmp_path: Path) -> None:
+    """A trained prompt is tested and read without the file or the examples that its context came from."""
+
+    class NoTraining(Questions):
+        def load_rows(self) -> dict[str, list[SourceRow]]:
+            return {**super().load_rows(), "train": []}
+
+    file = tmp_path / "context.txt"
+    for name, settings in (("file", {"context_file": str(file)}), ("shots", {"shots": 2})):
+        file.write_text(CONTEXT)
+        method = PromptDistillation(3, **settings, lm=LM, max_new_tokens=2)  # type: ignore[arg-type]
+        fit = trainer(tmp_path / name, limit_val_batches=0)
+        fit.fit(method, Questions())
+        fit.save_checkpoint(tmp_path / "x.ckpt")
+        expected = trainer(tmp_path).test(method, Questions(), verbose=False)
+        file.unlink()
+        data = NoTraining() if name == "shots" else Questions()
+        again = PromptDistillation(3, **settings, lm=LM, max_new_tokens=2)  # type: ignore[arg-type]
+        found = trainer(tmp_path).test(again, data, ckpt_path=tmp_path / "x.ckpt", verbose=False)
+        assert found == expected
+        assert again.context_text == method.context_text
+        told = "no.txt does not exist|context.txt does not exist|no train examples"
+        for run in ("test", "predict"):
+            untrained = PromptDistillation(3, **settings, lm=LM, max_new_tokens=2)  # type: ignore[arg-type]
+            with pytest.raises(UserError, match=told):
+                getattr(trainer(tmp_path), run)(untrained, data)
+
+
+@pytest.mark.parametrize("change", [{"shots": 3}, {"text": " x"}])
+def test_other_shots_are_another_context(change: dict[str, Any], tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"shots": 2, "lm": LM, "max_new_tokens": 2}
+    fit = trainer(tmp_path, limit_val_batches=0)
+    fit.fit(PromptDistillation(3, **settings), Questions())
+    fit.save_checkpoint(tmp_path / "x.ckpt")
+    with pytest.raises(UserError, match="the context has changed"):
+        trainer(tmp_path, max_steps=4, limit_val_batches=0).fit(
+            PromptDistillation(3, **{**settings, **change}), Questions(), ckpt_path=tmp_path / "x.ckpt"
+        )
+
+
+def test_self_study_of_fewer_examples_is_refused() -> None:
+    data = Questions()
+    with pytest.raises(UserError, match="resume with the same training data"):
+        SelfStudy("data").example(data, len(data.examples("train")), "a")
+
+
 def test_a_changed_file_is_noticed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     file = tmp_path / "context.txt"
     file.write_text(CONTEXT)

@@ -9,7 +9,7 @@ import torch
 from lightning_prompts.lm import FrozenLM, generation
 from lightning_prompts.lm.language_model import Usage
 from lightning_prompts.lm.sampling import Sampling
-from lightning_prompts.template import Template
+from lightning_prompts.template import Template, cut
 from lightning_prompts.types import Example
 from support.models import SHAPES
 
@@ -102,6 +102,15 @@ def test_a_stop_ends_a_row_early(real: FrozenLM) -> None:
     texts = real.generate(examples, real.embed(torch.tensor(real.encoder.tokens(" antonyms"))), 50)
     assert all(text.isalpha() for text in texts)
     assert real.tokens_forwarded - before < 40
+
+
+@pytest.mark.parametrize("stop", [r"\Z", "$", "(?!.)", r"(?<=[^\w])"])
+def test_an_empty_match_at_the_end_of_the_text_is_no_stop(stop: str, tiny: FrozenLM, antonyms: list[Example]) -> None:
+    """It would end any text after its first token."""
+    rows, prompt = tiny.encode(antonyms[:3], 4), make_prompt(tiny, 4)
+    whole = [tiny.text(ids, special=False) for ids in tiny.generate_tokens(rows, prompt, 7)]
+    found = [tiny.text(ids, special=False) for ids in tiny.generate_tokens(rows, prompt, 7, [stop] * 3)]
+    assert [cut(text, stop) for text in found] == [cut(text, stop) for text in whole]
 
 
 @pytest.mark.parametrize("room", [0, 1, 3])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -200,7 +201,8 @@ def by_gepa(reward: Reward, example: Example, text: str) -> float:
         answer=lambda *_: [Answer(text, True)],
         answer_log_probs=lambda *_: (torch.tensor([[0.5]]).log(), None),
     )
-    method: Any = SimpleNamespace(reward=reward, network=network)
+    method: Any = SimpleNamespace(reward=reward, network=network, map_across_ranks=lambda items, work: work(items))
+    method._rate = functools.partial(Gepa._rate, method)
     return Gepa.rollout(method, [example], [""]).scores[0]
 
 
