@@ -6,20 +6,16 @@ Prompt: text. Estimator: proposals by an LM. Objective: accuracy on validation.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-from lightning_prompts.dln.layer import LanguageLayer
 from lightning_prompts.dln.messages import BanditStats
 from lightning_prompts.dln.proposals import Case, InducedInstructions, Paraphrases, Request, distinct
-from lightning_prompts.errors import check_at_least
 from lightning_prompts.lm import LMConfig
-from lightning_prompts.methods.text_prompts import TextPromptMethod
+from lightning_prompts.methods.demonstration_search import DemonstrationSearch
+from lightning_prompts.search.demonstrations import FewShotPrompt
 from lightning_prompts.types import Example
 
-SURVIVORS = "survivors"
 
-
-class Ape(TextPromptMethod):
+class Ape(DemonstrationSearch):
     """Asks an LM to guess the instruction from examples, and keeps the best instruction on validation.
 
     The first training step proposes prompts from its batch. Each later step proposes variations of the ``survivors``
@@ -38,8 +34,6 @@ class Ape(TextPromptMethod):
     """
 
     estimator_name = "proposals by an LM"
-    objective_name = "accuracy"
-    needs_validation = True
 
     def __init__(
         self,
@@ -55,64 +49,24 @@ class Ape(TextPromptMethod):
     ) -> None:
         """Check the settings."""
         super().__init__(
-            [LanguageLayer(text)],
+            text,
+            sources=[],
+            instructions=[paraphrases],
+            racing=None,
+            survivors=survivors,
             max_prompt_tokens=max_prompt_tokens,
             proposer=proposer,
             memory_mb=memory_mb,
             lm=lm,
             max_new_tokens=max_new_tokens,
         )
-        check_at_least("survivors", survivors)
-        self.induced, self.paraphrases, self.count = induced, paraphrases, survivors
-        self.survivors: list[str] = []
+        self.induced, self.paraphrases = induced, paraphrases
 
-    def improve(self, examples: Sequence[Example]) -> list[dict[str, Any]]:
-        """Propose prompts, score them on validation, and keep the best; the current prompt wins ties."""
+    def propose(self, examples: Sequence[Example], parents: Sequence[FewShotPrompt]) -> dict[FewShotPrompt, str]:
+        """Guess instructions in the first step, and vary the survivors in later ones; known prompts are left out."""
+        known = [parent.instruction for parent in parents]
         cases = [Case(example.question, "", example.target, True) for example in examples]
-        parents = self.survivors or self.prompts
-        request = Request(parents, cases, [], BanditStats(), self.step_generator(), self.proposer)
+        request = Request(known, cases, [], BanditStats(), self.step_generator(), self.proposer)
         source = self.paraphrases if self.survivors else self.induced
-        fresh = [
-            proposal
-            for proposal in distinct(source.propose(request), [*self.prompts, *self.survivors])
-            if self.network.lms[0].lm.count(proposal.text) <= self.max_prompt_tokens
-        ]
-        if not fresh:
-            self.keeps_prompt(0)
-        candidates = list(dict.fromkeys([*self.prompts, *self.survivors, *(proposal.text for proposal in fresh)]))
-        kinds = {proposal.text: proposal.kind for proposal in fresh}
-        scores = [self.accuracy([text]) for text in candidates]
-        order = sorted(range(len(candidates)), key=lambda c: -scores[c])  # stable
-        self.survivors = [candidates[c] for c in order[: self.count]]
-        self.prompts = [candidates[order[0]]]
-        self.log("train/accuracy", scores[order[0]], batch_size=len(examples), prog_bar=True)
-        return [
-            {
-                "layer": 0,
-                "kind": kinds.get(text, "memory" if c else "current"),
-                "message": None,
-                "reward": round(scores[c], 5),
-                "chosen": c == order[0],
-                "prompt": text,
-            }
-            for c, text in enumerate(candidates)
-        ]
-
-    def accuracy(self, prompts: Sequence[str]) -> float:
-        """Compute the share of right answers on the validation split."""
-        answers = [
-            answer
-            for batch in self.validation_batches()
-            for answer in self.network.answer(batch, self.network.sample_hidden(batch, prompts), prompts)
-        ]
-        return sum(answer.right for answer in answers) / len(answers)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the survivors, which the next step varies."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoint[SURVIVORS] = list(self.survivors)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the survivors."""
-        super().on_load_checkpoint(checkpoint)
-        self.survivors = list(checkpoint[SURVIVORS])
+        made = {FewShotPrompt(proposal.text): proposal.kind for proposal in distinct(source.propose(request), known)}
+        return {candidate: kind for candidate, kind in made.items() if candidate.key not in self.outcomes}

@@ -205,7 +205,8 @@ class DemonstrationSearch(TextPromptMethod):
         best = self.survivors[0]
         self.prompts = [self.write(best)]
         self.log("train/accuracy", self.accuracy(best), batch_size=len(examples), prog_bar=True)
-        self.log("train/shots", float(len(best.demonstrations)), batch_size=len(examples))
+        if self.demonstrates:
+            self.log("train/shots", float(len(best.demonstrations)), batch_size=len(examples))
         kinds = {parents[0]: "current", **dict.fromkeys(parents[1:], "memory"), **fresh}
         return [self._row(candidate, kinds[candidate], candidate == best) for candidate in (*candidates, *refused)]
 

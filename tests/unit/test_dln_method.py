@@ -60,7 +60,7 @@ def test_a_resumed_run_goes_on_bit_by_bit(kind: str, tmp_path: Path) -> None:
     assert one["global_step"] == other["global_step"] == 4
     assert (tmp_path / "whole" / "prompts.jsonl").read_text() == (tmp_path / "parts" / "prompts.jsonl").read_text()
     if kind == "ape":
-        assert one["survivors"] == other["survivors"]
+        assert one["demonstration_search"] == other["demonstration_search"]
     assert len(one["text_prompts"]["cache"]["score_keys"]) > 20
 
 
