@@ -24,6 +24,15 @@ class KeepsBest(PromptMethod):
     _totals = (0.0, 0)
 
     @abstractmethod
+    def validate_initial(self) -> None:
+        """Validate the initial prompt, the first candidate for the best, unless a resumed run has done so."""
+
+    def on_fit_start(self) -> None:
+        """Validate the initial prompt, in the precision of all later validations."""
+        with self.trainer.precision_plugin.val_step_context():
+            self.validate_initial()
+
+    @abstractmethod
     def keep(self, value: float) -> None:
         """Keep the current prompt if its validation mean ``value`` is better than the best so far."""
 

@@ -100,11 +100,11 @@ class Capo(DemonstrationSearch):
         """See `DemonstrationSearch`."""
         return self.shots > 0
 
-    def on_fit_start(self) -> None:
-        """Measure the length that the penalty is relative to, and score the initial prompt."""
+    def validate_initial(self) -> None:
+        """See `KeepsBest`; measure the length that the penalty is relative to."""
         full = FewShotPrompt(self.initial_prompts[0], tuple(self.pool[: self.shots]))
         self.reference_tokens = max(1, self.language_model.count(self.write(full)))
-        super().on_fit_start()
+        super().validate_initial()
 
     def cost(self, candidate: FewShotPrompt) -> float:
         """Return the penalty for the length of a candidate."""

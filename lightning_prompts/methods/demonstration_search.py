@@ -146,8 +146,8 @@ class DemonstrationSearch(TextPromptMethod):
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         return [example for split in data.held_out() for example in data.examples(split)]
 
-    def on_fit_start(self) -> None:
-        """Limit prompts to what the window leaves, and score the initial prompt, the first candidate for the best."""
+    def validate_initial(self) -> None:
+        """See `KeepsBest`; limit prompts to what the context window leaves beside the longest question."""
         self.max_prompt_tokens = min(self.max_prompt_tokens, self._room())
         if self.prompt_memory.best is None:
             initial = FewShotPrompt(self.prompts[0])

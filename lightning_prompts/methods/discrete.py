@@ -57,8 +57,8 @@ class DiscretePromptMethod(KeepsBest):
         """Return the text of the best tokens so far."""
         return self.lm.text(self.token_ids() if torch.isinf(self.best_nll) else self.best_ids)
 
-    def on_fit_start(self) -> None:
-        """Validate the initial tokens, the first candidates for the best."""
+    def validate_initial(self) -> None:
+        """See `KeepsBest`."""
         batches = self.validation_batches()
         if not batches or not torch.isinf(self.best_nll):
             return

@@ -128,8 +128,8 @@ class Gepa(TextPromptMethod):
         if stage == "fit" and self.reward is not None:
             self.reward.check(self.trainer.strategy.root_device)
 
-    def on_fit_start(self) -> None:
-        """Evaluate the initial prompts, the first candidate."""
+    def validate_initial(self) -> None:
+        """See `KeepsBest`; the initial prompts are the first of the pool."""
         if not self.pool.members:
             self._add(self.prompts, [], 0)
             self.prompt_memory.update(self.prompts, self.pool.best.mean)

@@ -116,9 +116,16 @@ class TextPromptMethod(KeepsBest):
         # Lightning counts the steps of an optimiser over this parameter.
         self.handle = torch.nn.Parameter(torch.zeros(1, device="cpu"))
         configs = [*self.layer_lms, self.proposer_config or self.default_lm]
+        precision = "" if self._trainer is None else str(self.trainer.precision)
+        mixed = precision if "mixed" in precision else ""  # in another precision, scores are others
         self.cached_lms = {
             config: CachedLM(
-                lm, lm.identity(config), self.cache, self.memory_mb, config.calibrate_labels, self.map_across_ranks
+                lm,
+                f"{lm.identity(config)}{mixed}",
+                self.cache,
+                self.memory_mb,
+                config.calibrate_labels,
+                self.map_across_ranks,
             )
             for config, lm in self.lms.items()
         }
@@ -220,8 +227,8 @@ class TextPromptMethod(KeepsBest):
                 "leave trainer.limit_val_batches above 0"
             )
 
-    def on_fit_start(self) -> None:
-        """Validate the initial prompts, the first candidates for the best."""
+    def validate_initial(self) -> None:
+        """See `KeepsBest`."""
         if self.prompt_memory.best is not None:
             return
         batches = self.validation_batches()

@@ -129,7 +129,7 @@ def network(**settings: object) -> DeepLanguageNetwork:
     return DeepLanguageNetwork(**values)  # type: ignore[arg-type]
 
 
-def trainer(folder: Path, steps: int, validate: int = 2) -> L.Trainer:
+def trainer(folder: Path, steps: int, validate: int = 2, **settings: Any) -> L.Trainer:
     saved = ModelCheckpoint(folder / "saved", "{step}", save_top_k=-1, save_on_train_epoch_end=False)
     return L.Trainer(
         max_epochs=-1,
@@ -144,4 +144,5 @@ def trainer(folder: Path, steps: int, validate: int = 2) -> L.Trainer:
         callbacks=[saved, PromptTable(), ResultFiles(), ValidateAtEnd()],
         accelerator="cpu",
         log_every_n_steps=1,
+        **settings,
     )

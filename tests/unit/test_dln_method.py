@@ -6,6 +6,7 @@ import json
 import logging
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import pytest
@@ -232,6 +233,26 @@ def test_ape_keeps_the_best_on_validation(tmp_path: Path) -> None:
             assert row["reward"] == pytest.approx(sum(right) / len(right), abs=1e-5)
         best = max(row["reward"] for row in mine)
         assert next(row for row in mine if row["reward"] == best)["chosen"], "the first of equals, so the current one"
+
+
+def test_no_score_is_one_of_another_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither that of the initial prompt, nor one that a checkpoint brings."""
+    mixed: list[bool] = []
+    score = FrozenLM.text_scores
+
+    def watched(lm: FrozenLM, *args: Any) -> Any:
+        mixed.append(torch.is_autocast_enabled("cpu"))
+        return score(lm, *args)
+
+    monkeypatch.setattr(FrozenLM, "text_scores", watched)
+    settings: dict[str, Any] = {"layers": [LanguageLayer("Say.")], "posterior": None, "error_weight": 0.0}
+    fitting = trainer(tmp_path, 1, precision="bf16-mixed")
+    fitting.fit(network(**settings), Toy())
+    assert all(mixed)
+    mixed.clear()
+    saved = tmp_path / "saved" / "step=1.ckpt"
+    trainer(tmp_path, 1).validate(network(**settings), Toy(), ckpt_path=saved, verbose=False, weights_only=True)
+    assert mixed == [False] * len(mixed) != []
 
 
 def test_trust_needs_classes(tiny: FrozenLM) -> None:
