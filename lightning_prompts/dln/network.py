@@ -65,19 +65,32 @@ class LanguageNetwork:
     def answer(
         self, examples: Sequence[Example], hidden: Sequence[Sequence[str]], prompts: Sequence[str]
     ) -> list[Answer]:
-        """Return the answers: the likeliest class, or a text generated at temperature 0 if there are no classes."""
-        placed = self.place_top(examples, hidden)
-        labelled, free = split_by_labels(examples)
-        answers: dict[int, Answer] = {}
+        """Return the answers to ``B`` examples, with hidden texts ``[N - 1][B]`` and the prompt of each layer."""
+        return self.answers(self.place_top(examples, hidden), prompts[-1:])[0]
+
+    def answers(self, placed: Sequence[Example], prompts: Sequence[str]) -> list[list[Answer]]:
+        """Return the answers of the top layer: the likeliest class, or without classes a text at temperature 0.
+
+        Args:
+            placed: ``B`` examples as the top layer reads them.
+            prompts: ``C`` candidates for the layer's prompt.
+
+        Returns:
+            ``[C][B]`` answers.
+        """
+        labelled, free = split_by_labels(placed)
+        found: list[dict[int, Answer]] = [{} for _ in prompts]
         if labelled:
-            log_probs = self.lms[-1].class_log_probs([placed[b] for b in labelled], [prompts[-1]])[0]
-            for b, label in zip(labelled, log_probs.argmax(-1).tolist(), strict=True):
-                answers[b] = Answer(examples[b].labels[label][0], label == examples[b].label)
+            chosen = self.lms[-1].class_log_probs([placed[b] for b in labelled], prompts).argmax(-1).tolist()
+            for mine, labels in zip(found, chosen, strict=True):
+                for b, label in zip(labelled, labels, strict=True):
+                    mine[b] = Answer(placed[b].labels[label][0], label == placed[b].label)
         if free:
-            texts = self.lms[-1].write([placed[b] for b in free], prompts[-1], self.max_new_tokens)
-            for b, text in zip(free, texts, strict=True):
-                answers[b] = Answer(text, bool(is_correct(examples[b], text)))
-        return [answers[b] for b in range(len(examples))]
+            for mine, prompt in zip(found, prompts, strict=True):
+                texts = self.lms[-1].write([placed[b] for b in free], prompt, self.max_new_tokens)
+                for b, text in zip(free, texts, strict=True):
+                    mine[b] = Answer(text, bool(is_correct(placed[b], text)))
+        return [[mine[b] for b in range(len(placed))] for mine in found]
 
     def answer_log_probs(
         self, placed: Sequence[Example], prompts: Sequence[str], block: int = 1

@@ -81,6 +81,10 @@ class Request:
         """Return a new random seed."""
         return int(torch.randint(2**62, (1,), generator=self.generator, device="cpu"))
 
+    def in_turn(self, count: int) -> list[str]:
+        """Return as many parents, in turn."""
+        return [self.parents[index % len(self.parents)] for index in range(count)]
+
 
 class Proposals(ABC):
     """A source of prompts."""
@@ -160,22 +164,17 @@ class LanguageModelProposals(Proposals):
     def propose(self, request: Request) -> list[Proposal]:
         """See `Proposals`; the proposals rewrite the parents in turn, each with the batch in a new order."""
         asked: list[Example] = []
-        made: list[tuple[str, int | None]] = []
-        for index in range(self.count):
-            parent = request.parents[index % len(request.parents)]
+        messages: list[int | None] = []
+        parents = request.in_turn(self.count)
+        for index, parent in enumerate(parents):
             message = self.messages.choose(request.stats, index, request.generator)
             cases = request.shuffled()
             if self.held_out:
                 cases = cases[: (len(cases) + 1) // 2]
             write = functools.partial(self.write, parent, message)
             asked.append(fitted(request.proposer, cases[: self.shown], self.max_new_tokens, self.stop, write))
-            made.append((parent, message))
-        seeds = [request.seed() for _ in asked]
-        texts = request.proposer.draw(asked, "", self.max_new_tokens, self.temperature, seeds)
-        return [
-            Proposal(_instruction(text), parent, type(self).__name__, message)
-            for text, (parent, message) in zip(texts, made, strict=True)
-        ]
+            messages.append(message)
+        return _written(self, request, asked, parents, messages)
 
     @staticmethod
     def write(parent: str, message: int | None, cases: Sequence[Case]) -> str:
@@ -188,6 +187,22 @@ class LanguageModelProposals(Proposals):
                     form.format(input=case.input, output=case.output, target=case.target) for case in mine
                 )
         return text + ASK.format(message="" if message is None else MESSAGES[message])
+
+
+def _written(
+    source: LanguageModelProposals | Paraphrases | InducedInstructions | Reflection | Crossover,
+    request: Request,
+    asked: Sequence[Example],
+    parents: Sequence[str],
+    messages: Sequence[int | None] | None = None,
+) -> list[Proposal]:
+    """Let the proposer answer the questions of a source, each with the parent that it may replace."""
+    seeds = [request.seed() for _ in asked]
+    texts = request.proposer.draw(asked, "", source.max_new_tokens, source.temperature, seeds)
+    return [
+        Proposal(_instruction(text), parent, type(source).__name__, message)
+        for text, parent, message in zip(texts, parents, messages or [None] * len(texts), strict=True)
+    ]
 
 
 def fitted(
@@ -253,15 +268,10 @@ class Paraphrases(Proposals):
 
     def propose(self, request: Request) -> list[Proposal]:
         """See `Proposals`."""
-        parents = [request.parents[index % len(request.parents)] for index in range(self.count)]
+        parents = request.in_turn(self.count)
         ask = "Write a variation of the following instruction, keeping its meaning.\n\nInstruction: {}\n\nVariation:"
         asked = [_question(request.proposer, ask.format(parent), PARAGRAPH) for parent in parents]
-        seeds = [request.seed() for _ in asked]
-        texts = request.proposer.draw(asked, "", self.max_new_tokens, self.temperature, seeds)
-        return [
-            Proposal(_instruction(text), parent, type(self).__name__)
-            for text, parent in zip(texts, parents, strict=True)
-        ]
+        return _written(self, request, asked, parents)
 
 
 @dataclass(frozen=True)
@@ -291,9 +301,7 @@ class InducedInstructions(Proposals):
             cases = request.shuffled()[: self.shown]
             question = fitted(request.proposer, cases, self.max_new_tokens, PARAGRAPH, self.write)
             asked.append(question)
-        seeds = [request.seed() for _ in asked]
-        texts = request.proposer.draw(asked, "", self.max_new_tokens, self.temperature, seeds)
-        return [Proposal(_instruction(text), request.parents[0], type(self).__name__) for text in texts]
+        return _written(self, request, asked, [request.parents[0]] * self.count)
 
     @staticmethod
     def write(cases: Sequence[Case]) -> str:
@@ -347,18 +355,13 @@ class Reflection(Proposals):
 
     def propose(self, request: Request) -> list[Proposal]:
         """See `Proposals`; the proposals rewrite the parents in turn, each with the batch in a new order."""
-        parents = [request.parents[index % len(request.parents)] for index in range(self.count)]
+        parents = request.in_turn(self.count)
         asked = []
         for parent in parents:
             cases = sorted(request.shuffled(), key=lambda case: case.right)[: self.shown]
             write = functools.partial(self.write, parent)
             asked.append(fitted(request.proposer, cases, self.max_new_tokens, self.stop, write))
-        seeds = [request.seed() for _ in asked]
-        texts = request.proposer.draw(asked, "", self.max_new_tokens, self.temperature, seeds)
-        return [
-            Proposal(_instruction(text), parent, type(self).__name__)
-            for text, parent in zip(texts, parents, strict=True)
-        ]
+        return _written(self, request, asked, parents)
 
     @classmethod
     def write(cls, parent: str, cases: Sequence[Case]) -> str:
@@ -403,11 +406,7 @@ class Crossover:
         """Propose an instruction for each pair of parents, which stand one after the other."""
         pairs = list(zip(request.parents[::2], request.parents[1::2], strict=True))
         asked = [_question(request.proposer, self.ASK.format(*pair), PARAGRAPH) for pair in pairs]
-        seeds = [request.seed() for _ in asked]
-        texts = request.proposer.draw(asked, "", self.max_new_tokens, self.temperature, seeds)
-        return [
-            Proposal(_instruction(text), pair[0], type(self).__name__) for text, pair in zip(texts, pairs, strict=True)
-        ]
+        return _written(self, request, asked, [pair[0] for pair in pairs])
 
 
 # --- without an LM ----------------------------------------------------------------------------------------------------
@@ -437,8 +436,7 @@ class MinedExamples(Proposals):
     def propose(self, request: Request) -> list[Proposal]:
         """See `Proposals`."""
         proposals = []
-        for index in range(self.count):
-            parent = request.parents[index % len(request.parents)]
+        for parent in request.in_turn(self.count):
             cases = request.shuffled()
             if self.errors_first:
                 cases.sort(key=lambda case: case.right)

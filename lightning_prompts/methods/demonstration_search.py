@@ -15,13 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_prompts.answers import is_correct
 from lightning_prompts.dln.layer import LanguageLayer
 from lightning_prompts.dln.messages import BanditStats
 from lightning_prompts.dln.proposals import Case, Proposals, Request, distinct
 from lightning_prompts.errors import UserError, check_at_least
 from lightning_prompts.lm import LMConfig
-from lightning_prompts.lm.labels import split_by_labels
 from lightning_prompts.methods.text_prompts import TextPromptMethod
 from lightning_prompts.search.demonstrations import (
     SEPARATOR,
@@ -271,18 +269,7 @@ class DemonstrationSearch(TextPromptMethod):
         Returns:
             Whether each answer is right, ``[C][n]``.
         """
-        result = [[False] * len(examples) for _ in prompts]
-        labelled, free = split_by_labels(examples)
-        if labelled:
-            chosen = self._top.class_log_probs([examples[n] for n in labelled], prompts).argmax(-1).tolist()
-            for line, labels in zip(result, chosen, strict=True):
-                for n, label in zip(labelled, labels, strict=True):
-                    line[n] = label == examples[n].label
-        for line, prompt in zip(result, prompts, strict=True):
-            texts = self._top.write([examples[n] for n in free], prompt, self.max_new_tokens) if free else []
-            for n, text in zip(free, texts, strict=True):
-                line[n] = bool(is_correct(examples[n], text))
-        return result
+        return [[answer.right for answer in line] for line in self.network.answers(examples, prompts)]
 
     # --- checkpoints ------------------------------------------------------------------------------------------------
 
