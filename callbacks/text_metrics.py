@@ -10,8 +10,8 @@ import lightning as L
 
 from lightning_prompts.errors import UserError
 from lightning_prompts.objectives.rewards import Reward
-from lightning_prompts.runs.names import MEASURED
 from lightning_prompts.template import final_result
+from lightning_prompts.types import MEASURED
 
 if TYPE_CHECKING:
     from lightning_prompts.methods import PromptMethod

@@ -9,8 +9,7 @@ from typing import Any
 
 from lightning_prompts.datamodules.base import SourceRow, Split, TextDataModule
 from lightning_prompts.errors import UserError
-from lightning_prompts.runs.names import MEASURED
-from lightning_prompts.types import Example
+from lightning_prompts.types import MEASURED, Example
 
 log = logging.getLogger(__name__)
 

@@ -11,8 +11,6 @@ TESTED = "tested.json"  # of `test`: the checkpoint and its step
 VALIDATION = "validation.json"  # of `validate`
 GENERATIONS = "generations.jsonl"  # of `predict`
 RESULTS = (METRICS, PREDICTIONS, TESTED, VALIDATION, GENERATIONS)
-MEASURED = ("nll", "exact_match", "accuracy", "examples", "relaxed_nll")  # metrics that each method logs of a split
-
 BUDGET = "budget.json"  # what training cost
 SAMPLES = "samples.jsonl"  # answers to a few validation questions during training
 READOUT = "prompt.jsonl"  # the tokens nearest to the prompt at each validation
