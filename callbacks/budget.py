@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import Timer
 
 from lightning_prompts.callbacks.files import logs_now, write_json
 from lightning_prompts.errors import UserError, check_finite
-from lightning_prompts.lm import Usage
+from lightning_prompts.lm import FrozenLM, Usage
 from lightning_prompts.runs.names import BUDGET
 from lightning_prompts.types import Batch
 
@@ -107,12 +108,13 @@ class Budget(L.Callback):
             if trainer.is_global_zero:
                 log.warning("step %d: %s; stopping", trainer.global_step, self._used_up())
             trainer.should_stop = True
-        if self._endless(trainer) and self._idle >= IDLE and not trainer.should_stop:
-            log.warning(
-                "step %d: the last %d steps used no language model, so they never use up the budget; stopping",
-                trainer.global_step,
-                IDLE,
-            )
+        if self._idle >= IDLE and self._endless(trainer, cast("PromptMethod", pl_module)) and not trainer.should_stop:
+            if trainer.is_global_zero:
+                log.warning(
+                    "step %d: the last %d steps used no language model, so they never use up the budget; stopping",
+                    trainer.global_step,
+                    IDLE,
+                )
             trainer.should_stop = True
         if self.memory_gb is not None and self._memory >= self.memory_gb and not trainer.should_stop:
             log.warning(
@@ -132,10 +134,13 @@ class Budget(L.Callback):
         """Exclude the validation from the counts."""
         self._mark(pl_module)
 
-    def _endless(self, trainer: L.Trainer) -> bool:
-        """Whether only tokens or calls end the run."""
+    def _endless(self, trainer: L.Trainer, pl_module: PromptMethod) -> bool:
+        """Whether only tokens or calls end the run, and none of them are answers that a server's cache gives."""
+        callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        timed = self.limits["seconds"] or any(isinstance(callback, Timer) for callback in callbacks)
         counted = self.limits["tokens"] or self.limits["calls"]
-        return bool(counted and not self.limits["seconds"] and trainer.max_steps == -1 and trainer.max_epochs == -1)
+        local = all(isinstance(lm, FrozenLM) for lm in pl_module.lms.values())
+        return bool(counted and local and not timed and trainer.max_steps == -1 and trainer.max_epochs == -1)
 
     def _fraction_used(self) -> float:
         """Return the used fraction of the tightest limit."""

@@ -12,7 +12,7 @@ from lightning_prompts.types import Example
 
 # A number, including 1e3 and 1/2. A unit may follow (5cm), but not a variable (2x).
 _NUMBER = re.compile(
-    r"(?<![\w.^])([-+]?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{1,3})?(?:\s*/\s*\d+(?:\.\d+)?)?)"
+    r"(?<![\w.^])([-+]?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?(?:\s*/\s*\d+(?:\.\d+)?)?)"
     r"(?![\d]|[A-Za-z]\b|[A-Za-z]\d)"
 )
 _POWER_OF_UNIT = re.compile(r"(?<=[a-z])\^\{?[23]\}?(?!\w)")
@@ -24,7 +24,8 @@ _ALGEBRA = re.compile(
 )
 _FRACTION = re.compile(r"\\[dt]?frac\s*(?:\{\s*([^{}]+?)\s*\}\s*\{\s*([^{}]+?)\s*\}|(\d)\s*(\d))")
 _MIXED = re.compile(r"\b(\d+)\s*\\[dt]?frac\s*\{\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\}")  # 3 1/2
-_BOX = re.compile(r"\\(?:boxed|fbox)(?:\s*(\{)|\s+([^$\n]+)|(\\[^$\n]+))")
+_HUGE = re.compile(r"[eE][-+]?\d{4}")
+_BOX = re.compile(r"\\(?:boxed|fbox)\s*(?:(\{)|([-+]?\d[\d.,/]*|\\[dt]?frac\s*(?:\d\s*\d|\{[^{}]*\}\s*\{[^{}]*\})))")
 _MARK = re.compile(r"####\s*(.+)")
 # Words before the answer, in solutions of models and people.
 _ANNOUNCED = re.compile(r"\banswer\b\s*(?:is\b|=|:|(?=[-+$\\\d]))\s*:?\s*(.*\w.*)", re.IGNORECASE)
@@ -33,14 +34,14 @@ _ANNOUNCED = re.compile(r"\banswer\b\s*(?:is\b|=|:|(?=[-+$\\\d]))\s*:?\s*(.*\w.*
 def boxed(text: str) -> str | None:
     r"""Return the content of the last ``\boxed{...}`` or ``\fbox{...}``; ``None`` if there is no box.
 
-    The content may have braces in it. A box without braces, as in ``$\boxed 2$``, ends with the formula or the line.
+    The content may have braces in it. Without braces it is one number or fraction, as in ``$\boxed 2$``.
 
     >>> boxed("so it is \\boxed{\\frac{1}{2}}."), boxed("we get $\\boxed 2$ since $x^{10}$")
     ('\\frac{1}{2}', '2')
     """
     for box in reversed(list(_BOX.finditer(text))):
         if not box[1]:
-            return (box[2] or box[3]).strip()
+            return box[2].rstrip(".,")
         depth = 1
         for index in range(box.end(), len(text)):
             depth += {"{": 1, "}": -1}.get(text[index], 0)
@@ -78,6 +79,8 @@ def number(text: str) -> Fraction | None:
     text = re.sub(r"(?<=[\w:)])\s+-\s+(?=[$€£]?[\d.])", " ", text)  # a dash after a word is no sign
     text = re.sub(r"([-+])\s*[$€£]?\s*(?=[\d.])", r"\1", text)  # - $5 is -5
     for candidate in reversed(_NUMBER.findall(text)):
+        if _HUGE.search(candidate):  # would take forever
+            continue
         over, _, under = candidate.replace(",", "").replace(" ", "").partition("/")
         try:
             return Fraction(over) / Fraction(under) if under else Fraction(over)

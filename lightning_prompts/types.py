@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-MEASURED = ("nll", "exact_match", "accuracy", "examples", "relaxed_nll")  # metrics that each method logs of a split
+MEASURED = ("nll", "exact_match", "accuracy", "examples", "relaxed_nll")  # metrics that methods log of each split
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_prompts.lm import LabelScores, LanguageModel, Sampling
+from lightning_prompts.lm import FrozenLM, LabelScores, LanguageModel, Sampling
 from lightning_prompts.lm.labels import score_classes, text_label_sums
 from lightning_prompts.lm.language_model import Continuation, LabelSums, Scored
+from lightning_prompts.lm.precision import mixed_dtype
 from lightning_prompts.processes import DataParallelRank, MapAcrossRanks
 from lightning_prompts.types import Example
 
@@ -98,6 +99,11 @@ class CachedLM:
         self.memory_mb, self.calibrate, self.map_across_ranks = memory_mb, calibrate, map_across_ranks
         self.calls = 0  # texts that the LM has scored or written
 
+    def _identity(self) -> str:
+        """The identity with the dtype of mixed precision, which changes all results."""
+        mixed = mixed_dtype(self.lm.device) if isinstance(self.lm, FrozenLM) else None
+        return f"{self.identity}{mixed or ''}"
+
     # --- scores -----------------------------------------------------------------------------------------------------
 
     def scores(
@@ -141,7 +147,8 @@ class CachedLM:
     ) -> list[list[tuple[float, ...]]]:
         """Return alternating sums and token counts, ``[C][N]``, from the cache or the LM."""
         pairs = list(zip(examples, texts, strict=True))
-        keys = [[self.cache.key(self.identity, example, prompt, text) for example, text in pairs] for prompt in prompts]
+        lm = self._identity()
+        keys = [[self.cache.key(lm, example, prompt, text) for example, text in pairs] for prompt in prompts]
         known = self.cache.scores
         # Prompts that miss the same examples form a grid.
         grids: dict[tuple[int, ...], list[int]] = {}
@@ -255,7 +262,8 @@ class CachedLM:
 
     def write(self, examples: Sequence[Example], prompt: str, max_new_tokens: int) -> list[str]:
         """Generate or look up greedy texts after placed examples with a prompt."""
-        keys = [self.cache.key(self.identity, example, prompt, (max_new_tokens, example.stop)) for example in examples]
+        lm = self._identity()
+        keys = [self.cache.key(lm, example, prompt, (max_new_tokens, example.stop)) for example in examples]
         known = self.cache.texts
         missing = {key: example for key, example in zip(keys, examples, strict=True) if key not in known}
         written = self._generate(list(missing.values()), prompt, max_new_tokens, None, 0.0)

@@ -82,7 +82,7 @@ class Request:
         return int(torch.randint(2**62, (1,), generator=self.generator, device="cpu"))
 
     def in_turn(self, count: int) -> list[str]:
-        """Return as many parents, in turn."""
+        """Return ``count`` parents; after the last one, the first one follows."""
         return [self.parents[index % len(self.parents)] for index in range(count)]
 
 

@@ -23,6 +23,7 @@ from lightning_prompts.files import cache_root, write_atomic
 from lightning_prompts.lm.distributions import Distributions
 from lightning_prompts.lm.encoding import Row
 from lightning_prompts.lm.frozen import FrozenLM
+from lightning_prompts.lm.precision import mixed_dtype
 from lightning_prompts.lm.state_store import fingerprint
 from lightning_prompts.lm.transfer import to_device
 
@@ -85,9 +86,7 @@ class DistributionStore:
         return [FORMAT, lm.model.config.to_json_string(), fingerprint(lm), str(lm.model.dtype), lm.device.type]
 
     def _key(self, row: Row) -> str:
-        kind = self.lm.device.type  # mixed precision holds inside of a training step only, so it is asked each time
-        mixed = str(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else None
-        parts = [*self._model, mixed, self.top_k, row.context, row.answer, row.end]
+        parts = [*self._model, mixed_dtype(self.lm.device), self.top_k, row.context, row.answer, row.end]
         return hashlib.blake2b(json.dumps(parts).encode(), digest_size=20).hexdigest()
 
     def path(self, row: Row) -> Path:

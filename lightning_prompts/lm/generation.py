@@ -51,7 +51,7 @@ class Ending:
             return False
         text = self.text(ids, False).lstrip()
         match = re.search(stop, text)
-        # An empty match at the end, as of \Z and $, is one of any text. A text may end within a multi-byte character.
+        # \Z and $ match the end of any text, so an empty match there is no stop. A text may end within a character.
         return match is not None and bool(match[0] or text[match.end() :].strip()) and not text.endswith("\ufffd")
 
 

@@ -21,6 +21,11 @@ from lightning_prompts.lm.config import LMConfig
 log = logging.getLogger(__name__)
 
 
+def mixed_dtype(device: torch.device) -> str | None:
+    """Return the dtype of mixed precision, which Lightning sets around each step; ``None`` outside of it."""
+    return str(torch.get_autocast_dtype(device.type)) if torch.is_autocast_enabled(device.type) else None
+
+
 def dtype_of(config: LMConfig, device: torch.device | str) -> torch.dtype:
     """Return the dtype of a config; ``auto`` resolves to the `fast_dtype` of the device."""
     if config.dtype == "auto":

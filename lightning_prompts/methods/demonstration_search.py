@@ -286,9 +286,11 @@ class DemonstrationSearch(TextPromptMethod):
         """Restore the survivors and the outcomes.
 
         Raises:
-            UserError: Training would continue with other validation examples.
+            UserError: Training would continue with other validation examples, or an older version wrote the checkpoint.
         """
         super().on_load_checkpoint(checkpoint)
+        if SEARCH not in checkpoint:
+            raise UserError("the checkpoint has no candidates: an older version wrote it; train again")
         self.check_validation(checkpoint[SEARCH]["validation"])
         self.survivors = [FewShotPrompt.of_state(state) for state in checkpoint[SEARCH]["survivors"]]
         self.outcomes = dict(checkpoint[SEARCH]["outcomes"])

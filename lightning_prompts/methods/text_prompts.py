@@ -116,16 +116,9 @@ class TextPromptMethod(KeepsBest):
         # Lightning counts the steps of an optimiser over this parameter.
         self.handle = torch.nn.Parameter(torch.zeros(1, device="cpu"))
         configs = [*self.layer_lms, self.proposer_config or self.default_lm]
-        precision = "" if self._trainer is None else str(self.trainer.precision)
-        mixed = precision if "mixed" in precision else ""  # in another precision, scores are others
         self.cached_lms = {
             config: CachedLM(
-                lm,
-                f"{lm.identity(config)}{mixed}",
-                self.cache,
-                self.memory_mb,
-                config.calibrate_labels,
-                self.map_across_ranks,
+                lm, lm.identity(config), self.cache, self.memory_mb, config.calibrate_labels, self.map_across_ranks
             )
             for config, lm in self.lms.items()
         }

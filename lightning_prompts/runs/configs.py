@@ -46,7 +46,9 @@ def without_seeds(settings: Settings) -> Settings:
 
 
 def without_place(value: Any) -> Any:  # noqa: ANN401 - any setting
-    """A setting; of a file of rows in Python its name, as each run has its own copy and the name hashes the rows.
+    """Return a setting without the folder, if it is a file of rows in Python.
+
+    Each run has its own copy of such a file. The name has a hash of the rows.
 
     >>> without_place("/runs/soft/data/train-0a1b2c3d4e5f.jsonl"), without_place("/data/train.jsonl")
     ('train-0a1b2c3d4e5f.jsonl', '/data/train.jsonl')

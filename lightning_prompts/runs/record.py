@@ -73,7 +73,7 @@ class RunFolder(SaveConfigCallback):
         """Write ``config.yaml`` and ``environment.json``, and pass the settings to the loggers."""
         record = self._record(trainer)
         if trainer.is_global_zero:
-            for name in names.RESULTS:  # they belong to an earlier state of the prompt
+            for name in (*names.RESULTS, names.SECONDS):  # they belong to an earlier state of the prompt
                 (Path(trainer.default_root_dir) / name).unlink(missing_ok=True)
             self._write(trainer, pl_module, record)
         self.settings = yaml.load(record, FAST_LOADER)

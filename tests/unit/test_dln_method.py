@@ -246,13 +246,14 @@ def test_no_score_is_one_of_another_precision(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(FrozenLM, "text_scores", watched)
     settings: dict[str, Any] = {"layers": [LanguageLayer("Say.")], "posterior": None, "error_weight": 0.0}
-    fitting = trainer(tmp_path, 1, precision="bf16-mixed")
-    fitting.fit(network(**settings), Toy())
+    method = network(**settings)
+    trainer(tmp_path, 1, precision="bf16-mixed").fit(method, Toy())
     assert all(mixed)
-    mixed.clear()
     saved = tmp_path / "saved" / "step=1.ckpt"
-    trainer(tmp_path, 1).validate(network(**settings), Toy(), ckpt_path=saved, verbose=False, weights_only=True)
-    assert mixed == [False] * len(mixed) != []
+    for again, path in ((method, None), (network(**settings), saved)):
+        mixed.clear()
+        trainer(tmp_path, 1).validate(again, Toy(), ckpt_path=path, verbose=False, weights_only=True)
+        assert mixed == [False] * len(mixed) != []
 
 
 def test_trust_needs_classes(tiny: FrozenLM) -> None:

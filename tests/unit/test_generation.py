@@ -104,7 +104,7 @@ def test_a_stop_ends_a_row_early(real: FrozenLM) -> None:
     assert real.tokens_forwarded - before < 40
 
 
-@pytest.mark.parametrize("stop", [r"\Z", "$", "(?!.)", r"(?<=[^\w])"])
+@pytest.mark.parametrize("stop", [r"\Z", "$", "(?!.)"])
 def test_an_empty_match_at_the_end_of_the_text_is_no_stop(stop: str, tiny: FrozenLM, antonyms: list[Example]) -> None:
     """It would end any text after its first token."""
     rows, prompt = tiny.encode(antonyms[:3], 4), make_prompt(tiny, 4)

@@ -48,6 +48,10 @@ SAME = [
     (r"we get $\boxed 2$ since $x^{10}$", "2"),
     (r"$\boxed{3}$, no, $\boxed\frac12$", "1/2"),
     (r"$\fbox{7}$ of 9", "7"),
+    (r"\(\boxed 2.\) since 3 apples", "2"),
+    (r"Put it in \boxed as asked: \boxed{7}", "7"),
+    (r"I use the \boxed command. \boxed{7}", "7"),
+    ("I give it in \\boxed form.\n#### 7", "7"),
     ("1/2", r"\frac12"),
     ("#### 72", "72"),
     ("48/2 = 24\n48 + 24 = 72\n#### 72", "72"),
@@ -115,6 +119,8 @@ DIFFERENT = [
     (r"\boxed{x+7}", "7"),
     ("4 2", "42"),
     ("1e999999999", "1"),
+    ("2.5e-12345", "2"),
+    ("1,500e1000", "1"),
 ]
 
 
