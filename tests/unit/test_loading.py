@@ -29,6 +29,16 @@ def test_random_models_are_always_the_same() -> None:
     assert first.width == 16
 
 
+def test_a_damaged_weights_file_is_told_in_one_line(tmp_path: Path, tiny: FrozenLM) -> None:
+    tiny.model.save_pretrained(tmp_path)
+    tiny.tokenizer.save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(UserError, match=rf"model '{tmp_path}' does not load: ") as told:
+        FrozenLM.load(LMConfig(str(tmp_path)))
+    assert "\n" not in str(told.value)
+
+
 def test_a_local_folder_loads(tmp_path: Path, tiny: FrozenLM) -> None:
     tiny.model.save_pretrained(tmp_path)
     tiny.tokenizer.save_pretrained(tmp_path)

@@ -523,6 +523,16 @@ def test_a_budget_stops_training_where_it_is_used_up(limit: dict[str, float], tm
         assert counts["steps"] == 1
 
 
+def test_a_limit_of_memory_is_one_of_this_process(tmp_path: Path) -> None:
+    """A peak before a resume is in the counts, and does not stop the run."""
+    budget = Budget(memory_gb=1000)
+    budget.load_state_dict({"memory_gb": 2000.0})
+    fit = trainer(tmp_path, max_steps=3, callbacks=[budget], limit_val_batches=0)
+    fit.fit(SoftPromptTuning(3, lm=LM, max_new_tokens=1), datamodule=data())
+    assert fit.global_step == 3
+    assert budget.used["memory_gb"] == 2000
+
+
 def test_a_resumed_run_goes_on_with_its_budget(tmp_path: Path) -> None:
     """Tokens and learning rate: the decay follows the budget here, which ends long before the epochs do."""
     prompts = []
