@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from lightning_prompts.datamodules.base import SourceRow, Split, TextDataModule
+from lightning_prompts.datamodules.splits import folded
 from lightning_prompts.errors import UserError
 from lightning_prompts.types import MEASURED, Example
 
@@ -94,4 +95,4 @@ class Mixture(TextDataModule):
 
 def _key(example: Example) -> Hashable:
     """Return the same value for examples with the same question and answer; tasks may share words but not answers."""
-    return " ".join(example.question.casefold().split()), example.target.casefold()
+    return folded(example.question), example.target.casefold()

@@ -80,7 +80,12 @@ def hold_out_questions(
 
 def asked(row: SourceRow) -> str:
     """Return the question without differences of case and white space, to find rows that ask the same."""
-    return " ".join(str(row.fields["question"]).casefold().split())
+    return folded(str(row.fields["question"]))
+
+
+def folded(text: str) -> str:
+    """Return a text without differences of case and white space."""
+    return " ".join(text.casefold().split())
 
 
 def hold_out_share(

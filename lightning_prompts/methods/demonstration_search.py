@@ -116,7 +116,7 @@ class DemonstrationSearch(TextPromptMethod):
         if stage != "fit":
             return
         # In a random order, so that the first examples of a race are like the others.
-        examples = [example for batch in self.validation_batches() for example in batch]
+        examples = self.validation_examples()
         self.validation = random.Random(0).sample(examples, len(examples))
         self.before = examples[0].before
         if not self.demonstrates:

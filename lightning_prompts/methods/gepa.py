@@ -258,7 +258,7 @@ class Gepa(TextPromptMethod):
             return []
         merge = possible[int(torch.randint(len(possible), (1,), generator=generator, device="cpu"))]
         self.tried.append(list(merge.prompts))
-        examples = [example for batch in self.validation_batches() for example in batch]
+        examples = self.validation_examples()
         places = torch.randperm(len(examples), generator=generator, device="cpu")[:count].tolist()
         score = self.rollout([examples[place] for place in places], merge.prompts).mean
         needed = max(

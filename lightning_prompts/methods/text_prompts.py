@@ -324,7 +324,7 @@ class TextPromptMethod(KeepsBest):
 
     def validation_hash(self) -> str:
         """Return a digest of the validation examples, for the checkpoint of a method that keeps scores on them."""
-        examples = [example for batch in self.validation_batches() for example in batch]
+        examples = self.validation_examples()
         texts = [(example.before, example.after, example.reference) for example in examples]
         return hashlib.blake2b(repr(texts).encode(), digest_size=8).hexdigest()
 

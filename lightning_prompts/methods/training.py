@@ -197,6 +197,10 @@ class Training(Distributed):
         batches = [examples[start : start + size] for start in range(0, len(examples), size)]
         return batches[: limit if isinstance(limit, int) else max(1, int(limit * len(batches)))]
 
+    def validation_examples(self) -> list[Example]:
+        """Return the examples of `validation_batches`."""
+        return [example for batch in self.validation_batches() for example in batch]
+
 
 class SearchOptimizer(Optimizer):
     """An optimiser whose step searches with the gradient that the closure computes.
