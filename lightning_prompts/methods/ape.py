@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lightning_prompts.dln.messages import BanditStats
-from lightning_prompts.dln.proposals import Case, InducedInstructions, Paraphrases, Request, distinct
+from lightning_prompts.dln.proposals import InducedInstructions, Paraphrases, distinct
 from lightning_prompts.lm import LMConfig
 from lightning_prompts.methods.demonstration_search import DemonstrationSearch
 from lightning_prompts.search.demonstrations import FewShotPrompt
@@ -65,8 +64,7 @@ class Ape(DemonstrationSearch):
     def propose(self, examples: Sequence[Example], parents: Sequence[FewShotPrompt]) -> dict[FewShotPrompt, str]:
         """Guess instructions in the first step, and vary the survivors in later ones; known prompts are left out."""
         known = [parent.instruction for parent in parents]
-        cases = [Case(example.question, "", example.target, True) for example in examples]
-        request = Request(known, cases, [], BanditStats(), self.step_generator(), self.proposer)
+        request = self.request(known, examples, self.step_generator())
         source = self.paraphrases if self.survivors else self.induced
         made = {FewShotPrompt(proposal.text): proposal.kind for proposal in distinct(source.propose(request), known)}
         return {candidate: kind for candidate, kind in made.items() if candidate.key not in self.outcomes}

@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lightning_prompts.dln.leakage import LeakCheck
-from lightning_prompts.dln.messages import BanditStats
-from lightning_prompts.dln.proposals import Case, Crossover, InducedInstructions, Paraphrases, Request, distinct
+from lightning_prompts.dln.proposals import Crossover, InducedInstructions, Paraphrases, distinct
 from lightning_prompts.errors import UserError, check_at_least, check_finite
 from lightning_prompts.lm import LMConfig
 from lightning_prompts.methods.demonstration_search import DemonstrationSearch
@@ -131,8 +130,7 @@ class Capo(DemonstrationSearch):
     def founders(self, draw: Draw, examples: Sequence[Example]) -> list[tuple[FewShotPrompt, str]]:
         """Return the initial and guessed instructions, each with up to ``shots`` random examples."""
         initial = draw.parents[0].instruction
-        cases = [Case(example.question, "", example.target, True) for example in examples]
-        proposals = distinct(self.induced.propose(self._request(draw, [initial], cases)), [initial])
+        proposals = distinct(self.induced.propose(self.request([initial], examples, draw.generator)), [initial])
         made = []
         for instruction, kind in ((initial, "initial"), *((each.text, each.kind) for each in proposals)):
             chosen = draw.shuffled(len(draw.pool))[: draw.below(self.shots + 1)]
@@ -145,9 +143,11 @@ class Capo(DemonstrationSearch):
         for _ in range(self.crossover.count):
             places = draw.shuffled(len(draw.parents))
             pairs.append((draw.parents[places[0]], draw.parents[places[:2][-1]]))  # one candidate alone is both
-        written = self.crossover.propose(self._request(draw, [each.instruction for pair in pairs for each in pair]))
+        written = self.crossover.propose(
+            self.request([each.instruction for pair in pairs for each in pair], [], draw.generator)
+        )
         crossed = [self.crossed(*pair, proposal.text, draw) for pair, proposal in zip(pairs, written, strict=True)]
-        varied = self.mutation.propose(self._request(draw, [each.instruction for each in crossed]))
+        varied = self.mutation.propose(self.request([each.instruction for each in crossed], [], draw.generator))
         return [
             (self.mutated(crossed[index % len(crossed)], proposal.text, draw), "child")
             for index, proposal in enumerate(varied)
@@ -174,9 +174,6 @@ class Capo(DemonstrationSearch):
         if change == 1 and size:
             child = child.dropped(draw.below(size))
         return child.reordered(draw.shuffled(len(child.demonstrations)))
-
-    def _request(self, draw: Draw, parents: Sequence[str], cases: Sequence[Case] = ()) -> Request:
-        return Request(parents, cases, [], BanditStats(), draw.generator, self.proposer)
 
     def leaked_words(self, instruction: str) -> int:
         """Return the length of the longest passage of training text in an instruction, in words."""

@@ -214,10 +214,7 @@ class DemonstrationSearch(TextPromptMethod):
         draw = Draw(parents, self.pool, generator)
         made = [(each, type(source).__name__) for source in self.sources for each in source.propose(draw)]
         known = list(dict.fromkeys(parent.instruction for parent in parents))
-        cases = [Case(example.question, "", example.target, True) for example in examples]
-        names = {tuple(label[0] for label in example.labels) for example in examples}
-        options = list(names.pop()) if len(names) == 1 else []
-        request = Request(known, cases, options, BanditStats(), generator, self.proposer)
+        request = self.request(known, examples, generator)
         proposals = [each for source in self.instructions for each in source.propose(request)]
         made += [(parents[0].with_instruction(each.text), each.kind) for each in distinct(proposals, known)]
         fresh: dict[FewShotPrompt, str] = {}
@@ -225,6 +222,13 @@ class DemonstrationSearch(TextPromptMethod):
             if candidate.key not in self.outcomes:
                 fresh.setdefault(candidate, kind)
         return fresh
+
+    def request(self, parents: Sequence[str], examples: Sequence[Example], generator: torch.Generator) -> Request:
+        """Request instructions for solved examples."""
+        cases = [Case(example.question, "", example.target, True) for example in examples]
+        names = {tuple(label[0] for label in example.labels) for example in examples}
+        options = list(names.pop()) if len(names) == 1 else []
+        return Request(parents, cases, options, BanditStats(), generator, self.proposer)
 
     def _row(self, candidate: FewShotPrompt, kind: str, chosen: bool) -> dict[str, Any]:
         """Return the row of a candidate; ``reward`` is that on the ``scored`` examples, ``None`` if it was refused."""
