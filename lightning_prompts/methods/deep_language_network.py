@@ -25,7 +25,7 @@ class DeepLanguageNetwork(TextPromptMethod):
     prompts with the best validation accuracy, including the initial ones.
 
     Args:
-        layers: Layers from the input to the answer; ``None`` for one layer with an empty prompt.
+        layers: Layers from the input to the answer; ``None`` for one layer that starts with the task's instruction.
         text: Initial prompt of the top layer, which replaces the one in ``layers``; ``None`` keeps that one.
         proposals: Sources of candidates; ``None`` for 19 prompts by the proposer.
         posterior: How hidden texts are drawn and weighed; ``None`` for the paper's way. Only for two or more layers.
@@ -61,7 +61,7 @@ class DeepLanguageNetwork(TextPromptMethod):
         max_new_tokens: int = 16,
     ) -> None:
         """Check the settings; LMs are loaded later."""
-        layers = [LanguageLayer()] if layers is None else layers
+        layers = [LanguageLayer(None)] if layers is None else layers
         super().__init__(
             layers,
             text=text,

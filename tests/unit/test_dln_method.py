@@ -194,6 +194,9 @@ def test_prompts_start_at_the_task_s_own_instruction(tmp_path: Path) -> None:
     ape = Ape(text=None, induced=InducedInstructions(2, max_new_tokens=4), max_prompt_tokens=60, lm=lm)
     trainer(tmp_path / "ape", 1, 1).fit(ape, data)
     assert ape.initial_prompts == ["Odd?"]
+    single = network(layers=None, posterior=None, error_weight=0.0, lm=lm)
+    trainer(tmp_path / "single", 1).test(single, data, verbose=False)
+    assert single.initial_prompts == ["Odd?"]
 
 
 def test_layers_share_an_lm_where_they_name_the_same(tmp_path: Path) -> None:
