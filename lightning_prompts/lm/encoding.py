@@ -50,8 +50,10 @@ class Row:
     end: list[int] = field(default_factory=list)
 
     def around_slot(self) -> tuple[list[int], list[int]]:
-        """The context before and after the prompt slot."""
+        """The context before and after the prompt slot; without a slot, all of it is before."""
         spots = [index for index, token in enumerate(self.context) if token < 0]
+        if not spots:
+            return self.context, []
         return self.context[: spots[0]], self.context[spots[-1] + 1 :]
 
 

@@ -423,14 +423,23 @@ class FrozenLM(PackedLM, LanguageModel):
         memory_mb: float = 256.0,
     ) -> list[list[list[Scored]]]:
         """See `LanguageModel`; each context is run once for all its texts."""
-        rows = [self.encoder.row(example, 1) for example in examples]
         ids = [self.encoder.tokens(prompt) for prompt in prompts]
         tokens = [[self.continuation(text) if isinstance(text, str) else text for text in several] for several in texts]
         scorer = self._scorers.setdefault(memory_mb, ContinuationScorer(self, memory_mb))
-        grid = scorer.score(rows, ids, tokens, block)
+        found: dict[int, list[list[float]]] = {}
+        # A row around an empty prompt has no slot: some tokenizers read the text differently at its start.
+        for slot in (0, 1):
+            places = [place for place, prompt in enumerate(ids) if bool(prompt) == slot]
+            if places:
+                rows = [self.encoder.row(example, slot) for example in examples]
+                lines = scorer.score(rows, [ids[place] for place in places], tokens, block)
+                found.update(zip(places, lines, strict=True))
         return [
-            [[(value, len(text)) for value, text in zip(*pair, strict=True)] for pair in zip(line, tokens, strict=True)]
-            for line in grid
+            [
+                [(value, len(text)) for value, text in zip(*pair, strict=True)]
+                for pair in zip(found[place], tokens, strict=True)
+            ]
+            for place in range(len(ids))
         ]
 
     def answer_nll(self, examples: Sequence[Example], prompt: Prompt | str) -> list[float | None]:

@@ -15,8 +15,10 @@ from lightning_prompts.dln.sharpening import ArgMaxWeights, Sharpening, SoftmaxS
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm import FrozenLM, LMConfig, label_scores
 from lightning_prompts.methods import DeepLanguageNetwork
+from lightning_prompts.template import Template
 from support.dln_toys import FORWARD, YES_NO, cached_of, examples, network, plain_mean, slot
 from support.models import TINY
+from support.odd_tokenizers import save_model
 from support.references import alike, plain_classes
 
 
@@ -51,6 +53,20 @@ def test_cached_labels_that_begin_alike_are_those_of_evaluation(tiny: FrozenLM) 
             assert example.end == "\n"
             expected = plain_classes(tiny, example, slot(tiny, example, prompt)[1])
             assert torch.allclose(classes[c, n, : len(expected)].float(), expected, atol=1e-4)
+
+
+def test_an_empty_prompt_leaves_no_slot(tmp_path: Path) -> None:
+    """Its first text has the tokens that evaluation gives it, with a tokenizer that puts a space in front of a text."""
+    lm = FrozenLM.load(LMConfig(save_model(tmp_path, "llama 2", TINY)))
+    template = Template("{prompt}Is {question}?{answer}")
+    asked = [
+        template.render({"question": text, "answer": "yes"}, f"row {n}", labels=YES_NO)
+        for n, text in enumerate(("hot cold", "cold"))
+    ]
+    assert lm.encoder.row(asked[0], 0).context != [token for token in lm.encoder.row(asked[0], 1).context if token >= 0]
+    found, wanted = cached_of(lm).label_scores(asked, ""), label_scores(lm, asked, lm.no_prompt())
+    assert torch.allclose(found.log_probs, wanted.log_probs, atol=1e-4)
+    assert found.nll == pytest.approx(wanted.nll, abs=1e-4)
 
 
 def test_what_is_known_is_not_asked_again(tiny: FrozenLM) -> None:
