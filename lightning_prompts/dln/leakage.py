@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from typing import TypeAlias
 
 from lightning_prompts.errors import check_at_least
 from lightning_prompts.types import Example
 
 WORD = re.compile(r"\w+")
+Passage: TypeAlias = tuple[str, ...]
 
 
 def copied_words(text: str, examples: Sequence[Example], least: int) -> int:
@@ -32,15 +34,15 @@ def copied_words(text: str, examples: Sequence[Example], least: int) -> int:
     """
     own = list(_passages(text, least))
     wanted = set(own)
-    shared = [wanted & _all_passages(example, least) for example in examples] if wanted else []
+    if not wanted:
+        return 0
+    shared = [wanted & _all_passages(example, least) for example in examples]
     counts = Counter(passage for passages in shared for passage in passages)
-    longest = 0
-    for passages in filter(None, shared):
-        run = 0
-        for passage in own:
-            leaked = passage in passages and (counts[passage] == 1 or 2 * counts[passage] <= len(examples))
-            run = run + 1 if leaked else 0
-            longest = max(longest, run)
+    leaked = {passage for passage, count in counts.items() if count == 1 or 2 * count <= len(examples)}
+    pasted = [passage if passage in leaked else None for passage in own]
+    found = [example for example, passages in zip(examples, shared, strict=True) if passages & leaked]
+    texts = {each for example in found for each in _texts(example)}
+    longest = max((_longest_run(pasted, list(_passages(each, least))) for each in texts), default=0)
     return longest + least - 1 if longest else 0
 
 
@@ -64,12 +66,24 @@ class LeakCheck:
         return self._known[prompt]
 
 
-def _all_passages(example: Example, length: int) -> set[tuple[str, ...]]:
-    texts = {example.question, example.answer or "", example.reference or ""}
-    return {passage for text in texts for passage in _passages(text, length)}
+def _all_passages(example: Example, length: int) -> set[Passage]:
+    return {passage for text in _texts(example) for passage in _passages(text, length)}
 
 
-def _passages(text: str, length: int) -> Iterator[tuple[str, ...]]:
+def _texts(example: Example) -> set[str]:
+    return {example.question, example.answer or "", example.reference or ""}
+
+
+def _longest_run(own: Sequence[Passage | None], other: Sequence[Passage]) -> int:
+    """Return how many passages stand one after the other in both texts at most; ``None`` ends a run."""
+    longest, runs = 0, dict[int, int]()  # by the place in the other text where a run ends
+    for passage in own:
+        runs = {place: runs.get(place - 1, 0) + 1 for place, each in enumerate(other) if each == passage}
+        longest = max([longest, *runs.values()])
+    return longest
+
+
+def _passages(text: str, length: int) -> Iterator[Passage]:
     """Return all passages of ``length`` words."""
     words = WORD.findall(text.casefold())
     return zip(*(words[start:] for start in range(length)), strict=False)

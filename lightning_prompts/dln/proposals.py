@@ -116,7 +116,8 @@ SUCCESS = "Input:\n{input}\nCorrect output: {target}\n\n"
 ERROR = "Input:\n{input}\nOutput of the student: {output}\nCorrect output: {target}\n\n"
 ASK = "Improve the instruction, so that the student gets all of them right. {message}\nThe new instruction:"
 PARAGRAPH = r"\n\s*\n"
-MARKS = re.compile(r"^(?:[>*#\-\s\"'`]|(?:the |a )?(?:new |improved )?instruction(?: is)?\s*:)+", re.IGNORECASE)
+LABEL = r"(?:the |a )?(?:(?:new |improved |combined )?instruction|variation)(?: is)?\s*:"
+MARKS = re.compile(rf"^(?:[>*#\-\s\"'`]|{LABEL})+", re.IGNORECASE)
 
 
 def _check_written(source: object, count: int, max_new_tokens: int, temperature: float, shown: int = 0) -> None:

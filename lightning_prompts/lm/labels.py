@@ -215,7 +215,7 @@ def _distinct_without_content(examples: Sequence[Example], per_row: bool) -> tup
     places: list[int] = []
     for b, example in enumerate(examples):
         for one in without_content(example):
-            key = (one.before, one.after, one.labels, one.end, b if per_row else 0)
+            key = (one.before, one.after, one.labels, one.end, one.chat, one.system, b if per_row else 0)
             if key not in place:
                 place[key] = len(bare)
                 bare.append(replace(one, answer=None))

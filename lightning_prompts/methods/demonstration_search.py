@@ -167,6 +167,10 @@ class DemonstrationSearch(TextPromptMethod):
         """See `Evaluation`; candidates that are too long are refused one by one."""
         return 0
 
+    def score_settings(self) -> dict[str, Any]:
+        """See `TextPromptMethod`; the separator is a part of each prompt."""
+        return {**super().score_settings(), "separator": self.separator}
+
     # --- steps ------------------------------------------------------------------------------------------------------
 
     def write(self, candidate: FewShotPrompt) -> str:
@@ -283,18 +287,16 @@ class DemonstrationSearch(TextPromptMethod):
         checkpoint[SEARCH] = {
             "survivors": [candidate.state() for candidate in self.survivors],
             "outcomes": dict(self.outcomes),
-            "validation": self.validation_hash(),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the survivors and the outcomes.
 
         Raises:
-            UserError: Training would continue with other validation examples, or an older version wrote the checkpoint.
+            UserError: An older version wrote the checkpoint.
         """
         super().on_load_checkpoint(checkpoint)
         if SEARCH not in checkpoint:
             raise UserError("the checkpoint has no candidates: an older version wrote it; train again")
-        self.check_validation(checkpoint[SEARCH]["validation"])
         self.survivors = [FewShotPrompt.of_state(state) for state in checkpoint[SEARCH]["survivors"]]
         self.outcomes = dict(checkpoint[SEARCH]["outcomes"])

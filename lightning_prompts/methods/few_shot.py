@@ -69,14 +69,15 @@ class FewShot(FixedPrompt):
 
 
 def draw_shots(train: Sequence[Example], shots: int) -> list[Example]:
-    """Draw examples by the seed of the run.
+    """Draw examples with an answer by the seed of the run.
 
     Raises:
         UserError: There are too few.
     """
-    if shots > len(train):
-        raise UserError(f"shots ({shots}) is more than the {len(train)} training examples")
-    return random.Random(run_seed()).sample(train, shots)
+    solved = [example for example in train if example.answer is not None]
+    if shots > len(solved):
+        raise UserError(f"shots ({shots}) is more than the {len(solved)} training examples with an answer")
+    return random.Random(run_seed()).sample(solved, shots)
 
 
 def few_shot_prompt(instruction: str, examples: Sequence[Example]) -> FewShotPrompt:

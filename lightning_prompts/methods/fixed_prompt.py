@@ -37,6 +37,12 @@ class FixedPrompt(PromptMethod):
         super().__init__(lm, max_new_tokens)
         self.given, self.text = text, text or ""
 
+    def configure_model(self) -> None:
+        """Load the LM once, and make the prompt from the data of each run."""
+        if hasattr(self, "lms") and self._trainer is not None and getattr(self.trainer, "datamodule", None) is not None:
+            self.build_prompt()
+        super().configure_model()
+
     def build_prompt(self) -> None:
         """Use the task's instruction as the prompt if no text is given."""
         if self.given is None:

@@ -139,6 +139,10 @@ class Gepa(TextPromptMethod):
         del value
         super().keep(self.pool.best.mean)
 
+    def score_settings(self) -> dict[str, Any]:
+        """See `TextPromptMethod`; the reward is what a score measures."""
+        return {**super().score_settings(), "reward": None if self.reward is None else self.reward.name}
+
     # --- scores -----------------------------------------------------------------------------------------------------
 
     def rollout(self, examples: Sequence[Example], prompts: Sequence[str]) -> Rollout:
@@ -295,17 +299,11 @@ class Gepa(TextPromptMethod):
             "pool": self.pool.state(),
             "merge_due": self.merge_due,
             "tried": list(self.tried),
-            "validation": self.validation_hash(),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the pool and the merges.
-
-        Raises:
-            UserError: Training would continue with other validation examples.
-        """
+        """Restore the pool and the merges."""
         super().on_load_checkpoint(checkpoint)
         state = checkpoint[STATE]
-        self.check_validation(state["validation"])
         self.pool.load(state["pool"])
         self.merge_due, self.tried = state["merge_due"], [list(prompts) for prompts in state["tried"]]

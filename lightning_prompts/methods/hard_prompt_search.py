@@ -186,7 +186,6 @@ class HardPromptSearch(DiscretePromptMethod):
     def _search(self) -> None:
         """Draw candidates by the gradient, and score them and the buffer on the same batch."""
         if self.embeddings.grad is None:  # a callback removed a gradient that was not finite
-            self._start_over()
             return
         candidates = torch.unique(torch.cat([self.buffer_ids, self._draw(self.token_gradient())]), dim=0)
         offsets = self.fluency * self._prompt_nll(candidates) if self.fluency else None
@@ -197,7 +196,11 @@ class HardPromptSearch(DiscretePromptMethod):
         self.log("train/best_candidate", losses[order[0]], prog_bar=True)
         self.buffer_ids.copy_(candidates[order.repeat(self.buffer)[: self.buffer]])  # repeated if too few
         self.embeddings.copy_(self.lm.embed(self.buffer_ids[0]))
-        self._start_over()
+
+    def on_train_batch_end(self, *args: object) -> None:
+        """End the step, even if mixed precision skipped the search."""
+        if not self.accumulating:
+            self._start_over()
 
     def _start_over(self) -> None:
         """Forget the rows and the fluency gradient of the last step."""

@@ -260,7 +260,10 @@ class PromptDistillation(PromptMethod):
         """
         super().on_load_checkpoint(checkpoint)
         saved = checkpoint[CONTEXT] or ""
-        if not saved.startswith(self.fixed_text) or checkpoint.get(SHOTS, self.shot_settings) != self.shot_settings:
+        if self.given_text is None and SHOTS in checkpoint and getattr(self._trainer, "datamodule", None) is None:
+            self.text = checkpoint[SHOTS][1]
+        same = saved.startswith(self.fixed_text) if self.shots or not self.fixed_text else saved == self.fixed_text
+        if not same or checkpoint.get(SHOTS, self.shot_settings) != self.shot_settings:
             if self._trainer is not None and self.trainer.training:
                 raise UserError("the context has changed since the checkpoint was written; set it back to continue")
             log.warning("the context has changed since the prompt was trained; the teacher reads the former one")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 from lightning_prompts.datamodules.base import SourceRow, TextDataModule
+from lightning_prompts.datamodules.splits import folded
 from lightning_prompts.errors import UserError, check_at_least, check_finite
 from lightning_prompts.lm.encoding import unused_character
 from lightning_prompts.randomness import run_seed
@@ -103,8 +104,9 @@ class SelfStudy:
         end = "" if shown.chat else tail.strip()
         asking = replace(shown, before=before, after="", answer=None, stop=re.escape(end) if end else r"\n")
         texts = write([asking] * self.size, "", self.max_question_tokens, _seeds(1, self.size))  # `before` has `text`
-        held_out = {example.question for split in data.held_out() for example in data.examples(split)}
-        return [question for question in dict.fromkeys(texts) if question and question not in held_out]
+        held_out = {folded(example.question) for split in data.held_out() for example in data.examples(split)}
+        known = {folded(text): text for text in reversed(texts) if text}  # the first of those that are alike
+        return [known[key] for key in dict.fromkeys(map(folded, texts)) if key in known and key not in held_out]
 
 
 def _seeds(kind: int, count: int) -> list[int]:

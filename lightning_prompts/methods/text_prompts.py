@@ -92,6 +92,7 @@ class TextPromptMethod(KeepsBest):
         self.prompt_memory = PromptMemory(memory, tolerance)
         self.message_stats = [BanditStats() for _ in layers]
         self.cache = CheckpointedCache()
+        self.scored_under: dict[str, Any] | None = None  # `score_settings` of the candidates' scores so far
         self.step_rows: list[dict[str, Any]] = []
         self.validation_rows: list[dict[str, Any]] = []
 
@@ -328,18 +329,25 @@ class TextPromptMethod(KeepsBest):
         texts = [(example.before, example.after, example.reference) for example in examples]
         return hashlib.blake2b(repr(texts).encode(), digest_size=8).hexdigest()
 
-    def check_validation(self, saved: str) -> None:
-        """Compare `validation_hash` with that of a checkpoint.
+    def score_settings(self) -> dict[str, Any]:
+        """Return what the scores of candidates depend on, apart from the LM."""
+        return {"validation examples": self.validation_hash(), "max_new_tokens": self.max_new_tokens}
+
+    def on_fit_start(self) -> None:
+        """See `KeepsBest`.
 
         Raises:
-            UserError: Training would continue with other validation examples.
+            UserError: Candidates have scores from an earlier training that new ones cannot be compared with.
         """
-        fitting = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
-        if fitting and saved != self.validation_hash():
-            raise UserError(
-                "the checkpoint's candidates were scored on other validation examples; resume with the data settings "
-                "and the trainer.limit_val_batches of the run that wrote it"
-            )
+        if self.needs_validation:
+            now, known = self.score_settings(), self.scored_under
+            if changed := [name for name in now if known and known[name] != now[name]]:
+                raise UserError(
+                    f"the candidates were scored with other {' and '.join(changed)}; continue with the data settings, "
+                    "trainer.limit_val_batches and model settings of the run that scored them, or start anew"
+                )
+            self.scored_under = now
+        super().on_fit_start()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the prompts, the memory, the statistics and the cache."""
@@ -350,6 +358,7 @@ class TextPromptMethod(KeepsBest):
             "memory": self.prompt_memory.state(),
             "message_stats": [stats.state() for stats in self.message_stats],
             "cache": self.cache.state(),
+            "scored_under": self.scored_under,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -361,3 +370,4 @@ class TextPromptMethod(KeepsBest):
         for stats, known in zip(self.message_stats, state["message_stats"], strict=True):
             stats.load(known)
         self.cache.load(state["cache"])
+        self.scored_under = state.get("scored_under")

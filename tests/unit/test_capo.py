@@ -126,12 +126,15 @@ def test_the_question_that_combines_two_instructions() -> None:
 
     def draw(examples: Sequence[Example], *args: Any) -> list[str]:
         written.extend(example.before for example in examples)
-        return ["Combined instruction: both", ' "New." ']
+        return ["**Combined instruction:** both", ' "New." ']
 
     method.proposer.draw = draw  # type: ignore[method-assign]
     request = Request(["one", "two", "three", "four"], [], [], BanditStats(), generator(), method.proposer)
     made = Crossover(2).propose(request)
-    assert [(each.text, each.parent, each.kind) for each in made][1] == ("New.", "three", "Crossover")
+    assert [(each.text, each.parent, each.kind) for each in made] == [
+        ("both", "one", "Crossover"),
+        ("New.", "three", "Crossover"),
+    ]
     assert "First instruction: one\n\nSecond instruction: two\n" in written[0]
     assert "First instruction: three\n\nSecond instruction: four\n" in written[1]
 

@@ -197,8 +197,20 @@ def test_a_resumed_search_goes_on_bit_by_bit(script: Any, tmp_path: Path) -> Non
     assert one["demonstration_search"] == other["demonstration_search"]
     assert one["text_prompts"]["memory"] == other["text_prompts"]["memory"]
     assert (tmp_path / "whole" / "prompts.jsonl").read_text() == (tmp_path / "rest" / "prompts.jsonl").read_text()
-    with pytest.raises(UserError, match="scored on other validation examples"):
+    with pytest.raises(UserError, match="scored with other validation examples;"):
         trainer(tmp_path / "other", 4, 1).fit(build(), Numbers(val=12), ckpt_path=saved, weights_only=True)
+    apart = search([RandomDemonstrations(3, 2)], separator="\n\n")
+    with pytest.raises(UserError, match="scored with other separator;"):
+        trainer(tmp_path / "other", 4, 1).fit(apart, Numbers(), ckpt_path=saved, weights_only=True)
+
+
+def test_scores_of_other_examples_are_not_mixed_in(script: Any, tmp_path: Path) -> None:
+    script(chance)
+    method = search([RandomDemonstrations(3, 2)])
+    fit(method, tmp_path / "one", Numbers())
+    fit(method, tmp_path / "again", Numbers())
+    with pytest.raises(UserError, match="scored with other validation examples;"):
+        fit(method, tmp_path / "other", Numbers(val=12))
 
 
 def test_a_budget_stops_with_the_best_so_far(script: Any, tmp_path: Path) -> None:

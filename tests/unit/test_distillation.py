@@ -301,7 +301,14 @@ def test_self_study_asks_in_the_form_of_the_template() -> None:
 def test_self_study_leaves_out_the_questions_of_every_other_split(split: str) -> None:
     texts = iter([["big", "small"], ["large"]])
     study = SelfStudy(size=2, instruction="Ask:\n")
-    assert study.study(OneMore(split, "big"), "", 3, lambda *_: next(texts)) == [["small", "large"]]
+    assert study.study(OneMore(split, "BIG "), "", 3, lambda *_: next(texts)) == [["small", "large"]]
+
+
+def test_self_study_asks_nothing_twice() -> None:
+    texts = iter([["big", "", "Big ", "small"], ["large", "tall"]])
+    study = SelfStudy(size=4, instruction="Ask:\n")
+    found = study.study(Questions("Q: {question} ={prompt} {answer}\n"), "", 3, lambda *_: next(texts))
+    assert found == [["big", "large"], ["small", "tall"]]
 
 
 def test_self_study_answers_the_questions_of_the_data() -> None:
@@ -419,14 +426,15 @@ def test_self_study_of_fewer_examples_is_refused() -> None:
         SelfStudy("data").example(data, len(data.examples("train")), "a")
 
 
-def test_a_changed_file_is_noticed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("changed", [CONTEXT.upper(), CONTEXT.splitlines(keepends=True)[0]])
+def test_a_changed_file_is_noticed(changed: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     file = tmp_path / "context.txt"
     file.write_text(CONTEXT)
     settings: dict[str, Any] = {"context_file": str(file), "lm": LM, "max_new_tokens": 2}
     fit = trainer(tmp_path, limit_val_batches=0)
     fit.fit(PromptDistillation(3, **settings), Questions())
     fit.save_checkpoint(tmp_path / "x.ckpt")
-    file.write_text(CONTEXT.upper())
+    file.write_text(changed)
     method = PromptDistillation(3, **settings)
     with pytest.raises(UserError, match="the context has changed"):
         trainer(tmp_path, max_steps=4, limit_val_batches=0).fit(method, Questions(), ckpt_path=tmp_path / "x.ckpt")
@@ -434,3 +442,20 @@ def test_a_changed_file_is_noticed(tmp_path: Path, caplog: pytest.LogCaptureFixt
         trainer(tmp_path).test(method, Questions(), ckpt_path=tmp_path / "x.ckpt", verbose=False)
     assert "the context has changed" in caplog.text
     assert method.context_text == CONTEXT
+
+
+def test_a_prompt_loaded_without_a_trainer_keeps_the_task_s_instruction(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = Questions()
+    method = PromptDistillation(3, text=None, shots=2, lm=LM, max_new_tokens=2)
+    fit = trainer(tmp_path, limit_val_batches=0)
+    fit.fit(method, data)
+    fit.save_checkpoint(tmp_path / "x.ckpt")
+    (wanted,) = fit.test(method, data, verbose=False)
+    with caplog.at_level(logging.WARNING):
+        again = PromptDistillation.load_from_checkpoint(tmp_path / "x.ckpt")
+        (found,) = trainer(tmp_path / "again").test(again, data, verbose=False)
+    assert again.text == "Say where."
+    assert found == pytest.approx(wanted)
+    assert "the context has changed" not in caplog.text

@@ -160,6 +160,18 @@ def test_few_shot_on_labels(tmp_path: Path) -> None:
         assert row["correct"] == (row["label"] == row["answer"])
 
 
+def test_each_run_has_the_text_of_its_own_data(tmp_path: Path) -> None:
+    lm = LMConfig(f"{TINY},max_position_embeddings=700")
+    first, second = Toy(instruction="One?", size=4), Toy(instruction="Two?", size=6)
+    kept = FewShot(shots=2, text=None, lm=lm)
+    for data in (first, second):
+        trainer(tmp_path, 1).test(kept, data, verbose=False)
+    new = FewShot(shots=2, text=None, lm=lm)
+    trainer(tmp_path, 1).test(new, second, verbose=False)
+    assert (kept.text, kept.demonstrations) == (new.text, new.demonstrations)
+    assert "Two?" in kept.demonstrations
+
+
 def test_every_method_can_calibrate(tmp_path: Path) -> None:
     lm = LMConfig(f"{TINY},max_position_embeddings=700", calibrate_labels=True)
     found = []

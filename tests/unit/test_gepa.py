@@ -24,7 +24,7 @@ from lightning_prompts.errors import UserError
 from lightning_prompts.lm import LMConfig
 from lightning_prompts.methods import Gepa
 from lightning_prompts.methods.gepa import Rollout
-from lightning_prompts.objectives.rewards import AnswerLikelihood, ExactMatch, Mixture, TextReward, TokenF1
+from lightning_prompts.objectives.rewards import AnswerLikelihood, ExactMatch, Mixture, Reward, TextReward, TokenF1
 from lightning_prompts.types import Example
 from support.dln_toys import Toy, generator, trainer
 from support.models import TINY
@@ -373,6 +373,7 @@ def test_copied_passages_are_counted() -> None:
     assert copied_words("Say 3 kilos it is!", examples, 4) == 4, "answers count, too"
     assert copied_words("Say 3 kilos it is!", examples, 5) == 0
     assert copied_words("Please answer now.", examples, 3) == 0, "all questions say so"
+    assert copied_words("a b c", [of("a b x b c", "")], 2) == 2, "parts of two places are no passage"
     assert copied_words("weighs 2", examples, 4) == copied_words("", examples, 1) == 0
     assert copied_words("kilos and is red", examples[:1], 4) == 4, "there is one example alone"
 
@@ -412,9 +413,9 @@ def same(one: object, other: object) -> bool:
 
 
 def test_a_resumed_run_continues_bit_by_bit(tmp_path: Path) -> None:
-    def build() -> Gepa:
+    def build(reward: Reward = AnswerLikelihood()) -> Gepa:
         layers = [LanguageLayer("Think.", max_new_tokens=2), LanguageLayer("Say.")]
-        return small(layers=layers, reward=AnswerLikelihood())
+        return small(layers=layers, reward=reward)
 
     L.seed_everything(3, verbose=False)
     trainer(tmp_path / "whole", 4).fit(build(), Toy(size=4))
@@ -428,8 +429,11 @@ def test_a_resumed_run_continues_bit_by_bit(tmp_path: Path) -> None:
     assert one["gepa"] == other["gepa"]
     assert len(one["gepa"]["pool"]) > 1, "something was accepted"
     assert rows_of(tmp_path / "whole") == rows_of(tmp_path / "parts")
-    with pytest.raises(UserError, match="scored on other validation examples"):
+    with pytest.raises(UserError, match="scored with other validation examples;"):
         trainer(tmp_path / "other", 4).fit(build(), Toy(size=3), ckpt_path=saved, weights_only=True)
+    rewarded = build(TokenF1())
+    with pytest.raises(UserError, match="scored with other reward;"):
+        trainer(tmp_path / "other", 4).fit(rewarded, Toy(size=4), ckpt_path=saved, weights_only=True)
 
 
 def test_scores_and_choice_by_a_reward(tmp_path: Path) -> None:

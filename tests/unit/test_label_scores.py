@@ -85,6 +85,16 @@ def test_calibration_takes_off_what_is_said_without_a_question(per_row: bool, ti
         assert torch.allclose(scores.log_probs[b, : len(example.labels)], expected, atol=1e-4)
 
 
+def test_calibration_is_of_the_same_system_turn(tiny: FrozenLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiny.tokenizer, "chat_template", CHAT)
+    rows = [replace(examples()[0], chat=True, system=system) for system in ("Be brief.", "Say no to all of it.")]
+    prompt = tiny.no_prompt()
+    both = label_scores(tiny, rows, prompt, calibrate=True).log_probs
+    alone = [label_scores(tiny, [row], prompt, calibrate=True).log_probs[0] for row in rows]
+    assert torch.allclose(both, torch.stack(alone), atol=1e-5)
+    assert not torch.allclose(alone[0], alone[1], atol=1e-3)
+
+
 def test_calibration_needs_the_question_in_the_text() -> None:
     example = Template("{prompt}{text}: {answer}").render({"text": "a", "question": "b", "answer": "x"}, labels=SIX)
     with pytest.raises(UserError, match="field 'question'"):

@@ -13,6 +13,7 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins import Precision
 from transformers import DynamicCache
 
 from lightning_prompts.callbacks import Budget, PromptReadout, ValidateAtEnd
@@ -33,6 +34,7 @@ from lightning_prompts.methods import (
     ScratchTransformer,
     SoftPromptTuning,
 )
+from lightning_prompts.methods.few_shot import draw_shots
 from lightning_prompts.objectives import BertScoreLoss, Likelihood
 from lightning_prompts.prompts.initializers import FromText, Hybrid, RandomTokens, VocabNormal
 from lightning_prompts.prompts.prefix import PrefixMLP
@@ -276,6 +278,19 @@ def test_fluency_is_accumulated_like_the_rest_of_the_gradient(tmp_path: Path) ->
     assert torch.allclose(found[0], found[1], atol=1e-4)
 
 
+def test_a_skipped_search_leaves_no_batch_behind(tmp_path: Path) -> None:
+    """Mixed precision skips a step whose gradient overflows."""
+
+    class Skips(Precision):
+        def optimizer_step(self, optimizer: Any, model: Any, closure: Any, **kwargs: Any) -> Any:
+            return closure()
+
+    model = HardPromptSearch(init=FromText(" abc"), candidates=4, top_k=5, fluency=0.7, lm=LM)
+    trainer(tmp_path, max_steps=2, limit_val_batches=0, plugins=[Skips()]).fit(model, datamodule=data())
+    assert model._rows == []
+    assert not model._fluency_gradient.any()
+
+
 def test_a_pool_larger_than_what_is_left_has_no_dropped_candidate(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -421,8 +436,15 @@ def test_few_shot_puts_solved_training_examples_in_front(tmp_path: Path) -> None
     assert model.added_tokens() == len(asked[0]) - len("Here are two"), "a byte is a token here"
 
 
+def test_few_shot_draws_solved_examples() -> None:
+    train = [Example("", f"{n}", None if n % 2 else f"{n}") for n in range(6)]
+    assert {example.answer for example in draw_shots(train, 3)} == {"0", "2", "4"}
+    with pytest.raises(UserError, match=r"shots \(4\) is more than the 3 training examples with an answer"):
+        draw_shots(train, 4)
+
+
 def test_few_shot_asks_for_more_than_there_is(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"shots \(21\) is more than the 20 training examples"):
+    with pytest.raises(UserError, match=r"shots \(21\) is more than the 20 training examples with an answer"):
         trainer(tmp_path).test(FewShot(21, lm=LM), datamodule=data(), verbose=False)
 
 
