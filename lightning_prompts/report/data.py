@@ -352,18 +352,26 @@ def group(runs: Sequence[Run], baseline: Path | None) -> list[Task]:
 def _methods(runs: Sequence[Run]) -> list[Method]:
     """Group runs by their config without the seed; runs without a config by their folder."""
     given = list(dict.fromkeys(runs))
-    groups: list[tuple[str, list[Run]]] = []
+    parts: list[tuple[str, list[Run]]] = []  # the runs of one config in one folder, which stay together
     for run in sorted(given, key=lambda run: run.settings is None):  # those without a config join the others
         settings = json.dumps(without_seeds(run.settings or {}), sort_keys=True, default=str)
-        key = f"{run.trained} {settings}"
-        for old, group in groups:
-            alike = old == key if run.settings is not None else run.home in [one.home for one in group]
+        key = str(run.home) if run.settings is None else f"{run.trained} {settings}"
+        for old, part in parts:
+            alike = run.home == part[0].home and (run.settings is None or old == key)
             # The same seed again is not another seed: it is a repetition, or another prompt under the same config.
-            if alike and run.seed not in [one.seed for one in group]:
-                group.append(run)
+            if alike and run.seed not in [one.seed for one in part]:
+                part.append(run)
                 break
         else:
-            groups.append((key, [run]))
+            parts.append((key, [run]))
+    groups: list[tuple[str, list[Run]]] = []
+    for key, part in parts:
+        for old, group in groups:
+            if old == key and not {run.seed for run in part} & {run.seed for run in group}:
+                group += part
+                break
+        else:
+            groups.append((key, part))
     groups.sort(key=lambda item: min(map(given.index, item[1])))
     return [Method("", tuple(sorted(group, key=_by_seed))) for _, group in groups]
 

@@ -909,6 +909,17 @@ def test_runs_that_differ_in_the_seed_alone_are_one_method(tmp_path: Path) -> No
     assert task.baseline.name == "c"
 
 
+@pytest.mark.parametrize("turn", range(5))
+def test_runs_of_two_folders_are_not_mixed(turn: int, tmp_path: Path) -> None:
+    names = ["best/soft/seed-0", "best/soft/seed-1", *(f"last/soft/seed-{seed}" for seed in range(3))]
+    runs = [Run(write_run(tmp_path / name, "soft", int(name[-1]))) for name in names]
+    tasks = group(runs[turn:] + runs[:turn], None)
+    found = [[run.folder.relative_to(tmp_path).as_posix() for run in method.runs] for method in tasks[0].methods]
+    assert sorted(found) == [names[:2], names[2:]]
+    (only,) = group([runs[0], runs[1], runs[4]], None)[0].methods
+    assert only.name == "best/soft, last/soft", "the runs of one sweep in two folders"
+
+
 def test_rows_in_python_are_the_same_data_in_every_run(tmp_path: Path) -> None:
     """Each run has a copy of its own, whose name is a hash of the rows."""
 
