@@ -180,7 +180,7 @@ def bars(title: str, items: Sequence[Result], percent: bool) -> str:
             place: dict[str, Any] = {"xytext": (8, 0), "textcoords": "offset points", "va": "center"}
             axes.annotate(text, (1, row), xycoords=("axes fraction", "data"), **place)
         axes.set(xlim=(0, limit), ylim=(len(items) - 0.45, -0.55))
-        axes.set_yticks(range(len(items)), [shown(item.name) for item in items])
+        axes.set_yticks(range(len(items)), shown([item.name for item in items], 30))
         axes.tick_params(axis="y", length=0)
         axes.grid(visible=False, axis="y")
         axes.spines["left"].set_visible(False)
@@ -321,14 +321,27 @@ def thinned(line: Values, most: int = 40) -> Values:
     return np.array([part.mean() for part in np.array_split(line, most)])
 
 
-def shown(text: str, most: int = 30) -> str:
-    """Write a text as the font can draw it, in one line, and not too long."""
+def shown(texts: Sequence[str], most: int) -> list[str]:
+    """Write texts as the font can draw them, each in one line.
+
+    Args:
+        texts: The texts.
+        most: How many characters a text has; more where texts that differ would look the same.
+    """
     glyphs = get_font(findfont("DejaVu Sans"))
-    line = "".join(
-        char if char.isprintable() and glyphs.get_char_index(ord(char)) else char.encode("unicode_escape").decode()
-        for char in text
-    )
-    return line if len(line) <= most else f"{line[: most - 1]}…"
+    lines = [
+        "".join(
+            char if char.isprintable() and glyphs.get_char_index(ord(char)) else char.encode("unicode_escape").decode()
+            for char in text
+        )
+        for text in texts
+    ]
+    while True:
+        start, end = most // 2, (most - 1) // 2  # names of methods often begin alike
+        cut = [line if len(line) <= most else f"{line[:start]}…{line[len(line) - end :]}" for line in lines]
+        if len(set(cut)) == len(set(lines)):
+            return cut
+        most += 1
 
 
 def thousands(value: float) -> str:
@@ -356,13 +369,11 @@ def _svg(axes: Axes, legend: Sequence[tuple[str, Look | None, dict[str, Any]]] =
         axes: With everything drawn.
         legend: Name, look and arguments of each line; methods without a colour share one name.
     """
-    named = {
-        ("other methods" if look and look.place is None else shown(name, 26)): style for name, look, style in legend
-    }
+    named = {"other methods" if look and look.place is None else name: style for name, look, style in legend}
     if named:
         lines: list[Artist] = [Line2D([], [], **{**style, "clip_on": True}) for style in named.values()]
         # Matplotlib leaves out names that begin with an underscore.
-        names = [f" {name}" if name.startswith("_") else name for name in named]
+        names = [f" {name}" if name.startswith("_") else name for name in shown(list(named), 26)]
         axes.legend(lines, names, loc="upper left", bbox_to_anchor=(1.01, 1.02), handlelength=2.6, fontsize=8)
     file = io.StringIO()
     figure = axes.get_figure()

@@ -1021,6 +1021,28 @@ def test_a_resumed_run_s_curve_is_one_line(tmp_path: Path) -> None:
     assert Run(folder).curves["val/nll"] == {10: 2.5, 15: 1.5, 30: 1.25}
 
 
+def test_names_in_charts_are_short_and_differ() -> None:
+    rates = [f"soft_prompt-length=2,lr=0.{digits}" for digits in ("0123", "0045")]
+    assert charts.shown(["soft", *rates], 26) == ["soft", "soft_prompt-l…=2,lr=0.0123", "soft_prompt-l…=2,lr=0.0045"]
+    lengths = [f"soft_prompt-length={length},learning_rate=0.0123" for length in (2, 4)]
+    assert len(set(charts.shown(lengths, 26))) == 2, "longer where the middle is what differs"
+    assert max(map(len, charts.shown([*lengths, "x" * 200], 26))) == 40
+
+
+@pytest.mark.usefixtures("drawn")
+def test_methods_whose_names_begin_alike_are_all_in_the_charts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(charts.STYLE, "svg.fonttype", "none")  # texts as texts
+    names = [f"soft_prompt-length=2,learning_rate=0.{digits}" for digits in ("0123", "0045", "1")]
+    looks = [charts.Look(0), charts.Look(1), charts.Look(None)]
+    line = np.array([1.0, 2.0])
+    curves = [charts.Curve(name, look, line, line, line, line) for name, look in zip(names, looks, strict=True)]
+    text = charts.curves("", [*curves, curves[-1]], "steps", percent=False)
+    legend = [found for found in re.findall(r">([^<>]+)</text>", text) if re.search("[a-z]{4}", found)]
+    assert [name.partition("rate")[2] or name for name in legend] == ["steps", "=0.0123", "=0.0045", "other methods"]
+    text = charts.bars("", [charts.Result(name, charts.Look(0), [0.5]) for name in names], percent=True)
+    assert len({found for found in re.findall(r">([^<>]+)</text>", text) if "rate" in found}) == 3
+
+
 @pytest.mark.parametrize("count", [1, 12, 13])
 @pytest.mark.usefixtures("drawn")
 def test_one_method_or_many(count: int, tmp_path: Path) -> None:
