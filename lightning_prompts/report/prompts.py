@@ -41,6 +41,8 @@ def prompts(task: Task, prefix: str) -> list[Block]:
     blocks = lacking(f"{READOUT} though trained", task.lacking_if_trained(lambda run: run.readout))
     without = task.lacking(lambda run: bool(run.path) or not any("tokens" in row for row in run.readout))
     blocks += lacking(f"{PROMPT_PATH}, so without a picture of the path", without)
+    diverged = task.lacking(lambda run: not run.path or PromptPath.of(run))
+    blocks += lacking(f"finite vectors in {PROMPT_PATH}, so without a picture of the path", diverged)
     if rows:
         text = (
             "The prompt after the best validation: its text, or for vectors the nearest vocabulary tokens with their "
@@ -147,6 +149,7 @@ class PromptPath:
         places: Of the vectors in the prompt, counted from 0.
         start: The token nearest to each at the first row.
         end: The token nearest to each at the last row.
+        finite: Whether all vectors are; float16 has no numbers above 65,504.
     """
 
     def __init__(self, rows: Sequence[dict[str, Any]]) -> None:
@@ -163,24 +166,26 @@ class PromptPath:
         self.begins = rows[0]["step"] == 0
         self.start, self.end = ([str(token) for token in rows[index]["tokens"]] for index in (0, -1))
         counts = {len(self.nearest), len(self.places), len(self.start), len(self.end), self.vectors.shape[1]}
-        if len(counts) > 1 or not np.isfinite(self.vectors).all():
-            raise ValueError("sizes differ, or not finite")
+        if len(counts) > 1:
+            raise ValueError("sizes differ")
+        self.finite = all(np.isfinite(vectors).all() for vectors in (self.vectors, self.nearest, self.vocabulary))
 
     @classmethod
     def of(cls, run: Run) -> PromptPath | None:
         """Read a run's path.
 
         Returns:
-            The path; ``None`` where the run has kept none.
+            The path; ``None`` where the run has kept none, or the prompt has diverged.
 
         Raises:
             UserError: The file is not what the callback writes.
         """
         try:
-            return cls(run.path) if run.path else None
+            path = cls(run.path) if run.path else None
         except (KeyError, ValueError, TypeError, binascii.Error) as error:
             where = run.folder / PROMPT_PATH
             raise UserError(f"{where} is not what PromptPath writes ({error}); leave the file out") from error
+        return path if path and path.finite else None
 
     def started_from(self, tokens: Sequence[Any]) -> bool:
         """Whether the nearest tokens are those of the start, at the places whose path is known."""

@@ -554,6 +554,25 @@ def test_what_moved_is_told_where_the_nearest_tokens_did_not(study: Path) -> Non
         ]
 
 
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+def test_a_diverged_prompt_has_no_picture(value: float, study: Path) -> None:
+    """Vectors are stored as float16, whose largest number is 65,504."""
+
+    def packed(number: float) -> str:
+        return base64.b64encode(np.full((1, 2), number, "<f2").tobytes()).decode()
+
+    common = {"size": 2, "places": [0], "tokens": [" so"], "token_vectors": packed(1), "vocabulary": packed(2)}
+    rows = [{**common, "step": step, "vectors": packed(number)} for step, number in ((0, 1), (20, value))]
+    write_rows(study / "soft" / "seed-0" / "prompt_path.jsonl", rows)
+    assert report(study) == 0
+    page = Page(study / "report.html")
+    assert (
+        "Without finite vectors in prompt_path.jsonl, so without a picture of the path: soft (1 of 2 seeds)."
+        in page.text
+    )
+    assert not any("the path of" in line or "What moved" in line for line in page.text.split("\n"))
+
+
 def test_markdown_has_the_same_tables_and_pictures(whole: Page) -> None:
     page = whole
     assert page.tables
