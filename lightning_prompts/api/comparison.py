@@ -171,6 +171,7 @@ class Comparison:
         found = {}
         for name in self.methods:
             runs = [Run(run.folder) for run in self.runs(name)]
+            unrecorded = [math.nan if run.trained else 0.0 for run in runs]
             each = pd.DataFrame(
                 [
                     {
@@ -179,10 +180,10 @@ class Comparison:
                             for key, value in run.metrics.items()
                             if key.startswith("test/") and "/predicted/" not in key
                         },
-                        "train_tokens": run.budget.get("tokens", 0.0),
-                        "train_seconds": run.budget.get("seconds", 0.0),
+                        "train_tokens": run.budget.get("tokens", cost),
+                        "train_seconds": run.budget.get("seconds", cost),
                     }
-                    for run in runs
+                    for run, cost in zip(runs, unrecorded, strict=True)
                 ]
             )
             row: dict[str, Any] = {"seeds": len(runs)}

@@ -140,7 +140,7 @@ class Run:
     @property
     def results(self) -> dict[str, float]:
         """All metrics in one mapping: ``val/...``, ``test/...``, ``budget/...`` and ``seconds`` of the training."""
-        costs = self.budget or {"tokens": 0.0, "steps": 0.0}
+        costs = self.budget or ({} if self.trained else {"tokens": 0.0, "steps": 0.0})
         return {
             **self.validation,
             **self.metrics,
@@ -186,7 +186,8 @@ class Run:
     @property
     def trained(self) -> bool:
         """Whether the run trained something, and did not only test it."""
-        return bool(self.budget) or any((self.folder / name).is_dir() for name in (names.LOGS, names.CHECKPOINTS))
+        written = any((self.folder / name).is_dir() for name in (names.LOGS, names.CHECKPOINTS))
+        return bool(self.budget) or written or (self.tested or {}).get("checkpoint") is not None
 
     @cached_property
     def seed(self) -> str | None:

@@ -23,6 +23,7 @@ import pytest
 import torch
 import yaml
 
+from lightning_prompts.api.comparison import Comparison
 from lightning_prompts.cli import commands, run
 from lightning_prompts.datamodules import Antonyms
 from lightning_prompts.report import charts
@@ -677,6 +678,29 @@ def test_what_was_not_trained_is_the_baseline(study: Path, capsys: pytest.Captur
         shutil.rmtree(seed / "logs")
     assert report(study) == 0
     assert "Baseline: static" in Page(study / "report.html").text
+
+
+def test_a_trained_prompt_that_was_tested_elsewhere_is_no_baseline(study: Path) -> None:
+    place = study / "aside"
+    place.mkdir()
+    for name in ("metrics.json", "predictions.jsonl"):
+        shutil.copy(study / "search" / "seed-0" / name, place / name)
+    for tested, baseline in ((("best.ckpt", 130), "soft"), ((None, None), "aside")):
+        (place / "tested.json").write_text(json.dumps(dict(zip(("checkpoint", "step"), tested, strict=True))))
+        assert report(study / "soft", place, "--out", study / "report.html") == 0
+        page = Page(study / "report.html")
+        assert f"Baseline: {baseline}." in page.text
+        unknown = "nothing was trained" if baseline == "aside" else "its cost was not recorded"
+        assert f"aside: {unknown}" in page.says("Cost")
+
+
+def test_a_training_of_unknown_cost_did_not_cost_nothing(study: Path) -> None:
+    (study / "soft" / "seed-0" / "budget.json").unlink()
+    assert "budget/tokens" not in Run(study / "soft" / "seed-0").results
+    table = Comparison(study, ["soft"]).table
+    assert table.loc["soft", "train_tokens"] == 2001, "of the other seed"
+    (study / "soft" / "seed-1" / "budget.json").unlink()
+    assert math.isnan(Comparison(study, ["soft"]).table.loc["soft", "train_tokens"])
 
 
 @pytest.mark.parametrize("name", FILES)
