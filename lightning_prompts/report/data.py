@@ -16,7 +16,7 @@ from typing import TypeAlias
 import numpy as np
 
 from lightning_prompts.errors import UserError
-from lightning_prompts.report.statistics import Groups, bootstrap, by_question, holm, over_seeds, permutation
+from lightning_prompts.report.statistics import Groups, bootstrap, by_question, holm, permutation
 from lightning_prompts.runs.configs import Settings, without_seeds
 from lightning_prompts.runs.reader import Prediction, Run
 
@@ -215,12 +215,11 @@ class Method:
             mine, others = mean_over_seeds(mine), mean_over_seeds(others)
         return compare(mine, others)
 
-    def over_seeds_against(self, other: Method, metric: str) -> tuple[float, float] | None:
-        """The 95% interval over seeds of the difference, on the seeds that both have; ``None`` for fewer than two."""
+    def by_seed_against(self, other: Method, metric: str) -> list[float]:
+        """The difference on each seed with which both methods have the metric."""
         others = {run.seed: run.metrics[metric] for run in other.runs if metric in run.metrics}
         mine = [run for run in self.runs if metric in run.metrics and run.seed in others]
-        differences = [run.metrics[metric] - others[run.seed] for run in mine]
-        return over_seeds(differences) if np.isfinite(differences).all() else None
+        return [run.metrics[metric] - others[run.seed] for run in mine]
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy as np
 from lightning_prompts.report.comparability import unequal_settings
 from lightning_prompts.report.data import MAIN, NLL, Comparison, Method, Task
 from lightning_prompts.report.page import Block, Verdict, amount, difference, interval, p_value, spread
-from lightning_prompts.report.statistics import LEVEL, questions_needed
+from lightning_prompts.report.statistics import LEVEL, over_seeds, questions_needed
 from lightning_prompts.runs.names import BEST, CHECKPOINTS, CONFIG, LAST, PROMPT_TEXT
 from lightning_prompts.runs.reader import Run
 
@@ -91,8 +91,8 @@ def _sure(task: Task, best: Method, rival: Method, found: Comparison | None) -> 
         f"{word} for these prompts on other questions: paired permutation test over {found.questions:,} questions, "
         f"{_test(found)}."
     )
-    seeds = {run.seed for run in best.runs} & {run.seed for run in rival.runs}
-    ends = best.over_seeds_against(rival, f"{MAIN}/{task.metric.name}")
+    seeds = best.by_seed_against(rival, f"{MAIN}/{task.metric.name}")
+    ends = over_seeds(seeds) if np.isfinite(seeds).all() else None
     if ends is None:
         return (
             f"{text} Fewer than two seeds in common say nothing about training with other seeds."
@@ -149,13 +149,23 @@ def _next(task: Task, methods: Sequence[Method], found: Comparison | None) -> li
     steps = [("Next", *_use(best))]
     lead = task.comparison(task.metric, best, second)
     if task.baseline is not second and lead is not None and not _established(task, lead):
-        cheaper = min((best, second), key=lambda method: sum(method.cost("tokens")) / len(method.runs))
-        text = f"{best.name} and {second.name} may be equally good: the cheaper one, {cheaper.name}, will do."
-        steps.append(("Or", f"{text} {_more_questions(task, lead)}", ""))
+        cheaper = _cheaper(best, second)
+        use = f": the cheaper one, {cheaper.name}, will do" if cheaper else ""
+        text = f"{best.name} and {second.name} may be equally good{use}. {_more_questions(task, lead)}"
+        steps.append(("Or", text, ""))
     if best.trained and len(best.runs) < SEEDS:
         text = f"To know about the method and not only about this prompt, train with at least {SEEDS} seeds."
         steps.append(("Then", text, ""))
     return steps
+
+
+def _cheaper(one: Method, other: Method) -> Method | None:
+    """The method whose training took fewer tokens; ``None`` if both took as many, or a cost was not recorded."""
+    costs = [method.cost("tokens") if method.trained else [0.0] for method in (one, other)]
+    if not all(costs):
+        return None
+    mine, others = map(np.mean, costs)
+    return one if mine < others else other if others < mine else None
 
 
 def _more_questions(task: Task, found: Comparison | None) -> str:

@@ -31,7 +31,7 @@ from lightning_prompts.report.charts import frontier
 from lightning_prompts.report.comparability import unequal_settings
 from lightning_prompts.report.data import Method, Task, compare, group, values
 from lightning_prompts.report.statistics import bootstrap, holm, over_seeds, permutation, questions_needed
-from lightning_prompts.report.verdict import _sure
+from lightning_prompts.report.verdict import _cheaper, _sure
 from lightning_prompts.runs.configs import flat
 from lightning_prompts.runs.reader import Prediction, Run, find
 from support.commands import TINY_RUN
@@ -418,6 +418,47 @@ def test_verdict_over_seeds_has_a_direction(metric: str, best: list[float], riva
     found: Any = SimpleNamespace(adjusted=0.5, p_value=0.5, difference=0.1, questions=9)
     told = _sure(Task("", (mine, other), other), mine, other, found)
     assert f"For other seeds: {word} (95% interval [" in told
+    assert told.endswith(f"over {min(len(best), len(rival))} seeds).")
+
+
+def test_the_seeds_of_the_interval_are_those_that_both_methods_were_tested_on() -> None:
+    def method(tested: int) -> Method:
+        figures = [{"test/exact_match": 0.5} if seed < tested else {} for seed in range(3)]
+        runs: Any = [SimpleNamespace(seed=seed, metrics=each) for seed, each in enumerate(figures)]
+        return Method("", tuple(runs))
+
+    mine, other = method(2), method(3)
+    found: Any = SimpleNamespace(adjusted=0.5, p_value=0.5, difference=0.1, questions=9)
+    assert _sure(Task("", (mine, other), other), mine, other, found).endswith("over 2 seeds).")
+
+
+def test_the_cheaper_method_is_known_where_both_costs_are() -> None:
+    def method(*costs: float | None, trained: bool = True) -> Method:
+        budgets: list[dict[str, float]] = [{} if cost is None else {"tokens": cost} for cost in costs]
+        runs: Any = [SimpleNamespace(trained=trained, budget=budget) for budget in budgets]
+        return Method("", tuple(runs))
+
+    cheap, dear, unknown, untrained = method(20, 20), method(25, 25, None), method(None), method(None, trained=False)
+    for one, other, cheaper in (
+        (cheap, dear, cheap),  # a seed of unknown cost is no cheap one
+        (cheap, unknown, None),
+        (cheap, untrained, untrained),
+        (unknown, untrained, None),
+        (cheap, method(20), None),
+    ):
+        assert _cheaper(one, other) is _cheaper(other, one) is cheaper
+
+
+def test_a_method_of_unknown_cost_is_not_called_cheap(tmp_path: Path) -> None:
+    runs = alike(tmp_path, {"static": 5, "soft": 22, "search": 21})
+    budget = runs / "search" / "budget.json"
+    budget.write_text(json.dumps({"tokens": 1000}))
+    for cheaper in (True, False):
+        assert report(runs, "--baseline", runs / "static") == 0
+        told = Page(runs / "report.html").says("Or")
+        assert told.startswith("soft and search may be equally good")
+        assert ("the cheaper one, search, will do" in told) == cheaper
+        budget.unlink(missing_ok=True)
 
 
 def test_verdict_where_the_baseline_is_best(study: Path) -> None:
