@@ -29,7 +29,7 @@ from lightning_prompts.lm.reuse import keep_lms
 from lightning_prompts.methods import PromptMethod
 from lightning_prompts.runs import names
 from lightning_prompts.runs.launcher import RunSpec, attempt
-from lightning_prompts.runs.reader import Run
+from lightning_prompts.runs.reader import SEED_FOLDER, Run
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -160,12 +160,16 @@ class Comparison:
 
     def runs(self, method: str) -> list[PromptRun]:
         """The finished runs of a method, by seed."""
-        places = sorted((self.folder / folder_of(method)).glob("seed-*"), key=lambda place: int(place.name[5:]))
-        return [PromptRun(place) for place in places if (place / names.METRICS).is_file()]
+        places = (self.folder / folder_of(method)).glob("seed-*")
+        seeds = {int(found[1]): place for place in places if (found := SEED_FOLDER.fullmatch(place.name))}
+        return [PromptRun(place) for _, place in sorted(seeds.items()) if (place / names.METRICS).is_file()]
 
     @property
     def table(self) -> pd.DataFrame:
-        """One row per method: mean and standard deviation of each test metric over seeds, tokens and seconds."""
+        """One row per method: mean and standard deviation of each test metric over seeds, tokens and seconds.
+
+        A metric that a seed does not have, or has as NaN, is NaN.
+        """
         import pandas as pd
 
         found = {}
@@ -189,9 +193,9 @@ class Comparison:
             row: dict[str, Any] = {"seeds": len(runs)}
             for column in each.columns:
                 if column != "examples":
-                    row[column] = each[column].mean()
+                    row[column] = each[column].mean(skipna=False)
                     if not column.startswith("train_"):
-                        row[f"{column}_sd"] = each[column].std(ddof=1) if len(runs) > 1 else 0.0
+                        row[f"{column}_sd"] = each[column].std(ddof=1, skipna=False) if len(runs) > 1 else 0.0
             found[name] = row
         return pd.DataFrame.from_dict(found, orient="index")
 
@@ -212,21 +216,19 @@ class Comparison:
 
     def _repr_html_(self) -> str:
         """The table and bars as a notebook shows them."""
+        runs = {name: [Run(run.folder).metrics for run in self.runs(name)] for name in self.methods}
         rows = {}
         for name, row in self.table.to_dict("index").items():
             cells = {"seeds": str(row.pop("seeds"))}
+            known = {key for metrics in runs[str(name)] for key in metrics}
             for column, value in row.items():
                 if column.startswith("train_") and not math.isnan(value):
                     cells[column.replace("_", " ")] = f"{value:,.0f}"
-                elif not column.endswith("_sd") and not math.isnan(value):
+                elif f"test/{column}" in known:
                     cells[column] = shown(column, value, row[f"{column}_sd"])
             rows[str(name)] = cells
-        runs = {name: [Run(run.folder).metrics for run in self.runs(name)] for name in self.methods}
         values = {
-            metric: {
-                name: [found[f"test/{metric}"] for found in each if f"test/{metric}" in found]
-                for name, each in runs.items()
-            }
+            metric: {name: [found.get(f"test/{metric}", math.nan) for found in each] for name, each in runs.items()}
             for metric in MAIN
         }
         failed = "".join(f"<p>failed: {escape(place)}: {escape(error)}</p>" for place, error in self.errors.items())

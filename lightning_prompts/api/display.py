@@ -86,7 +86,7 @@ def table_html(first: str, rows: Mapping[str, Mapping[str, str]]) -> str:
 
 
 def bars_html(values: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
-    """Bars of the methods, with a dot per seed.
+    """Bars of the methods, with a dot per seed. A method with a seed that is not finite has no bar.
 
     Args:
         values: By metric, the values over seeds by method.
@@ -96,9 +96,9 @@ def bars_html(values: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
     made = []
     for metric, methods in values.items():
         items = [
-            charts.Result(name, charts.Look(place), finite)
+            charts.Result(name, charts.Look(place), seeds)
             for place, (name, seeds) in enumerate(methods.items())
-            if place < len(charts.SERIES) and (finite := [value for value in seeds if math.isfinite(value)])
+            if place < len(charts.SERIES) and seeds and all(map(math.isfinite, seeds))
         ]
         title = "NLL (nats per answer token)" if metric == "nll" else metric.replace("_", " ")
         if items:

@@ -151,6 +151,23 @@ def test_a_comparison_is_a_table_and_continues(
     assert html.count("<img") == 2
 
 
+def test_a_seed_without_a_number_leaves_no_mean(tmp_path: Path) -> None:
+    """Rather than the mean of the other seeds. A copy of a run beside it is no seed."""
+    for seed, nll in {"0": 1.03, "1": 2.03, "2": float("nan"), "0.bak": 9.0}.items():
+        folder = tmp_path / "soft" / f"seed-{seed}"
+        folder.mkdir(parents=True)
+        found = {"test/nll": nll, "test/exact_match": 0.5, **({"test/accuracy": 0.5} if seed == "0" else {})}
+        (folder / "metrics.json").write_text(json.dumps(found))
+    comparison = lp.Comparison(tmp_path, ["soft"])
+    row = comparison.table.loc["soft"]
+    assert row["seeds"] == 3
+    assert row["exact_match"] == 0.5
+    assert row[["nll", "nll_sd", "accuracy", "accuracy_sd"]].isna().all()
+    html = comparison._repr_html_()
+    assert html.count("<td>nan</td>") == 2
+    assert html.count("<img") == 1
+
+
 def test_settings_of_a_method_override_those_of_all(data: lp.QuestionAnswer) -> None:
     """Wherever either stands."""
     methods = {
