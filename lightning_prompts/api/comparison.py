@@ -30,6 +30,7 @@ from lightning_prompts.methods import PromptMethod
 from lightning_prompts.runs import names
 from lightning_prompts.runs.launcher import RunSpec, attempt
 from lightning_prompts.runs.reader import SEED_FOLDER, Run
+from lightning_prompts.runs.record import check_writable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -71,6 +72,7 @@ def compare(
     chosen = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
     if not chosen:
         raise UserError(f"seeds must be at least 1, or name seeds as in [0, 1], got {seeds!r}")
+    check_writable(place)
     configs = {name: job.write(place / "settings" / f"{folder_of(name)}.yaml", place) for name, job in jobs.items()}
     errors: dict[str, str] = {}
     line = Line() if in_notebook() and verbose else None

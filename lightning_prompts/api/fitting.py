@@ -25,7 +25,7 @@ from lightning_prompts.lm import LMConfig
 from lightning_prompts.runs import names
 from lightning_prompts.runs.launcher import execute_here
 from lightning_prompts.runs.reader import saved_checkpoint
-from lightning_prompts.runs.record import clear
+from lightning_prompts.runs.record import check_writable, clear
 
 
 def fit(
@@ -81,6 +81,7 @@ def fit(
     place = Path(folder) if folder is not None else Path("runs") / f"{job.name}-{datetime.now():%Y%m%d-%H%M%S-%f}"
     if (place / names.CONFIG).exists() and not overwrite:
         raise UserError(f"{place} already holds a run; give another folder, load it, or set overwrite=True")
+    check_writable(place)
     make = None if own is None else partial(complete, own)
     more = [callbacks] if isinstance(callbacks, L.Callback) else list(callbacks or ())
     loggers = [logger] if isinstance(logger, Logger) else [] if isinstance(logger, bool) else list(logger or ())

@@ -27,6 +27,7 @@ from lightning_prompts.methods import FixedPrompt, PromptMethod
 from lightning_prompts.runs import names
 from lightning_prompts.runs.launcher import execute_here
 from lightning_prompts.runs.reader import Run, check_run_folder, saved_checkpoint
+from lightning_prompts.runs.record import check_writable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -181,11 +182,12 @@ class PromptRun:
         """Copy the run folder, and return the copy.
 
         Raises:
-            UserError: The folder exists.
+            UserError: The folder exists, or cannot be made.
         """
         place = Path(folder)
         if place.exists():
             raise UserError(f"{place} exists; give another folder, or remove it")
+        check_writable(place)
         shutil.copytree(self.folder, place)
         config, data = place / names.CONFIG, self.folder / "data"
         root = yaml.compose(config.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)

@@ -372,6 +372,9 @@ def test_a_saved_run_has_its_own_rows(fitted: lp.PromptRun, tmp_path: Path) -> N
     again = fitted.save(tmp_path / "b")
     assert str(fitted.folder / "data") not in (again.folder / "config.yaml").read_text()
     assert again.test().equals(fitted.metrics)
+    (tmp_path / "file").touch()
+    with pytest.raises(lp.UserError, match=r"cannot be made: .*/file is a file"):
+        fitted.save(tmp_path / "file" / "run")
     with pytest.raises(lp.UserError, match="unknown format 'onnx'"):
         fitted.export("onnx")
     with pytest.raises(lp.UserError, match=r"unknown option 'exmples'; did you mean examples\?"):
@@ -446,6 +449,8 @@ def test_a_run_without_checkpoint_is_not_tested_as_trained(data: lp.QuestionAnsw
         (lambda data: lp.compare(["static"], data, lenght=3), "no method has the setting 'lenght'"),
         (lambda data: lp.compare({"a": {"length": 3}}, data), "'a' has no key 'method'"),
         (lambda data: lp.load("nowhere"), "nowhere is no run folder"),
+        (lambda data: lp.fit("static", data, folder="afile/run"), "cannot be made: afile is a file"),
+        (lambda data: lp.compare(["static"], data, folder="afile/runs"), "cannot be made: afile is a file"),
     ],
 )
 def test_errors_are_one_line(
@@ -456,6 +461,7 @@ def test_errors_are_one_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    Path("afile").touch()
     with pytest.raises(lp.UserError) as caught:
         call(data)
     assert words in str(caught.value)
