@@ -25,6 +25,15 @@ def device_type(accelerator: str) -> str:
     return accelerator_here() or "cpu" if accelerator in ("auto", "gpu") else accelerator
 
 
+def exists_here(accelerator: str) -> bool:
+    """Return whether this machine has the ``accelerator`` of a Trainer."""
+    from lightning.pytorch.accelerators import AcceleratorRegistry
+
+    kinds = {"auto": ["cpu"], "gpu": ["cuda", "mps"]}.get(accelerator, [accelerator])
+    known = [AcceleratorRegistry[kind]["accelerator"] for kind in kinds if kind in AcceleratorRegistry]
+    return any(kind.is_available() for kind in known)
+
+
 def check_accelerator(accelerator: str, words: Sequence[str]) -> None:
     """Check that the ``accelerator`` of a Trainer exists.
 
@@ -40,8 +49,7 @@ def check_accelerator(accelerator: str, words: Sequence[str]) -> None:
     names = sorted({*AcceleratorRegistry.available_accelerators(), "auto", "gpu"})
     if accelerator not in names:
         raise UserError(f"trainer.accelerator {accelerator!r} does not exist; {nearest(accelerator, names)}")
-    kinds = {"auto": ["cpu"], "gpu": ["cuda", "mps"]}.get(accelerator, [accelerator])
-    if not any(AcceleratorRegistry[kind]["accelerator"].is_available() for kind in kinds):
+    if not exists_here(accelerator):
         command = shlex.join(["lightning-prompts", *words, "--trainer.accelerator", "cpu"])
         raise UserError(f"this machine has no accelerator {accelerator!r}; run on the CPU instead: {command}")
 

@@ -11,6 +11,7 @@ import lightning as L
 import torch
 from jsonargparse import Namespace
 
+from lightning_prompts.accelerators import exists_here
 from lightning_prompts.cli.errors import to_user_error
 from lightning_prompts.cli.main import PromptCLI
 from lightning_prompts.cli.terminal import quiet
@@ -44,10 +45,12 @@ class _Rebuild(PromptCLI):
         super().__init__(args)
 
     def before_instantiate_classes(self) -> None:
-        """Skip the checks of a folder that is only read, and set the LMs to full precision if that is wanted."""
+        """Skip the checks of a folder that is only read, and choose the device and the precision; see `open_run`."""
         config = self.config[self.config.subcommand]
         self.folder = Path(config.trainer.default_root_dir)
         self._check_checkpoint(config)
+        if isinstance(config.trainer.accelerator, str) and not exists_here(config.trainer.accelerator):
+            config.trainer.accelerator = "auto"  # the run is from another machine
         settings = config.model.init_args
         layers = settings.get("layers")
         layers = layers if isinstance(layers, list) else []  # a scratch model has a number of them
@@ -126,7 +129,8 @@ def open_run(folder: Path, checkpoint: str, exact: bool = True) -> RestoredRun:
     Args:
         folder: The run folder; it has ``checkpoints/`` unless the method trains nothing.
         checkpoint: ``best`` or ``last``.
-        exact: Whether to compute in float32 on the CPU; otherwise on the device and in the precision of the run.
+        exact: Whether to compute in float32 on the CPU; otherwise in the precision of the run, and on its kind of
+            device, or on this machine's if it has none of that kind.
 
     Raises:
         UserError: The folder is no run folder, or has no such checkpoint.

@@ -399,6 +399,16 @@ def test_a_saved_run_is_tested_from_its_config(fitted: lp.PromptRun, tmp_path: P
     assert (again.folder / "metrics.json").exists()
 
 
+def test_a_run_of_another_machine_is_read(fitted: lp.PromptRun, tmp_path: Path) -> None:
+    """On the device that is there, whatever that of the run was."""
+    again = fitted.save(tmp_path / "b")
+    config = again.folder / "config.yaml"
+    text = config.read_text()
+    assert "accelerator: cpu\n" in text
+    config.write_text(text.replace("accelerator: cpu\n", "accelerator: tpu\n"))
+    assert torch.equal(again.prompt, fitted.prompt)  # type: ignore[arg-type]
+
+
 def test_a_notebook_shows_errors_in_one_line() -> None:
     """IPython calls this method instead of formatting the traceback."""
     assert lp.UserError("what to do")._render_traceback_() == ["UserError: what to do"]
