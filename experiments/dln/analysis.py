@@ -189,7 +189,8 @@ def main() -> None:
 def one_run(run: Path, rows: Sequence[dict[str, Any]], arguments: argparse.Namespace) -> None:
     """Everything about one."""
     print(f"Prompts over time\n\n{table(over_time(rows))}\n\nProposals\n\n{table(kinds(rows))}")
-    cli = Loaded(["test", "-c", str(run / "config.yaml"), "--ckpt_path", "best"])
+    place = ["--trainer.default_root_dir", str(run)]  # its config names the folder that it was trained in
+    cli = Loaded(["test", "-c", str(run / "config.yaml"), "--ckpt_path", "best", *place])
     method, data = cli.model, cli.datamodule
     method.configure_model()
     checkpoint = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)

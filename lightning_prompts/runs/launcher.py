@@ -163,7 +163,8 @@ def _execute(spec: RunSpec, execute: Execute) -> None:
     from lightning_prompts.runs.record import clear
 
     folder = Path(spec.folder)
-    given = [*spec.words, "--trainer.default_root_dir", spec.folder]
+    place = ["--trainer.default_root_dir", spec.folder]
+    given = [*spec.words, *place]
     trains = spec.trains
     trained = (folder / names.SECONDS).is_file() and read_json(folder / names.RECORD) == spec.record
     if not trained or (trains and saved_checkpoint(folder) is None):
@@ -175,7 +176,8 @@ def _execute(spec: RunSpec, execute: Execute) -> None:
             execute(["fit", *given])
         write_atomic(folder / names.SECONDS, json.dumps({"seconds": time.monotonic() - start if trains else 0.0}))
     if trains:
-        given = ["-c", str(folder / names.CONFIG), "--ckpt_path", spec.checkpoint]
+        # The config names the folder that the run was trained in, from which it may have moved.
+        given = ["-c", str(folder / names.CONFIG), "--ckpt_path", spec.checkpoint, *place]
     if spec.validate and not (folder / names.VALIDATION).is_file():
         execute(["validate", *given, "--verbose", "false"])
     if not spec.tested:

@@ -110,9 +110,10 @@ def test_a_network_s_run_is_analysed(
         f'    lm: {{name: "{SMALLEST},max_position_embeddings=2048"}}\n'
         "data:\n  class_path: Hyperbaton\n  init_args: {train_size: 8, val_size: 6, test_size: 6, batch_size: 4}\n"
         "trainer: {max_steps: 2, val_check_interval: 1, check_val_every_n_epoch: null, accelerator: cpu, "
-        f"enable_progress_bar: false, max_epochs: -1, default_root_dir: {tmp_path / 'run'}}}\n"
+        f"enable_progress_bar: false, max_epochs: -1, default_root_dir: {tmp_path / 'trained'}}}\n"
     )
     assert run(["fit", "-c", str(config)]) == 0
+    (tmp_path / "trained").rename(tmp_path / "run")
     saved = torch.load(tmp_path / "run" / "checkpoints" / "best.ckpt", weights_only=True)
     assert any("'val/exact_match'" in key for key in saved["callbacks"]), "the best is the one of the best accuracy"
     analysis = script("dln/analysis.py")

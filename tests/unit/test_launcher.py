@@ -276,7 +276,7 @@ def test_a_finished_run_is_kept_and_read(tmp_path: Path) -> None:
     fit = ["--seed_everything", "3", "--data.seed", "3", "--model=SoftPromptTuning", "--model.length=4"]
     assert calls[0] == ["fit", *fit, "--trainer.default_root_dir", spec.folder]
     last = ["-c", str(tmp_path / "run" / "config.yaml"), "--ckpt_path", "last"]
-    assert calls[1] == ["test", *last, "--verbose", "false"]
+    assert calls[1] == ["test", *last, "--trainer.default_root_dir", spec.folder, "--verbose", "false"]
     assert run.folder == Path(spec.folder)
     assert run.results == {
         "test/nll": 2.0,
@@ -365,6 +365,7 @@ def test_only_what_is_missing_is_run_again(tmp_path: Path) -> None:
                 (tmp_path / name).touch()
         for command, file in (("validate", "validation.json"), ("test", "metrics.json")):
             if args[0] == command:
+                assert args[args.index("--trainer.default_root_dir") + 1] == str(tmp_path), "the run may have moved"
                 assert args[1:5] == ["-c", str(tmp_path / "config.yaml"), "--ckpt_path", "best"]
                 (tmp_path / file).write_text("{}")
 
