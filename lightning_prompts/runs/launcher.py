@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import importlib
+import itertools
 import json
 import os
 import signal
@@ -98,7 +99,7 @@ class RunSpec:
 
     @property
     def record(self) -> dict[str, Any]:
-        """What is equal for equal runs, as ``run.json`` holds it."""
+        """What ``run.json`` holds, to recognise the run; see `same_run`."""
         texts = [hashlib.sha256(Path(config).read_bytes()).hexdigest() for config in self.configs]
         options = words(self.settings)
         return {"configs": texts, "seed": self.seed, "options": options, "checkpoint": self.checkpoint}
@@ -118,11 +119,44 @@ class RunSpec:
             )
         # A launch that failed or was interrupted before the end of its training may be replaced.
         made = self.done or all((folder / name).exists() for name in (names.CONFIG, names.SECONDS))
-        if found not in (None, self.record) and made:
+        if found is not None and not same_run(found, self.record) and made:
             raise UserError(
                 f"{self.folder} holds a run that was made with other options or another text of its configs; "
                 "give another folder, or remove that one to run it again"
             )
+
+
+def same_run(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two records are of the same run. The order of its options matters only where they overlap."""
+    return _in_any_order(one) == _in_any_order(other)
+
+
+def _in_any_order(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record with its options sorted, and the pairs of options that must stay in their order."""
+    options = record.get("options")
+    if not isinstance(options, list):  # the file is damaged
+        return dict(record)
+    pairs = itertools.combinations(map(str, options), 2)
+    return {**record, "options": sorted(map(str, options)), "pairs": sorted(pair for pair in pairs if _overlap(*pair))}
+
+
+def _overlap(one: str, other: str) -> bool:
+    """Whether an option sets what another one sets, or a part of it.
+
+    >>> _overlap("--model.init=Zeros", "--model.init.init_args.x=1"), _overlap("--model.x=1", "--model.x_y=1")
+    (True, False)
+    """
+    first, second = (f"{short_name(word[2:].partition('=')[0].rstrip('+'))}." for word in (one, other))
+    return first.startswith(second) or second.startswith(first) or "config." in (first, second)
+
+
+def short_name(name: str) -> str:
+    """A dotted name without the words that may be left out.
+
+    >>> short_name("model.optimizer.init_args.lr"), short_name("model.class_path")
+    ('model.optimizer.lr', 'model')
+    """
+    return ".".join(part for part in name.split(".") if part not in ("init_args", "class_path"))
 
 
 def words(settings: Mapping[str, Any]) -> list[str]:
@@ -166,7 +200,7 @@ def _execute(spec: RunSpec, execute: Execute) -> None:
     place = ["--trainer.default_root_dir", spec.folder]
     given = [*spec.words, *place]
     trains = spec.trains
-    trained = (folder / names.SECONDS).is_file() and read_json(folder / names.RECORD) == spec.record
+    trained = (folder / names.SECONDS).is_file() and same_run(read_json(folder / names.RECORD) or {}, spec.record)
     if not trained or (trains and saved_checkpoint(folder) is None):
         if (folder / names.RECORD).exists():
             clear(folder)  # what an earlier launch left; `fit` itself refuses to replace any other run

@@ -10,7 +10,7 @@ from typing import Any
 
 from lightning_prompts.errors import UserError, check_finite, nearest
 from lightning_prompts.files import find_config, load_yaml
-from lightning_prompts.runs.launcher import RunSpec, method_of
+from lightning_prompts.runs.launcher import RunSpec, method_of, short_name
 from lightning_prompts.runs.spaces import Variant, check_value, variants
 from lightning_prompts.runs.tables import Key
 
@@ -208,21 +208,12 @@ def make_plan(config: SweepConfig, given: Mapping[str, Any] | None = None) -> Sw
 def _check_effect(given: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
     """Raise a `UserError` if settings, which name the run's folder, would replace a given option or a part of it."""
     for option, value in given.items():
-        name = _short(option)
+        name = short_name(option)
         whole = isinstance(value, str) and not value.lstrip().startswith("{")  # a class, whose settings may follow
         for key in settings:
-            within = f"{name}.".startswith(f"{_short(key)}.")
-            if within or (f"{_short(key)}.".startswith(f"{name}.") and not whole):
+            within = f"{name}.".startswith(f"{short_name(key)}.")
+            if within or (f"{short_name(key)}.".startswith(f"{name}.") and not whole):
                 raise UserError(f"settings has {key}, which overrides --{option}; change it there, or leave one out")
-
-
-def _short(name: str) -> str:
-    """A dotted name without the words that may be left out.
-
-    >>> _short("model.optimizer.init_args.lr"), _short("model.class_path")
-    ('model.optimizer.lr', 'model')
-    """
-    return ".".join(part for part in name.split(".") if part not in ("init_args", "class_path"))
 
 
 def _add(runs: dict[Key, list[RunSpec]], key: Key, spec: RunSpec, config: SweepConfig) -> None:

@@ -293,6 +293,24 @@ def test_a_finished_run_is_kept_and_read(tmp_path: Path) -> None:
     assert words(again.settings) == ["--model=SoftPromptTuning", "--model.length=4"]
 
 
+def test_the_order_of_options_matters_only_where_they_overlap(tmp_path: Path) -> None:
+    given = {"data.batch_size": 16, "budget.tokens": 9, "model.init": "FromText", "model.init.text": "a"}
+    spec = RunSpec(str(tmp_path), settings=given)
+    (tmp_path / "metrics.json").touch()
+
+    def check(*names: str) -> None:
+        replace(spec, settings={name: given[name] for name in names}).check_record()
+
+    (tmp_path / "run.json").write_text(json.dumps(spec.record))
+    check("model.init", "budget.tokens", "model.init.text", "data.batch_size")
+    for names in (("model.init.text", "model.init", "data.batch_size", "budget.tokens"), list(given)[1:]):
+        with pytest.raises(UserError, match="made with other options"):
+            check(*names)
+    (tmp_path / "run.json").write_text('{"options": 3}')
+    with pytest.raises(UserError, match="made with other options"):
+        spec.check_record()
+
+
 def test_a_run_that_was_made_by_hand_is_neither_counted_nor_replaced(tmp_path: Path) -> None:
     """Whether it was tested already; and whether it was made where this run was before."""
     spec = RunSpec(str(tmp_path), settings={"model": "SoftPromptTuning"})
