@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -143,6 +144,7 @@ def _harness(export: Export, name: str) -> str:
     bos = ",add_bos_token=True" if about["bos_ids"] and export.kind != "vectors" else ""
     base = export.base.named("a PEFT adapter")
     revision = "" if export.base.revision is None else f",revision={export.base.revision}"
+    model = quote(f"pretrained={base}{revision},peft={name}{bos}")
     batch = ""
     if export.kind != "weight updates":
         batch = (
@@ -154,8 +156,8 @@ def _harness(export: Export, name: str) -> str:
         f"{literal(gap)}):\n\n"
         f"```yaml\ndoc_to_text: {literal(asked.rstrip())}\n"
         f'target_delimiter: ""\ndoc_to_target: {literal(gap + "{{answer}}")}\n```\n\n'
-        f"```bash\nlm_eval --model hf --model_args pretrained={base}{revision},peft={name}{bos} "
-        f"--include_path FOLDER --tasks TASK{' --batch_size 1' if batch else ''}\n```\n{batch}"
+        f"```bash\nlm_eval --model hf --model_args {model} --include_path FOLDER --tasks TASK"
+        f"{' --batch_size 1' if batch else ''}\n```\n{batch}"
     )
 
 

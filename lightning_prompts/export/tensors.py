@@ -17,7 +17,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from lightning_prompts.export.formats import Export, Format, answer_nll
 from lightning_prompts.export.texts import Step
-from lightning_prompts.export.usage import cache_snippet, embedding_snippet
+from lightning_prompts.export.usage import cache_snippet, embedding_snippet, literal
 from lightning_prompts.lm import KeyValues
 from lightning_prompts.prompts.from_peft import ABOUT
 
@@ -107,7 +107,7 @@ class SafetensorsFile(Tensors):
 
     def usage(self, export: Export, name: str) -> str:
         """See `Format`."""
-        load = f'from safetensors.torch import load_file\n\ntensors = load_file("{name}/{FILE}")'
+        load = f"from safetensors.torch import load_file\n\ntensors = load_file({literal(f'{name}/{FILE}')})"
         if EMBEDDINGS in named_tensors(export):
             return embedding_snippet(export, load, f'tensors["{EMBEDDINGS}"]')
         return cache_snippet(export, load, 'tensors[f"keys.{layer}"], tensors[f"values.{layer}"]')
@@ -133,7 +133,8 @@ class NumPyFiles(Tensors):
 
     def usage(self, export: Export, name: str) -> str:
         """See `Format`."""
-        load = f'import numpy as np\n\ndef array(name):\n    return torch.from_numpy(np.load(f"{name}/{{name}}.npy"))'
+        file = f'{literal(f"{name}/")} + name + ".npy"'
+        load = f"import numpy as np\n\ndef array(name):\n    return torch.from_numpy(np.load({file}))"
         if EMBEDDINGS in named_tensors(export):
             return embedding_snippet(export, load, f'array("{EMBEDDINGS}")')
         return cache_snippet(export, load, 'array(f"keys.{layer}"), array(f"values.{layer}")')

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import shutil
 from pathlib import Path
+from shlex import quote
 from types import ModuleType
 from typing import Any
 
@@ -62,12 +63,13 @@ class Vllm(Format):
 
     def usage(self, export: Export, name: str) -> str:
         """See `Format`."""
-        base = export.base.named("the example for vLLM")
-        revision = "" if export.base.revision is None else f" --revision {export.base.revision}"
+        base = quote(export.base.named("the example for vLLM"))
+        revision = "" if export.base.revision is None else f" --revision {quote(export.base.revision)}"
+        script = quote(f"{name}/{SCRIPT}")
         return (
             "`example.py` sends the embeddings of all tokens before the answer to vLLM as one tensor:\n\n"
             f"```bash\nvllm serve {base}{revision} --enable-prompt-embeds\n"
-            f"python {name}/{SCRIPT} --server http://localhost:8000/v1\npython {name}/{SCRIPT} --offline\n```\n\n"
+            f"python {script} --server http://localhost:8000/v1\npython {script} --offline\n```\n\n"
             "The vectors that the script sends were checked with transformers (`inputs_embeds`); "
             f"vLLM itself was not run.{_classes(export)}"
         )

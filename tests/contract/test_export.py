@@ -9,6 +9,7 @@ import io
 import json
 import re
 import runpy
+import shlex
 import shutil
 import sys
 import threading
@@ -82,6 +83,9 @@ CHAT = (
     "{% for turn in messages %}<|im_start|>{{ turn['role'] }}\n{{ turn['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+CODE = re.compile(r"```python\n(.*?)```", re.DOTALL)
+COMMANDS = re.compile(r"```bash\n(.*?)```", re.DOTALL)
+ODD = 'my "new" export {1}'  # the name of a folder
 FRONT = ["--data.template", "{prompt} {question} and {answer}"]
 AFTER_QUESTION = ["--data.template", "{question}{prompt} {answer}"]
 
@@ -511,6 +515,20 @@ def test_vllm_runs_the_revision_that_was_trained_on(monkeypatch: pytest.MonkeyPa
         assert ("pretrained=a/b,revision=abc,peft=x" in peft_adapter._harness(told, "x")) == bool(revision)
 
 
+def test_names_are_words_of_the_card_s_commands() -> None:
+    """Whatever characters they have."""
+    about = {"chat": False, "prompts": [{"prompt": "", "templates": {"": "x"}}], "after": " {question}", "bos_ids": []}
+    model = "/my models/it's"
+    base = BaseModel(LMConfig(model, revision="a b"), model, None)
+    told: Any = SimpleNamespace(base=base, about=about, kind="vectors", examples=[Example("", "", None)])
+    text = Vllm().usage(told, ODD) + peft_adapter._harness(told, ODD)
+    lines = "".join(COMMANDS.findall(text)).splitlines()
+    serve, server, offline, harness = map(shlex.split, lines)
+    assert serve == ["vllm", "serve", model, "--revision", "a b", "--enable-prompt-embeds"]
+    assert server[:2] == offline[:2] == ["python", f"{ODD}/example.py"]
+    assert harness[3:6] == ["--model_args", f"pretrained={model},revision=a b,peft={ODD}", "--include_path"]
+
+
 # --- the check, the card ---------------------------------------------------------------------------------------------
 
 
@@ -575,9 +593,6 @@ def test_no_number_is_no_agreement() -> None:
             compare([1.0, 2.0, 3.0], theirs)
 
 
-CODE = re.compile(r"```python\n(.*?)```", re.DOTALL)
-
-
 @pytest.mark.parametrize(
     ("name", "made"),
     [
@@ -599,12 +614,12 @@ def test_the_card_s_code_runs(
 ) -> None:
     """And answers the first test question as the run does. The next test has the other tensors in the other files."""
     folder = spelled(name)
-    export(folder, made, "--out", str(tmp_path / "x"))
+    export(folder, made, "--out", str(tmp_path / ODD))
     method, (example, *_) = restored(folder)
     ids = method.lm.generate_tokens(method.lm.encode([example], *_places(method)), method.current_prompt(), 3)[0]
-    readme = (tmp_path / "x" / "README.md").read_text()
+    readme = (tmp_path / ODD / "README.md").read_text()
     (block,) = CODE.findall(readme)
-    assert "Run this in the folder that contains `x`." in readme
+    assert f"Run this in the folder that contains `{ODD}`." in readme
     monkeypatch.chdir(tmp_path)
     capsys.readouterr()
     with torch.no_grad():
