@@ -170,7 +170,8 @@ class Comparison:
     def table(self) -> pd.DataFrame:
         """One row per method: mean and standard deviation of each test metric over seeds, tokens and seconds.
 
-        A metric that a seed does not have, or has as NaN, is NaN.
+        A metric that a seed does not have, or has as NaN, is NaN. Tokens and seconds are means over the runs that
+        recorded them.
         """
         import pandas as pd
 
@@ -194,9 +195,10 @@ class Comparison:
             )
             row: dict[str, Any] = {"seeds": len(runs)}
             for column in each.columns:
+                cost = column.startswith("train_")
                 if column != "examples":
-                    row[column] = each[column].mean(skipna=False)
-                    if not column.startswith("train_"):
+                    row[column] = each[column].mean(skipna=cost)
+                    if not cost:
                         row[f"{column}_sd"] = each[column].std(ddof=1, skipna=False) if len(runs) > 1 else 0.0
             found[name] = row
         return pd.DataFrame.from_dict(found, orient="index")
