@@ -55,7 +55,7 @@ class PromptReadout(RowLog):
         """Write the text, unless ``best.ckpt`` contains an earlier prompt. The score is known now."""
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
-        self._write(trainer, pl_module, _worse(trainer, pl_module.monitor[0]))
+        self._write(trainer, pl_module, _worse(trainer))
 
     def on_train_end(self, trainer: L.Trainer, pl_module: PromptMethod) -> None:  # type: ignore[override]
         """Write the text of a training without validation."""
@@ -92,13 +92,12 @@ class PromptReadout(RowLog):
         return row
 
 
-def _worse(trainer: L.Trainer, monitor: str) -> bool:
+def _worse(trainer: L.Trainer) -> bool:
     """Whether an earlier validation was at least as good; checkpoints are saved after all other callbacks."""
-    score = trainer.callback_metrics.get(monitor)
     for callback in trainer.checkpoint_callbacks:
-        if not isinstance(callback, ModelCheckpoint) or callback.monitor != monitor:
+        if not isinstance(callback, ModelCheckpoint) or callback.monitor is None:
             continue
-        best = callback.best_model_score
+        score, best = trainer.callback_metrics.get(callback.monitor), callback.best_model_score
         if score is not None and best is not None:
             return bool(score >= best if callback.mode == "min" else score <= best)
     return False

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -64,19 +65,11 @@ class Mixture(TextDataModule):
                 self._add(merged, name, dataset)
             except UserError as error:
                 raise UserError(f"data.members.{name}: {error}") from error
-        merged["train"] = self.limited(self._without_shared(merged))
+        evaluated = [split for split in merged if split != "train"]
+        merged["train"] = self.limited(_without_shared(merged, "train", evaluated))
+        tests = [split for split in evaluated if split.partition("/")[0] == "test"]
+        merged["val"] = _without_shared(merged, "val", tests)
         return merged
-
-    def _without_shared(self, merged: dict[Split, list[Example]]) -> list[Example]:
-        """Drop training examples that are held-out examples of another dataset."""
-        members: dict[Hashable, set[str]] = {}
-        for split, examples in merged.items():
-            for example in examples if split != "train" else []:
-                members.setdefault(_key(example), set()).add(example.member)
-        kept = [example for example in merged["train"] if not members.get(_key(example), set()) - {example.member}]
-        if dropped := len(merged["train"]) - len(kept):
-            log.warning("%d training examples dropped: another dataset of the mixture evaluates on them", dropped)
-        return kept
 
     def _add(self, merged: dict[Split, list[Example]], name: str, dataset: TextDataModule) -> None:
         """Add the examples of a dataset."""
@@ -91,6 +84,17 @@ class Mixture(TextDataModule):
     def dataset_names(self, split: Split) -> tuple[str, ...]:
         """Return all datasets; none for an out-of-distribution test set, which belongs to a single dataset."""
         return tuple(self.members) if split in ("val", "test") else ()
+
+
+def _without_shared(merged: dict[Split, list[Example]], split: Split, others: Sequence[Split]) -> list[Example]:
+    """Return the examples of a split without those that another dataset has in one of the other splits."""
+    members: dict[Hashable, set[str]] = {}
+    for example in itertools.chain.from_iterable(merged[other] for other in others):
+        members.setdefault(_key(example), set()).add(example.member)
+    kept = [example for example in merged[split] if not members.get(_key(example), set()) - {example.member}]
+    if dropped := len(merged[split]) - len(kept):
+        log.warning("%d examples of %s dropped: another dataset of the mixture evaluates on them", dropped, split)
+    return kept
 
 
 def _key(example: Example) -> Hashable:

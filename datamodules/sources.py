@@ -14,7 +14,7 @@ import os
 import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import resources
 from itertools import islice
@@ -192,15 +192,21 @@ def _integer(written: str) -> int | _Number:
 
 def _read_json(text: str, path: Path) -> list[dict[str, Any]]:
     rows: Any = None
-    if path.suffix.lower() == ".json":
-        with suppress(_NotJsonError) if not text.lstrip().startswith("[") else nullcontext():
+    kind, listed = path.suffix.lower(), text.lstrip().startswith("[")
+    lines = [  # not splitlines: JSON may hold U+2028 and others
+        (number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()
+    ]
+    if kind == ".json" or (listed and kind != ".jsonl"):
+        try:
             rows = _rows_of(_parsed(text, path), path)
+        except _NotJsonError:
+            with suppress(_NotJsonError):
+                rows = None if listed else _parsed(lines[0][1], path)
+            if listed or rows is None:
+                raise
+            rows = None
     if rows is None:
-        rows = [
-            _parsed(line, path, number)
-            for number, line in enumerate(text.split("\n"), start=1)  # not splitlines: JSON may hold U+2028 and others
-            if line.strip()
-        ]
+        rows = [_parsed(line, path, number) for number, line in lines]
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict):
             raise UserError(f"{path} row {number} is a {type(row).__name__}, not an object with fields")
@@ -267,8 +273,9 @@ def _read_csv(text: str, path: Path) -> list[dict[str, Any]]:
         header = next(csv.reader(source, delimiter=mark, strict=True), [])
         names = [name.strip() for name in header]
         _check_columns(path, names)
-        padded = names != header  # a header "question, answer" means that the values have spaces around them, too
-        for values in csv.reader(source, delimiter=mark, strict=True, skipinitialspace=padded):
+        # A header "question, answer" or "question , answer" means that values have such spaces, too.
+        after, before = any(name[:1] == " " for name in header[1:]), any(name[-1:] == " " for name in header[:-1])
+        for values in csv.reader(source, delimiter=mark, strict=True, skipinitialspace=after):
             where = f"{path} row {len(rows) + 1}"
             if not values or (len(values) == 1 < len(names) and not values[0].strip()):
                 continue  # an empty line
@@ -282,8 +289,8 @@ def _read_csv(text: str, path: Path) -> list[dict[str, Any]]:
                 raise UserError(f"{where} repeats the header; if files were joined, remove it")
             if any("\n" in value and _holds_rows(value, mark, len(names)) for value in values):
                 log.warning("%s has a value of several lines that look like rows: is a quote not closed?", where)
-            if padded:
-                values = [value.strip() for value in values]
+            if before:
+                values = [*(value.rstrip(" ") for value in values[:-1]), values[-1]]
             rows.append(dict(zip(names, values, strict=True)))
     except csv.Error as error:
         raise UserError(

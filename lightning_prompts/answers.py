@@ -10,10 +10,11 @@ from fractions import Fraction
 from lightning_prompts.template import final_result
 from lightning_prompts.types import Example
 
-# A number, including 1e3 and 1/2. A unit may follow (5cm), but not a variable (2x).
+# A number, including 1e3 and 1/2. A unit may follow (5cm), but not a variable (2x). The lookahead keeps the longest
+# number: 12.5h has no 12.
 _NUMBER = re.compile(
-    r"(?<![\w.^])([-+]?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?(?:\s*/\s*\d+(?:\.\d+)?)?)"
-    r"(?![\d]|[A-Za-z]\b|[A-Za-z]\d)"
+    r"(?<![\w.^])(?=([-+]?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?(?:\s*/\s*\d+(?:\.\d+)?)?))"
+    r"\1(?![\d]|[A-Za-z]\b|[A-Za-z]\d)"
 )
 _POWER_OF_UNIT = re.compile(r"(?<=[a-z])\^\{?[23]\}?(?!\w)")
 _FORMULA = re.compile(r"[=^_(\[|{}<>*]|\\(?!text|mathrm|mbox|%|\$|!|,|\s)")
@@ -143,6 +144,9 @@ def same_answer(text: str, reference: str) -> bool:
     *_, last = (0, *(found.end() for found in _NUMBER.finditer(plain)))
     if any(found.end() >= last for found in _ALGEBRA.finditer(plain)):
         return False
+    # A box is all of the answer: not the 3 of -1, 3 or the 10 of 10^2.
+    if boxed(text) is not None and (len(_NUMBER.findall(plain)) != 1 or re.search(r"[\d)]\s*\^", plain)):
+        return False
     return (found := number(mine)) is not None and found == number(wanted)
 
 
@@ -168,5 +172,5 @@ def token_f1(text: str, reference: str) -> float:
 
 
 def _words(text: str) -> list[str]:
-    kept = "".join(" " if character in string.punctuation else character for character in text.casefold())
+    kept = "".join(character for character in text.casefold() if character not in string.punctuation)
     return [word for word in kept.split() if word not in ("a", "an", "the")]

@@ -20,7 +20,7 @@ Shape legend, used in every docstring of the project:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 MEASURED = ("nll", "exact_match", "accuracy", "examples", "relaxed_nll")  # metrics that methods log of each split
@@ -69,6 +69,12 @@ class Example:
     member: str = ""
     labels: tuple[tuple[str, ...], ...] = ()
     space: str = ""
+
+    @property
+    def identity(self) -> Hashable:
+        """What an LM reads of the example, and what its answers are judged by."""
+        read = (self.before, self.after, self.answer, self.end, self.space, self.chat, self.system, self.labels)
+        return (*read, self.reference, self.stop, self.extract, self.numeric)
 
     @property
     def label(self) -> int | None:

@@ -1,6 +1,7 @@
 """Gradient estimators that turn trainable scores over the vocabulary into differentiable vectors, and into tokens.
 
-All computations use float32, independent of the precision of the LM. E is the embedding matrix ``[V, D]``.
+All computations use float32, independent of the precision of the LM and of mixed precision. E is the embedding matrix
+``[V, D]``.
 """
 
 from __future__ import annotations
@@ -115,7 +116,7 @@ class Softmax(ScoreRelaxation):
         self, parameters: Tensor, matrix: Tensor, allowed_ids: Tensor, temperature: float, generator: Noise = None
     ) -> Tensor:
         """See `Relaxation`."""
-        return torch.softmax(masked(parameters, allowed_ids) / temperature, -1) @ matrix
+        return float32_product(torch.softmax(masked(parameters, allowed_ids) / temperature, -1), matrix)
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ class GumbelSoftmax(ScoreRelaxation):
         self, parameters: Tensor, matrix: Tensor, allowed_ids: Tensor, temperature: float, generator: Noise = None
     ) -> Tensor:
         """See `Relaxation`."""
-        return self.sample(parameters, allowed_ids, temperature, generator) @ matrix
+        return float32_product(self.sample(parameters, allowed_ids, temperature, generator), matrix)
 
     def sample(self, parameters: Tensor, allowed_ids: Tensor, temperature: float, generator: Noise = None) -> Tensor:
         """Sample weights ``[P, V]`` over the tokens."""
@@ -171,7 +172,7 @@ class StraightThrough(ScoreRelaxation):
         scores = masked(parameters, allowed_ids)
         if self.noise:
             scores = scores + self.noise * gumbel_like(scores, generator)
-        soft = torch.softmax(scores / temperature, -1) @ matrix
+        soft = float32_product(torch.softmax(scores / temperature, -1), matrix)
         return _forward_backward(matrix[scores.argmax(-1)], soft)
 
     def relaxed_vectors(self, parameters: Tensor, matrix: Tensor, allowed_ids: Tensor, temperature: float) -> Tensor:
@@ -218,13 +219,21 @@ class Projected(Relaxation):
 
     def scores(self, parameters: Tensor, matrix: Tensor, allowed_ids: Tensor) -> Tensor:
         """Compute cosine similarities to the embeddings; -2 for tokens that are not allowed."""
-        similarity = functional.normalize(parameters.detach(), dim=-1) @ functional.normalize(matrix, dim=-1).T
+        similarity = float32_product(
+            functional.normalize(parameters.detach(), dim=-1), functional.normalize(matrix, dim=-1).T
+        )
         return similarity.masked_fill(~allowed_ids, -2.0)
 
 
 def masked(scores: Tensor, allowed_ids: Tensor) -> Tensor:
     """Convert scores ``[..., V]`` to float32 and mask the tokens that are not allowed."""
     return scores.float().masked_fill(~allowed_ids, MASKED)
+
+
+def float32_product(weights: Tensor, matrix: Tensor) -> Tensor:
+    """Multiply in float32 where mixed precision would not: training and the choice of tokens must agree."""
+    with torch.autocast(weights.device.type, enabled=False):
+        return weights @ matrix
 
 
 def gumbel_like(scores: Tensor, generator: Noise = None) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -124,7 +124,7 @@ class PromptDistillation(PromptMethod):
         self.fixed_text = ""  # what of the context does not depend on the seed
         self.written: list[Written] = []
         self._examples: list[Example] = []  # of self-study
-        self._references: dict[tuple[object, ...], dict[str, float]] = {}
+        self._references: dict[Hashable, dict[str, float]] = {}
         self._sums: dict[str, dict[str, float]] = {}
 
     @property
@@ -369,10 +369,10 @@ class PromptDistillation(PromptMethod):
     def _log_rows(self, split: str, batch: Batch, rows: list[dict[str, Any]]) -> None:
         """Log the teacher and the question alone beside the student, and remember the sums over the split."""
         super()._log_rows(split, batch, rows)
-        known = [self._reference_key(example) for example in batch.examples]
+        known = [example.identity for example in batch.examples]
         new = [example for example, key in zip(batch.examples, known, strict=True) if key not in self._references]
         for example, reference in zip(new, self.map_across_ranks(new, self._compare), strict=True):
-            self._references[self._reference_key(example)] = reference
+            self._references[example.identity] = reference
         references = [self._references[key] for key in known]
         names = ("teacher_nll", "teacher_exact_match", "no_context_nll", "no_context_exact_match", "tokens_saved")
         sums = self._sums.setdefault(split, defaultdict(float))
@@ -382,9 +382,6 @@ class PromptDistillation(PromptMethod):
             sums[name] += total
         sums["nll"] += sum(row["nll"] for row in rows)
         sums["exact_match"] += sum(float(row["correct"]) for row in rows)
-
-    def _reference_key(self, example: Example) -> tuple[object, ...]:
-        return example.before, example.after, example.answer, example.reference, example.labels, example.system
 
     def _compare(self, examples: Sequence[Example]) -> list[dict[str, float]]:
         """Evaluate the teacher and the question alone."""

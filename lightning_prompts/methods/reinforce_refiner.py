@@ -7,7 +7,7 @@ reward.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
@@ -133,7 +133,7 @@ class ReinforceRefiner(RefinerMethod):
         self.readable = readable
         self.pass_rows = pass_rows
         self.pooled = refiner is None or refiner.pooled
-        self.remembered: OrderedDict[tuple[str, ...], float] = OrderedDict()
+        self.remembered: OrderedDict[tuple[Hashable, ...], float] = OrderedDict()
         self.baseline: BaselineState
 
     @property
@@ -258,10 +258,7 @@ class ReinforceRefiner(RefinerMethod):
     def rewards(self, examples: Sequence[Example], prompts: Tensor) -> Tensor:
         """Compute or look up the rewards ``[B, K]`` of prompts ``[B, K, P]``, given as indices into the support."""
         ids = self.support_ids[prompts].tolist()
-        keys = [
-            [(example.before, example.after, str(example.answer), *map(str, prompt)) for prompt in row]
-            for example, row in zip(examples, ids, strict=True)
-        ]
+        keys = [[(example.identity, *prompt) for prompt in row] for example, row in zip(examples, ids, strict=True)]
         # New prompts of a question stay together without duplicates, so the text before its prompt runs once.
         new = {key: (b, k) for b, row in enumerate(keys) for k, key in enumerate(row) if key not in self.remembered}
         todo = list(new.items())

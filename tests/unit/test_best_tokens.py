@@ -103,18 +103,24 @@ def test_all_files_agree_on_tokenizers_that_drop_a_space(kind: str, tmp_path: Pa
         check_agreement(folder, model)
 
 
-def test_the_text_of_a_policy_is_that_of_its_best_checkpoint(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_the_text_of_a_policy_is_that_of_its_best_checkpoint(mode: str, tmp_path: Path) -> None:
+    """By its own metric, or by another one."""
     L.seed_everything(0)
     model = ReinforceRefiner(2, 4, support=TopK(40), readable=True, lm=LMConfig(TINY), max_new_tokens=1)
     nll = [0.0, 2.0, 1.0, 3.0]
     model.answer_nll = lambda examples, prompt: [nll[model.trainer.global_step]] * len(examples)  # type: ignore[method-assign]
     model.prompt_text = lambda: f"step {model.trainer.global_step}"  # type: ignore[method-assign]
+    callbacks = saves(tmp_path, ReinforceRefiner)
+    if mode == "max":
+        model.on_validation_epoch_end = lambda: model.log("val/own", -nll[model.trainer.global_step])  # type: ignore[method-assign]
+        callbacks[1].monitor, callbacks[1].mode = "val/own", "max"  # type: ignore[attr-defined]
     fit = trainer(
         tmp_path,
         max_steps=3,
         val_check_interval=1,
         enable_checkpointing=True,
-        callbacks=saves(tmp_path, ReinforceRefiner),
+        callbacks=callbacks,
     )
     fit.fit(model, datamodule=data())
     assert torch.load(tmp_path / "best.ckpt", weights_only=True)["global_step"] == 2

@@ -77,10 +77,13 @@ def lines(table: list[dict[str, Any]]) -> str:
         ("a.csv", 'question,answer\r\n"q\r\nr",a\r\nx,y\n', ("q\nr", "a")),
         ("a.jsonl", '\r\n{"question": "q", "answer": "a"}\r\n\r\n', ("q", "a")),
         ("a.csv", 'question , answer\nq , "a, b"\n', ("q", "a, b")),
+        ("a.csv", 'question,answer \n"  q\n  r",a\n', ("  q\n  r", "a")),
+        ("a.csv", 'question, answer\nq, "  a "\n', ("q", "  a ")),
         ("a.csv", ",question,answer,\n0,q,a,x\n", ("q", "a")),
         ("a.csv", "\nquestion,answer\n\n  \nq,a\n\n", ("q", "a")),
         ("a.tsv", 'question\tanswer\n"q ""r"""\ta "b"\n', ('q "r"', 'a "b"')),
-        # The rows of a document that has other things beside them.
+        # The rows of a document, also without an ending, and with other things beside them.
+        ("a.txt", '[\n{"question": "q", "answer": "a"}\n]\n', ("q", "a")),
         ("a.json", {"keywords": ["x"], "data": [{"question": "q", "answer": "a"}]}, ("q", "a")),
         ("a.json", {"examples": [{"question": "q", "answer": "a"}], "by": [{"name": "x"}]}, ("q", "a")),
         ("a.json", {"question": "q", "answer": "a", "tags": ["x"]}, ("q", "a")),

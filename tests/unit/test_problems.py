@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -228,15 +229,26 @@ def test_mixture_renders_all_datasets_with_one_template() -> None:
     assert len(Mixture(members(), max_train_examples=7).examples("train")) == 7
 
 
+def member(*splits: list[tuple[str, str]]) -> QuestionAnswer:
+    train, val, test = [[dict(zip(("question", "answer"), row, strict=True)) for row in rows] for rows in splits]
+    return QuestionAnswer.from_rows(train, val_rows=val, test_rows=test)
+
+
+def test_a_mixture_chooses_by_no_row_that_another_member_is_tested_on(caplog: pytest.LogCaptureFixture) -> None:
+    one = member([("a", "b")], [("Up", "down"), ("c", "d")], [("e", "f")])
+    other = member([("g", "h")], [("i", "j")], [("up ", "down")])
+    with caplog.at_level(logging.WARNING):
+        mixed = Mixture({"a": one, "b": other})
+        assert [row.question for row in mixed.examples("val")] == ["c", "i"]
+    assert [row.question for row in mixed.examples("test")] == ["e", "up "]
+    assert "1 examples of val dropped" in caplog.text
+
+
 def test_a_mixture_trains_on_no_row_that_another_member_evaluates_on() -> None:
     """The same question with another answer is another task's."""
-
-    def member(train: list[tuple[str, str]], held: list[tuple[str, str]]) -> QuestionAnswer:
-        tables = [[dict(zip(("question", "answer"), row, strict=True)) for row in rows] for rows in (train, held, held)]
-        return QuestionAnswer.from_rows(tables[0], val_rows=tables[1], test_rows=tables[2])
-
-    one = member([("Up ", "down"), ("in", "out")], [("on", "off")])
-    other = member([("On", "off"), ("in", "ins"), ("on", "ons")], [("up", "Down"), ("in", "inside")])
+    held = [("on", "off")], [("up", "Down"), ("in", "inside")]
+    one = member([("Up ", "down"), ("in", "out")], held[0], held[0])
+    other = member([("On", "off"), ("in", "ins"), ("on", "ons")], held[1], held[1])
     found = [(row.member, row.question, row.target) for row in Mixture({"a": one, "b": other}).examples("train")]
     assert found == [("a", "in", "out"), ("b", "on", "ons")]
 

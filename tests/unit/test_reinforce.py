@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import lightning as L
@@ -210,6 +211,17 @@ def test_rewards_are_the_likelihoods_and_are_remembered(
     before = model.lm.tokens_forwarded
     assert torch.equal(model.rewards(antonyms, prompts), rewards)
     assert model.lm.tokens_forwarded == before, "nothing was run again"
+
+
+def test_rewards_are_of_all_that_an_answer_is_judged_by(antonyms: list[Example]) -> None:
+    model = ReinforceRefiner(2, 2, support=TopK(30), reward=ExactMatch(), lm=LM, max_new_tokens=2)
+    model.configure_model()
+    prompts = torch.zeros(1, 2, 2, dtype=torch.long)
+    example = antonyms[0]
+    (written,) = model.lm.generate([example], model.lm.embed(model.support_ids[prompts[0, 0]]), 2)
+    for reference, reward in (("no", 0.0), (written, 1.0)):
+        assert model.rewards([replace(example, reference=reference)], prompts).tolist() == [[reward, reward]]
+    assert len({replace(example, **{name: "x"}).identity for name in ("reference", "stop", "system", "extract")}) == 4
 
 
 def test_the_support_of_a_checkpoint_counts_and_not_that_of_this_run(tmp_path: Path, antonyms: list[Example]) -> None:

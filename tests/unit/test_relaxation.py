@@ -142,6 +142,21 @@ def test_the_gradient_by_one_hot_rows_is_the_finite_difference(tiny: FrozenLM, p
     assert by_token.abs().max() > 1e-4
 
 
+@pytest.mark.parametrize("estimator", [Softmax(), GumbelSoftmax(0.5), StraightThrough(), Projected()])
+def test_mixed_precision_changes_neither_vectors_nor_tokens(
+    estimator: Relaxation, matrix: Tensor, scores: Tensor
+) -> None:
+    parameters = scores @ matrix if isinstance(estimator, Projected) else scores
+
+    def found() -> list[Tensor]:
+        vectors = estimator.train_vectors(parameters, matrix, USABLE, 0.7, torch.Generator().manual_seed(0))
+        return [vectors, estimator.scores(parameters, matrix, USABLE)]
+
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = found()
+    assert all(map(torch.equal, mixed, found()))
+
+
 def test_temperatures_fall_by_the_same_factor() -> None:
     schedule = Temperature(2.0, 0.02)
     assert [schedule.at(progress) for progress in (0.0, 0.5, 1.0)] == pytest.approx([2.0, 0.2, 0.02])

@@ -59,6 +59,9 @@ SAME = [
     ("12 apples and 3 pears", "3"),
     ("The final answer is: 18 miles", "18"),
     (r"\boxed{-5}", "-5"),
+    (r"\boxed{x=3}", "3"),
+    (r"\boxed{5 cm^2}", "5"),
+    (r"\boxed{\text{5 apples}}", "5"),
     ("It lost -$5", "-5"),
     ("−5", "-5"),
     ("18.0", "18"),
@@ -121,6 +124,15 @@ DIFFERENT = [
     ("1e999999999", "1"),
     ("2.5e-12345", "2"),
     ("1,500e1000", "1"),
+    ("The answer is 12.5h", "12"),
+    ("#### 1,200g", "1"),
+    ("3/4m", "3"),
+    ("$2.5M", "2"),
+    ("2", "2.5x"),
+    (r"\boxed{-1, 3}", "3"),
+    (r"\boxed{(2,5)}", "5"),
+    (r"\boxed{10^2}", "10"),
+    (r"\boxed{2 \text{ or } 3}", "3"),
 ]
 
 
@@ -162,6 +174,9 @@ def test_boxes_may_have_braces_in_them() -> None:
         ("x", "", 0.0),
         ("The dog!", "dog", 1.0),
         ("a b", "c d", 0.0),
+        ("1,000", "1000", 1.0),
+        ("the U.S.", "us", 1.0),
+        ("well-known", "well known", 0.0),
     ],
 )
 def test_token_f1(text: str, reference: str, value: float) -> None:
