@@ -305,17 +305,10 @@ class RemoteLM(LanguageModel):
         """Ask for a text's tokens and their log-probabilities; the first token has none."""
         # Some servers insist on writing a token. It comes last, unless it is an end token that the server leaves out.
         body = {"prompt": text, "max_tokens": 1, "temperature": 0.0, "logprobs": 1, "echo": True}
-        choice = self._ask(PLAIN, body)
-        found: Any = choice.get("logprobs")
-        count = choice["usage"].get("prompt_tokens")
-        try:
-            tokens, values = list(map(str, found["tokens"])), list(found["token_logprobs"])
-        except (TypeError, KeyError):
-            raise self._silent() from None
-        own = count if count in (len(tokens), len(tokens) - 1) else len(tokens) - 1
-        if own < 1 or len(tokens) != len(values):
+        tokens, values = _echoed(self._ask(PLAIN, body), text)
+        if not tokens:
             raise self._silent()
-        return tokens[:own], values[:own]
+        return tokens, values
 
     def _silent(self) -> UserError:
         return UserError(
@@ -487,6 +480,24 @@ def _content(choice: Any, path: str) -> str | None:  # noqa: ANN401 - JSON
     if path == CHAT and text is None:
         return ""
     return text if isinstance(text, str) else None
+
+
+def _echoed(choice: dict[str, Any], text: str) -> tuple[list[str], list[float]]:
+    """The tokens of a text that a choice repeats, and their log-probabilities; none if it does not give them."""
+    found: Any = choice.get("logprobs")
+    try:
+        tokens, values = list(map(str, found["tokens"])), list(found["token_logprobs"])
+    except (TypeError, KeyError):
+        return [], []
+    if len(tokens) != len(values):
+        return [], []
+    # Most servers write a token more. Try the tokens without the last one first: "no no no" also ends with "no no".
+    counts = (len(tokens) - 1, len(tokens))
+    own = next((count for count in counts if "".join(tokens[:count]).endswith(text)), None)
+    if own is None:  # some tokens are parts of a character
+        count = choice["usage"].get("prompt_tokens")
+        own = count if count in counts else counts[0]
+    return (tokens[:own], values[:own]) if own > 0 else ([], [])
 
 
 def _encodable(data: Any) -> Any:  # noqa: ANN401 - JSON

@@ -7,6 +7,7 @@ import json
 import logging
 import multiprocessing
 import os
+import re
 import sys
 import threading
 import time
@@ -253,6 +254,40 @@ def test_what_is_no_log_probability_is_not_taken_for_one(server: ServerProcess, 
     said[:] = [0.11, -0.5]
     with pytest.raises(UserError, match=r"gives log-probabilities above 0 \(0\.11\), which cannot be; set server"):
         lm.text_scores(*asked)
+
+
+def echoing(folder: Path, answer: Callable[[list[str]], dict[str, object]]) -> RemoteLM:
+    """A model behind a server that answers the tokens of a request, which are words."""
+    lm = RemoteLM(LMConfig("x", server=Server("http://127.0.0.1:9/v1", log_probs=True)), ServerCache(folder))
+    lm._send = lambda path, body: answer(re.findall(" ?[^ ]+", body["prompt"]))  # type: ignore[method-assign]
+    return lm
+
+
+def echo(tokens: Sequence[str], values: Sequence[float | None], **more: object) -> dict[str, object]:
+    return {"choices": [{"text": "", "logprobs": {"tokens": tokens, "token_logprobs": values}}], **more}
+
+
+def log_probs_of(tokens: Sequence[str]) -> list[float | None]:
+    return [None, *(-float(place) for place in range(1, len(tokens)))]
+
+
+@pytest.mark.parametrize("usage", [True, False])
+@pytest.mark.parametrize("first", [[], ["<s>"]])
+@pytest.mark.parametrize("writes", [(True, True), (False, False), (True, False), (False, True)])
+@pytest.mark.parametrize("text", [" b c d", " a a"])
+def test_the_token_that_a_server_writes_is_not_scored(
+    text: str, writes: tuple[bool, bool], first: list[str], usage: bool, tmp_path: Path
+) -> None:
+    """With and without ``usage``, and whether a token comes after the text, after its context or not."""
+
+    def answer(own: list[str]) -> dict[str, object]:
+        tokens = [*first, *own, *([" a"] if writes[len(own) > 1] else [])]
+        more = {"usage": {"prompt_tokens": len(first) + len(own)}} if usage else {}
+        return echo(tokens, log_probs_of(tokens), **more)
+
+    places = range(len(first) + 1, len(first) + 1 + len(text.split()))
+    scores = echoing(tmp_path, answer).text_scores([Example("a", "", None)], [""], [[text]])
+    assert scores == [[[(-sum(places), len(places))]]]
 
 
 # --- faults -----------------------------------------------------------------------------------------------------------
