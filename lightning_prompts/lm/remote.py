@@ -305,7 +305,14 @@ class RemoteLM(LanguageModel):
         """Ask for a text's tokens and their log-probabilities; the first token has none."""
         # Some servers insist on writing a token. It comes last, unless it is an end token that the server leaves out.
         body = {"prompt": text, "max_tokens": 1, "temperature": 0.0, "logprobs": 1, "echo": True}
-        tokens, values = _echoed(self._ask(PLAIN, body), text)
+
+        def usable(choice: dict[str, Any]) -> bool:
+            tokens, values = _echoed(choice, text)
+            return bool(tokens) and all(
+                isinstance(value, int | float) and -math.inf < value <= ROUNDING for value in values[1:]
+            )
+
+        tokens, values = _echoed(self._ask(PLAIN, body, usable=usable), text)
         if not tokens:
             raise self._silent()
         return tokens, values
@@ -318,14 +325,23 @@ class RemoteLM(LanguageModel):
 
     # --- requests ---------------------------------------------------------------------------------------------------
 
-    def _ask(self, path: str, body: dict[str, Any], draw: int | None = None) -> dict[str, Any]:
-        """Return the first choice of an answer, from the cache or the server; ``draw`` tells equal requests apart."""
+    def _ask(
+        self,
+        path: str,
+        body: dict[str, Any],
+        draw: int | None = None,
+        usable: Callable[[dict[str, Any]], bool] = lambda choice: True,
+    ) -> dict[str, Any]:
+        """Return the first choice of an answer, from the cache or the server; ``draw`` tells equal requests apart.
+
+        The cache keeps usable choices only: another server at the same address may give better ones.
+        """
         body = _encodable({"model": self.name, **body})
         request: dict[str, Any] = {"url": self.server.base_url.rstrip("/") + path, "body": body}
         if draw is not None:
             request["draw"] = draw
         known = self.cache.get(request) if self.cache else None
-        if known is not None and _content(known, path) is not None:
+        if known is not None and _content(known, path) is not None and usable(known):
             return known
         data = self._send(path, body)
         try:
@@ -347,7 +363,7 @@ class RemoteLM(LanguageModel):
                 for name in ("prompt_tokens", "completion_tokens")
                 if isinstance(count := usage.get(name), int)
             )
-        if self.cache:
+        if self.cache and usable(choice):
             self.cache.put(request, choice)
         return choice
 

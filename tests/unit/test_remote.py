@@ -290,6 +290,36 @@ def test_the_token_that_a_server_writes_is_not_scored(
     assert scores == [[[(-sum(places), len(places))]]]
 
 
+@pytest.mark.parametrize(
+    "bad",
+    [
+        lambda tokens: {"choices": [{"text": "x"}]},
+        lambda tokens: {"choices": [{"text": "x", "logprobs": {"tokens": tokens}}]},
+        lambda tokens: echo(["x"], [-0.5], usage={"prompt_tokens": len(tokens)}),  # as if echo were false
+        lambda tokens: echo(tokens, [None]),
+        lambda tokens: echo(tokens, [None] * len(tokens)),
+        lambda tokens: echo(tokens, [None, *[0.5] * (len(tokens) - 1)]),
+    ],
+)
+def test_answers_without_log_probabilities_are_not_kept(
+    bad: Callable[[list[str]], dict[str, object]], tmp_path: Path
+) -> None:
+    """Otherwise another server at the address, which the error advises, would never be asked."""
+    asked: tuple[list[Example], list[str], list[list[str]]] = ([Example("a", "", None)], [""], [[" b c"]])
+    lm = echoing(tmp_path, bad)
+    with pytest.raises(UserError, match="log-probabilities"):
+        lm.text_scores(*asked)
+    assert lm.usage.calls_remote == 1, "it is paid for"
+    assert list(tmp_path.rglob("*.json")) == []
+    body = {"prompt": "a b c", "max_tokens": 1, "temperature": 0.0, "logprobs": 1, "echo": True}
+    request = {"url": "http://127.0.0.1:9/v1/completions", "body": {"model": "x", **body}}
+    choice = bad(["a", " b", " c"])["choices"][0]  # type: ignore[index]
+    ServerCache(tmp_path).put(request, {"usage": {}, **choice})  # as earlier versions did
+    good = echoing(tmp_path, lambda tokens: echo(tokens, log_probs_of(tokens)))
+    assert good.text_scores(*asked) == [[[(-3.0, 2)]]]
+    assert echoing(tmp_path, bad).text_scores(*asked) == [[[(-3.0, 2)]]], "a good one is kept"
+
+
 # --- faults -----------------------------------------------------------------------------------------------------------
 
 
