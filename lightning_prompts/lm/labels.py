@@ -75,26 +75,29 @@ def without_content(example: Example) -> list[Example]:
         UserError: The text contains neither of them.
     """
     # The top layer of a network may read the reasoning alone.
-    shown = [example.question, *([str(example.fields[HIDDEN])] if HIDDEN in example.fields else [])]
-    if not any(text in example.before + example.after for text in shown):
-        raise UserError(
-            f"{example.source or 'example'}: calibrated labels need the field 'question' in the template, whose text "
-            "is replaced by one without content"
-        )
-    texts = [str(example.fields[name]) for name in ("question", HIDDEN) if str(example.fields.get(name, "")).strip()]
-    return [
-        replace(example, before=_replaced(example.before, texts, empty), after=_replaced(example.after, texts, empty))
-        for empty in CONTENT_FREE
-    ]
+    texts = [str(example.fields[name]) for name in ("question", HIDDEN) if name in example.fields]
+    parts = sorted(filter(str.strip, texts), key=len, reverse=True)
+    # A question may be as short as "on": what is part of a word counts only if nothing else is found.
+    for kind in (_whole, re.escape):
+        pattern = re.compile("|".join(map(kind, parts)))
+        if parts and (pattern.search(example.before) or pattern.search(example.after)):
+            return [_replaced(example, pattern, empty) for empty in CONTENT_FREE]
+    if len(parts) < len(texts):  # an empty text is without content as it is
+        return [example] * len(CONTENT_FREE)
+    raise UserError(
+        f"{example.source or 'example'}: calibrated labels need the field 'question' in the template, whose text "
+        "is replaced by one without content"
+    )
 
 
-def _replaced(text: str, old: Sequence[str], new: str) -> str:
-    """Replace texts in one pass, where they are no part of a word: a question may be as short as ``on``."""
-    parts = [
-        (r"(?<!\w)" if part[0].isalnum() else "") + re.escape(part) + (r"(?!\w)" if part[-1].isalnum() else "")
-        for part in sorted(old, key=len, reverse=True)
-    ]
-    return re.sub("|".join(parts), lambda _: new, text) if parts else text
+def _whole(part: str) -> str:
+    """A regular expression for a text that is no part of a word."""
+    return (r"(?<!\w)" if part[0].isalnum() else "") + re.escape(part) + (r"(?!\w)" if part[-1].isalnum() else "")
+
+
+def _replaced(example: Example, old: re.Pattern[str], new: str) -> Example:
+    before, after = (old.sub(lambda _: new, text) for text in (example.before, example.after))
+    return replace(example, before=before, after=after)
 
 
 def split_by_labels(examples: Sequence[Example]) -> tuple[list[int], list[int]]:

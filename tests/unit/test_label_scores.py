@@ -101,6 +101,9 @@ def test_calibration_needs_the_question_in_the_text() -> None:
         without_content(example)
     with pytest.raises(UserError, match="field 'question'"):
         without_content(replace(example, fields={**example.fields, "hidden": "so"}))
+    for fields in ({"text": "a"}, {"text": "a", "hidden": "so"}):
+        with pytest.raises(UserError, match="field 'question'"):
+            without_content(replace(example, fields=fields))
 
 
 def test_calibration_leaves_the_words_around_a_short_question() -> None:
@@ -108,6 +111,17 @@ def test_calibration_leaves_the_words_around_a_short_question() -> None:
     example = template.render({"question": "on", "hidden": "A", "answer": "x"}, labels=SIX)
     for bare, text in zip(without_content(example), CONTENT_FREE, strict=True):
         assert bare.after == f"\nQuestion: {text}\nThought: {text}\nAnswer:"
+
+
+@pytest.mark.parametrize(
+    ("text", "question"),
+    [("{prompt}\n_{question}_\nAnswer: {answer}\n", "Is it"), ("评论{question}情感{prompt}{answer}\n", "很好")],
+)
+def test_calibration_finds_a_question_that_touches_words(text: str, question: str) -> None:
+    example = Template(text).render({"question": question, "answer": "x"}, labels=SIX)
+    for bare, empty in zip(without_content(example), CONTENT_FREE, strict=True):
+        parts = [part.replace(question, empty) for part in (example.before, example.after)]
+        assert [bare.before, bare.after] == parts != [example.before, example.after]
 
 
 def test_calibration_of_thoughts_without_the_question() -> None:
