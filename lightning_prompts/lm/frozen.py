@@ -302,7 +302,8 @@ class FrozenLM(PackedLM, LanguageModel):
         Args:
             rows: Token ids of ``B`` texts, with ``-1 - p`` for position ``p`` of the prompt.
             prompt: See `score`.
-            layer: 0 for the embeddings, ``k`` for the output of layer ``k``, -1 for the last layer after its norm.
+            layer: 0 for the embeddings, ``k`` below ``L`` for the output of layer ``k``, ``L`` or -1 for the output of
+                the last layer after the norm.
 
         Returns:
             ``[T, D]`` for each text, in the LM's dtype.

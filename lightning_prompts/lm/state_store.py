@@ -42,7 +42,8 @@ class Query:
 
     Attributes:
         instruction: Text before the question. The states of the question depend on it; its own states are left out.
-        layer: 0 for the embeddings, ``k`` for the output of layer ``k``, -1 for the last layer after its norm.
+        layer: 0 for the embeddings, ``k`` below ``L`` for the output of layer ``k``, ``L`` or -1 for the output of the
+            last layer after the norm.
     """
 
     instruction: str = "Write a prompt that helps to answer this question.\nQuestion: "

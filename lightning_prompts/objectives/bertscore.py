@@ -58,8 +58,9 @@ class BertScoreLoss(Objective):
     Attributes:
         scorer: Name of the model whose hidden states are compared, which must have the vocabulary of the LM; ``None``
             for the LM.
-        layer: Layer of the scorer: 0 for the embeddings, -1 for the last, ``None`` for a third of all layers. The last
-            layers of a causal LM describe the next token more than the current one.
+        layer: Layer of the scorer: 0 for the embeddings, ``k`` below ``L`` for the output of layer ``k``, ``L`` or -1
+            for the output of the last layer after the norm, ``None`` for a third of all layers. The last layers of a
+            causal LM describe the next token more than the current one.
         lead: Text before both answers, which is not compared. The first token of a text is an attention sink, so
             without this text the states of all first tokens would be similar.
         estimator: How distributions become embeddings. The expected embedding of an uncertain LM lies between all

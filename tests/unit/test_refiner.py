@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -315,6 +316,23 @@ def test_kept_states_are_the_lms_own(pooled: bool, layer: int, tiny: FrozenLM, t
         wanted = plain.mean(0, keepdim=True) if pooled else plain
         assert mask[b].sum() == len(wanted)
         assert torch.allclose(states[b, : len(wanted)], wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", ["llama", "gpt2"])
+def test_a_layer_is_the_output_of_that_layer_and_the_last_one_is_normed(
+    shape: str, shapes: Callable[[str], FrozenLM]
+) -> None:
+    lm, outputs = shapes(shape), []
+    layers = next(part for part in lm.model.modules() if isinstance(part, torch.nn.ModuleList))
+    hooks = [layer.register_forward_hook(lambda _, __, output: outputs.append(output)) for layer in layers]
+    states = [lm.hidden_states([[1, 2, 3]], lm.no_prompt(), layer)[0] for layer in (*range(1, lm.layers + 1), -1)]
+    for hook in hooks:
+        hook.remove()
+    own = [output[0] if isinstance(output, tuple) else output for output in outputs[: lm.layers]]
+    for layer in range(lm.layers - 1):
+        torch.testing.assert_close(states[layer], own[layer][0])
+    assert torch.equal(states[-2], states[-1])
+    assert not torch.allclose(states[-1], own[-1][0], atol=1e-3)
 
 
 def test_states_that_were_not_kept_are_computed(tiny: FrozenLM, tmp_path: Path) -> None:
