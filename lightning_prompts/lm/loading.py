@@ -271,7 +271,7 @@ def _random_config(name: str) -> tuple[PretrainedConfig, PreTrainedTokenizerBase
     shape, *pairs = name.removeprefix(RANDOM).split(",")
     tokenizer: PreTrainedTokenizerBase = byte_tokenizer()
     overrides = dict(pair.split("=", 1) for pair in pairs)
-    settings: dict[str, Any] = {key: _number(value) for key, value in overrides.items()}
+    settings: dict[str, Any] = {key: _value(value) for key, value in overrides.items()}
     if Path(shape).exists() or "/" in shape:
         config = AutoConfig.from_pretrained(shape, trust_remote_code=False, **settings)
         if Path(shape).is_dir() and (Path(shape) / "tokenizer.json").is_file():
@@ -326,9 +326,9 @@ def _on_meta(model_config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedMo
     return model
 
 
-def _number(text: str) -> int | float | bool | str:
-    if text in ("true", "false"):
-        return text == "true"
+def _value(text: str) -> int | float | bool | str | None:
+    if text in ("true", "false", "null"):
+        return None if text == "null" else text == "true"
     for kind in (int, float):
         try:
             return kind(text)

@@ -95,6 +95,10 @@ class ScratchTransformer(PromptMethod):
         }
         if tokenizer is not None:
             shape["vocab_size"] = len(tokenizer)
+            for key in ("bos_token_id", "eos_token_id"):
+                value = getattr(tokenizer, key)
+                shape[key] = "null" if value is None else value
+            shape["pad_token_id"] = "null"  # the embedding of a padding token gets no gradient
         return LMConfig("random:llama," + ",".join(f"{key}={value}" for key, value in shape.items()))
 
     def build_prompt(self) -> None:

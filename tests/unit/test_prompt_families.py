@@ -22,6 +22,7 @@ from lightning_prompts.errors import UserError
 from lightning_prompts.estimators.relaxations import Argmax, Softmax
 from lightning_prompts.estimators.temperature import Temperature
 from lightning_prompts.lm import FrozenLM, KeyValues, LMConfig
+from lightning_prompts.lm.loading import byte_tokenizer
 from lightning_prompts.methods import (
     ChainOfThought,
     FewShot,
@@ -508,6 +509,19 @@ def test_a_transformer_from_scratch_may_have_the_lms_tokens(tmp_path: Path, real
     trainer(tmp_path, limit_val_batches=0).fit(model, datamodule=data())
     assert model.lm.vocabulary == len(real.tokenizer)
     assert model.lm.encoder.tokens(" antonyms") == real.encoder.tokens(" antonyms")
+
+
+@pytest.mark.parametrize("end", ["A", None])
+def test_a_transformer_from_scratch_ends_where_the_lms_tokenizer_does(
+    end: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.eos_token = end
+    monkeypatch.setattr("lightning_prompts.methods.scratch_transformer.load_tokenizer", lambda _: tokenizer)
+    model = ScratchTransformer(1, 16, 2, tokens="lm")
+    model.configure_model()
+    assert model.lm.end_tokens() == ({tokenizer.eos_token_id} if end else set())
+    assert cast("torch.nn.Embedding", model.lm.model.get_input_embeddings()).padding_idx is None
 
 
 def test_a_transformer_from_scratch_learns_addition(tmp_path: Path) -> None:
