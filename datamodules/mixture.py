@@ -20,7 +20,8 @@ class Mixture(TextDataModule):
     """The examples of several datasets, shuffled together; metrics are reported for all and for each dataset.
 
     ``max_train_examples`` counts the examples of all datasets. Set it for a large dataset, too, so that the mixture
-    does not consist of that dataset alone. ``seed`` replaces the seeds of the datasets.
+    does not consist of that dataset alone. ``seed`` replaces the seeds of the datasets. Training examples that another
+    dataset validates or tests on, and validation examples that another one tests on, are dropped with a warning.
 
     Args:
         members: The datasets, by their names in metrics.
@@ -93,7 +94,8 @@ def _without_shared(merged: dict[Split, list[Example]], split: Split, others: Se
         members.setdefault(_key(example), set()).add(example.member)
     kept = [example for example in merged[split] if not members.get(_key(example), set()) - {example.member}]
     if dropped := len(merged[split]) - len(kept):
-        log.warning("%d examples of %s dropped: another dataset of the mixture evaluates on them", dropped, split)
+        total = len(merged[split])
+        log.warning("dropped %d of %d examples of %s, on which another dataset is evaluated", dropped, total, split)
     return kept
 
 

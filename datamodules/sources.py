@@ -196,6 +196,8 @@ def _read_json(text: str, path: Path) -> list[dict[str, Any]]:
     lines = [  # not splitlines: JSON may hold U+2028 and others
         (number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()
     ]
+    if not lines:
+        return []
     if kind == ".json" or (listed and kind != ".jsonl"):
         try:
             rows = _rows_of(_parsed(text, path), path)

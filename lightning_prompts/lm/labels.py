@@ -68,6 +68,10 @@ def calibrated(log_probs: Tensor, content_free: Tensor) -> Tensor:
     return torch.log_softmax(log_probs - bias, -1)
 
 
+# Of a word: not an underscore, nor a character of a script without spaces (Thai to Khmer, Chinese, Japanese).
+LETTER = r"[^\W_\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u9fff\uf900-\ufaff]"
+
+
 def without_content(example: Example) -> list[Example]:
     """Replace the question, and the reasoning about it, by inputs without content.
 
@@ -92,7 +96,8 @@ def without_content(example: Example) -> list[Example]:
 
 def _whole(part: str) -> str:
     """A regular expression for a text that is no part of a word."""
-    return (r"(?<!\w)" if part[0].isalnum() else "") + re.escape(part) + (r"(?!\w)" if part[-1].isalnum() else "")
+    before, after = f"(?<!{LETTER})" if part[0].isalnum() else "", f"(?!{LETTER})" if part[-1].isalnum() else ""
+    return f"{before}{re.escape(part)}{after}"
 
 
 def _replaced(example: Example, old: re.Pattern[str], new: str) -> Example:

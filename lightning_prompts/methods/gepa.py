@@ -19,6 +19,7 @@ from lightning_prompts.dln.pareto import CandidatePool, PoolMember
 from lightning_prompts.dln.proposals import Case, Reflection, Request, distinct, verdict
 from lightning_prompts.errors import UserError
 from lightning_prompts.lm import LMConfig
+from lightning_prompts.methods.settings import as_plain
 from lightning_prompts.methods.text_prompts import TextPromptMethod
 from lightning_prompts.objectives.rewards import Reward
 from lightning_prompts.template import final_result
@@ -141,7 +142,8 @@ class Gepa(TextPromptMethod):
 
     def score_settings(self) -> dict[str, Any]:
         """See `TextPromptMethod`; the reward is what a score measures."""
-        return {**super().score_settings(), "reward": None if self.reward is None else self.reward.name}
+        reward = None if self.reward is None else repr((self.reward.name, as_plain({"reward": self.reward})))
+        return {**super().score_settings(), "reward": reward}
 
     # --- scores -----------------------------------------------------------------------------------------------------
 

@@ -36,7 +36,7 @@ from lightning_prompts.types import Batch, Example
 
 log = logging.getLogger(__name__)
 
-CONTEXT, WRITTEN, SHOTS = "context", "written", "shots"  # in checkpoints
+CONTEXT, WRITTEN, SHOTS, FIXED = "context", "written", "shots", "fixed_context"  # in checkpoints
 
 
 class PromptDistillation(PromptMethod):
@@ -250,7 +250,7 @@ class PromptDistillation(PromptMethod):
         """Add the context, and the questions and answers of self-study."""
         super().on_save_checkpoint(checkpoint)
         checkpoint[CONTEXT], checkpoint[WRITTEN] = self.context_text, self.written
-        checkpoint[SHOTS] = self.shot_settings
+        checkpoint[SHOTS], checkpoint[FIXED] = self.shot_settings, self.fixed_text
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the context, and the questions and answers of self-study.
@@ -262,8 +262,9 @@ class PromptDistillation(PromptMethod):
         saved = checkpoint[CONTEXT] or ""
         if self.given_text is None and SHOTS in checkpoint and getattr(self._trainer, "datamodule", None) is None:
             self.text = checkpoint[SHOTS][1]
-        same = saved.startswith(self.fixed_text) if self.shots or not self.fixed_text else saved == self.fixed_text
-        if not same or checkpoint.get(SHOTS, self.shot_settings) != self.shot_settings:
+        unread = not self.fixed_text and (self.written_context or self.context_file) is not None
+        same = saved.startswith(self.fixed_text) if FIXED not in checkpoint else checkpoint[FIXED] == self.fixed_text
+        if not (same or unread) or checkpoint.get(SHOTS, self.shot_settings) != self.shot_settings:
             if self._trainer is not None and self.trainer.training:
                 raise UserError("the context has changed since the checkpoint was written; set it back to continue")
             log.warning("the context has changed since the prompt was trained; the teacher reads the former one")

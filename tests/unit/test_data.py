@@ -206,6 +206,7 @@ def test_predict_needs_no_answers(name: str, text: str, tmp_path: Path) -> None:
         ("a.json", '[{"question": "x", "answer": "y"},', "is not valid JSON"),
         ("a.json", '{"examples": [\n  {"question": "x",\n   "answer": "y"}\n  {}\n]}\n', "line 4 is not valid JSON"),
         ("a.json", '{"question": "x", "answer": "y"}\n{"question"}\n', "line 2 is not valid JSON"),
+        ("a.json", "\n", "has no rows"),
         ("a.jsonl", '{"question": "x", "answer": ["y"]}', "row 1: field 'answer' is a list, not text"),
         ("a.jsonl", '["question", "answer"]', "row 1 is a list, not an object"),
         ("a.parquet", "no parquet", "not readable as parquet"),

@@ -427,12 +427,14 @@ def test_self_study_of_fewer_examples_is_refused() -> None:
 
 
 @pytest.mark.parametrize("changed", [CONTEXT.upper(), CONTEXT.splitlines(keepends=True)[0]])
-def test_a_changed_file_is_noticed(changed: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("shots", [0, 2])
+def test_a_changed_file_is_noticed(changed: str, shots: int, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     file = tmp_path / "context.txt"
     file.write_text(CONTEXT)
-    settings: dict[str, Any] = {"context_file": str(file), "lm": LM, "max_new_tokens": 2}
+    settings: dict[str, Any] = {"context_file": str(file), "shots": shots, "lm": LM, "max_new_tokens": 2}
     fit = trainer(tmp_path, limit_val_batches=0)
-    fit.fit(PromptDistillation(3, **settings), Questions())
+    trained = PromptDistillation(3, **settings)
+    fit.fit(trained, Questions())
     fit.save_checkpoint(tmp_path / "x.ckpt")
     file.write_text(changed)
     method = PromptDistillation(3, **settings)
@@ -441,7 +443,8 @@ def test_a_changed_file_is_noticed(changed: str, tmp_path: Path, caplog: pytest.
     with caplog.at_level(logging.WARNING):
         trainer(tmp_path).test(method, Questions(), ckpt_path=tmp_path / "x.ckpt", verbose=False)
     assert "the context has changed" in caplog.text
-    assert method.context_text == CONTEXT
+    assert method.context_text == trained.context_text
+    assert (trained.context_text == CONTEXT) == (shots == 0)
 
 
 def test_a_prompt_loaded_without_a_trainer_keeps_the_task_s_instruction(

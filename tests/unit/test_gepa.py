@@ -434,6 +434,10 @@ def test_a_resumed_run_continues_bit_by_bit(tmp_path: Path) -> None:
     rewarded = build(TokenF1())
     with pytest.raises(UserError, match="scored with other reward;"):
         trainer(tmp_path / "other", 4).fit(rewarded, Toy(size=4), ckpt_path=saved, weights_only=True)
+    known = [build(Mixture([ExactMatch(), TokenF1()], weights)) for weights in ([1, 2], [2, 1], [1, 2])]
+    for method in known:
+        method.validation_hash = lambda: ""  # type: ignore[method-assign]
+    assert known[0].score_settings() == known[2].score_settings() != known[1].score_settings()
 
 
 def test_scores_and_choice_by_a_reward(tmp_path: Path) -> None:

@@ -124,6 +124,20 @@ def test_calibration_finds_a_question_that_touches_words(text: str, question: st
         assert [bare.before, bare.after] == parts != [example.before, example.after]
 
 
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("{prompt}_{question}_\n{hidden}\nAnswer: {answer}", "_N/A_\nN/A\nAnswer:"),
+        ("评论{question}情感{prompt}\n{hidden}\n{answer}", "评论N/A情感\nN/A"),
+        ("_{question}_ on{prompt} {hidden}{answer}", "_N/A_ on N/A"),
+    ],
+)
+def test_calibration_finds_what_touches_words_beside_other_text(text: str, wanted: str) -> None:
+    example = Template(text).render({"question": "很好", "hidden": "It is so.", "answer": "x"}, labels=SIX)
+    bare = without_content(example)[0]
+    assert bare.before + bare.after == wanted
+
+
 def test_calibration_of_thoughts_without_the_question() -> None:
     template = Template("{prompt}\n{hidden}\nAnswer: {answer}")
     for hidden in ("It is so.", ""):
