@@ -76,7 +76,7 @@ def draw_shots(train: Sequence[Example], shots: int) -> list[Example]:
     """
     solved = [example for example in train if example.answer is not None]
     if shots > len(solved):
-        raise UserError(f"shots ({shots}) is more than the {len(solved)} training examples with an answer")
+        raise UserError(f"shots ({shots}) is more than the {len(solved)} training examples with an answer; lower shots")
     return random.Random(run_seed()).sample(solved, shots)
 
 
