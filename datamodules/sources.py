@@ -191,24 +191,18 @@ def _integer(written: str) -> int | _Number:
 
 
 def _read_json(text: str, path: Path) -> list[dict[str, Any]]:
-    rows: Any = None
-    kind, listed = path.suffix.lower(), text.lstrip().startswith("[")
     lines = [  # not splitlines: JSON may hold U+2028 and others
         (number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()
     ]
     if not lines:
         return []
-    if kind == ".json" or (listed and kind != ".jsonl"):
-        try:
-            rows = _rows_of(_parsed(text, path), path)
-        except _NotJsonError:
-            with suppress(_NotJsonError):
-                rows = None if listed else _parsed(lines[0][1], path)
-            if listed or rows is None:
-                raise
-            rows = None
-    if rows is None:
-        rows = [_parsed(line, path, number) for number, line in lines]
+    kind, listed = path.suffix.lower(), text.lstrip().startswith("[")
+    # A document in several lines has no first line that is JSON by itself, as the rows of JSON Lines are.
+    if kind == ".json" and not listed:
+        whole = len(lines) == 1 or not _is_json(lines[0][1], path)
+    else:
+        whole = listed and kind != ".jsonl"
+    rows = _rows_of(_parsed(text, path), path) if whole else [_parsed(line, path, number) for number, line in lines]
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict):
             raise UserError(f"{path} row {number} is a {type(row).__name__}, not an object with fields")
@@ -244,7 +238,14 @@ def _parsed(text: str, path: Path, line: int | None = None) -> Any:
 
 
 class _NotJsonError(UserError):
-    """The text is not JSON; it may be JSON Lines."""
+    """The text is not JSON."""
+
+
+def _is_json(text: str, path: Path) -> bool:
+    with suppress(_NotJsonError):
+        _parsed(text, path)
+        return True
+    return False
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -178,7 +178,6 @@ class Comparison:
         found = {}
         for name in self.methods:
             runs = [Run(run.folder) for run in self.runs(name)]
-            unrecorded = [math.nan if run.trained else 0.0 for run in runs]
             each = pd.DataFrame(
                 [
                     {
@@ -187,10 +186,11 @@ class Comparison:
                             for key, value in run.metrics.items()
                             if key.startswith("test/") and "/predicted/" not in key
                         },
-                        "train_tokens": run.budget.get("tokens", cost),
-                        "train_seconds": run.budget.get("seconds", cost),
+                        "train_tokens": run.budget.get("tokens", unrecorded),
+                        "train_seconds": run.budget.get("seconds", unrecorded),
                     }
-                    for run, cost in zip(runs, unrecorded, strict=True)
+                    for run in runs
+                    for unrecorded in [math.nan if run.trained else 0.0]
                 ]
             )
             row: dict[str, Any] = {"seeds": len(runs)}

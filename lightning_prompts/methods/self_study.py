@@ -105,8 +105,10 @@ class SelfStudy:
         asking = replace(shown, before=before, after="", answer=None, stop=re.escape(end) if end else r"\n")
         texts = write([asking] * self.size, "", self.max_question_tokens, _seeds(1, self.size))  # `before` has `text`
         held_out = {folded(example.question) for split in data.held_out() for example in data.examples(split)}
-        known = {folded(text): text for text in reversed(texts) if text}  # the first of those that are alike
-        return [known[key] for key in dict.fromkeys(map(folded, texts)) if key in known and key not in held_out]
+        known: dict[str, str] = {}
+        for text in texts:
+            known.setdefault(folded(text), text)
+        return [text for key, text in known.items() if text and key not in held_out]
 
 
 def _seeds(kind: int, count: int) -> list[int]:
